@@ -1,0 +1,53 @@
+# `make test` and `make demo` do all their own set-up, in ./.venv. CONTRIBUTING.md explains the rest.
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := tools/make_venv.sh pyproject.toml
+UV ?= uv
+
+.NOTPARALLEL:
+.PHONY: help test lint types unit demo lock clean
+
+help:
+	@echo "make test   set up, then lint, types and tests"
+	@echo "make demo   set up, then run examples/demo.py"
+	@echo "make lock   choose new versions for requirements/*.lock (needs uv)"
+	@echo "make clean  remove the environment and all caches"
+
+test: lint types unit
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+# Two workers on two cores: BLAS threads of their own would only fight over them.
+unit: export OMP_NUM_THREADS = 1
+unit: export OPENBLAS_NUM_THREADS = 1
+unit: export MKL_NUM_THREADS = 1
+unit: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/demo.py
+
+# dev.lock contains demo.lock, so a development environment is ready for the demo too.
+$(VENV)/dev.stamp: requirements/dev.lock $(SETUP)
+	@tools/make_venv.sh $(VENV) $<
+	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/demo.stamp: requirements/demo.lock $(SETUP)
+	@tools/make_venv.sh $(VENV) $<
+	@touch $@
+
+COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.12 \
+	--generate-hashes --custom-compile-command "make lock" pyproject.toml --group build \
+	--extra plots --extra jax
+
+lock:
+	$(COMPILE) --group dev --output-file requirements/dev.lock
+	$(COMPILE) --constraints requirements/dev.lock --output-file requirements/demo.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

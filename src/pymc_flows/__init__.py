@@ -1,0 +1,29 @@
+"""Normalizing-flow variational inference for PyMC."""
+
+from pymc_flows import callbacks, flows, plots, targets
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.errors import FlowError, FormulaError
+from pymc_flows.fitting import fit
+from pymc_flows.flows import FLOWS, register_flow
+from pymc_flows.formula import Formula
+from pymc_flows.inference import NFVI
+from pymc_flows.integration import install, uninstall
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FLOWS",
+    "NFVI",
+    "FlowError",
+    "Formula",
+    "FormulaError",
+    "NormalizingFlow",
+    "callbacks",
+    "fit",
+    "flows",
+    "install",
+    "plots",
+    "register_flow",
+    "targets",
+    "uninstall",
+]

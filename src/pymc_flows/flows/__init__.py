@@ -1,0 +1,51 @@
+"""Layers and chains: PyTensor graphs only, usable without PyMC.
+
+>>> chain = build_chain("scale-planar*2-loc", 3)
+>>> len(chain), chain.has_inverse
+(4, True)
+"""
+
+from pymc_flows.flows.affine import Loc, Scale
+from pymc_flows.flows.base import Flow, FusedFlow
+from pymc_flows.flows.chain import Block, Chain
+from pymc_flows.flows.householder import Householder
+from pymc_flows.flows.planar import Planar
+from pymc_flows.flows.radial import Radial
+from pymc_flows.formula import Formula
+from pymc_flows.registry import FLOWS, register_flow
+
+__all__ = [
+    "FLOWS",
+    "Block",
+    "Chain",
+    "Flow",
+    "FusedFlow",
+    "Householder",
+    "Loc",
+    "Planar",
+    "Radial",
+    "Scale",
+    "build_chain",
+    "register_flow",
+]
+
+
+def build_chain(formula: Formula | str, dim: int) -> Chain:
+    """Make the chain of a formula.
+
+    Parameters
+    ----------
+    formula : Formula or str
+        Such as ``'scale-hh*4-loc'``; layers apply from left to right.
+    dim : int
+        Length of the event axis.
+
+    Raises
+    ------
+    FormulaError
+        If the text is not a formula.
+    FlowShapeError
+        If ``dim`` is not a positive integer.
+    """
+    blocks = Formula(formula).blocks
+    return Chain(dim, tuple(Block(layer, count) for layer, count in blocks))

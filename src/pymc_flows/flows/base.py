@@ -1,0 +1,138 @@
+"""The contract of a layer.
+
+A layer is a frozen specification: it knows the shapes, the start and the constraint of its
+parameters and the map that they define, and it owns no arrays. That makes it equal by value and
+picklable, and lets it be tested with plain constants.
+
+Direction: ``forward`` maps a base draw z0 to a point z of the posterior's unconstrained space, and
+``log_det`` is ``log|det d forward / d z0|``, so that ``ln q(z) = ln q0(z0) - log_det``. Both
+methods that compute a map speak of this one log-determinant.
+
+Shapes: the last axis of a point is the event axis ``(dim,)``; everything left of it is batch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.errors import NotInvertibleError
+
+__all__ = ["Flow", "FusedFlow"]
+
+
+class Flow(ABC):
+    """A layer: one invertible map with parameters.
+
+    Subclasses are dataclasses with ``frozen=True`` whose fields are the options that a formula can
+    set. ``register_flow`` makes one available to formulas.
+
+    Attributes
+    ----------
+    word : str
+        The layer's name in a formula.
+    equation : str
+        The map on one line, for tables.
+    has_inverse : bool
+        ``inverse_and_log_det`` is defined for every parameter value.
+    is_volume_preserving : bool
+        ``log_det`` is zero everywhere.
+    is_affine : bool
+        The map is ``A z + c``.
+    is_elementwise : bool
+        Each component of the result depends on the same component of the point alone.
+    """
+
+    word: ClassVar[str]
+    equation: ClassVar[str]
+    has_inverse: ClassVar[bool] = False
+    is_volume_preserving: ClassVar[bool] = False
+    is_affine: ClassVar[bool] = False
+    is_elementwise: ClassVar[bool] = False
+
+    @abstractmethod
+    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each raw parameter of one layer, names in alphabetical order."""
+
+    @abstractmethod
+    def reference_params(
+        self, dim: int, count: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Raw values at jitter 0 for a block of ``count`` repeats: float64, (count, ...) each."""
+
+    @abstractmethod
+    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+        """Turn raw parameters, any real numbers, into the ones that the map needs.
+
+        Works on any leading axes, so that a whole stacked block is constrained at once. The result
+        may have other names than the raw parameters. A scalar that enters the log-determinant is
+        made here, with its floor: computing it again from the others could cross the floor.
+        """
+
+    @abstractmethod
+    def forward_and_log_det(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Map base to posterior.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (..., dim)
+            Points on the base side.
+        params : Mapping[str, TensorVariable]
+            Constrained parameters of one layer.
+
+        Returns
+        -------
+        z_new : TensorVariable, shape (..., dim)
+        log_det : TensorVariable, shape (...)
+            ``log|det d z_new / d z|`` in nats.
+        """
+
+    def inverse_and_log_det(
+        self, y: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Map posterior to base; a layer with ``has_inverse`` defines this.
+
+        Parameters
+        ----------
+        y : TensorVariable, shape (..., dim)
+            Points on the posterior side.
+        params : Mapping[str, TensorVariable]
+            Constrained parameters of one layer.
+
+        Returns
+        -------
+        z : TensorVariable, shape (..., dim)
+            The points whose forward image is ``y``.
+        log_det : TensorVariable, shape (...)
+            The log-determinant of the *forward* map at ``z``, in nats.
+
+        Raises
+        ------
+        NotInvertibleError
+            If the layer has no inverse.
+        """
+        raise NotInvertibleError(f"the flow {self.word!r} has no inverse")
+
+    def note(self, dim: int) -> str:
+        """What a reader of a formula's table should know of this layer in ``dim`` dimensions."""
+        return ""
+
+
+class FusedFlow(Flow):
+    """A layer whose repeats are computed as one map, without a loop over them."""
+
+    @abstractmethod
+    def stack_forward_and_log_det(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """``forward_and_log_det`` of a block with parameters (count, ...)."""
+
+    @abstractmethod
+    def stack_inverse_and_log_det(
+        self, y: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """``inverse_and_log_det`` of a block with parameters (count, ...)."""

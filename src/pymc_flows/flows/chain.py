@@ -1,0 +1,294 @@
+"""Blocks of repeated layers, and the chain that a formula stands for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.errors import FlowError, FlowShapeError, NotInvertibleError
+from pymc_flows.flows.base import Flow, FusedFlow
+
+__all__ = ["Block", "Chain", "Loop"]
+
+type Loop = Literal["unroll", "scan"]
+type _Params = Mapping[str, TensorVariable]
+type _Map = Callable[[TensorVariable, _Params], tuple[TensorVariable, TensorVariable]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """``count`` layers of one kind in a row; parameters are stacked on a leading axis (count,).
+
+    Parameters
+    ----------
+    layer : Flow
+        The layer that is repeated.
+    count : int
+        Number of repeats, at least 1.
+    """
+
+    layer: Flow
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a count that is not a positive integer."""
+        _check_positive_int("the count of a block", self.count)
+
+    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each stacked raw parameter, (count, ...), names in alphabetical order."""
+        shapes = self.layer.param_shapes(dim)
+        return {name: (self.count, *shapes[name]) for name in sorted(shapes)}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers applied one after the other, the first block first.
+
+    The chain maps base draws z0 to posterior-space points z; with its log-determinant,
+    ``ln q(z) = ln q0(z0) - log_det``. It owns no parameters: both directions take the raw ones, a
+    sequence of one mapping per block, each value stacked on a leading axis (count,).
+
+    Parameters
+    ----------
+    dim : int
+        Length of the event axis.
+    blocks : tuple of Block
+        At least one, in order of application.
+    """
+
+    dim: int
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty chain and a dimension that is not a positive integer."""
+        _check_positive_int("the dimension of a chain", self.dim)
+        if not isinstance(self.blocks, tuple) or not self.blocks:
+            raise FlowShapeError(f"a chain needs a tuple of blocks, got {self.blocks!r}")
+
+    def __len__(self) -> int:
+        """Return the number of layers, repeats counted."""
+        return sum(block.count for block in self.blocks)
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether every layer has an inverse."""
+        return all(block.layer.has_inverse for block in self.blocks)
+
+    @property
+    def is_volume_preserving(self) -> bool:
+        """Whether every layer has log-determinant 0."""
+        return all(block.layer.is_volume_preserving for block in self.blocks)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether every layer is ``A z + c``."""
+        return all(block.layer.is_affine for block in self.blocks)
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether no layer mixes coordinates."""
+        return all(block.layer.is_elementwise for block in self.blocks)
+
+    def param_shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """Shape of each raw parameter of each block: (count, ...), names in alphabetical order."""
+        return tuple(block.param_shapes(self.dim) for block in self.blocks)
+
+    def initial_params(
+        self, *, jitter: float, rng: np.random.Generator, dtype: str
+    ) -> tuple[dict[str, np.ndarray], ...]:
+        """Raw start values: reference + jitter · N(0, 1).
+
+        Parameters
+        ----------
+        jitter : float
+            Standard deviation of the noise on every raw value; 0 gives the layers' references.
+        rng : numpy.random.Generator
+            Source of the noise and of the random parts of the references.
+        dtype : {'float32', 'float64'}
+            Type of the arrays.
+
+        Returns
+        -------
+        tuple of dict
+            One mapping per block: name to array (count, ...).
+        """
+        values = []
+        for block, shapes in zip(self.blocks, self.param_shapes(), strict=True):
+            reference = block.layer.reference_params(self.dim, block.count, rng)
+            values.append(
+                {
+                    name: (reference[name] + jitter * rng.standard_normal(shape)).astype(dtype)
+                    for name, shape in shapes.items()
+                }
+            )
+        return tuple(values)
+
+    def forward_and_log_det(
+        self, z: TensorVariable, params: Sequence[_Params], *, loop: Loop = "unroll"
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Map base draws to posterior-space points.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (..., dim)
+            Base draws.
+        params : sequence of Mapping[str, TensorVariable]
+            Raw parameters of each block, stacked.
+        loop : {'unroll', 'scan'}
+            How repeats enter the graph: copied, or as one `pytensor.scan` over the stacked
+            parameters. Fused layers need neither.
+
+        Returns
+        -------
+        z_new : TensorVariable, shape (..., dim)
+        log_det : TensorVariable, shape (...)
+            ``log|det d z_new / d z|`` in nats.
+
+        Raises
+        ------
+        FlowShapeError
+            If a point or a parameter does not have the shape that the chain needs.
+        """
+        return self._apply(z, params, loop, is_inverse=False)
+
+    def inverse_and_log_det(
+        self, y: TensorVariable, params: Sequence[_Params], *, loop: Loop = "unroll"
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Map posterior-space points to base draws.
+
+        Parameters
+        ----------
+        y : TensorVariable, shape (..., dim)
+            Points on the posterior side.
+        params : sequence of Mapping[str, TensorVariable]
+            Raw parameters of each block, stacked.
+        loop : {'unroll', 'scan'}
+            As in `forward_and_log_det`.
+
+        Returns
+        -------
+        z : TensorVariable, shape (..., dim)
+            The base draws whose forward image is ``y``.
+        log_det : TensorVariable, shape (...)
+            The log-determinant of the *forward* map at ``z``, in nats.
+
+        Raises
+        ------
+        FlowShapeError
+            If a point or a parameter does not have the shape that the chain needs.
+        NotInvertibleError
+            If a layer has no inverse.
+        """
+        without = sorted({b.layer.word for b in self.blocks if not b.layer.has_inverse})
+        if without:
+            raise NotInvertibleError(f"no inverse of the chain: {', '.join(without)} has none")
+        return self._apply(y, params, loop, is_inverse=True)
+
+    def _apply(
+        self, points: TensorVariable, params: Sequence[_Params], loop: Loop, *, is_inverse: bool
+    ) -> tuple[TensorVariable, TensorVariable]:
+        if loop not in ("unroll", "scan"):
+            raise FlowError(f"loop must be 'unroll' or 'scan', got {loop!r}")
+        points = self._check_points(points)
+        steps = list(zip(self.blocks, self._check_params(params), strict=True))
+        log_dets = []
+        for block, raw in reversed(steps) if is_inverse else steps:
+            points, log_det = _apply_block(block, points, raw, loop, is_inverse=is_inverse)
+            log_dets.append(log_det)
+        total = log_dets[0]
+        for log_det in log_dets[1:]:
+            total = total + log_det
+        return points, total
+
+    def _check_points(self, points: TensorVariable) -> TensorVariable:
+        points = pt.as_tensor_variable(points)
+        if points.ndim == 0:
+            raise FlowShapeError(f"points must have shape (..., {self.dim}), got a scalar")
+        return _with_shape("points", points, (*points.type.shape[:-1], self.dim))
+
+    def _check_params(self, params: Sequence[_Params]) -> list[dict[str, TensorVariable]]:
+        if len(params) != len(self.blocks):
+            raise FlowShapeError(
+                f"expected parameters of {len(self.blocks)} blocks, got {len(params)}"
+            )
+        checked = []
+        for index, (shapes, raw) in enumerate(zip(self.param_shapes(), params, strict=True)):
+            where = f"block {index} ({self.blocks[index].layer.word})"
+            if raw.keys() != shapes.keys():
+                raise FlowShapeError(
+                    f"{where} expects the parameters {', '.join(shapes)}, got {', '.join(raw)}"
+                )
+            checked.append(
+                {
+                    name: _with_shape(f"{name} of {where}", raw[name], shape)
+                    for name, shape in shapes.items()
+                }
+            )
+        return checked
+
+
+def _apply_block(
+    block: Block, points: TensorVariable, raw: _Params, loop: Loop, *, is_inverse: bool
+) -> tuple[TensorVariable, TensorVariable]:
+    layer = block.layer
+    # Constrained once for the whole stack, outside of any loop.
+    stacked = layer.constrain(raw)
+    if block.count > 1 and isinstance(layer, FusedFlow):
+        fused = layer.stack_inverse_and_log_det if is_inverse else layer.stack_forward_and_log_det
+        return fused(points, stacked)
+    one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
+    if block.count > 1 and loop == "scan":
+        return _scan(one, points, stacked, is_inverse=is_inverse)
+    total = None
+    for k in range(block.count)[:: -1 if is_inverse else 1]:
+        points, log_det = one(points, {name: value[k] for name, value in stacked.items()})
+        total = log_det if total is None else total + log_det
+    return points, total
+
+
+def _scan(
+    one: _Map, points: TensorVariable, stacked: _Params, *, is_inverse: bool
+) -> tuple[TensorVariable, TensorVariable]:
+    names = list(stacked)
+
+    def step(*args: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+        *values, points, total = args
+        points, log_det = one(points, dict(zip(names, values, strict=True)))
+        return points, total + log_det
+
+    # The carry keeps one type, so it starts with the type that the result has.
+    dtype = np.result_type(points.dtype, *(value.dtype for value in stacked.values()))
+    start = points.astype(dtype)
+    points, total = pytensor.scan(
+        step,
+        sequences=[stacked[name] for name in names],
+        outputs_info=[start, pt.zeros_like(start[..., 0])],
+        go_backwards=is_inverse,
+        return_updates=False,
+    )
+    return points[-1], total[-1]
+
+
+def _with_shape(what: str, value: TensorVariable, shape: tuple[int | None, ...]) -> TensorVariable:
+    """Refuse a value that cannot have the shape; make the graph check what is not known yet."""
+    value = pt.as_tensor_variable(value)
+    known = value.type.shape
+    if len(known) != len(shape) or any(
+        None not in (have, want) and have != want for have, want in zip(known, shape, strict=True)
+    ):
+        raise FlowShapeError(f"{what} must have shape {_text(shape)}, got {_text(known)}")
+    return value if known == shape else pt.specify_shape(value, shape)
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    inside = ", ".join("?" if length is None else str(length) for length in shape)
+    return f"({inside},)" if len(shape) == 1 else f"({inside})"
+
+
+def _check_positive_int(what: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise FlowShapeError(f"{what} must be an integer of at least 1, got {value!r}")

@@ -1,0 +1,134 @@
+"""The loss: the negative ELBO of a flow on a model's log density, as PyTensor graphs.
+
+loss = E_q[−log likelihood + β·(log q − log prior)] / c, in nats, with c the largest ratio of
+total to minibatch size (PyMC's ``scale_cost_to_minibatch``) and 1 without minibatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.density import ModelDensity
+from pymc_flows.examine import DrawPlan
+from pymc_flows.flows.chain import Chain, Loop
+
+_LOG_2PI = float(np.log(2 * np.pi))
+
+
+def base_log_prob(z0: TensorVariable) -> TensorVariable:
+    """Log density (...) of the standard normal base at z0 (..., dim), in nats."""
+    return -0.5 * (pt.sqr(z0).sum(axis=-1) + z0.shape[-1] * np.asarray(_LOG_2PI, dtype=z0.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is fitted to what: z = center + T(z0) against the log density of a model.
+
+    Attributes
+    ----------
+    chain : Chain
+        The flow T.
+    params : tuple of dict of str to SharedVariable
+        Raw parameters of T, one dict per block, repeats on the leading axis.
+    center : TensorVariable, shape (dim,)
+        Constant shift after T.
+    density : ModelDensity
+        The target.
+    beta : float
+        Weight of the Kullback-Leibler term; 1 is the ELBO.
+    scale : TensorVariable or float
+        The divisor c of the loss.
+    """
+
+    chain: Chain
+    params: tuple[dict[str, SharedVariable], ...]
+    center: TensorVariable
+    density: ModelDensity
+    beta: float = 1.0
+    scale: TensorVariable | float = 1.0
+
+    @property
+    def flat_params(self) -> list[SharedVariable]:
+        """The parameters as PyMC lists them: block by block, alphabetical inside."""
+        return [value for block in self.params for _, value in sorted(block.items())]
+
+    def draw(self, z0: TensorVariable, loop: Loop) -> tuple[TensorVariable, TensorVariable]:
+        """Points z (..., dim) of the approximation and their log q (...), from base draws z0."""
+        z, log_det = self.chain.forward_and_log_det(z0, self.params, loop=loop)
+        return z + self.center, base_log_prob(z0) - log_det
+
+
+def loss_graph(
+    problem: Problem,
+    z0: TensorVariable,
+    plan: DrawPlan,
+    *,
+    loop: Loop,
+    replacements: Mapping[Variable, Variable] | None = None,
+) -> TensorVariable:
+    """Return the loss as one differentiable scalar, in nats.
+
+    Parameters
+    ----------
+    z0 : TensorVariable, shape (draws, dim)
+        Base draws.
+    plan : DrawPlan
+        How draws go through the log density.
+    """
+    z, log_q = problem.draw(z0, loop)
+    density = problem.density
+    if z0.type.shape[0] == 1:
+        prior, data = density.single(z[0], replacements)
+    elif plan.micro_batch is None:
+        prior, data = density.looped(z, replacements)
+    else:
+        prior, data = density.batched(z, replacements)
+    return (problem.beta * (log_q - prior) - data).mean() / problem.scale
+
+
+def loss_and_gradients(
+    problem: Problem,
+    z0: TensorVariable,
+    plan: DrawPlan,
+    *,
+    loop: Loop,
+    extra: Sequence[SharedVariable] = (),
+    replacements: Mapping[Variable, Variable] | None = None,
+) -> tuple[TensorVariable, list[TensorVariable]]:
+    """Return the loss and its gradients w.r.t. the flow's parameters, then w.r.t. ``extra``.
+
+    The model's gradient is taken at the points z, in micro-batches where the plan says so, and
+    pulled back through the flow: equal to the gradient of `loss_graph`, without a reverse pass
+    through any loop over draws.
+    """
+    z, log_q = problem.draw(z0, loop)
+    z = pt.tensor_copy(z)  # a variable of its own, whose gradient is known below
+    weights = [problem.beta / problem.scale, 1.0 / problem.scale]
+    (prior, data), z_grad, extra_grads = problem.density.value_and_grad(
+        z,
+        weights=weights,
+        micro_batch=plan.micro_batch,
+        extra=extra,
+        replacements=replacements,
+    )
+    loss = (problem.beta * (log_q - prior) - data).mean() / problem.scale
+    n_draws = z0.type.shape[0]
+    entropy = (problem.beta * log_q).mean() / problem.scale
+    params = problem.flat_params
+    has_log_det = not set(ancestors([entropy])).isdisjoint(params)
+    grads = pytensor.grad(
+        entropy if has_log_det else None,
+        params,
+        known_grads={z: -z_grad.astype(z.dtype) / np.asarray(n_draws, dtype=z.dtype)},
+        disconnected_inputs="ignore",
+    )
+    return loss, [*grads, *(-g / n_draws for g in extra_grads)]

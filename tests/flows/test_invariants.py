@@ -1,0 +1,310 @@
+"""What every flow must fulfil, alone, repeated and in a chain."""
+
+import pickle
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import (
+    ALL_FIVE,
+    LAYERS,
+    Stretch,
+    chains,
+    compiled,
+    evaluate,
+    fixed,
+    flat,
+    jacobian,
+    layers,
+    normal_params,
+    one_block,
+    shared_params,
+)
+from pytensor.compile.mode import Mode
+from pytensor.graph.traversal import ancestors
+
+from pymc_flows.errors import NotInvertibleError
+from pymc_flows.flows import FLOWS, Block, FusedFlow, build_chain, register_flow
+from pymc_flows.modes import NUMPY
+
+EPS = np.finfo("float64").eps
+
+
+def norm(points):
+    return np.linalg.norm(points, axis=-1)
+
+
+def test_every_registered_flow_has_a_case():
+    ours = {word for word, cls in FLOWS.items() if cls.__module__.startswith("pymc_flows.")}
+    assert ours <= {layer.word for layer in LAYERS}
+
+
+def test_a_flow_of_the_user_enters_formulas_once_registered(monkeypatch):
+    monkeypatch.setitem(FLOWS, "stretch", None)
+    del FLOWS["stretch"]
+    register_flow(Stretch)
+    chain = build_chain("stretch(gain=2.0)*2-loc", 3)
+    assert chain.blocks[0] == Block(Stretch(gain=2.0), 2)
+    z, log_det = chain.forward_and_log_det(
+        np.zeros(3), chain.initial_params(jitter=0, rng=np.random.default_rng(0), dtype="float64")
+    )
+    # At 0 the slope is 1 + gain softplus(0) in each of two layers and three coordinates.
+    z, log_det = evaluate(z, log_det)
+    assert z.tolist() == [0, 0, 0]
+    assert log_det == pytest.approx(6 * np.log1p(2 * np.log(2)), rel=1e-14)
+
+
+@pytest.mark.parametrize("chain", chains())
+def test_log_det_is_that_of_the_autodiff_jacobian(chain, rng):
+    params = normal_params(chain, rng)
+    points = rng.standard_normal((6, chain.dim))
+    _, log_det, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), points)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(rows).logabsdet, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("chain", chains(with_inverse=True))
+def test_log_det_of_the_inverse_is_that_of_the_forward_map(chain, rng):
+    params = normal_params(chain, rng)
+    points = rng.standard_normal((6, chain.dim))
+    _, log_det, rows = jacobian(lambda y: chain.inverse_and_log_det(y, params), points)
+    np.testing.assert_allclose(-log_det, np.linalg.slogdet(rows).logabsdet, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("chain", chains(with_inverse=True))
+def test_forward_of_the_inverse_returns_the_point(chain, rng):
+    params = normal_params(chain, rng)
+    y = rng.standard_normal((60, chain.dim))
+    y *= (np.geomspace(1e-3, 1e3, 60) / norm(y))[:, None]
+    y[0] = 0
+    z, _ = chain.inverse_and_log_det(fixed(y), params)
+    (again,) = evaluate(chain.forward_and_log_det(z, params)[0])
+    assert np.all(norm(again - y) <= 1e-12 * (1 + norm(y)))
+
+
+@pytest.mark.parametrize("chain", chains(with_inverse=True))
+def test_round_trip_and_log_density_are_as_good_as_their_condition(chain, rng):
+    params = normal_params(chain, rng)
+    z0 = 2 * rng.standard_normal((20, chain.dim))
+    y, log_det, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), z0)
+    log_q = -0.5 * norm(z0) ** 2 - log_det
+
+    points = fixed(y)
+    z, log_det = chain.inverse_and_log_det(points, params)
+    log_q_again = -0.5 * pt.sqr(z).sum(axis=-1) - log_det
+    z, log_q_again, slope = evaluate(z, log_q_again, pt.grad(log_q_again.sum(), points))
+
+    allowed = 100 * EPS * (1 + norm(y))
+    stretch = np.linalg.norm(np.linalg.inv(rows), 2, axis=(1, 2))
+    assert np.all(norm(z - z0) <= allowed * np.maximum(1, stretch))
+    assert np.all(np.abs(log_q_again - log_q) <= allowed * np.maximum(1, norm(slope)))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (3, 2)], ids=str)
+@pytest.mark.parametrize("chain", chains(dims=(3,)))
+def test_a_batch_is_a_loop_over_its_points(chain, shape, rng):
+    params = normal_params(chain, rng)
+    z = rng.standard_normal((*shape, 3))
+    maps = [chain.forward_and_log_det]
+    if chain.has_inverse:
+        maps.append(chain.inverse_and_log_det)
+    for one_map in maps:
+        value, log_det = one_map(fixed(z), params)
+        assert value.type.shape == (*shape, 3)
+        assert log_det.type.shape == shape
+        single = pt.dvector("single")
+        one = compiled([single], one_map(single, params))
+        value, log_det = evaluate(value, log_det)
+        expected = [one(point) for point in z.reshape(-1, 3)]
+        np.testing.assert_allclose(value.reshape(-1, 3), [v for v, _ in expected], rtol=1e-13)
+        np.testing.assert_allclose(log_det.ravel(), [d for _, d in expected], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("chain", chains(dims=(1, 3)))
+def test_scan_equals_unroll_equals_the_layers_by_hand(chain, rng):
+    params = normal_params(chain, rng)
+    points = fixed(rng.standard_normal((4, chain.dim)))
+    steps = [
+        (block.layer, {name: value[k] for name, value in raw.items()})
+        for block, raw in zip(chain.blocks, params, strict=True)
+        for k in range(block.count)
+    ]
+    directions = ["forward_and_log_det"] + ["inverse_and_log_det"] * chain.has_inverse
+    for direction in directions:
+        by_hand, total = points, 0
+        for layer, raw in steps if direction.startswith("forward") else reversed(steps):
+            by_hand, log_det = getattr(layer, direction)(by_hand, layer.constrain(raw))
+            total = total + log_det
+        whole = getattr(chain, direction)
+        unrolled, scanned = whole(points, params), whole(points, params, loop="scan")
+        assert scanned[0].type.shape == (4, chain.dim)
+        values = evaluate(by_hand, total, *unrolled, *scanned)
+        for value, expected in zip(values[2:], values[:2] * 2, strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("layer", layers(lambda layer: not isinstance(layer, FusedFlow)))
+def test_gradients_pass_through_a_scan(layer, rng):
+    chain = one_block(layer, 3, 2)
+    params = normal_params(chain, rng)
+    points = fixed(rng.standard_normal((4, 2)))
+    gradients = []
+    for loop in ("unroll", "scan"):
+        z, log_det = chain.forward_and_log_det(points, params, loop=loop)
+        gradients += pt.grad(pt.sin(z).sum() + log_det.sum(), [points, *flat(params)])
+    values = evaluate(*gradients)
+    half = len(values) // 2
+    for unrolled, scanned in zip(values[:half], values[half:], strict=True):
+        np.testing.assert_allclose(scanned, unrolled, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("layer", layers())
+def test_promises(layer, rng):
+    chain = one_block(layer, 1, 3)
+    params = normal_params(chain, rng)
+    points = rng.standard_normal((5, 3))
+    _, log_det, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), points)
+    coupling = np.abs(rows * (1 - np.eye(3))).max()
+    bend = np.abs(rows - rows[0]).max()
+    assert layer.is_volume_preserving == bool(np.all(log_det == 0))
+    assert layer.is_elementwise == bool(coupling == 0)
+    assert layer.is_affine == bool(bend < 1e-14)
+    for promise in ("is_volume_preserving", "is_elementwise", "is_affine", "has_inverse"):
+        assert getattr(chain, promise) is getattr(layer, promise)
+
+
+@pytest.mark.parametrize("layer", layers(lambda layer: not layer.has_inverse))
+def test_a_missing_inverse_is_an_error(layer):
+    chain = one_block(layer, 2, 2)
+    params = normal_params(chain, np.random.default_rng(0))
+    with pytest.raises(NotInvertibleError, match=layer.word):
+        layer.inverse_and_log_det(fixed(np.zeros(2)), {})
+    with pytest.raises(NotInvertibleError, match=layer.word):
+        chain.inverse_and_log_det(fixed(np.zeros(2)), params)
+
+
+@pytest.mark.parametrize(
+    "layer", layers(lambda layer: layer.word in {"loc", "scale", "planar", "radial"})
+)
+@pytest.mark.parametrize("dim", [1, 2, 20])
+def test_without_jitter_the_map_is_the_identity_with_a_gradient(layer, dim, rng):
+    chain = one_block(layer, 3, dim)
+    params = shared_params(chain.initial_params(jitter=0, rng=rng, dtype="float64"))
+    z = rng.standard_normal((9, dim))
+    z_new, log_det = chain.forward_and_log_det(fixed(z), params)
+    # A loss with its minimum elsewhere.
+    gradients = pt.grad(pt.sqr(z_new - 1).sum() - log_det.sum(), flat(params))
+    z_new, log_det, *gradients = evaluate(z_new, log_det, *gradients)
+    np.testing.assert_allclose(z_new, z, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(log_det, 0, rtol=0, atol=1e-14)
+    assert max(np.abs(gradient).max() for gradient in gradients) > 1e-2
+
+
+@pytest.mark.parametrize("layer", layers())
+def test_reference_params_are_float64_of_the_declared_shape(layer):
+    for dim in (1, 4):
+        block = Block(layer, 3)
+        reference = layer.reference_params(dim, 3, np.random.default_rng(0))
+        shapes = block.param_shapes(dim)
+        assert list(shapes) == sorted(reference)
+        assert {name: value.shape for name, value in reference.items()} == shapes
+        assert {value.dtype for value in reference.values()} == {np.dtype("float64")}
+
+
+@pytest.mark.parametrize("layer", layers())
+def test_a_stack_is_constrained_as_its_layers_are(layer, rng):
+    shapes = layer.param_shapes(3)
+    raw = {name: rng.standard_normal((2, 5, *shape)) for name, shape in shapes.items()}
+    stacked = layer.constrain({name: fixed(value) for name, value in raw.items()})
+    single = layer.constrain({name: fixed(value[1, 3]) for name, value in raw.items()})
+    assert stacked.keys() == single.keys()
+    for whole, part in zip(evaluate(*stacked.values()), evaluate(*single.values()), strict=True):
+        assert whole.shape[:2] == (2, 5)
+        np.testing.assert_allclose(whole[1, 3], part, rtol=1e-15)
+
+
+@pytest.mark.parametrize("layer", layers())
+def test_layers_blocks_and_chains_are_values(layer):
+    chain = one_block(layer, 2, 3)
+    for value in (layer, chain.blocks[0], chain):
+        again = pickle.loads(pickle.dumps(value))
+        assert again == value
+        assert hash(again) == hash(value)
+    assert chain != one_block(layer, 3, 3)
+    assert chain != one_block(layer, 2, 4)
+    assert [other for other in LAYERS if other == layer] == [layer]
+
+
+# Raw values are promised to be safe up to 1e6 and at 0. Between, there are sizes whose squares,
+# products or reciprocals leave the range of the type.
+MAGNITUDES = {
+    "float64": (0, 1e-300, 1e-160, 1e-78, 1e-76, 1e-15, 1e-8, 1, 5, 100, 1e3, 1e6),
+    "float32": (0, 1e-40, 1e-30, 2e-10, 4e-10, 1e-8, 1e-4, 1, 5, 100, 1e3, 1e6),
+}
+
+
+@pytest.mark.parametrize("mode", [Mode("py", None), NUMPY], ids=["unoptimised", "stabilised"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize("layer", layers())
+def test_extreme_raw_values_give_finite_results(layer, dim, dtype, mode, rng):
+    chain = one_block(layer, 1, dim)
+    (shapes,) = chain.param_shapes()
+    raw = {name: pt.tensor(name, dtype=dtype, shape=shape) for name, shape in shapes.items()}
+    z = pt.tensor("z", dtype=dtype, shape=(3, dim))
+    outputs = []
+    for direction in ["forward_and_log_det"] + ["inverse_and_log_det"] * chain.has_inverse:
+        value, log_det = getattr(chain, direction)(z, (raw,))
+        loss = value.sum() + log_det.sum()
+        outputs += [value, log_det, *pt.grad(loss, [z, *raw.values()])]
+    assert {output.dtype for output in outputs} == {dtype}
+    function = pytensor.function([z, *raw.values()], outputs, mode=mode)
+
+    sizes = np.array(MAGNITUDES[dtype])
+    for case in range(150):
+        # The first cases have one size for all, at each sign; the others mix them.
+        values = {}
+        for name, shape in shapes.items():
+            size = sizes[case // 2] if case < 2 * len(sizes) else rng.choice(sizes, shape)
+            sign = (-1) ** case if case < 2 * len(sizes) else rng.choice([-1, 1], shape)
+            values[name] = np.broadcast_to(size * sign, shape).astype(dtype)
+        # A point of ordinary size, the origin, and where a vector parameter is a place, that place.
+        points = np.zeros((3, dim), dtype)
+        points[0] = rng.standard_normal(dim)
+        points[2] = next(iter(v[0] for v in reversed(values.values()) if v.ndim == 2))
+        results = function(points, *values.values())
+        assert all(np.isfinite(result).all() for result in results), values
+
+
+@pytest.mark.parametrize("chain", chains(dims=(2,)))
+def test_float32_stays_float32(chain, rng):
+    params = normal_params(chain, rng, dtype="float32")
+    points = fixed(rng.standard_normal((3, 2)), dtype="float32")
+    for loop in ("unroll", "scan"):
+        outputs = list(chain.forward_and_log_det(points, params, loop=loop))
+        if chain.has_inverse:
+            outputs += chain.inverse_and_log_det(points, params, loop=loop)
+        outputs += pt.grad(outputs[0].sum() + outputs[1].sum(), [points, *flat(params)])
+        wide = [
+            variable
+            for variable in ancestors(outputs)
+            if variable.owner and getattr(variable.type, "dtype", None) == "float64"
+        ]
+        assert wide == []
+        assert {value.dtype for value in evaluate(*outputs)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("dim", [1, 2, 20])
+def test_float32_agrees_with_float64(dim, rng):
+    chain = build_chain(ALL_FIVE, dim)
+    start = chain.initial_params(jitter=0.3, rng=rng, dtype="float64")
+    points = rng.standard_normal((5, dim))
+    results = [
+        evaluate(
+            *chain.forward_and_log_det(fixed(points, dtype=t), shared_params(start, dtype=t)),
+            *chain.inverse_and_log_det(fixed(points, dtype=t), shared_params(start, dtype=t)),
+        )
+        for t in ("float32", "float64")
+    ]
+    for narrow, wide in zip(*results, strict=True):
+        np.testing.assert_allclose(narrow, wide, rtol=1e-4, atol=1e-4)
