@@ -500,8 +500,8 @@ class NormalizingFlow(Approximation):
         """Leave compiled functions out; make plain pickle say what to do instead."""
         state = super().__getstate__()
         state.pop("_draws_cache", None)
-        state["_pickle_guard"] = _OnlyCloudpickle()
-        return state
+        # First, so that plain pickle meets it before anything of the model.
+        return {"_pickle_guard": _OnlyCloudpickle(), **state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore."""

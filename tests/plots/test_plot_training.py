@@ -204,16 +204,18 @@ def test_traces_can_be_chosen(var_names, rows):
     assert [ax.get_title() for ax in axes[:, 0]] == rows
 
 
-def test_traces_of_equal_names_keep_the_block():
+@pytest.mark.parametrize(
+    ("second_layers", "rows"),
+    [
+        ([2, 3], ["b_0", "b_1", "b_2", "b_3"]),
+        ([0, 1], ["1_planar_b_0", "1_planar_b_1", "3_planar_b_0", "3_planar_b_1"]),
+    ],
+)
+def test_traces_keep_the_block_in_names_only_where_they_need_it(second_layers, rows):
     ds = tracked(gradients=False)[["1_planar_b"]]
-    ds["3_planar_b"] = ds["1_planar_b"].rename(layer_1="layer_3")
-    axes = plots.traces(ds)
-    assert [ax.get_title() for ax in axes[:, 0]] == [
-        "1_planar_b_0",
-        "1_planar_b_1",
-        "3_planar_b_0",
-        "3_planar_b_1",
-    ]
+    second = ds["1_planar_b"].rename(layer_1="layer_3").assign_coords(layer_3=second_layers)
+    axes = plots.traces(ds.assign({"3_planar_b": second}))
+    assert [ax.get_title() for ax in axes[:, 0]] == rows
 
 
 def test_traces_of_many_rows_show_the_first():

@@ -4,13 +4,16 @@ PyTensor imports numba and JAX only when they compile something. An Op of ours h
 them by then, but must not import them before.
 """
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable
 
 from pytensor.compile.mode import optdb
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import GraphRewriter
 
-__all__ = ["on_first_use"]
+__all__ = ["on_first_use", "source_key"]
 
 
 class _RegisterOnce(GraphRewriter):
@@ -42,3 +45,12 @@ def on_first_use(backend: str) -> Callable[[Callable[[], None]], Callable[[], No
         return register
 
     return decorator
+
+
+def source_key(module: str) -> str:
+    """Digest of a module's source.
+
+    Numba's disk cache knows a kernel by the key that its registration returns, not by its code. A
+    key made from the source cannot go stale.
+    """
+    return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()

@@ -9,7 +9,7 @@ from pytensor.scalar.basic import BinaryScalarOp, upgrade_to_float
 from pytensor.scalar.basic import tanh as scalar_tanh
 from pytensor.tensor.elemwise import Elemwise
 
-from pymc_flows.flows._dispatch import on_first_use
+from pymc_flows.flows._dispatch import on_first_use, source_key
 
 __all__ = ["planar_root", "solve_planar"]
 
@@ -88,10 +88,6 @@ planar_root = Elemwise(PlanarRoot(upgrade_to_float, name="planar_root"))
 """``planar_root(s, c)``: root ``a`` of ``a + (s - 1) tanh(a) = c``, elementwise."""
 
 
-# Numba's disk cache does not see the source of a kernel: increase this with every change of it.
-_NUMBA_VERSION = 1
-
-
 @on_first_use("numba")
 def _register_numba() -> None:
     from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
@@ -119,7 +115,7 @@ def _register_numba() -> None:
     @register_funcify_and_cache_key(PlanarRoot)
     def _(op: PlanarRoot, node: Apply, **_: Any) -> tuple[Any, str]:
         dtype = node.outputs[0].type.dtype
-        key = f"{__name__}.PlanarRoot {dtype} {_NUMBA_VERSION}"
+        key = f"PlanarRoot {dtype} {source_key(__name__)}"
         if dtype == "float64":
             return planar_root, key
 

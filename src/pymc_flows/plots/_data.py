@@ -189,8 +189,6 @@ def tracked_rows(tracker: Any, var_names: Names) -> list[Row]:
     if isinstance(tracker, xr.Dataset):
         variables = {str(name): variable for name, variable in tracker.data_vars.items()}
         parsed = {name: _parse(name) for name in map(_parameter, variables)}
-        if len({short for _, short in parsed.values()}) < len(parsed):
-            parsed = {name: (block, name) for name, (block, _) in parsed.items()}
     else:
         history = getattr(tracker, "hist", tracker)
         variables = {name: _as_series(values) for name, values in history.items()}
@@ -199,16 +197,25 @@ def tracked_rows(tracker: Any, var_names: Names) -> list[Row]:
         raise ValueError(
             "expected tracked parameters\ngot a tracker without values\nfit with it first"
         )
+    rows = _all_rows(parsed, variables)
+    if len({row.name for row in rows}) < len(rows):
+        rows = _all_rows({name: (block, name) for name, (block, _) in parsed.items()}, variables)
+    known = {alias: None for row in rows for alias in (row.name, *sorted(row.aliases))}
+    names = set(_checked_names(var_names, known))
+    return [row for row in rows if names & row.aliases]
+
+
+def _all_rows(
+    parsed: Mapping[str, tuple[str, str]], variables: Mapping[str, xr.DataArray]
+) -> list[Row]:
+    """Rows of parameters that are given as name: (block, short name)."""
     blocks = list(dict.fromkeys(block for block, _ in parsed.values()))
     rows = [
         (blocks.index(block), layer, row)
         for name, (block, short) in parsed.items()
         for layer, row in enumerate(_rows(name, short, variables))
     ]
-    rows.sort(key=lambda entry: entry[:2])
-    known = {alias: None for *_, row in rows for alias in (row.name, *sorted(row.aliases))}
-    names = set(_checked_names(var_names, known))
-    return [row for *_, row in rows if names & row.aliases]
+    return [row for *_, row in sorted(rows, key=lambda entry: entry[:2])]
 
 
 def _parameter(name: str) -> str:
