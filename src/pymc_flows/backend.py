@@ -60,14 +60,13 @@ def layer_loop(backend: str) -> Loop:
     """How repeats of a layer enter the training graph.
 
     On JAX as a scan: constant compile time at nearly the same speed. On numba a scan inside the
-    scan over steps takes minutes to compile and runs at a step per second, so layers are copied.
+    scan over steps takes minutes to compile and runs at a step per second, so there layers with a
+    kernel Op use it and others are copied.
     """
-    return "scan" if backend == "jax" else "unroll"
+    return "scan" if backend == "jax" else "kernel"
 
 
-def step_seconds(
-    chain: Chain, density: ModelDensity, plan: DrawPlan, n_draws: int
-) -> float:
+def step_seconds(chain: Chain, density: ModelDensity, plan: DrawPlan, n_draws: int) -> float:
     """Rough seconds per step from the sizes involved, to choose the length of the first call."""
     if plan.micro_batch is None and n_draws > 1:
         model = 50e-6 * n_draws

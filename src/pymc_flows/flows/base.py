@@ -20,7 +20,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import NotInvertibleError
 
-__all__ = ["Flow", "FusedFlow"]
+__all__ = ["Flow", "FusedFlow", "KernelFlow"]
 
 
 class Flow(ABC):
@@ -136,3 +136,13 @@ class FusedFlow(Flow):
         self, y: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
         """``inverse_and_log_det`` of a block with parameters (count, ...)."""
+
+
+class KernelFlow(Flow):
+    """A layer with a kernel Op for a block of it, where a backend compiles copies too slowly."""
+
+    @abstractmethod
+    def kernel_forward_and_log_det(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """``forward_and_log_det`` of a block on z (n, dim); constrained parameters (count, ...)."""

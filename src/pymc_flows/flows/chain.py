@@ -10,11 +10,11 @@ import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import FlowError, FlowShapeError, NotInvertibleError
-from pymc_flows.flows.base import Flow, FusedFlow
+from pymc_flows.flows.base import Flow, FusedFlow, KernelFlow
 
 __all__ = ["Block", "Chain", "Loop"]
 
-type Loop = Literal["unroll", "scan"]
+type Loop = Literal["unroll", "scan", "kernel"]
 type _Params = Mapping[str, TensorVariable]
 type _Map = Callable[[TensorVariable, _Params], tuple[TensorVariable, TensorVariable]]
 
@@ -138,9 +138,10 @@ class Chain:
             Base draws.
         params : sequence of Mapping[str, TensorVariable]
             Raw parameters of each block, stacked.
-        loop : {'unroll', 'scan'}
-            How repeats enter the graph: copied, or as one `pytensor.scan` over the stacked
-            parameters. Fused layers need neither.
+        loop : {'unroll', 'scan', 'kernel'}
+            How repeats enter the graph: copied, as one `pytensor.scan` over the stacked parameters,
+            or, for points (n, dim) and layers that have one, as a kernel Op (else copied). Fused
+            layers need none of these.
 
         Returns
         -------
@@ -167,7 +168,7 @@ class Chain:
         params : sequence of Mapping[str, TensorVariable]
             Raw parameters of each block, stacked.
         loop : {'unroll', 'scan'}
-            As in `forward_and_log_det`.
+            As in `forward_and_log_det`; there are no kernels of inverses.
 
         Returns
         -------
@@ -191,8 +192,8 @@ class Chain:
     def _apply(
         self, points: TensorVariable, params: Sequence[_Params], loop: Loop, *, is_inverse: bool
     ) -> tuple[TensorVariable, TensorVariable]:
-        if loop not in ("unroll", "scan"):
-            raise FlowError(f"loop must be 'unroll' or 'scan', got {loop!r}")
+        if loop not in ("unroll", "scan", "kernel"):
+            raise FlowError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
         points = self._check_points(points)
         steps = list(zip(self.blocks, self._check_params(params), strict=True))
         log_dets = []
@@ -240,6 +241,8 @@ def _apply_block(
     if block.count > 1 and isinstance(layer, FusedFlow):
         fused = layer.stack_inverse_and_log_det if is_inverse else layer.stack_forward_and_log_det
         return fused(points, stacked)
+    if loop == "kernel" and isinstance(layer, KernelFlow) and points.ndim == 2 and not is_inverse:
+        return layer.kernel_forward_and_log_det(points, stacked)
     one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
     if block.count > 1 and loop == "scan":
         return _scan(one, points, stacked, is_inverse=is_inverse)

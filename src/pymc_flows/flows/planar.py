@@ -15,8 +15,9 @@ from pymc_flows.flows._numerics import (
     squared_norm,
     unit_directions,
 )
+from pymc_flows.flows._planar_stack import planar_stack
 from pymc_flows.flows._roots import planar_root
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import KernelFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["Planar"]
@@ -24,7 +25,7 @@ __all__ = ["Planar"]
 
 @register_flow
 @dataclass(frozen=True)
-class Planar(Flow):
+class Planar(KernelFlow):
     r"""Planar: z' = z + û tanh(wᵀz + b).
 
     Stretches or contracts space along û near the hyperplane wᵀz = −b (eq. 10 of [1]_). It is
@@ -95,6 +96,12 @@ class Planar(Flow):
         c = (y * params["w"]).sum(axis=-1) + params["b"]
         h = pt.tanh(planar_root(params["s"], c))
         return y - h[..., None] * params["u_hat"], _log_det(h, params["s"])
+
+    def kernel_forward_and_log_det(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Move points along the û of each layer in turn, in one Op."""
+        return planar_stack(z, params["b"], params["s"], params["u_hat"], params["w"])
 
 
 def _log_det(h: TensorVariable, s: TensorVariable) -> TensorVariable:

@@ -1,0 +1,139 @@
+"""The planar kernel Op against the plain graph of the same layers."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pytensor.graph.replace import vectorize_graph
+
+from pymc_flows.flows import Planar, build_chain
+from pymc_flows.flows._planar_stack import planar_stack
+from pymc_flows.modes import NUMPY
+
+
+def raw_params(count, dim, rng, dtype="float64"):
+    shapes = {"b": (count,), "u": (count, dim), "w": (count, dim)}
+    return {
+        name: pytensor.shared(rng.normal(size=shape).astype(dtype), name, shape=shape)
+        for name, shape in shapes.items()
+    }
+
+
+def by_kernel(z, raw):
+    return Planar().kernel_forward_and_log_det(z, Planar().constrain(raw))
+
+
+def by_layers(z, raw):
+    count, dim = raw["u"].type.shape
+    return build_chain(f"planar*{count}", dim).forward_and_log_det(z, [raw], loop="unroll")
+
+
+def loss(outputs):
+    z, log_det = outputs
+    return pt.sin(z).sum() + (log_det**2).sum()
+
+
+def values_and_gradients(outputs, raw, z, mode):
+    wrt = [z, *raw.values()]
+    return pytensor.function([], [*outputs, *pytensor.grad(loss(outputs), wrt)], mode=mode)()
+
+
+@pytest.mark.parametrize(("n", "count", "dim"), [(1, 1, 1), (4, 1, 3), (1, 6, 2), (7, 5, 4)])
+def test_equals_the_layers_one_by_one(n, count, dim, rng):
+    raw = raw_params(count, dim, rng)
+    z = pytensor.shared(3 * rng.normal(size=(n, dim)), shape=(n, dim))
+    kernel, layers = by_kernel(z, raw), by_layers(z, raw)
+    got = values_and_gradients(kernel, raw, z, NUMPY)
+    expected = values_and_gradients(layers, raw, z, NUMPY)
+    assert kernel[0].type.shape == (n, dim)
+    assert kernel[1].type.shape == (n,)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_numba_kernel_equals_numpy(dtype, rng):
+    raw = raw_params(6, 3, rng, dtype)
+    z = pytensor.shared(rng.normal(size=(5, 3)).astype(dtype), shape=(5, 3))
+    outputs = by_kernel(z, raw)
+    got = values_and_gradients(outputs, raw, z, "NUMBA")
+    expected = values_and_gradients(outputs, raw, z, NUMPY)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(
+            a, b, rtol=5e4 * np.finfo(dtype).eps, atol=1e-5 if dtype == "float32" else 1e-13
+        )
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_gradient_when_only_one_output_is_used(part, rng):
+    raw = raw_params(3, 2, rng)
+    z = pytensor.shared(rng.normal(size=(4, 2)), shape=(4, 2))
+    got, expected = (
+        pytensor.function(
+            [], pytensor.grad(fn(z, raw)[part].sum(), [z, *raw.values()]), mode=NUMPY
+        )()
+        for fn in (by_kernel, by_layers)
+    )
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_vectorizes_over_a_further_axis(rng):
+    raw = raw_params(3, 2, rng)
+    values = rng.normal(size=(2, 4, 2))
+    z = pt.matrix("z", shape=(4, 2))
+    outputs = list(by_kernel(z, raw))
+    batched = vectorize_graph(outputs, {z: pt.constant(values)})
+    together = pytensor.function([], batched, mode=NUMPY)()
+    one = pytensor.function([z], outputs, mode=NUMPY)
+    for i in range(2):
+        for a, b in zip(together, one(values[i]), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-12, atol=1e-13)
+
+
+def test_extreme_parameters_stay_finite(rng):
+    raw = {name: v.get_value() * 1e6 for name, v in raw_params(4, 2, rng).items()}
+    raw = {name: pytensor.shared(value, name, shape=value.shape) for name, value in raw.items()}
+    z = pytensor.shared(rng.normal(size=(3, 2)), shape=(3, 2))
+    for value in values_and_gradients(by_kernel(z, raw), raw, z, NUMPY):
+        assert np.isfinite(value).all()
+
+
+def test_chain_takes_the_kernel_only_where_it_applies(rng):
+    chain = build_chain("scale-planar*3-radial*2", 2)
+    params = chain.initial_params(jitter=0.5, rng=rng, dtype="float64")
+    values = [{k: pt.constant(v) for k, v in block.items()} for block in params]
+
+    def ops(ndim):
+        z = pt.tensor("z", shape=(None,) * (ndim - 1) + (2,), dtype="float64")
+        outputs = chain.forward_and_log_det(z, values, loop="kernel")
+        return [type(n.op).__name__ for n in pytensor.graph.traversal.toposort(outputs)]
+
+    assert ops(2).count("PlanarStack") == 1
+    assert ops(1).count("PlanarStack") == 0
+    z = rng.normal(size=(5, 2))
+    for a, b in zip(
+        *(
+            pytensor.function(
+                [], chain.forward_and_log_det(pt.constant(z), values, loop=loop), mode=NUMPY
+            )()
+            for loop in ("kernel", "unroll")
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_mixed_types_are_refused(rng):
+    raw = raw_params(2, 2, rng)
+    with pytest.raises(TypeError, match="one type"):
+        planar_stack(pt.matrix(dtype="float32"), raw["b"], raw["b"], raw["u"], raw["w"])
+
+
+def test_second_derivatives_are_refused_by_name(rng):
+    raw = raw_params(2, 2, rng)
+    z = pytensor.shared(rng.normal(size=(3, 2)), shape=(3, 2))
+    gradient = pytensor.grad(loss(by_kernel(z, raw)), z)
+    with pytest.raises(Exception, match="second derivatives of the fused planar block"):
+        pytensor.grad(gradient.sum(), z)
