@@ -101,7 +101,8 @@ class Planar(KernelFlow):
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
         """Move points along the û of each layer in turn, in one Op."""
-        return planar_stack(z, params["b"], params["s"], params["u_hat"], params["w"])
+        z_new, log_det, _ = planar_stack(z, *(params[name] for name in ("b", "s", "u_hat", "w")))
+        return z_new, log_det
 
 
 def _log_det(h: TensorVariable, s: TensorVariable) -> TensorVariable:

@@ -10,7 +10,8 @@ from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows._numerics import INVERSE_SOFTPLUS_ONE, event_dim, norm, positive
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows._radial_stack import radial_stack
+from pymc_flows.flows.base import KernelFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["Radial"]
@@ -18,7 +19,7 @@ __all__ = ["Radial"]
 
 @register_flow
 @dataclass(frozen=True)
-class Radial(Flow):
+class Radial(KernelFlow):
     r"""Radial: z' = z + β (z − z_ref) / (α + r) with r = ‖z − z_ref‖.
 
     Attracts points to ``z_ref`` or pushes them away from it (eq. 14 of [1]_). It needs α > 0 and
@@ -85,6 +86,13 @@ class Radial(Flow):
         shrink = (alpha + radius) / (s + radius)
         z = params["z_ref"] + shrink[..., None] * offset
         return z, _log_det(radius, params, event_dim(y))
+
+    def kernel_forward_and_log_det(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Move points along their ray from each ``z_ref`` in turn, in one Op."""
+        z_new, log_det, _ = radial_stack(z, *(params[name] for name in ("alpha", "s", "z_ref")))
+        return z_new, log_det
 
 
 def _log_det(

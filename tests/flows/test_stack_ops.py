@@ -1,4 +1,4 @@
-"""The planar kernel Op against the plain graph of the same layers."""
+"""Kernel Ops of blocks against the plain graphs of the same layers."""
 
 import numpy as np
 import pytensor
@@ -6,26 +6,34 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.graph.replace import vectorize_graph
 
-from pymc_flows.flows import Planar, build_chain
-from pymc_flows.flows._planar_stack import planar_stack
+from pymc_flows.flows import FLOWS, build_chain
+from pymc_flows.flows.base import KernelFlow
 from pymc_flows.modes import NUMPY
 
+WORDS = sorted(word for word, cls in FLOWS.items() if issubclass(cls, KernelFlow))
+every_kernel = pytest.mark.parametrize("word", WORDS)
 
-def raw_params(count, dim, rng, dtype="float64"):
-    shapes = {"b": (count,), "u": (count, dim), "w": (count, dim)}
+
+def raw_params(word, count, dim, rng, dtype="float64"):
+    (shapes,) = build_chain(f"{word}*{count}", dim).param_shapes()
     return {
         name: pytensor.shared(rng.normal(size=shape).astype(dtype), name, shape=shape)
         for name, shape in shapes.items()
     }
 
 
-def by_kernel(z, raw):
-    return Planar().kernel_forward_and_log_det(z, Planar().constrain(raw))
+def by_kernel(word, z, raw):
+    layer = FLOWS[word]()
+    return layer.kernel_forward_and_log_det(z, layer.constrain(raw))
 
 
-def by_layers(z, raw):
-    count, dim = raw["u"].type.shape
-    return build_chain(f"planar*{count}", dim).forward_and_log_det(z, [raw], loop="unroll")
+def by_layers(word, z, raw):
+    count, dim = next(v for v in raw.values() if v.ndim == 2).type.shape
+    return build_chain(f"{word}*{count}", dim).forward_and_log_det(z, [raw], loop="unroll")
+
+
+def test_planar_and_radial_have_kernels():
+    assert {"planar", "radial"} <= set(WORDS)
 
 
 def loss(outputs):
@@ -38,11 +46,12 @@ def values_and_gradients(outputs, raw, z, mode):
     return pytensor.function([], [*outputs, *pytensor.grad(loss(outputs), wrt)], mode=mode)()
 
 
+@every_kernel
 @pytest.mark.parametrize(("n", "count", "dim"), [(1, 1, 1), (4, 1, 3), (1, 6, 2), (7, 5, 4)])
-def test_equals_the_layers_one_by_one(n, count, dim, rng):
-    raw = raw_params(count, dim, rng)
+def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
+    raw = raw_params(word, count, dim, rng)
     z = pytensor.shared(3 * rng.normal(size=(n, dim)), shape=(n, dim))
-    kernel, layers = by_kernel(z, raw), by_layers(z, raw)
+    kernel, layers = by_kernel(word, z, raw), by_layers(word, z, raw)
     got = values_and_gradients(kernel, raw, z, NUMPY)
     expected = values_and_gradients(layers, raw, z, NUMPY)
     assert kernel[0].type.shape == (n, dim)
@@ -51,11 +60,12 @@ def test_equals_the_layers_one_by_one(n, count, dim, rng):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
+@every_kernel
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_numba_kernel_equals_numpy(dtype, rng):
-    raw = raw_params(6, 3, rng, dtype)
+def test_numba_kernel_equals_numpy(word, dtype, rng):
+    raw = raw_params(word, 6, 3, rng, dtype)
     z = pytensor.shared(rng.normal(size=(5, 3)).astype(dtype), shape=(5, 3))
-    outputs = by_kernel(z, raw)
+    outputs = by_kernel(word, z, raw)
     got = values_and_gradients(outputs, raw, z, "NUMBA")
     expected = values_and_gradients(outputs, raw, z, NUMPY)
     for a, b in zip(got, expected, strict=True):
@@ -65,13 +75,14 @@ def test_numba_kernel_equals_numpy(dtype, rng):
         )
 
 
+@every_kernel
 @pytest.mark.parametrize("part", [0, 1])
-def test_gradient_when_only_one_output_is_used(part, rng):
-    raw = raw_params(3, 2, rng)
+def test_gradient_when_only_one_output_is_used(word, part, rng):
+    raw = raw_params(word, 3, 2, rng)
     z = pytensor.shared(rng.normal(size=(4, 2)), shape=(4, 2))
     got, expected = (
         pytensor.function(
-            [], pytensor.grad(fn(z, raw)[part].sum(), [z, *raw.values()]), mode=NUMPY
+            [], pytensor.grad(fn(word, z, raw)[part].sum(), [z, *raw.values()]), mode=NUMPY
         )()
         for fn in (by_kernel, by_layers)
     )
@@ -79,11 +90,12 @@ def test_gradient_when_only_one_output_is_used(part, rng):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
-def test_vectorizes_over_a_further_axis(rng):
-    raw = raw_params(3, 2, rng)
+@every_kernel
+def test_vectorizes_over_a_further_axis(word, rng):
+    raw = raw_params(word, 3, 2, rng)
     values = rng.normal(size=(2, 4, 2))
     z = pt.matrix("z", shape=(4, 2))
-    outputs = list(by_kernel(z, raw))
+    outputs = list(by_kernel(word, z, raw))
     batched = vectorize_graph(outputs, {z: pt.constant(values)})
     together = pytensor.function([], batched, mode=NUMPY)()
     one = pytensor.function([z], outputs, mode=NUMPY)
@@ -92,11 +104,12 @@ def test_vectorizes_over_a_further_axis(rng):
             np.testing.assert_allclose(a[i], b, rtol=1e-12, atol=1e-13)
 
 
-def test_extreme_parameters_stay_finite(rng):
-    raw = {name: v.get_value() * 1e6 for name, v in raw_params(4, 2, rng).items()}
+@every_kernel
+def test_extreme_parameters_stay_finite(word, rng):
+    raw = {name: v.get_value() * 1e6 for name, v in raw_params(word, 4, 2, rng).items()}
     raw = {name: pytensor.shared(value, name, shape=value.shape) for name, value in raw.items()}
     z = pytensor.shared(rng.normal(size=(3, 2)), shape=(3, 2))
-    for value in values_and_gradients(by_kernel(z, raw), raw, z, NUMPY):
+    for value in values_and_gradients(by_kernel(word, z, raw), raw, z, NUMPY):
         assert np.isfinite(value).all()
 
 
@@ -110,8 +123,8 @@ def test_chain_takes_the_kernel_only_where_it_applies(rng):
         outputs = chain.forward_and_log_det(z, values, loop="kernel")
         return [type(n.op).__name__ for n in pytensor.graph.traversal.toposort(outputs)]
 
-    assert ops(2).count("PlanarStack") == 1
-    assert ops(1).count("PlanarStack") == 0
+    assert {"PlanarStack", "RadialStack"} <= set(ops(2))
+    assert {"PlanarStack", "RadialStack"}.isdisjoint(ops(1))
     z = rng.normal(size=(5, 2))
     for a, b in zip(
         *(
@@ -125,15 +138,17 @@ def test_chain_takes_the_kernel_only_where_it_applies(rng):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_mixed_types_are_refused(rng):
-    raw = raw_params(2, 2, rng)
+@every_kernel
+def test_mixed_types_are_refused(word, rng):
+    raw = raw_params(word, 2, 2, rng)
     with pytest.raises(TypeError, match="one type"):
-        planar_stack(pt.matrix(dtype="float32"), raw["b"], raw["b"], raw["u"], raw["w"])
+        by_kernel(word, pt.matrix(dtype="float32"), raw)
 
 
-def test_second_derivatives_are_refused_by_name(rng):
-    raw = raw_params(2, 2, rng)
+@every_kernel
+def test_second_derivatives_are_refused_by_name(word, rng):
+    raw = raw_params(word, 2, 2, rng)
     z = pytensor.shared(rng.normal(size=(3, 2)), shape=(3, 2))
-    gradient = pytensor.grad(loss(by_kernel(z, raw)), z)
-    with pytest.raises(Exception, match="second derivatives of the fused planar block"):
+    gradient = pytensor.grad(loss(by_kernel(word, z, raw)), z)
+    with pytest.raises(Exception, match="second derivatives of a fused block"):
         pytensor.grad(gradient.sum(), z)

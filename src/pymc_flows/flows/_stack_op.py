@@ -1,0 +1,163 @@
+"""Blocks of repeated layers as one PyTensor Op, for numba.
+
+Copied into a graph, every layer costs numba seconds of compilation. As one Op with a kernel of its own
+a block compiles in the same time for any number of repeats. The plain graphs of the layers are the
+reference that tests compare with, and what JAX runs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.gradient import DisconnectedType, grad_not_implemented
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.flows._dispatch import on_first_use, source_key
+
+__all__ = ["StackOp"]
+
+type Kernels = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+class StackOp(Op):
+    """Apply the layers of a block in order, on constrained and stacked parameters.
+
+    Inputs are z (n, dim), then the parameters, each (count,) or (count, dim). Outputs are the new
+    points (n, dim), the log-determinant (n,) in nats, and what the pullback needs, saved per layer:
+    (count, n) or (count, n, dim).
+
+    Subclasses give the forward map and its pullback twice: for arrays, as `forward` and `backward`,
+    and as two functions that numba compiles.
+    """
+
+    __props__ = ()
+    param_ranks: ClassVar[tuple[int, ...]]
+    saved_rank: ClassVar[int]
+    """2 for (count, n), 3 for (count, n, dim)."""
+
+    def forward(self, z: Any, *params: Any) -> tuple[Any, Any, Any]:
+        """Return new points, log-determinant and saved values, for arrays."""
+        raise NotImplementedError
+
+    def backward(self, by_z: Any, by_log_det: Any, z_new: Any, saved: Any, *params: Any) -> Any:
+        """Return the gradients w.r.t. z and the parameters, for arrays."""
+        raise NotImplementedError
+
+    def numba_kernels(self, jit: Callable[..., Any]) -> Kernels:
+        """Return the same two functions, compiled by ``jit``.
+
+        They bake in neither sizes nor types, so that one kernel serves every block of a type.
+        """
+        raise NotImplementedError
+
+    @property
+    def gufunc_signature(self) -> str:
+        """How the Op vectorises."""
+        params = ",".join(_core(rank) for rank in self.param_ranks)
+        return f"(n,d),{params}->(n,d),(n),{_saved_core(self.saved_rank)}"
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Check ranks and types."""
+        variables = _as_one_type(inputs, (2, *self.param_ranks))
+        z = variables[0]
+        (n, dim), count = z.type.shape, variables[1].type.shape[0]
+        saved = (count, n, dim)[: self.saved_rank]
+        outputs = [pt.tensor(dtype=z.dtype, shape=shape) for shape in ((n, dim), (n,), saved)]
+        return Apply(self, variables, outputs)
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the outputs."""
+        (n, dim), (count, *_) = shapes[:2]
+        return [(n, dim), (n,), (count, n, dim)[: self.saved_rank]]
+
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
+        """What is saved for the pullback is not differentiated."""
+        return [[True, True, False]] * len(node.inputs)
+
+    def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
+        """Run on NumPy."""
+        for storage, value in zip(output_storage, self.forward(*inputs), strict=True):
+            storage[0] = np.array(value)
+
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[TensorVariable]:
+        """Gradients w.r.t. z and the parameters."""
+        by_z, by_log_det = (
+            pt.zeros_like(out) if isinstance(ct.type, DisconnectedType) else ct
+            for out, ct in zip(outputs[:2], cotangents[:2], strict=True)
+        )
+        z_new, _, saved = outputs
+        return StackPullback(self)(by_z, by_log_det, z_new, saved, *inputs[1:], return_list=True)
+
+
+class StackPullback(Op):
+    """Pull cotangents of new points and log-determinant back through the layers of a `StackOp`."""
+
+    __props__ = ("stack",)
+
+    def __init__(self, stack: StackOp):
+        self.stack = stack
+
+    @property
+    def gufunc_signature(self) -> str:
+        """How the Op vectorises."""
+        params = ",".join(_core(rank) for rank in self.stack.param_ranks)
+        return f"(n,d),(n),(n,d),{_saved_core(self.stack.saved_rank)},{params}->(n,d),{params}"
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Check ranks and types."""
+        ranks = (2, 1, 2, self.stack.saved_rank, *self.stack.param_ranks)
+        variables = _as_one_type(inputs, ranks)
+        outputs = [x.type() for x in (variables[2], *variables[4:])]
+        return Apply(self, variables, outputs)
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the outputs."""
+        return [shapes[2], *shapes[4:]]
+
+    def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
+        """Run on NumPy."""
+        for storage, value in zip(output_storage, self.stack.backward(*inputs), strict=True):
+            storage[0] = np.array(value)
+
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
+        """Refuse: the plain graphs have second derivatives."""
+        return [
+            grad_not_implemented(self, i, x, "second derivatives of a fused block")
+            for i, x in enumerate(inputs)
+        ]
+
+
+def _core(rank: int) -> str:
+    return "(k)" if rank == 1 else "(k,d)"
+
+
+def _saved_core(rank: int) -> str:
+    return "(k,n)" if rank == 2 else "(k,n,d)"
+
+
+def _as_one_type(inputs: Sequence[Any], ranks: tuple[int, ...]) -> list[TensorVariable]:
+    variables = [pt.as_tensor_variable(x) for x in inputs]
+    if tuple(x.ndim for x in variables) != ranks or len({x.dtype for x in variables}) != 1:
+        got = ", ".join(f"{x.dtype} of rank {x.ndim}" for x in variables)
+        raise TypeError(f"expected inputs of one type and ranks {ranks}, got {got}")
+    return variables
+
+
+@on_first_use("numba")
+def _register_numba() -> None:
+    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+
+    def key(op: StackOp, part: str) -> str:
+        # The shared module takes no part in what a kernel computes.
+        return f"{type(op).__qualname__} {part} {source_key(type(op).__module__)}"
+
+    @register_funcify_and_cache_key(StackOp)
+    def _(op: StackOp, node: Apply, **_: Any) -> tuple[Any, str]:
+        return op.numba_kernels(numba_njit)[0], key(op, "forward")
+
+    @register_funcify_and_cache_key(StackPullback)
+    def _(op: StackPullback, node: Apply, **_: Any) -> tuple[Any, str]:
+        return op.stack.numba_kernels(numba_njit)[1], key(op.stack, "pullback")
