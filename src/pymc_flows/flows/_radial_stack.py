@@ -14,8 +14,8 @@ class RadialStack(StackOp):
     """Radial layers: parameters alpha (count,), s (count,) = α + β and z_ref (count, dim).
 
     With r = ‖z − z_ref‖ and f = (s + r)/(α + r) the map is z_ref + f (z − z_ref) and the
-    log-determinant (dim − 1) log f + log N − 2 log(α + r), N = r (r + 2α) + s α. The points that enter
-    each layer are saved: walking back would divide by f, which may be tiny.
+    log-determinant (dim − 1) log f + log N − 2 log(α + r), N = r (r + 2α) + s α. The points that
+    enter each layer are saved: walking back would divide by f, which may be tiny.
     """
 
     param_ranks = (1, 1, 2)

@@ -1,8 +1,8 @@
 """Blocks of repeated layers as one PyTensor Op, for numba.
 
-Copied into a graph, every layer costs numba seconds of compilation. As one Op with a kernel of its own
-a block compiles in the same time for any number of repeats. The plain graphs of the layers are the
-reference that tests compare with, and what JAX runs.
+Copied into a graph, every layer costs numba seconds of compilation. As one Op with a kernel of its
+own a block compiles in the same time for any number of repeats. The plain graphs of the layers are
+the reference that tests compare with, and what JAX runs.
 """
 
 from collections.abc import Callable, Sequence
