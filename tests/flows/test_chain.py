@@ -149,5 +149,5 @@ def test_blocks_are_a_tuple(blocks):
 
 def test_an_unknown_loop_is_refused(rng):
     chain = build_chain("loc", 2)
-    with pytest.raises(FlowError, match="'unroll' or 'scan', got 'while'"):
+    with pytest.raises(FlowError, match="'scan' or 'kernel', got 'while'"):
         chain.forward_and_log_det(fixed([0, 0]), normal_params(chain, rng), loop="while")

@@ -141,7 +141,7 @@ class Chain:
         loop : {'unroll', 'scan', 'kernel'}
             How repeats enter the graph: copied, as one `pytensor.scan` over the stacked parameters,
             or, for points (n, dim) and layers that have one, as a kernel Op (else copied). Fused
-            layers need none of these.
+            layers are never copied.
 
         Returns
         -------
@@ -238,11 +238,11 @@ def _apply_block(
     layer = block.layer
     # Constrained once for the whole stack, outside of any loop.
     stacked = layer.constrain(raw)
+    if loop == "kernel" and isinstance(layer, KernelFlow) and points.ndim == 2 and not is_inverse:
+        return layer.kernel_forward_and_log_det(points, stacked)
     if block.count > 1 and isinstance(layer, FusedFlow):
         fused = layer.stack_inverse_and_log_det if is_inverse else layer.stack_forward_and_log_det
         return fused(points, stacked)
-    if loop == "kernel" and isinstance(layer, KernelFlow) and points.ndim == 2 and not is_inverse:
-        return layer.kernel_forward_and_log_det(points, stacked)
     one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
     if block.count > 1 and loop == "scan":
         return _scan(one, points, stacked, is_inverse=is_inverse)
