@@ -9,6 +9,7 @@ from pymc_flows.errors import FlowError, FormulaError
 @pytest.mark.parametrize(
     ("cls", "builtin"),
     [
+        (errors.ArgumentError, ValueError),
         (errors.BackendError, ValueError),
         (errors.FitError, FloatingPointError),
         (errors.FlowShapeError, ValueError),

@@ -24,16 +24,23 @@ ORDER = (
     "modes",
     "evaluate",
     "_graphs",
+    "layout",
     "density",
+    "_jax",
+    "_trial",
     "examine",
     "backend",
     "objective",
     "optimizers",
+    "_rngs",
     "training",
     "draws",
     "approximation",
     "callbacks",
     "_progress",
+    "_interrupts",
+    "_session",
+    "operators",
     "inference",
     "fitting",
     "integration",
@@ -51,7 +58,7 @@ THIRD_PARTY = {
 }
 
 # PyMC's variational base classes may change; these modules are the ones that would have to follow.
-MEET_PYMC_VARIATIONAL = {"objective", "approximation", "inference", "integration"}
+MEET_PYMC_VARIATIONAL = {"approximation", "operators", "inference", "integration"}
 # Optimizers and callbacks are plain functions and classes that anyone may use.
 PLAIN_PYMC_VARIATIONAL = {"updates", "callbacks"}
 

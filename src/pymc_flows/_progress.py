@@ -11,9 +11,14 @@ from pymc.progress_bar import CustomProgress
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+# Seconds between updates; rich draws ten times a second.
+INTERVAL = 0.1
+# The loss shown is an average over this many steps, as in PyMC.
+WINDOW = 1000
+
 
 class FitProgress:
-    """Shows how far a fit is; costs one update per call of the compiled loop.
+    """Shows how far a fit is; costs next to nothing per call of the compiled loop.
 
     Parameters
     ----------
@@ -32,13 +37,14 @@ class FitProgress:
             disable=not show,
         )
         self._total = total
-        self._last = -1.0
+        self._shows = show
+        self._state: tuple[int, np.ndarray] | None = None
+        self._begin = self._last = 0.0
 
     def __enter__(self) -> FitProgress:
-        """Start the bar."""
+        """Show an empty bar."""
         self._progress.__enter__()
-        self._task = self._progress.add_task("Fitting:", total=self._total, loss="", speed="")
-        self._begin: float | None = None
+        self._task = self._progress.add_task("Compiling:", total=self._total, loss="", speed="")
         return self
 
     def __exit__(
@@ -47,20 +53,28 @@ class FitProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the bar as it is."""
+        """Show the last state, and leave the bar there."""
+        self._show()
         self._progress.__exit__(kind, error, trace)
 
+    def begin(self) -> None:
+        """Say that compiling is over; the time of the steps starts."""
+        self._progress.update(self._task, description="Fitting:")
+        self._begin = time.perf_counter()
+
     def update(self, done: int, losses: np.ndarray) -> None:
-        """Show ``done`` steps, their recent average loss in nats, and the speed after the first call."""
-        now = time.perf_counter()
-        if self._begin is None:  # the first call compiles
-            self._begin, self._first = now, done
-        elif now - self._last < 0.1 and done < self._total:
+        """Show ``done`` steps, the average of their last losses in nats, and the speed."""
+        self._state = (done, losses)
+        if time.perf_counter() - self._last >= INTERVAL:
+            self._show()
+
+    def _show(self) -> None:
+        if self._state is None or not self._shows:
             return
-        self._last = now
-        elapsed = now - self._begin
-        speed = f"{(done - self._first) / elapsed:,.0f} steps/s" if elapsed > 0.0 else ""
-        recent = losses[-1000:]
+        done, losses = self._state
+        self._last = time.perf_counter()
+        speed = done / max(self._last - self._begin, 1e-9)
+        recent = losses[-WINDOW:]
         recent = recent[np.isfinite(recent)]
         loss = f"Average Loss = {recent.mean():,.5g}" if len(recent) else ""
-        self._progress.update(self._task, completed=done, loss=loss, speed=speed)
+        self._progress.update(self._task, completed=done, loss=loss, speed=f"{speed:,.0f} steps/s")

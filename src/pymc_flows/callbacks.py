@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
+import pytensor
 from pymc.variational.callbacks import Callback
 from xarray import Dataset
 
@@ -17,112 +19,148 @@ class Tracker(Callback):
 
     Give it to ``NFVI.fit(callbacks=[tracker])``. Nothing is called from Python for a step: values
     leave the loop with its losses. Gradients are the very ones that the optimizer used; parameters
-    are those after the step.
+    are those after the step. `refine`, or a further fit of the same flow, goes on with the records.
 
     Parameters
     ----------
     params, grads : bool
         What to record.
     max_bytes : int
-        Limit of what is kept. Whenever it is reached, every second record is dropped and from then
-        on half as many are kept.
+        Limit of what is kept. Whenever it is reached, every second record is dropped, and from
+        then on half as many are kept.
 
     Attributes
     ----------
+    stride : int
+        Every how many steps a record is kept.
     dataset : xarray.Dataset
         Variables ``{position}_{word}_{param}``, position counting blocks from 0, and ``grad_…``
-        for gradients. Dimensions: ``step`` (the step's number as coordinate), then the repeats of
-        the block (``layer``, or ``layer_{position}`` if the formula has several blocks; positions
-        in the expanded formula as coordinate), then the parameter's own.
+        for gradients. Dimensions: ``step`` (number of the step as coordinate, from 1), then the
+        repeats of the block (``layer``, or ``layer_{position}`` if the formula has several blocks;
+        positions in the expanded formula as coordinate), then the parameter's own.
 
     Raises
     ------
     FlowError
-        If there is nothing to record, or when another inference than NFVI uses it.
+        If there is nothing to record, ``max_bytes`` has no room for two records, a fit of another
+        flow uses the tracker, or another inference than NFVI does.
     """
 
     def __init__(self, *, params: bool = True, grads: bool = True, max_bytes: int = 256 * 2**20):
         if not (params or grads):
             raise FlowError("a Tracker that records neither params nor grads records nothing")
-        if max_bytes <= 0:
-            raise FlowError(f"max_bytes must be positive, got {max_bytes!r}")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer):
+            raise FlowError(f"max_bytes must be an integer, got {max_bytes!r}")
         self.params = params
         self.grads = grads
-        self.max_bytes = max_bytes
+        self.max_bytes = int(max_bytes)
         self.clear()
 
     def clear(self) -> None:
         """Forget all records."""
         self.stride = 1
-        self._steps: list[np.ndarray] = []
-        self._records: dict[str, list[np.ndarray]] = {}
-        self._dims: dict[str, tuple[str, ...]] = {}
-        self._coords: dict[str, list[int]] = {}
+        self._chain: Chain | None = None
+        self._steps = 0  # seen
+        self._kept = 0
+        self._most = 0
+        self._buffers: dict[str, np.ndarray] = {}
 
-    def __call__(self, approx: object, loss: object, i: int) -> None:  # noqa: ARG002
+    def __call__(self, approx: object, loss: object, i: int) -> None:
         """Refuse to be called step by step."""
         raise FlowError(
             "pymc_flows.callbacks.Tracker records inside the compiled loop of NFVI.fit\n"
             "For other inferences use pymc.variational.callbacks.Tracker."
         )
 
-    def describe(self, chain: Chain) -> None:
-        """Learn the layout of what will be recorded."""
-        several = len(chain.blocks) > 1
-        position = 0
-        for i, (block, shapes) in enumerate(zip(chain.blocks, chain.param_shapes(), strict=True)):
-            layer = f"layer_{i}" if several else "layer"
-            self._coords[layer] = list(range(position, position + block.count))
-            position += block.count
-            for name, (_, *shape) in shapes.items():
-                key = f"{i}_{block.layer.word}_{name}"
-                axes = ["dim" if shape == [chain.dim] else f"{name}_{j}" for j in range(len(shape))]
-                self._dims[key] = self._dims[f"grad_{key}"] = ("step", layer, *axes)
+    def prepare(self, chain: Chain) -> None:
+        """Learn what will be recorded; each fit does this before it starts."""
+        if self._chain is not None and chain != self._chain:
+            raise FlowError(
+                "this Tracker has records of another flow\nUse a new one, or call its clear()."
+            )
+        sizes = [math.prod(shape) for block in chain.param_shapes() for shape in block.values()]
+        per_step = sum(sizes) * np.dtype(pytensor.config.floatX).itemsize
+        per_record = per_step * (self.params + self.grads) + np.dtype(np.int64).itemsize
+        self._most = self.max_bytes // per_record
+        if self._most < 2:
+            raise FlowError(
+                f"max_bytes={self.max_bytes} has no room for two records of this flow\n"
+                f"One record takes {per_record} bytes."
+            )
+        self._chain = chain
 
-    def record(self, first: int, values: Mapping[str, np.ndarray]) -> None:
-        """Keep the records of consecutive steps.
+    def record(self, values: Mapping[str, np.ndarray]) -> None:
+        """Keep records of the next steps.
 
         Parameters
         ----------
-        first : int
-            Number of the first of these steps, from 1.
         values : mapping of str to ndarray, shape (steps, ...)
         """
-        wanted = {k: v for k, v in values.items() if k in self._dims and self._records_name(k)}
-        n = len(next(iter(wanted.values())))
-        steps = np.arange(first, first + n)
-        kept = (steps - 1) % self.stride == 0
-        self._steps.append(steps[kept])
-        for name, value in wanted.items():
-            self._records.setdefault(name, []).append(value[kept])
-        while self.nbytes > self.max_bytes and sum(map(len, self._steps)) > 1:
+        values = {k: v for k, v in values.items() if self._wants(k)}
+        n = len(next(iter(values.values())))
+        first, self._steps = self._steps, self._steps + n
+        while -(-self._steps // self.stride) > self._most:
             self._halve()
+        chosen = slice(-first % self.stride, n, self.stride)
+        self._append("step", np.arange(first + 1, self._steps + 1)[chosen])
+        for name, value in values.items():
+            self._append(name, value[chosen])
+        self._kept = -(-self._steps // self.stride)
 
-    def _records_name(self, name: str) -> bool:
+    def _wants(self, name: str) -> bool:
         return self.grads if name.startswith("grad_") else self.params
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes kept."""
-        return sum(a.nbytes for arrays in self._records.values() for a in arrays)
 
     def _halve(self) -> None:
         self.stride *= 2
-        steps = np.concatenate(self._steps)
-        kept = (steps - 1) % self.stride == 0
-        self._steps = [steps[kept]]
-        self._records = {k: [np.concatenate(v)[kept]] for k, v in self._records.items()}
+        remaining = (self._kept + 1) // 2
+        for buffer in self._buffers.values():
+            buffer[:remaining] = buffer[: self._kept : 2]
+        self._kept = remaining
+
+    def _append(self, name: str, values: np.ndarray) -> None:
+        needed = self._kept + len(values)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < needed:
+            length = min(self._most, max(needed, 2 * self._kept))
+            larger = np.empty((length, *values.shape[1:]), values.dtype)
+            if buffer is not None:
+                larger[: self._kept] = buffer[: self._kept]
+            self._buffers[name] = buffer = larger
+        buffer[self._kept : needed] = values
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
 
     @property
     def dataset(self) -> Dataset:
         """All records so far."""
-        if not self._steps:
+        if self._chain is None or not self._kept:
             return Dataset()
-        data = {k: (self._dims[k], np.concatenate(v)) for k, v in self._records.items()}
-        used = {dim for dims, _ in data.values() for dim in dims}
-        coords = {k: v for k, v in self._coords.items() if k in used}
-        return Dataset(data, coords={"step": np.concatenate(self._steps), **coords})
+        dims, coords = _layout(self._chain)
+        data = {name: (dims[name], self[name]) for name in self._buffers if name != "step"}
+        return Dataset(data, coords={"step": self["step"], **coords})
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Records of one variable, as an array (records, ...)."""
-        return np.concatenate(self._records[name])
+        if name not in self._buffers:
+            known = ", ".join(self._buffers) or "nothing yet"
+            raise KeyError(f"there is no record of {name!r}; recorded: {known}")
+        return self._buffers[name][: self._kept].copy()
+
+
+def _layout(chain: Chain) -> tuple[dict[str, tuple[str, ...]], dict[str, list[int]]]:
+    """Dimensions by variable, and the coordinates of layers."""
+    dims: dict[str, tuple[str, ...]] = {}
+    coords: dict[str, list[int]] = {}
+    position = 0
+    for i, (block, shapes) in enumerate(zip(chain.blocks, chain.param_shapes(), strict=True)):
+        layer = f"layer_{i}" if len(chain.blocks) > 1 else "layer"
+        coords[layer] = list(range(position, position + block.count))
+        position += block.count
+        for name, (_, *shape) in shapes.items():
+            key = f"{i}_{block.layer.word}_{name}"
+            own = ["dim"] if shape == [chain.dim] else [f"{key}_dim_{j}" for j in range(len(shape))]
+            dims[key] = dims[f"grad_{key}"] = ("step", layer, *own)
+    return dims, coords

@@ -1,43 +1,31 @@
 """Log density of a PyMC model over flat unconstrained vectors, for many draws at once.
 
-This module is the only reader of `pymc.Model`. It lays the free variables out in one vector,
-prepares the model's log density once (parameter checks per draw, large data as function inputs)
-and evaluates it for a batch of draws, vectorised where the graph allows it and by a scan over
-draws where it does not.
+With `layout`, this module is the only reader of `pymc.Model`. It prepares the model's log density
+once (parameter checks per draw, large data as function inputs) and evaluates it for a batch of
+draws, vectorised where the graph allows it and by a scan over draws where it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
-from pymc.initial_point import make_initial_point_fn
-from pymc.vartypes import discrete_types
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows._graphs import frontier, lift_constants, switch_parameter_checks
+from pymc_flows._graphs import frontier, join_batches, lift_constants, switch_parameter_checks
 from pymc_flows.errors import ModelError
+from pymc_flows.layout import Slot, initial_point, layout, start_point
+from pymc_flows.modes import no_compiler
 
-# Unfused intermediates (value and gradient of the log density) of one micro-batch of draws may
-# take this many bytes. A constant, never free memory: the same seed must give the same bits.
-MICRO_BATCH_BYTES = 512 * 2**20
+type Replacements = Mapping[Variable, Variable] | None
 
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one value variable sits in the flat vector."""
-
-    name: str
-    slice: slice
-    shape: tuple[int, ...]
-    dtype: str
+__all__ = ["ModelDensity", "Replacements", "Slot"]
 
 
 class ModelDensity:
@@ -63,8 +51,7 @@ class ModelDensity:
 
     def __init__(self, model: pm.Model):
         self.model = model
-        _check_free_variables(model)
-        self.slots = _layout(model)
+        self.slots = layout(model)
         self.dim = self.slots[-1].slice.stop
 
     # ------------------------------------------------------------------ flat vector <-> variables
@@ -88,14 +75,8 @@ class ModelDensity:
 
     def pack(self, point: Mapping[str, np.ndarray]) -> np.ndarray:
         """Join values by name, shape of the variable each, into one flat vector (dim,)."""
-        return np.concatenate(
-            [np.ravel(np.asarray(point[slot.name], dtype=float)) for slot in self.slots]
-        )
-
-    def split(self, start: Mapping[str, object] | None = None) -> list[np.ndarray]:
-        """Return `start` variable by variable, in the order of ``slots``."""
-        flat = self.start(start)
-        return [flat[slot.slice] for slot in self.slots]
+        dtype = pytensor.config.floatX
+        return np.concatenate([np.ravel(point[slot.name]).astype(dtype) for slot in self.slots])
 
     def start(self, start: Mapping[str, object] | None = None) -> np.ndarray:
         """Return the flat start point: the model's initial point with ``start`` laid over it.
@@ -104,74 +85,35 @@ class ModelDensity:
         ----------
         start : mapping of str to array-like, optional
             Values by variable name; a transformed name (``"sigma_log__"``) means a value in the
-            unconstrained space, as everywhere in PyMC.
+            unconstrained space, as everywhere in PyMC. Values are broadcast to the variable.
 
         Raises
         ------
         ModelError
-            If a name is unknown, a shape does not fit, or a value lies outside the support.
+            If a name is unknown, a value is not numeric, a shape does not fit, or a value lies
+            outside the support.
         """
-        start = dict(start or {})
-        self._check_start_names(start)
-        self._check_start_shapes(start)
-        point = make_initial_point_fn(model=self.model, overrides=start, jitter_rvs=set())(0)
-        for slot in self.slots:
-            if np.shape(point[slot.name]) != slot.shape:
-                raise ModelError(
-                    f"start value of {slot.name!r} has the wrong shape\n"
-                    f"expected {slot.shape}, got {np.shape(point[slot.name])}"
-                )
-            if not np.isfinite(point[slot.name]).all():
-                raise ModelError(
-                    f"start value of {slot.name!r} is not finite in the unconstrained space: "
-                    f"{point[slot.name]!r}\nGive a start inside the support of the variable."
-                )
-        return self.pack(point)
+        return self.pack(start_point(self.model, self.slots, start))
 
-    def _check_start_names(self, start: Mapping[str, object]) -> None:
-        names = {rv.name for rv in self.model.free_RVs} | {slot.name for slot in self.slots}
-        unknown = [key for key in start if not isinstance(key, str) or key not in names]
-        if unknown:
-            raise ModelError(
-                f"start has a value for {unknown[0]!r}, which is not a free variable of the model\n"
-                f"Free variables: {', '.join(sorted(names))}."
-            )
-
-    def _check_start_shapes(self, start: Mapping[str, object]) -> None:
-        shapes = {slot.name: slot.shape for slot in self.slots}
-        rv_shapes: dict[str, tuple[int, ...]] | None = None
-        for name, value in start.items():
-            if name not in shapes and rv_shapes is None:
-                rv_shapes = self.model.eval_rv_shapes()
-            expected = shapes[name] if name in shapes else (rv_shapes or {})[name]
-            try:
-                np.broadcast_to(np.asarray(value), expected)
-            except ValueError:
-                raise ModelError(
-                    f"start value of {name!r} has the wrong shape\n"
-                    f"expected {expected}, got {np.shape(value)}"
-                ) from None
-            start[name] = np.array(np.broadcast_to(np.asarray(value), expected))  # type: ignore[index]
+    def split(self, start: Mapping[str, object] | None = None) -> list[np.ndarray]:
+        """Return `start` variable by variable, in the order of ``slots``."""
+        flat = self.start(start)
+        return [flat[slot.slice] for slot in self.slots]
 
     def check_shapes(self) -> None:
         """Raise `ModelError` if a free variable no longer has the shape the flow was built for.
 
-        Only variables whose shape depends on mutable data or coords can change; for the others
-        this costs nothing.
+        Only variables whose shape depends on mutable data or coords can change; without any, this
+        costs nothing.
         """
-        movable = [
-            value.name
-            for value, slot in zip(self.model.value_vars, self.slots, strict=True)
-            if None in value.type.shape
-        ]
-        if not movable:
+        if all(None not in value.type.shape for value in self.model.value_vars):
             return
-        current = {name: np.shape(v) for name, v in self.model.initial_point(0).items()}
+        current = initial_point(self.model)
         for slot in self.slots:
-            if current[slot.name] != slot.shape:
+            if np.shape(current[slot.name]) != slot.shape:
                 raise ModelError(
                     f"the shape of free variable {slot.name!r} changed since the approximation "
-                    f"was made\nexpected {slot.shape}, got {current[slot.name]}\n"
+                    f"was made\nexpected {slot.shape}, got {np.shape(current[slot.name])}\n"
                     "Data may change their length, free variables may not: make a new "
                     "approximation."
                 )
@@ -179,38 +121,46 @@ class ModelDensity:
     # -------------------------------------------------------------------------- log density graphs
 
     @cached_property
+    def named_terms(self) -> dict[str, TensorVariable]:
+        """Log density of each random variable and potential, as PyMC gives them, in nats.
+
+        Graphs in the model's value variables, for one draw, not summed: free variables (with the
+        Jacobians of their transforms), observed ones, potentials.
+        """
+        model = self.model
+        variables = [*model.free_RVs, *model.observed_RVs, *model.potentials]
+        with no_compiler():
+            terms = model.logp(sum=False)
+        return {
+            var.name: pt.as_tensor(term, allow_xtensor_conversion=True)
+            for var, term in zip(variables, terms, strict=True)
+        }
+
+    @cached_property
     def terms(self) -> list[TensorVariable]:
         """Log prior (with the transforms' Jacobians) and log likelihood (with potentials), scalars.
 
         Graphs in the model's value variables, for one draw, in nats.
         """
-        outputs = [self.model.varlogp, self.model.datalogp]
-        outputs = switch_parameter_checks(outputs, keep=self.model.check_bounds)
-        return lift_constants(outputs)
+        model = self.model
+        sums = [term.sum() for term in self.named_terms.values()]
+        n_free = len(model.free_RVs)
+        with no_compiler():
+            outputs = [_total(sums[:n_free]), _total(sums[n_free:])]
+            outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
+            return lift_constants(outputs)
 
-    def single(
-        self, z: TensorVariable, replacements: Mapping[Variable, Variable] | None = None
-    ) -> list[TensorVariable]:
+    def single(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at one point z (dim,)."""
-        terms = _replace(self.terms, replacements)
-        return graph_replace(terms, self.unpack(z), strict=False)
+        return self._at(z, _replace(self.terms, replacements))
 
-    def batched(
-        self, z: TensorVariable, replacements: Mapping[Variable, Variable] | None = None
-    ) -> list[TensorVariable]:
+    def batched(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at points z (draws, dim), vectorised: shapes (draws,)."""
-        terms = _replace(self.terms, replacements)
-        outputs = vectorize_graph(terms, self.unpack(z))
-        return [pt.full((z.shape[0],), out) if out.ndim == 0 else out for out in outputs]
+        return self._at_all(z, _replace(self.terms, replacements))
 
-    def looped(
-        self, z: TensorVariable, replacements: Mapping[Variable, Variable] | None = None
-    ) -> list[TensorVariable]:
+    def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at points z (draws, dim) by a scan over draws."""
-        fn, fixed = self._with_fixed_parts(
-            lambda row, terms: graph_replace(terms, self.unpack(row), strict=False), replacements
-        )
-        return _scan(fn, z, fixed)
+        return self._scan(lambda terms, row: self._at(row, terms), [z], replacements)
 
     def value_and_grad(
         self,
@@ -219,7 +169,7 @@ class ModelDensity:
         weights: Sequence[TensorVariable | float],
         micro_batch: int | None,
         extra: Sequence[Variable] = (),
-        replacements: Mapping[Variable, Variable] | None = None,
+        replacements: Replacements = None,
     ) -> tuple[list[TensorVariable], TensorVariable, list[TensorVariable]]:
         """Values and gradient of weights[0]·log prior + weights[1]·log likelihood.
 
@@ -248,39 +198,86 @@ class ModelDensity:
             values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
             grads = _gradient(values, weights, [z, *extra])
             return values, grads[0], grads[1:]
-        if micro_batch == n_draws:
+        if micro_batch is not None and micro_batch >= n_draws:
             values = self.batched(z, replacements)
             grads = _gradient(values, weights, [z, *extra])
             return values, grads[0], grads[1:]
 
-        def one(row: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
-            if micro_batch is None:
-                values = graph_replace(terms, self.unpack(row), strict=False)
-            else:
-                values = vectorize_graph(terms, self.unpack(row))
-                values = [pt.full((micro_batch,), v) if v.ndim == 0 else v for v in values]
-            return [*values, *_gradient(values, weights, [row, *extra])]
+        def one(
+            terms: list[TensorVariable], rows: TensorVariable, *counts: TensorVariable
+        ) -> list[TensorVariable]:
+            values = (self._at if micro_batch is None else self._at_all)(rows, terms)
+            counted = values
+            if counts:
+                counted = [pt.switch(counts[0], v, pt.zeros_like(v)) for v in values]
+            return [*values, *_gradient(counted, weights, [rows, *extra])]
 
-        fn, fixed = self._with_fixed_parts(one, replacements, free=extra)
-        rows = z if micro_batch is None else z.reshape((-1, micro_batch, self.dim))
-        prior, data, grad, *extra_grads = _scan(fn, rows, fixed)
-        values = [prior.reshape((n_draws,)), data.reshape((n_draws,))]
-        return values, grad.reshape((n_draws, self.dim)), [g.sum(axis=0) for g in extra_grads]
+        outer = [w for w in weights if isinstance(w, Variable)]
+        sequences = _in_batches(z, n_draws, micro_batch)
+        outputs = self._scan(one, sequences, replacements, outer=outer, free=extra)
+        prior, data, grad, *extra_grads = outputs
+        return (
+            [prior.reshape((-1,))[:n_draws], data.reshape((-1,))[:n_draws]],
+            grad.reshape((-1, self.dim))[:n_draws],
+            [g.sum(axis=0) for g in extra_grads],
+        )
 
-    def _with_fixed_parts(self, one, replacements, free=()):  # type: ignore[no-untyped-def]
-        """Return a scan step and the parts of the log density that no draw changes.
+    def _at(self, row: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
+        return graph_replace(terms, self.unpack(row), strict=False)
 
-        Those parts are computed once, outside of the scan: they include whatever the model draws
-        at random itself (a minibatch), which must be the same for all draws of a step.
+    def _at_all(self, rows: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
+        # On an input of its own first: joining copies the graph, and with it whatever ``rows`` are
+        # computed from, which would cut the result off from the ``rows`` of the caller.
+        points = rows.type()
+        outputs = join_batches(vectorize_graph(terms, self.unpack(points)))
+        outputs = graph_replace(outputs, {points: rows}, strict=False)
+        return [pt.full((rows.shape[0],), out) if out.ndim == 0 else out for out in outputs]
+
+    def _scan(
+        self,
+        fn: Callable[..., list[TensorVariable]],
+        sequences: list[TensorVariable],
+        replacements: Replacements,
+        *,
+        outer: Sequence[Variable] = (),
+        free: Sequence[Variable] = (),
+    ) -> list[TensorVariable]:
+        """Scan ``fn(terms, *slices)`` over draws; ``outer`` are variables that it uses besides.
+
+        The parts of the log density that no draw changes are computed once, outside of the scan:
+        they include whatever the model draws at random itself (a minibatch), which must be the
+        same for all draws of a step.
         """
         terms = _replace(self.terms, replacements)
         fixed = frontier(terms, [*self.model.value_vars, *free])
 
-        def step(row: TensorVariable, *values: Variable) -> list[TensorVariable]:
-            given = dict(zip(fixed, values, strict=True))
-            return one(row, graph_replace(terms, given, strict=False) if given else terms)
+        def step(*args: TensorVariable) -> list[TensorVariable]:
+            slices, inner = args[: len(sequences)], args[len(sequences) :]
+            given = dict(zip([*fixed, *outer], inner, strict=True))
+            outputs = fn(_replace(terms, given), *slices)
+            return _replace(outputs, given)
 
-        return step, fixed
+        return pytensor.scan(
+            step, sequences=sequences, non_sequences=[*fixed, *outer], return_updates=False
+        )
+
+
+def _total(terms: list[TensorVariable]) -> TensorVariable:
+    return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
+
+
+def _in_batches(z: TensorVariable, n_draws: int, micro_batch: int | None) -> list[TensorVariable]:
+    """Draws in batches; if draws must repeat to fill the last, also a mask of those that count."""
+    if micro_batch is None:
+        return [z]
+    n_batches = -(-n_draws // micro_batch)
+    missing = n_batches * micro_batch - n_draws
+    rows = pt.concatenate([z, z[:missing]]) if missing else z
+    rows = rows.reshape((n_batches, micro_batch, z.type.shape[1]))
+    if not missing:
+        return [rows]
+    counts = np.arange(n_batches * micro_batch) < n_draws
+    return [rows, pt.constant(counts.reshape((n_batches, micro_batch)))]
 
 
 def _gradient(
@@ -290,45 +287,5 @@ def _gradient(
     return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
 
 
-def _replace(
-    outputs: list[TensorVariable], replacements: Mapping[Variable, Variable] | None
-) -> list[TensorVariable]:
+def _replace(outputs: list[TensorVariable], replacements: Replacements) -> list[TensorVariable]:
     return graph_replace(outputs, dict(replacements), strict=False) if replacements else outputs
-
-
-def _scan(fn, rows: TensorVariable, fixed: Sequence[Variable]) -> list[TensorVariable]:  # type: ignore[no-untyped-def]
-    outputs = pytensor.scan(fn, sequences=[rows], non_sequences=fixed, return_updates=False)
-    return outputs if isinstance(outputs, list) else [outputs]
-
-
-def _check_free_variables(model: pm.Model) -> None:
-    if not model.free_RVs:
-        observed = ", ".join(rv.name for rv in model.observed_RVs)
-        what = f"only observed ones ({observed})" if observed else "no random variables at all"
-        raise ModelError(
-            f"the model has no free random variable, {what}: there is nothing to approximate\n"
-            "Build the model first, then create the approximation in its context or pass model=."
-        )
-    for rv in model.free_RVs:
-        if rv.dtype in discrete_types:
-            raise ModelError(
-                f"free variable {rv.name!r} is discrete ({rv.dtype})\n"
-                "A flow needs continuous variables: marginalise it out "
-                "(pymc_extras.marginalize does that for finite ones) or sample it with MCMC."
-            )
-
-
-def _layout(model: pm.Model) -> tuple[Slot, ...]:
-    point = model.initial_point(0)
-    slots, begin = [], 0
-    for value in model.value_vars:
-        array = np.asarray(point[value.name])
-        slots.append(
-            Slot(value.name, slice(begin, begin + array.size), array.shape, str(value.dtype))
-        )
-        begin += array.size
-    if begin == 0:
-        names = ", ".join(rv.name for rv in model.free_RVs)
-        raise ModelError(f"all free variables of the model have size 0: {names}")
-    return tuple(slots)
-

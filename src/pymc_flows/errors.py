@@ -7,6 +7,7 @@ expect, so that both ``except FlowError`` and, say, ``except ValueError`` work.
 import unicodedata
 
 __all__ = [
+    "ArgumentError",
     "BackendError",
     "FitError",
     "FlowError",
@@ -22,6 +23,10 @@ _EXCERPT_CHARACTERS = 72
 
 class FlowError(Exception):
     """Base class of the errors that this package raises."""
+
+
+class ArgumentError(FlowError, ValueError):
+    """An argument has a value that cannot be used."""
 
 
 class FlowShapeError(FlowError, ValueError):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,94 +14,28 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pymc.progress_bar import default_progress_theme
 from pymc.util import RandomState, _get_seeds_per_chain
-from pymc.variational.callbacks import CheckParametersConvergence
 from pymc.variational.inference import Inference, KLqp
-from pymc.variational.operators import KL
-from pymc.variational.opvi import ObjectiveFunction
+from pytensor.compile.mode import get_mode
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._progress import FitProgress
+from pymc_flows._session import Callback, FitState, Run, call_interval
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.backend import choose_backend, layer_loop, step_seconds
+from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
-from pymc_flows.errors import FitError, FlowError
-from pymc_flows.examine import DrawPlan, check_backend, check_start, plan_draws, why_not_finite
+from pymc_flows.errors import BackendError, FlowError
+from pymc_flows.examine import DrawPlan, check_backend, check_start, plan_draws
+from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
-from pymc_flows.objective import loss_and_gradients, loss_graph
-from pymc_flows.optimizers import Optimizer, Rated, rated
-from pymc_flows.training import ChunkSizer, Clock, DeferredInterrupt, Step, TrainingLoop
+from pymc_flows.objective import loss_and_gradients
+from pymc_flows.operators import FlowKL, check_integer
+from pymc_flows.optimizers import Optimizer, Rated, Schedule, rated
+from pymc_flows.training import MAX_CHUNK, Step, TrainingLoop
 
 _log = logging.getLogger(__name__)
-
-# This many steps in a row without a finite loss and gradient: no further one will come.
-MAX_SKIPPED = 100
-
-type Callback_ = Callable[[Any, Any, int], object]
-
-
-class FlowObjective(ObjectiveFunction):
-    """PyMC's objective function with the loss of a flow, vectorised over draws."""
-
-    def __call__(self, nmc: int | None, **kwargs: Any) -> TensorVariable:
-        """Return the symbolic loss in nats, from ``nmc`` draws (None: one).
-
-        It has a random generator of its own with a default update: each evaluation of it or of
-        its gradient draws anew.
-        """
-        approx = self.approx
-        n_draws = _positive("nmc", 1 if nmc is None else nmc)
-        seed = int(approx.rng.randint(2**30, dtype=np.int64))
-        rng = pytensor.shared(np.random.default_rng(seed), name="objective_rng")
-        next_rng, z0 = pt.random.normal(
-            size=(n_draws, approx.ddim),
-            rng=rng,
-            dtype=pytensor.config.floatX,
-            return_next_rng=True,
-        )
-        rng.default_update = next_rng
-        z0 = pt.specify_shape(z0, (n_draws, approx.ddim))
-        replacements = kwargs.get("more_replacements")
-        plan = plan_draws(
-            approx.density, n_draws, approx.density.start(), "numba", replacements
-        )
-        problem = approx.problem(float(self.op.beta))
-        return loss_graph(
-            problem, z0, plan, loop=approx.graph_loop, replacements=replacements
-        )
-
-
-class FlowKL(KL):
-    """PyMC's KL operator with `FlowObjective`."""
-
-    objective_class = FlowObjective
-
-
-@dataclass
-class FitState:
-    """What `NFVI.refine` continues from.
-
-    Attributes
-    ----------
-    i : int
-        Steps of this fit so far.
-    loop : TrainingLoop
-    sizer : ChunkSizer
-    callbacks : list of callable
-    optimizer : Rated
-    total : int
-        Steps that the fit was planned for: the length of a schedule.
-    score : bool
-    """
-
-    i: int
-    loop: TrainingLoop
-    sizer: ChunkSizer
-    callbacks: list[Callback_]
-    optimizer: Rated
-    total: int
-    score: bool
 
 
 class NFVI(KLqp):
@@ -164,7 +96,7 @@ class NFVI(KLqp):
         self,
         n: int = 10_000,
         score: bool | None = None,  # noqa: FBT001 - PyMC's signature
-        callbacks: Sequence[Callback_] | None = None,
+        callbacks: Sequence[Callback] | None = None,
         progressbar: bool = True,  # noqa: FBT001, FBT002 - PyMC's signature
         progressbar_theme: Any = default_progress_theme,
         *,
@@ -242,52 +174,25 @@ class NFVI(KLqp):
         FitError
             If no step succeeds any more. The approximation keeps its last finite parameters.
         """
-        n = _positive("n", n, minimum=0)
-        n_draws = _positive("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc)
-        score = bool(self._maybe_score(score))
-        compile_kwargs = dict(_deprecated(fn_kwargs, compile_kwargs) or {})
-        _warn_unused(
-            tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params
-        )
-        check_backend(backend)
-        callbacks = list(callbacks or [])
-        approx = self.approx
-        approx.density.check_shapes()
-        start = approx.center_point()
-        check_start(approx.density, start, more_replacements)
-        backend = choose_backend(backend, approx.chain, approx.density, n_draws, more_replacements)
-        plan = plan_draws(approx.density, n_draws, start, backend, more_replacements)
-
-        optimizer = rated(obj_optimizer)
-        trackers = [c for c in callbacks if isinstance(c, Tracker)]
-        step = self._step(
-            plan,
-            n_draws,
-            optimizer,
+        n = check_integer("n", n, minimum=0)
+        _warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
+        self.state = self._prepare(
+            n,
+            score=bool(self._maybe_score(score)),
+            callbacks=list(callbacks or []),
             backend=backend,
+            random_seed=random_seed,
+            n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
+            optimizer=rated(obj_optimizer, n),
             extra=list(more_obj_params or []),
             more_updates=dict(more_updates or {}),
             replacements=more_replacements,
             max_norm=total_grad_norm_constraint,
-            score=score,
-            track_params=any(t.params for t in trackers),
-            track_grads=any(t.grads for t in trackers),
+            compile_kwargs=_renamed(fn_kwargs, compile_kwargs),
         )
-        for tracker in trackers:
-            tracker.describe(approx.chain)
-        noise_seed, model_seed = self._seeds(random_seed)
-        loop = TrainingLoop(
-            step,
-            backend=backend,
-            noise_seed=noise_seed,
-            model_seed=model_seed,
-            compile_kwargs=compile_kwargs,
-        )
-        sizer = ChunkSizer(loop, step_seconds(approx.chain, approx.density, plan, n_draws))
-        self.state = FitState(0, loop, sizer, callbacks, optimizer, n, score)
-        approx.groups[0].include_transformed = include_transformed
+        self.approx.groups[0].include_transformed = include_transformed
         self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
-        return approx
+        return self.approx
 
     def refine(  # type: ignore[override]
         self,
@@ -315,20 +220,17 @@ class NFVI(KLqp):
         FlowError
             If ``learning_rate`` is given but the optimizer fixed its own.
         """
-        n = _positive("n", n, minimum=0)
+        n = check_integer("n", n, minimum=0)
         if self.state is None:
             raise TypeError("Need to call `.fit` first")
+        if learning_rate is not None:
+            if not self.state.has_rate:
+                raise FlowError(
+                    "learning_rate cannot be changed: the optimizer of the last fit has no step "
+                    "size of its own\nUse one like pm.adam(learning_rate=.01)."
+                )
+            self.state.schedule = Schedule(float(learning_rate))
         self.approx.density.check_shapes()
-        optimizer = self.state.optimizer
-        rate = optimizer.final(self.state.total) if learning_rate is None else learning_rate
-        if optimizer.rate is None and learning_rate is not None:
-            raise FlowError(
-                "learning_rate cannot be changed: the optimizer of the last fit has no step size "
-                "of its own\nUse one like pm.adam(learning_rate=.01)."
-            )
-        self.state.optimizer = Rated(
-            optimizer.optimizer, optimizer.rate, float(rate), decays=False
-        )
         self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
 
     def run_profiling(  # type: ignore[override]
@@ -337,27 +239,78 @@ class NFVI(KLqp):
         score: bool | None = None,  # noqa: FBT001 - PyMC's signature
         *,
         backend: str | None = None,
+        compile_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Profile single optimizer steps; the parameters move as in a fit.
+        """Profile the compiled loop; parameters move as in a fit, ``hist`` stays as it is.
 
         Parameters
         ----------
         n : int
             Number of steps.
-        score, backend, **kwargs
+        score, backend, compile_kwargs, **kwargs
             As in `fit`.
 
         Returns
         -------
         pytensor.compile.profiling.ProfileStats
         """
-        check_backend(backend)
-        kwargs.setdefault("obj_n_mc", 64)
-        kwargs.setdefault("obj_optimizer", rated(None).optimizer)
-        return super().run_profiling(n, score, backend=backend, **kwargs)
+        hist, state = self.hist, self.state
+        profile = {**(compile_kwargs or {}), "profile": True}
+        try:
+            self.fit(n, score, backend=backend, compile_kwargs=profile, **kwargs)
+            return self.state.loop.function.profile
+        finally:
+            self.hist, self.state = hist, state
+            self.approx.hist = hist
 
     # ------------------------------------------------------------------------------------ inside
+
+    def _prepare(
+        self,
+        n: int,
+        *,
+        score: bool,
+        callbacks: list[Callback],
+        backend: str | None,
+        random_seed: RandomState,
+        n_draws: int,
+        optimizer: Rated,
+        replacements: Mapping[Variable, Variable] | None,
+        compile_kwargs: Mapping[str, Any],
+        **step_kwargs: Any,
+    ) -> FitState:
+        """Check everything, then build the loop, which is not compiled yet."""
+        approx = self.approx
+        every = call_interval([c for c in callbacks if not isinstance(c, Tracker)])
+        given = _backend_of(backend, compile_kwargs)
+        approx.density.check_shapes()
+        start = approx.center_point()
+        check_start(approx.density, start, replacements)
+        chosen = choose_backend(given, approx.chain, approx.density, n_draws, replacements)
+        trackers = [c for c in callbacks if isinstance(c, Tracker)]
+        for tracker in trackers:
+            tracker.prepare(approx.chain)
+        step = self._step(
+            plan_draws(approx.density, n_draws, start, chosen, replacements),
+            n_draws,
+            optimizer,
+            loop=layer_loop(chosen),
+            replacements=replacements,
+            track_params=any(t.params for t in trackers),
+            track_grads=any(t.grads for t in trackers),
+            **step_kwargs,
+        )
+        noise_seed, model_seed = self._seeds(random_seed)
+        loop = TrainingLoop(
+            step,
+            backend=chosen,
+            noise_seed=noise_seed,
+            model_seed=model_seed,
+            max_chunk=every or MAX_CHUNK,
+            compile_kwargs=compile_kwargs,
+        )
+        return FitState(loop, callbacks, optimizer.schedule, optimizer.rate is not None, score)
 
     def _step(
         self,
@@ -365,39 +318,35 @@ class NFVI(KLqp):
         n_draws: int,
         optimizer: Rated,
         *,
-        backend: str,
+        loop: Loop,
         extra: list[SharedVariable],
         more_updates: dict[SharedVariable, TensorVariable],
         replacements: Mapping[Variable, Variable] | None,
         max_norm: float | None,
-        score: bool,
         track_params: bool,
         track_grads: bool,
     ) -> Step:
-        approx = self.approx
-        problem = approx.problem(float(self.objective.op.beta))
-        noise = pt.matrix("z0", shape=(n_draws, approx.ddim), dtype=pytensor.config.floatX)
+        problem = self.approx.problem(float(self.objective.op.beta))
+        noise = pt.matrix("z0", shape=(n_draws, self.approx.ddim), dtype=pytensor.config.floatX)
         loss, grads = loss_and_gradients(
-            problem,
-            noise,
-            plan,
-            loop=layer_loop(backend),
-            extra=extra,
-            replacements=replacements,
+            problem, noise, plan, loop=loop, extra=extra, replacements=replacements
         )
+        used = set(ancestors([loss]))
+        for param in extra:
+            if param not in used:
+                raise FlowError(f"the loss does not depend on {param}, one of more_obj_params")
         if max_norm is not None:
             grads = pm.total_norm_constraint(grads, max_norm)
-        params = [*problem.flat_params, *extra]
-        updates = dict(optimizer.optimizer(grads, params))
+        updates = dict(optimizer.optimizer(grads, [*problem.flat_params, *extra]))
         updates.update(more_updates)
-        named = approx.groups[0].params_dict
-        tracked: dict[str, TensorVariable] = dict(named) if track_params else {}
+        named = self.approx.groups[0].params_dict
+        tracked = dict(named) if track_params else {}
         if track_grads:
-            names = {value: name for name, value in named.items()}
-            tracked.update(
-                {f"grad_{names[p]}": g for p, g in zip(params, grads, strict=True) if p in names}
-            )
-        return Step(noise, loss if score else None, grads, updates, optimizer.rate, tracked)
+            tracked.update({f"grad_{k}": g for k, g in zip(named, grads, strict=False)})
+        names = [*named, *(str(param) for param in extra)]
+        return Step(
+            noise, loss, dict(zip(names, grads, strict=True)), updates, optimizer.rate, tracked
+        )
 
     def _seeds(self, random_seed: RandomState) -> list[np.random.SeedSequence]:
         if random_seed is None:
@@ -408,132 +357,44 @@ class NFVI(KLqp):
 
     def _iterate(self, n: int, *, progressbar: bool, theme: Any) -> None:
         """Run ``n`` more steps of the current state."""
-        state = self.state
-        first, run = state.i, _Run(state, n)
-        every = math.gcd(*(_every(c) for c in run.callbacks)) if run.callbacks else 0
-        if every:
-            state.loop.limit(every)
+        run = Run(self.approx, self.state, n)
         try:
-            with DeferredInterrupt() as interrupt, FitProgress(n, theme, show=progressbar) as bar:
-                while run.done < n:
-                    steps = min(state.sizer.steps, n - run.done)
-                    if every:
-                        steps = min(steps, _until_next(state.i, every))
-                    with Clock() as clock:
-                        chunk = state.loop.run(state.optimizer.rates(state.i, steps, state.total))
-                    state.sizer.record(steps, clock.seconds)
-                    run.record(chunk)
-                    bar.update(run.done, run.losses)
-                    interrupt.raise_pending()
-                    if every and (state.i == 1 or state.i % every == 0):
-                        for callback in run.callbacks:
-                            if _wants(callback, state.i):
-                                callback(self.approx, run.losses if state.score else None, state.i)
-                    if run.stuck:
-                        raise FitError(self._stuck(run))
+            with FitProgress(n, theme, show=progressbar) as bar:
+                run.advance(bar)
         except StopIteration as stop:
             _log.info("%s", stop)
         except KeyboardInterrupt:
-            _log.info("Interrupted at step %d of %d.", state.i, first + n)
+            if not self.state.loop.is_compiled:
+                raise
+            _log.info("Interrupted.")
         finally:
-            if state.score:
-                self.hist = np.concatenate([self.hist, run.losses])
+            self.hist = np.concatenate([self.hist, run.losses])
             self.approx.hist = self.hist
         run.report()
 
-    def _stuck(self, run: _Run) -> str:
-        points, _ = self.approx.sample_and_log_prob(64, random_seed=0)
-        return (
-            f"{run.in_a_row} steps in a row had a non-finite loss or gradient, the last of them "
-            f"step {self.state.i}\n{why_not_finite(self.approx.density, points)}\n"
-            "Parameters are those of the last finite step. Try a smaller learning_rate, another "
-            "start=, or total_grad_norm_constraint=."
-        )
+
+def _backend_of(backend: str | None, compile_kwargs: Mapping[str, Any]) -> str | None:
+    """Return the backend that was asked for, by its name or by a mode."""
+    check_backend(backend)
+    if "mode" not in compile_kwargs:
+        return backend
+    if backend is not None:
+        raise BackendError("give backend= or compile_kwargs['mode'], not both")
+    linker = type(get_mode(compile_kwargs["mode"]).linker).__name__
+    return "jax" if linker == "JAXLinker" else "numba"
 
 
-class _Run:
-    """The losses and skipped steps of one call of `fit` or `refine`."""
-
-    def __init__(self, state: FitState, n: int):
-        self.state = state
-        self.done = 0
-        self.skipped = 0
-        self.in_a_row = 0
-        self.callbacks = [c for c in state.callbacks if not isinstance(c, Tracker)]
-        self._trackers = [c for c in state.callbacks if isinstance(c, Tracker)]
-        self._losses = np.empty(n if state.score else 0)
-
-    @property
-    def losses(self) -> np.ndarray:
-        """Losses of this run so far, in nats."""
-        return self._losses[: self.done if self.state.score else 0]
-
-    @property
-    def stuck(self) -> bool:
-        return self.in_a_row >= MAX_SKIPPED
-
-    def record(self, chunk: Any) -> None:
-        n = len(chunk.skipped)
-        if self.state.score:
-            self._losses[self.done : self.done + n] = chunk.losses
-        for tracker in self._trackers:
-            tracker.record(self.state.i + 1, chunk.tracked)
-        self.done += n
-        self.state.i += n
-        bad = np.flatnonzero(~chunk.skipped)
-        self.skipped += int(chunk.skipped.sum())
-        self.in_a_row = n - 1 - int(bad[-1]) if len(bad) else self.in_a_row + n
-
-    def report(self) -> None:
-        if self.skipped:
-            warnings.warn(
-                f"{self.skipped} of {self.done} steps were skipped: their loss or gradient was "
-                "not finite",
-                UserWarning,
-                stacklevel=4,
-            )
-        if self.done and self.state.score:
-            recent = self.losses[-1000:]
-            finite = recent[np.isfinite(recent)]
-            mean = finite.mean() if len(finite) else math.nan
-            _log.info("Finished at step %d: average loss %.5g.", self.state.i, mean)
-
-
-def _every(callback: Callback_) -> int:
-    """Only callbacks that are known to look at nothing in between may be called less often."""
-    if isinstance(callback, CheckParametersConvergence) or type(callback).__module__.startswith(
-        "pymc_flows."
-    ):
-        return int(getattr(callback, "every", 1))
-    return 1
-
-
-def _wants(callback: Callback_, i: int) -> bool:
-    return i == 1 or i % _every(callback) == 0
-
-
-def _until_next(i: int, every: int) -> int:
-    """Steps from step i to the next one at which a callback wants to be called."""
-    return 1 if i == 0 else every - i % every
-
-
-def _positive(name: str, value: object, *, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise FlowError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-    return int(value)
-
-
-def _deprecated(
+def _renamed(
     fn_kwargs: Mapping[str, Any] | None, compile_kwargs: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
+) -> dict[str, Any]:
     if fn_kwargs is None:
-        return compile_kwargs
+        return dict(compile_kwargs or {})
     warnings.warn(
         "fn_kwargs is deprecated, please use compile_kwargs instead",
         DeprecationWarning,
         stacklevel=3,
     )
-    return fn_kwargs
+    return dict(fn_kwargs)
 
 
 def _warn_unused(**given: object) -> None:

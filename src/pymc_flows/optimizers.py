@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor
+from pymc.variational import updates as pymc_updates
 from pytensor.compile.sharedvalue import SharedVariable
 
 type Optimizer = Callable[..., dict[SharedVariable, Any]]
@@ -17,6 +18,33 @@ type Optimizer = Callable[..., dict[SharedVariable, Any]]
 LEARNING_RATE = 0.01
 # A cosine that ends at zero would leave nothing for `refine` to continue with.
 FINAL_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Step sizes by step.
+
+    Attributes
+    ----------
+    peak : float
+        Step size at the first step.
+    decay_steps : int
+        Length of the cosine decay to `FINAL_FRACTION` of the peak, which is the step size from
+        then on; 0 for no decay.
+    """
+
+    peak: float
+    decay_steps: int = 0
+
+    def rates(self, first: int, n: int) -> np.ndarray:
+        """Step sizes (n,) of the steps after the first ``first``."""
+        if not self.decay_steps:
+            return np.full(n, self.peak)
+        last = self.decay_steps - 1
+        done = np.minimum(np.arange(first, first + n), last) / max(last, 1)
+        return self.peak * (
+            FINAL_FRACTION + (1 - FINAL_FRACTION) * 0.5 * (1 + np.cos(np.pi * done))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,45 +57,31 @@ class Rated:
         ``(grads, params) -> updates``.
     rate : SharedVariable or None
         Stands for the step size in the updates; None if the optimizer keeps it to itself.
-    peak : float
-        Step size at the first step.
-    decays : bool
-        Cosine decay from ``peak`` to `FINAL_FRACTION` of it; False keeps it constant.
+    schedule : Schedule
+        The step sizes.
     """
 
     optimizer: Optimizer
     rate: SharedVariable | None
-    peak: float
-    decays: bool
-
-    def rates(self, first: int, n: int, total: int) -> np.ndarray:
-        """Step sizes of ``n`` steps after the first ``first`` of ``total``."""
-        if not self.decays:
-            return np.full(n, self.peak)
-        done = np.arange(first, first + n) / max(total, 1)
-        factor = FINAL_FRACTION + (1 - FINAL_FRACTION) * 0.5 * (1 + np.cos(np.pi * done))
-        return self.peak * factor
-
-    def final(self, total: int) -> float:
-        """Step size of the last of ``total`` steps."""
-        return float(self.rates(max(total - 1, 0), 1, total)[0])
+    schedule: Schedule
 
 
-def rated(optimizer: Optimizer | None) -> Rated:
-    """Wrap an optimizer; None is the default: Adam with cosine decay.
+def rated(optimizer: Optimizer | None, n: int) -> Rated:
+    """Prepare an optimizer for a fit of ``n`` steps; None is the default, Adam with cosine decay.
 
     A PyMC optimizer made without gradients, ``pm.adam(learning_rate=.01)``, is a partial whose
-    step size can be replaced by a variable, so that `refine` can change it without compiling.
+    step size can be replaced by a variable, so that it can change without compiling. Of any other
+    callable nothing is assumed.
     """
-    decays = optimizer is None
+    schedule = Schedule(0.0)
     if optimizer is None:
         optimizer = pm.adam(learning_rate=LEARNING_RATE)
-    keywords = optimizer.keywords if isinstance(optimizer, partial) else {}
-    learning_rate = keywords.get("learning_rate")
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float | np.number):
-        return Rated(optimizer, None, 0.0, decays=False)
-    value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
-    rate = pytensor.shared(value, name="learning_rate", shape=())
-    return Rated(
-        partial(optimizer, learning_rate=rate), rate, float(learning_rate), decays=decays
-    )
+        schedule = Schedule(LEARNING_RATE, decay_steps=n)
+    if isinstance(optimizer, partial) and optimizer.func in vars(pymc_updates).values():
+        learning_rate = optimizer.keywords.get("learning_rate")
+        if isinstance(learning_rate, int | float | np.number):
+            value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
+            rate = pytensor.shared(value, name="learning_rate", shape=())
+            schedule = Schedule(float(learning_rate), schedule.decay_steps)
+            return Rated(partial(optimizer, learning_rate=rate), rate, schedule)
+    return Rated(optimizer, None, schedule)

@@ -8,30 +8,35 @@ state lives in the shared variables, as NumPy arrays, and belongs to one step.
 
 from __future__ import annotations
 
+import functools
 import math
-import signal
-import threading
-import time
+import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pymc.pytensorf import collect_default_updates
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.conditional import ifelse
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
 
-# Base noise and tracked values of one call may take this many bytes.
+# Base noise, carried state and tracked values of one call may take this many bytes.
 CHUNK_BYTES = 32 * 2**20
-# An interrupt waits for the end of a call, so a call should take about this long.
-CHUNK_SECONDS = 0.25
 MAX_CHUNK = 10_000
+# This many failed steps in a row: no further one will succeed.
+MAX_FAILURES = 100
+
+
+class CompiledCodeError(Exception):
+    """Compiled code raised an exception, the cause of this one."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,10 @@ class Step:
     ----------
     noise : TensorVariable, shape (draws, dim)
         Base draws of the step.
-    loss : TensorVariable or None
-        Scalar, in nats; None when it is not recorded.
-    grads : sequence of TensorVariable
-        What must be finite for the step to count.
+    loss : TensorVariable
+        Scalar, in nats.
+    grads : mapping of str to TensorVariable
+        Gradients as the optimizer gets them, by name.
     updates : mapping of SharedVariable to TensorVariable
         New values, from the optimizer and from the user.
     rate : SharedVariable or None
@@ -56,8 +61,8 @@ class Step:
     """
 
     noise: TensorVariable
-    loss: TensorVariable | None
-    grads: Sequence[TensorVariable]
+    loss: TensorVariable
+    grads: Mapping[str, TensorVariable]
     updates: Mapping[SharedVariable, TensorVariable]
     rate: SharedVariable | None = None
     tracked: Mapping[str, TensorVariable] = field(default_factory=dict)
@@ -65,18 +70,26 @@ class Step:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a call of the loop returns: losses (steps,) or None, skipped (steps,), tracked values."""
+    """Some steps that were taken.
 
-    losses: np.ndarray | None
-    skipped: np.ndarray
+    Attributes
+    ----------
+    losses : ndarray, shape (steps,)
+        In nats; NaN for a failed step.
+    failed : ndarray of bool, shape (steps,)
+    tracked : dict of str to ndarray, shape (steps, ...)
+    """
+
+    losses: np.ndarray
+    failed: np.ndarray
     tracked: dict[str, np.ndarray]
 
 
 class TrainingLoop:
-    """A compiled function that runs any number of steps.
+    """A compiled function that takes any number of steps.
 
-    A step with a non-finite loss or gradient changes nothing but the model's own random
-    generators: its update is skipped and reported.
+    A step fails if its loss, or anything that it would write, is not finite. It then changes
+    nothing but the model's own random generators.
 
     Parameters
     ----------
@@ -85,9 +98,22 @@ class TrainingLoop:
     noise_seed, model_seed : numpy.random.SeedSequence
         Seeds of the base noise and of the model's own randomness.
     max_chunk : int
-        Upper bound of the steps of one call on JAX, which compiles again for a new length.
+        Upper bound of the steps of one call.
     compile_kwargs : mapping, optional
         Passed to `pytensor.function`.
+
+    Attributes
+    ----------
+    mode : str or Mode
+        What the function is compiled with.
+    max_chunk : int
+        Upper bound of the steps of one call, memory considered.
+    is_compiled : bool
+        Whether `compile` has succeeded.
+    failures : int
+        Failed steps in a row, up to the last step.
+    failed_noise : ndarray, shape (draws, dim), or None
+        Base draws of the last failed step.
     """
 
     def __init__(
@@ -100,228 +126,230 @@ class TrainingLoop:
         max_chunk: int = MAX_CHUNK,
         compile_kwargs: Mapping[str, object] | None = None,
     ):
-        self.backend = backend
-        self.noise_shape = step.noise.type.shape
-        self._dtype = step.noise.dtype
+        self.step = step
+        self.is_compiled = False
+        self.failures = 0
+        self.failed_noise: np.ndarray | None = None
         self._noise = np.random.default_rng(noise_seed)
         self._shared = list(step.updates)
-        self._names = list(step.tracked)
-        self._has_loss = step.loss is not None
-        self._rate_dtype = step.rate.dtype if step.rate is not None else self._dtype
-        rngs, self._rngs = _model_rngs(step, model_seed, backend)
-        # A masked step must leave no trace, which a random generator in the carry cannot promise:
-        # models with their own randomness get exact lengths, others padded ones.
-        self._pads = backend == "jax" and not rngs
-        self._step_bytes = 8 * math.prod(self.noise_shape) + sum(
-            8 * math.prod(n or 1 for n in v.type.shape) for v in step.tracked.values()
-        )
-        self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // max(1, self._step_bytes)))
+        outputs = [*step.updates.values(), *step.grads.values(), step.loss]
+        rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
+        self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // _bytes_per_step(step)))
+        # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
+        # of one step, and the bits change) it never does; steps that are too many are skipped.
+        self._length = max(2, self.max_chunk) if backend == "jax" else None
         kwargs = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
-        self.function = _compile(step, rngs, kwargs)
-        self._length: int | None = None  # the padded length that JAX has compiled
+        self.mode = kwargs["mode"]
+        single = backend == "jax" and step.noise.dtype == "float32"
+        self._precision = _single_precision if single else nullcontext
+        self.function = _compile(step, rngs, kwargs, skips=self._length is not None)
 
-    def limit(self, steps: int) -> None:
-        """Run at most ``steps`` steps per call from now on."""
-        self.max_chunk = max(1, min(self.max_chunk, steps))
+    def compile(self) -> None:
+        """Let the backend compile, by a call that takes no step; the first one only."""
+        if not self.is_compiled:
+            try:
+                with warnings.catch_warnings():
+                    # Where PyTensor asks for an accumulator in float64 and JAX is set to float32.
+                    warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
+                    self._call(self._draw(0), np.zeros(0))
+            except SystemError as error:
+                # What becomes of a Ctrl-C that numba's wrappers meet.
+                if isinstance(error.__cause__, KeyboardInterrupt):
+                    raise error.__cause__ from None
+                raise
+            self.is_compiled = True
 
     def run(self, rates: np.ndarray) -> Chunk:
-        """Run one step per entry of ``rates`` in one call.
+        """Take one step per entry of ``rates`` in one call; fewer, if too many fail in a row.
 
         Parameters
         ----------
         rates : ndarray, shape (steps,)
-            Step sizes; ignored if the optimizer has its own.
+            Step sizes, at most ``max_chunk``; ignored if the optimizer has its own.
 
         Returns
         -------
         Chunk
-            Afterwards every shared variable holds the NumPy value of the last of these steps. If
-            the call fails, nothing has changed, the noise generator included.
+            Afterwards every shared variable holds the NumPy value of the last of these steps.
+
+        Raises
+        ------
+        CompiledCodeError
+            If the compiled code raises. Nothing has changed then, the noise generator included.
         """
+        self.compile()
         n = len(rates)
-        length = n
-        if self._pads:
-            length = self._length = max(n, min(self._length or 0, self.max_chunk))
         before = self._noise.bit_generator.state
-        noise = np.empty((length, *self.noise_shape), self._dtype)
-        self._noise.standard_normal(out=noise[:n], dtype=self._dtype)
-        noise[n:] = 0
-        padded = np.zeros(length, self._rate_dtype)
-        padded[:n] = rates
+        noise = self._draw(n)
         try:
-            out = self.function(
-                noise,
-                padded,
-                np.asarray(n),
-                *(v.get_value(borrow=True) for v in self._shared),
-                *self._rngs,
-            )
-        except BaseException:
+            out = self._call(noise, rates)
+        except BaseException as error:
             self._noise.bit_generator.state = before
+            if isinstance(error, Exception):
+                raise CompiledCodeError from error
             raise
+        failures, *out = out
         n_shared, n_rngs = len(self._shared), len(self._rngs)
         for var, value in zip(self._shared, out[:n_shared], strict=True):
             var.set_value(np.array(value), borrow=True)
         self._rngs = list(out[n_shared : n_shared + n_rngs])
-        skipped, *records = (np.asarray(x)[:n] for x in out[n_shared + n_rngs :])
-        losses = records.pop(0) if self._has_loss else None
-        return Chunk(losses, skipped, dict(zip(self._names, records, strict=True)))
+        taken, failed, losses, *tracked = (np.asarray(x)[:n] for x in out[n_shared + n_rngs :])
+        n_taken = int(taken.sum())
+        if n_taken < n:
+            self._noise.bit_generator.state = before
+            self._draw(n_taken)
+        self.failures = int(failures)
+        failed = failed[:n_taken]
+        if failed.any():
+            self.failed_noise = noise[np.flatnonzero(failed)[-1]].copy()
+        return Chunk(
+            np.where(failed, np.nan, losses[:n_taken]),
+            failed,
+            {k: v[:n_taken] for k, v in zip(self.step.tracked, tracked, strict=True)},
+        )
+
+    def fail(self) -> Chunk:
+        """Count the next step as failed without running it: it uses up its noise, no more."""
+        [self.failed_noise] = self._draw(1)[:1].copy()
+        self.failures += 1
+        tracked = {
+            name: np.asarray(
+                x.get_value() if isinstance(x, SharedVariable) else np.full(x.type.shape, np.nan)
+            )[None]
+            for name, x in self.step.tracked.items()
+        }
+        return Chunk(np.full(1, np.nan), np.ones(1, bool), tracked)
+
+    def _draw(self, n: int) -> np.ndarray:
+        """Base noise (length of a call, draws, dim) of the next n steps; the rest is 0."""
+        length = self._length or max(1, n)
+        noise = np.zeros((length, *self.step.noise.type.shape), self.step.noise.dtype)
+        self._noise.standard_normal(out=noise[:n], dtype=noise.dtype)
+        return noise
+
+    def _call(self, noise: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
+        rate = self.step.noise if self.step.rate is None else self.step.rate
+        padded = np.zeros(len(noise), rate.dtype)
+        padded[: len(rates)] = rates
+        state = [v.get_value(borrow=True) for v in self._shared]
+        counts = np.asarray(len(rates)), np.asarray(self.failures)
+        with self._precision():
+            return self.function(noise, padded, *counts, *state, *self._rngs)
 
 
-def _model_rngs(
-    step: Step, seed: np.random.SeedSequence, backend: str
-) -> tuple[dict[Variable, Variable], list[object]]:
-    """Random generators that the model itself uses, their updates, and fresh seeded values."""
-    outputs = [*step.updates.values(), *step.grads, *([step.loss] if step.loss is not None else [])]
-    rngs = collect_default_updates(outputs, inputs=[step.noise])
-    values: list[object] = [
-        np.random.default_rng(child) for child in seed.spawn(len(rngs))
-    ]
-    if backend == "jax" and values:
-        from pytensor.link.jax.dispatch import jax_typify
+def _single_precision() -> AbstractContextManager[object]:
+    """Keep JAX from computing in float64, as it does where PyTensor accumulates in it."""
+    try:
+        from jax import enable_x64
+    except ImportError:  # before JAX 0.8
+        from jax.experimental import enable_x64
+    return enable_x64(False)
 
-        values = [jax_typify(value) for value in values]
-    return rngs, values
+
+def _bytes_per_step(step: Step) -> int:
+    arrays = [step.noise, *step.tracked.values()]
+    elements = sum(math.prod(n or 1 for n in x.type.shape) for x in arrays)
+    return 8 * elements + sum(np.asarray(v.get_value(borrow=True)).nbytes for v in step.updates)
 
 
 def _compile(
-    step: Step, rngs: Mapping[Variable, Variable], kwargs: Mapping[str, object]
-) -> Callable[..., list[object]]:
-    """Compile (noise, rates, n_active, *state, *rngs) -> (*state, *rngs, skipped, losses, ...)."""
-    shared, new = list(step.updates), list(step.updates.values())
-    finite = [step.loss] if step.loss is not None else []
-    finite = [*finite, *step.grads]
-    ok = pt.all([pt.isfinite(x).all() for x in finite])
-    # Padded steps at the end of a call change nothing.
-    index, n_active = pt.lscalar("index"), pt.lscalar("n_active")
-    keep = pt.and_(ok, index < n_active)
-    kept = [
-        v.type.filter_variable(pt.switch(keep, x.astype(v.dtype), v), allow_convert=True)
-        for v, x in zip(shared, new, strict=True)
-    ]
-    after = dict(zip(shared, kept, strict=True))
-    tracked = [after.get(x, x) for x in step.tracked.values()]
-    losses = [step.loss] if step.loss is not None else []
-    outputs = [index + 1, *kept, *rngs.values(), ~ok, *losses, *tracked]
-    rate = step.rate if step.rate is not None else pt.scalar("rate", dtype=step.noise.dtype)
-    rates = pt.vector("rates", dtype=rate.dtype)
-    carried = [index, *shared, *rngs]
+    step: Step,
+    rngs: Mapping[Variable, Variable],
+    kwargs: Mapping[str, object],
+    *,
+    skips: bool,
+) -> Callable[..., list[np.ndarray]]:
+    """Compile (noise, rates, n_active, failures, *state, *rngs) -> (the last three, *records).
 
-    def inner(noise: Variable, *values: Variable) -> list[Variable]:
-        given = {step.noise: noise, **dict(zip(carried, values, strict=False))}
-        given[rate] = values[-2][values[0]]
-        given[n_active] = values[-1]
+    Records are, by step: taken, failed, loss, tracked values. Only the first ``n_active`` steps
+    are taken; with ``skips`` the others cost next to nothing.
+    """
+    rate = step.rate if step.rate is not None else pt.scalar("rate", dtype=step.noise.dtype)
+    index, n_active, failures = pt.lscalar("index"), pt.lscalar("n_active"), pt.lscalar("failures")
+    taken = (index < n_active) & (failures < MAX_FAILURES)
+    carried = [failures, *step.updates]
+    after, next_rngs, records = _after_step(step, rngs, failures, taken, copies=skips)
+    if skips:
+        idle = [*carried, *map(pt.zeros_like, records)]
+        chosen = ifelse(taken, [*after, *records], idle)
+        after, records = chosen[: len(carried)], chosen[len(carried) :]
+        next_rngs = [choose_generator(taken, y, x) for x, y in zip(rngs, next_rngs, strict=True)]
+    seen = dict(zip(carried, after, strict=True))
+    failed, loss, *values = records
+    rest = iter(values)
+    tracked = [seen[x] if x in seen else next(rest) for x in step.tracked.values()]
+    outputs = [index + 1, *after, *next_rngs, taken, failed, loss, *tracked]
+
+    def inner(noise: Variable, index_: Variable, *inputs: Variable) -> list[Variable]:
+        *state, rates, n_active_ = inputs
+        given = dict(zip([*carried, *rngs], state, strict=True))
+        given |= {step.noise: noise, index: index_, rate: rates[index_], n_active: n_active_}
         return graph_replace(outputs, given, strict=False)
 
+    # A second sequence would make the number of steps a minimum, which JAX does not see through.
     noise = pt.tensor("noise", dtype=step.noise.dtype, shape=(None, *step.noise.type.shape))
-    state = [v.type(name=v.name) for v in [*shared, *rngs]]
-    results = pytensor.scan(
+    rates = pt.vector("rates", dtype=rate.dtype)
+    state = [x.type(name=x.name) for x in [*carried, *rngs]]
+    _, *results = pytensor.scan(
         inner,
         sequences=[noise],
         outputs_info=[
             pt.constant(0, dtype="int64"),
             *state,
-            *[None] * (len(outputs) - 1 - len(state)),
+            *[None] * (len(outputs) - len(state) - 1),
         ],
         non_sequences=[rates, n_active],
         return_updates=False,
-    )[1:]
-    inputs = [noise, rates, n_active]
-    n = len(shared)
-    last = [r[-1] for r in results[:n]]
-    final = [pytensor.Out(x, borrow=True) for x in [*last, *results[n:]]]
+    )
+    last = [trace[-1] for trace in results[: len(carried)]]
     return pytensor.function(
-        [*inputs, *(pytensor.In(v, borrow=True) for v in state)],
-        final,
+        [pytensor.In(x, borrow=True) for x in [noise, rates, n_active, *state]],
+        [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
         trust_input=True,
         on_unused_input="ignore",
         **kwargs,
     )
 
 
-class ChunkSizer:
-    """Chooses how many steps the next call runs, from the time that earlier ones took.
-
-    The results of a fit do not depend on it. JAX compiles again for a new length, so there the
-    length changes once at most, and only if calls take much longer than an interrupt may wait.
-    """
-
-    def __init__(self, loop: TrainingLoop, step_seconds: float):
-        self._loop = loop
-        self._fixed = loop.backend == "jax"
-        self._changed = False
-        self.steps = self._bounded(CHUNK_SECONDS / step_seconds if self._fixed else 1)
-        self._calls = 0
-
-    def _bounded(self, steps: float) -> int:
-        return int(min(max(1, steps), self._loop.max_chunk))
-
-    def record(self, steps: int, seconds: float) -> None:
-        """Learn from a call of ``steps`` steps."""
-        self._calls += 1
-        if self._calls == 1 or steps < self.steps:  # the first call compiles, the last is short
-            return
-        if not self._fixed:
-            wanted = CHUNK_SECONDS * steps / max(seconds, 1e-9)
-            self.steps = self._bounded(min(wanted, 8 * self.steps))
-        elif seconds > 4 * CHUNK_SECONDS and not self._changed:
-            self._changed = True
-            self._loop.limit(self._bounded(CHUNK_SECONDS * steps / seconds))
-            self.steps = self._loop.max_chunk
+def _after_step(
+    step: Step,
+    rngs: Mapping[Variable, Variable],
+    failures: TensorVariable,
+    taken: TensorVariable,
+    *,
+    copies: bool,
+) -> tuple[list[TensorVariable], list[Variable], list[TensorVariable]]:
+    """Failures and state after the step; next generators; failed, loss, tracked values."""
+    shared = list(step.updates)
+    tracked = [x for x in step.tracked.values() if x not in step.updates]
+    graphs = [*step.updates.values(), *rngs.values(), step.loss, *tracked]
+    if copies and rngs:
+        # In JAX a draw writes into the generator that it gets.
+        own = {x: choose_generator(np.array(True), x, x) for x in rngs}
+        graphs = graph_replace(graphs, own, strict=False)
+    n, m = len(shared), len(shared) + len(rngs)
+    new, next_rngs, (loss, *values) = graphs[:n], graphs[n:m], graphs[m:]
+    new = [x.astype(v.dtype) for v, x in zip(shared, new, strict=True)]
+    ok = _all_finite(loss, new, shared)
+    counted = pt.switch(taken, pt.switch(ok, 0, failures + 1), failures)
+    kept = [pt.switch(taken & ok, x, v) for v, x in zip(shared, new, strict=True)]
+    after = [_typed(v, x) for v, x in zip([failures, *shared], [counted, *kept], strict=True)]
+    return after, next_rngs, [~ok, loss, *values]
 
 
-class DeferredInterrupt:
-    """Holds a Ctrl-C back until the running call of the loop has ended.
-
-    In a numba call an interrupt would surface as SystemError, with half-written state. In a thread
-    other than the main one signals do not arrive, and nothing is changed. A second Ctrl-C is
-    raised at once.
-    """
-
-    def __init__(self) -> None:
-        self.pending = False
-
-    def __enter__(self) -> DeferredInterrupt:
-        """Take over SIGINT, if this is the main thread and Python handles it."""
-        self._previous = None
-        if threading.current_thread() is threading.main_thread():
-            previous = signal.getsignal(signal.SIGINT)
-            if callable(previous):
-                self._previous = previous
-                signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.pending:
-            raise KeyboardInterrupt
-        self.pending = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give SIGINT back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def raise_pending(self) -> None:
-        """Raise the interrupt that came while it was held back."""
-        if self.pending:
-            self.pending = False
-            raise KeyboardInterrupt
+def _all_finite(
+    loss: TensorVariable, new: Sequence[TensorVariable], old: Sequence[TensorVariable]
+) -> TensorVariable:
+    """Whether the loss is finite, and no entry of any array stops being so."""
+    # Arrays of one shape are reduced together, which costs less.
+    by_shape: dict[object, TensorVariable] = {(): pt.isfinite(loss)}
+    for x, v in zip(new, old, strict=True):
+        if v.dtype.startswith("float"):
+            fine = pt.isfinite(x) | ~pt.isfinite(v)
+            key = v.type.shape if None not in v.type.shape else v
+            by_shape[key] = by_shape[key] & fine if key in by_shape else fine
+    return functools.reduce(operator.and_, (fine.all() for fine in by_shape.values()))
 
 
-class Clock:
-    """Seconds of one call, for `ChunkSizer`."""
-
-    def __enter__(self) -> Clock:
-        """Start."""
-        self._begin = time.perf_counter()
-        self.seconds = 0.0
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop."""
-        self.seconds = time.perf_counter() - self._begin
+def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:
+    return like.type.filter_variable(x, allow_convert=True)

@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import pdist
-from scipy.stats import gaussian_kde
 
 from pymc_flows.plots._axes import (
     Floats,
@@ -22,6 +20,7 @@ from pymc_flows.plots._data import Names, plane
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from scipy.stats import gaussian_kde
 
 _MAX_KDE_DRAWS = 5_000
 _MAX_PAIRED_DRAWS = 1_000
@@ -190,8 +189,11 @@ def _is_near(z: Floats, limits: Limits, *, widen: float = 0.25) -> npt.NDArray[n
     return near
 
 
-def _estimate(z: Floats, bw_method: float | str | None) -> gaussian_kde:
+def _estimate(z: Floats, bw_method: float | str | None) -> "gaussian_kde":
     """Kernel density estimate of draws of shape (n, d)."""
+    # SciPy's statistics take longer to import than the rest of this package.
+    from scipy.stats import gaussian_kde
+
     return gaussian_kde(z.T, _cross_validated_bandwidth(z) if bw_method is None else bw_method)
 
 
@@ -202,6 +204,8 @@ def _cross_validated_bandwidth(z: Floats) -> float:
     constant, over the factors up to Scott's. Of several minima it takes the one at the largest
     factor, as Hall & Marron advise: the others tend to show noise.
     """
+    from scipy.spatial.distance import pdist
+
     # Repeated draws, such as a Markov chain makes, would drive the bandwidth to 0.
     few = np.unique(_thinned(z, _MAX_PAIRED_DRAWS), axis=0)
     m, d = few.shape

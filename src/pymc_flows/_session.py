@@ -1,0 +1,234 @@
+"""A fit under way: chunks of the compiled loop, and what happens between them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytensor
+from pymc.variational.callbacks import CheckParametersConvergence
+from pytensor.graph.traversal import toposort
+from pytensor.scan.op import Scan
+
+from pymc_flows._interrupts import DeferredInterrupt
+from pymc_flows._progress import FitProgress
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.callbacks import Tracker
+from pymc_flows.errors import FitError, FlowError
+from pymc_flows.evaluate import forward_and_log_det
+from pymc_flows.examine import why_not_finite
+from pymc_flows.modes import NUMPY
+from pymc_flows.optimizers import Schedule
+from pymc_flows.training import MAX_FAILURES, Chunk, CompiledCodeError, TrainingLoop
+
+_log = logging.getLogger(__name__)
+
+# An interrupt waits for the end of a call, so a call should take about this long.
+CHUNK_SECONDS = 0.25
+
+type Callback = Callable[[Any, Any, int], object]
+
+
+@dataclass
+class FitState:
+    """What `NFVI.refine` continues from.
+
+    Attributes
+    ----------
+    loop : TrainingLoop
+    callbacks : list of callable
+    schedule : Schedule
+    has_rate : bool
+        Whether the schedule rules the optimizer's step size.
+    score : bool
+        Whether losses are kept.
+    i : int
+        Steps so far.
+    chunk : int
+        Steps of the next call, unless something else limits them.
+    """
+
+    loop: TrainingLoop
+    callbacks: list[Callback]
+    schedule: Schedule
+    has_rate: bool
+    score: bool
+    i: int = 0
+    chunk: int = 1
+
+
+class Run:
+    """One call of `NFVI.fit` or `NFVI.refine`: ``n`` further steps.
+
+    Whenever something other than this class can act (a callback, an exception, an interrupt), the
+    parameters, the optimizer's state, the losses and the state of the fit belong to one step.
+    """
+
+    def __init__(self, approx: NormalizingFlow, state: FitState, n: int):
+        self._approx = approx
+        self._state = state
+        self._n = n
+        self._done = 0
+        self._failed = 0
+        self._losses = np.empty(n if state.score else 0)
+        self._error: BaseException | None = None  # the last one that compiled code raised
+        self._trackers = [c for c in state.callbacks if isinstance(c, Tracker)]
+        self._callbacks = [c for c in state.callbacks if not isinstance(c, Tracker)]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Losses of this run so far, in nats; none if they are not kept."""
+        return self._losses[: self._done]
+
+    def advance(self, bar: FitProgress) -> None:
+        """Take the steps.
+
+        Raises
+        ------
+        StopIteration, KeyboardInterrupt
+            From a callback or the user.
+        FitError
+            If too many steps in a row failed.
+        """
+        state = self._state
+        every = call_interval(self._callbacks)
+        if self._n:
+            state.loop.compile()
+        bar.begin()
+        while self._done < self._n:
+            steps = min(state.chunk, self._n - self._done)
+            if every:
+                steps = min(steps, 1 if state.i == 0 else every - state.i % every)
+            if not self._call(steps):
+                continue
+            bar.update(self._done, self.losses)
+            self._call_back()
+            if state.loop.failures >= MAX_FAILURES:
+                raise FitError(self._why_stuck()) from self._error
+
+    def _call(self, steps: int) -> bool:
+        """Call the loop once; return whether any step was taken."""
+        state = self._state
+        begin = time.perf_counter()
+        with DeferredInterrupt():
+            try:
+                chunk = state.loop.run(state.schedule.rates(state.i, steps))
+            except CompiledCodeError as error:
+                if steps > 1:  # find the step that raises
+                    state.chunk = max(1, steps // 8)
+                    return False
+                self._error = error.__cause__
+                chunk = state.loop.fail()
+            self._record(chunk)
+        if steps == state.chunk:
+            wanted = CHUNK_SECONDS * steps / max(time.perf_counter() - begin, 1e-9)
+            state.chunk = max(1, min(int(wanted), 8 * steps, state.loop.max_chunk))
+        return True
+
+    def _record(self, chunk: Chunk) -> None:
+        n = len(chunk.losses)
+        if self._state.score:
+            self._losses[self._done : self._done + n] = chunk.losses
+        for tracker in self._trackers:
+            tracker.record(chunk.tracked)
+        self._done += n
+        self._state.i += n
+        self._failed += int(chunk.failed.sum())
+
+    def _call_back(self) -> None:
+        i = self._state.i
+        for callback in self._callbacks:
+            if i == 1 or i % _every(callback) == 0:
+                callback(self._approx, self.losses if self._state.score else None, i)
+
+    def _why_stuck(self) -> str:
+        loop = self._state.loop
+        why = why_step_failed(self._approx, loop)
+        return (
+            f"{loop.failures} steps in a row failed, the last of them step "
+            f"{self._state.i}\n{why}\n"
+            "Parameters are those of the last good step. Try a smaller learning_rate, another "
+            "start=, or total_grad_norm_constraint=."
+        )
+
+    def report(self) -> None:
+        """Say what went wrong on the way, and log how it ended."""
+        if self._failed:
+            raised = f"; the last exception was {_brief(self._error)}" if self._error else ""
+            warnings.warn(
+                f"{self._failed} of {self._done} steps were skipped: they raised, or their loss or "
+                f"update was not finite{raised}",
+                UserWarning,
+                stacklevel=4,
+            )
+        recent = self.losses[-1000:]
+        finite = recent[np.isfinite(recent)]
+        mean = finite.mean() if len(finite) else math.nan
+        _log.info("Stopped at step %d: average loss %.5g.", self._state.i, mean)
+
+
+def call_interval(callbacks: Sequence[Callback]) -> int:
+    """Steps between calls of callbacks: the greatest that misses none; 0 without callbacks."""
+    return math.gcd(*map(_every, callbacks)) if callbacks else 0
+
+
+def _every(callback: Callback) -> int:
+    """Steps between calls; more than one only if the callback looks at nothing in between."""
+    if not isinstance(callback, CheckParametersConvergence) or (
+        type(callback).__call__ is not CheckParametersConvergence.__call__
+    ):
+        return 1
+    every = callback.every
+    if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
+        raise FlowError(f"every must be an integer of at least 1, got {every!r} in {callback!r}")
+    return int(every)
+
+
+def why_step_failed(approx: NormalizingFlow, loop: TrainingLoop) -> str:
+    """Replay the last failed step outside the loop; name what is not finite first.
+
+    Parameters
+    ----------
+    approx : NormalizingFlow
+        With the parameters of the failed step, which are those of the last good one.
+    loop : TrainingLoop
+    """
+    group, step, noise = approx.groups[0], loop.step, loop.failed_noise
+    z, log_det = forward_and_log_det(approx.chain, noise, group.values())
+    z = z + group.center.data
+    bad = np.argwhere(~np.isfinite(z))
+    if len(bad):
+        draw, coordinate = bad[0]
+        slot = next(s for s in approx.density.slots if coordinate < s.slice.stop)
+        return (
+            f"  the flow: coordinate {coordinate - slot.slice.start} of {slot.name!r} is "
+            f"{z[draw, coordinate]} at draw {draw}"
+        )
+    if not np.isfinite(log_det).all():
+        return "  the flow: its log-determinant is not finite"
+    outputs = [step.loss, *step.grads.values()]
+    has_scan = any(isinstance(node.op, Scan) for node in toposort(outputs))
+    try:
+        replay = pytensor.function(
+            [step.noise], outputs, mode=loop.mode if has_scan else NUMPY, on_unused_input="ignore"
+        )
+        loss, *grads = replay(noise)
+        if not np.isfinite(loss):
+            return why_not_finite(approx.density, z)
+    except Exception as error:  # whatever the model's Ops raise is the answer
+        return f"  the log density raises {_brief(error)}"
+    for name, grad in zip(step.grads, grads, strict=True):
+        bad = np.argwhere(~np.isfinite(grad))
+        if len(bad):
+            return f"  the gradient with respect to {name}{list(map(int, bad[0]))} is not finite"
+    return "  loss and gradient are finite there: the optimizer's update is not"
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -1,0 +1,10 @@
+"""`NormalizingFlow`: a chain of flow layers as a PyMC approximation.
+
+With `inference`, the only modules that build on PyMC's variational base classes; what they need is
+one group that knows its parameters, its draws and its log q.
+"""
+
+from pymc_flows.approximation._flow import NormalizingFlow
+from pymc_flows.approximation._group import NormalizingFlowGroup
+
+__all__ = ["NormalizingFlow", "NormalizingFlowGroup"]

@@ -1,0 +1,389 @@
+"""The compiled loop on steps small enough to be followed by hand, one at a time, from Python."""
+
+import functools
+import os
+import signal
+import threading
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+from pymc_flows import training
+from pymc_flows._interrupts import DeferredInterrupt
+from pymc_flows.modes import NUMPY
+from pymc_flows.training import MAX_FAILURES, CompiledCodeError, Step, TrainingLoop
+
+SEEDS = {"noise_seed": np.random.SeedSequence(1), "model_seed": np.random.SeedSequence(2)}
+DRAWS, DIM = 2, 3
+
+
+def noise_of(n, seed=SEEDS["noise_seed"]):
+    """The base noise of the first n steps, as anyone can draw it with NumPy."""
+    return np.random.default_rng(seed).standard_normal((n, DRAWS, DIM))
+
+
+def step_of(optimizer, loss_of=None, **fields):
+    """A step with parameters a (3,) and b () and a loss that is not a quadratic."""
+    noise = pt.matrix("z0", shape=(DRAWS, DIM))
+    a = pytensor.shared(np.array([1.0, 2.0, 3.0]), "a", shape=(3,))
+    b = pytensor.shared(np.array(0.5), "b", shape=())
+    if loss_of is None:
+        loss = pt.log1p(pt.sqr(noise * pt.exp(b) + a).sum(axis=-1)).mean()
+    else:
+        loss = loss_of(noise, a, b)
+    grads = pytensor.grad(loss, [a, b], disconnected_inputs="ignore")
+    updates = optimizer(grads, [a, b])
+    return Step(noise, loss, dict(zip("ab", grads, strict=True)), updates, **fields)
+
+
+def loop_of(step, backend="jax", **kwargs):
+    return TrainingLoop(step, backend=backend, **SEEDS, **kwargs)
+
+
+def by_hand(step, noise):
+    """Losses, then values of all that the step updates, by one Python call per step."""
+    one = pytensor.function([step.noise], step.loss, updates=list(step.updates.items()), mode=NUMPY)
+    losses = [float(one(z)) for z in noise]
+    return np.array(losses), [v.get_value() for v in step.updates]
+
+
+def state_of(step):
+    return [np.array(v.get_value()) for v in step.updates]
+
+
+def param(step, name):
+    return next(v for v in step.updates if v.name == name)
+
+
+def assert_same(values, expected, rtol=1e-12):
+    for value, other in zip(values, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=rtol, atol=1e-14)
+
+
+def assert_identical(values, expected):
+    for value, other in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+# ------------------------------------------------------------------------- any optimizer, exactly
+
+
+def signed(grads, params, learning_rate=0.02):
+    """A user's own optimizer, with a state of its own: a sign step that halves every third time."""
+    count = pytensor.shared(np.array(0), "count")
+    rate = learning_rate * pt.switch(pt.eq(count % 3, 2), 0.5, 1.0)
+    updates = {p: p - rate * pt.sign(g) for p, g in zip(params, grads, strict=True)}
+    return {**updates, count: count + 1}
+
+
+def constrained(grads, params):
+    """A norm constraint inside an optimizer: the new value of a is shortened."""
+    updates = pm.sgd(grads, params, learning_rate=0.3)
+    a, _ = params
+    updates[a] = pm.norm_constraint(updates[a], max_norm=1.5, norm_axes=(0,))
+    return updates
+
+
+OPTIMIZERS = {
+    "sgd": pm.sgd(learning_rate=0.05),
+    "momentum": pm.momentum(learning_rate=0.05),
+    "nesterov_momentum": pm.nesterov_momentum(learning_rate=0.05),
+    "adagrad": pm.adagrad(learning_rate=0.05),
+    "adagrad_window": pm.adagrad_window(learning_rate=0.05, n_win=3),
+    "rmsprop": pm.rmsprop(learning_rate=0.05),
+    "adadelta": pm.adadelta(learning_rate=0.5),
+    "adam": pm.adam(learning_rate=0.05),
+    "adamax": pm.adamax(learning_rate=0.05),
+    "own": signed,
+    "constrained": constrained,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_loop_does_what_its_steps_do_one_by_one(name):
+    step, same = step_of(OPTIMIZERS[name]), step_of(OPTIMIZERS[name])
+    loop = loop_of(step)
+    losses = np.concatenate([loop.run(np.zeros(n)).losses for n in (1, 7, 4)])
+    expected, state = by_hand(same, noise_of(12))
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+    assert_same(state_of(step), state)
+    assert np.abs(param(step, "a").get_value() - [1, 2, 3]).min() > 1e-3
+    assert abs(param(step, "b").get_value() - 0.5) > 1e-3
+
+
+def test_the_loop_does_the_same_on_numba():
+    step, same = step_of(pm.adam(learning_rate=0.05)), step_of(pm.adam(learning_rate=0.05))
+    loop = loop_of(step, "numba")
+    losses = np.concatenate([loop.run(np.zeros(n)).losses for n in (1, 7, 4)])
+    expected, state = by_hand(same, noise_of(12))
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+    assert_same(state_of(step), state)
+
+
+def test_a_step_size_is_read_anew_at_each_call():
+    rate = pytensor.shared(np.array(0.1), "rate", shape=())
+    step = step_of(pm.sgd(learning_rate=rate))
+    loop = loop_of(step)
+    loop.run(np.zeros(3))
+    before = state_of(step)
+    rate.set_value(0.0)
+    loop.run(np.zeros(3))
+    assert_identical(state_of(step), before)
+    rate.set_value(0.2)
+    loop.run(np.zeros(1))
+    assert not np.array_equal(state_of(step)[0], before[0])
+
+
+def test_step_sizes_are_used_step_by_step():
+    rate = pytensor.shared(np.array(0.0), "rate", shape=())
+    step = step_of(pm.sgd(learning_rate=rate), rate=rate)
+    rates = np.array([0.3, 0.0, 0.1, 0.2, 0.05])
+    loop = loop_of(step)
+    loop.run(rates[:2])
+    loop.run(rates[2:])
+    same = step_of(pm.sgd(learning_rate=1.0))
+    a, b = param(same, "a"), param(same, "b")
+    gradient = pytensor.function([same.noise], [x - y for x, y in same.updates.items()], mode=NUMPY)
+    for z, r in zip(noise_of(5), rates, strict=True):
+        da, db = gradient(z)
+        a.set_value(a.get_value() - r * da)
+        b.set_value(b.get_value() - r * db)
+    assert_same(state_of(step), [a.get_value(), b.get_value()])
+    assert rate.get_value() == 0.0
+
+
+def test_what_is_set_from_outside_is_respected():
+    step = step_of(pm.adam(learning_rate=0.05))
+    loop = loop_of(step)
+    loop.run(np.zeros(3))
+    a = param(step, "a")
+    a.set_value(np.array([99.0, 99.0, 99.0]))
+    chunk = loop.run(np.zeros(1))
+    assert chunk.losses[0] > 4.5
+    np.testing.assert_allclose(a.get_value(), 99, atol=0.2)
+
+
+# ------------------------------------------------------------------------- chunks and bits
+
+
+@pytest.mark.parametrize("lengths", [[12], [1] * 12, [5, 1, 6], [2, 10]])
+def test_bits_do_not_depend_on_the_lengths_of_calls(lengths):
+    reference = step_of(pm.adam(learning_rate=0.05))
+    loop = loop_of(reference)
+    whole = loop.run(np.zeros(12)).losses
+    step = step_of(pm.adam(learning_rate=0.05))
+    loop = loop_of(step, max_chunk=max(lengths))
+    losses = np.concatenate([loop.run(np.zeros(n)).losses for n in lengths])
+    np.testing.assert_array_equal(losses, whole)
+    assert_identical(state_of(step), state_of(reference))
+
+
+def test_jax_compiles_once_for_all_lengths():
+    loop = loop_of(step_of(pm.adam(learning_rate=0.05)), max_chunk=50)
+    loop.compile()
+    for n in (1, 50, 3, 49, 2):
+        loop.run(np.zeros(n))
+    assert loop.function.vm.jit_fn._cache_size() == 1
+
+
+def test_compiling_takes_no_step():
+    step = step_of(pm.adam(learning_rate=0.05))
+    before = state_of(step)
+    loop = loop_of(step)
+    assert not loop.is_compiled
+    loop.compile()
+    assert loop.is_compiled
+    assert_identical(state_of(step), before)
+    other = loop_of(step_of(pm.adam(learning_rate=0.05)))
+    assert loop.run(np.zeros(2)).losses.tolist() == other.run(np.zeros(2)).losses.tolist()
+
+
+def test_a_call_is_bounded_in_bytes(monkeypatch):
+    tracked = {"x": pt.zeros((100,))}
+    step = step_of(pm.adam(learning_rate=0.05))
+    numbers = DRAWS * DIM + 3 * (3 + 1) + 1  # noise; a, b and two moments of each; adam's t
+    monkeypatch.setattr(training, "CHUNK_BYTES", 7 * 8 * numbers)
+    assert loop_of(step).max_chunk == 7
+    assert loop_of(step, max_chunk=5).max_chunk == 5
+    step = step_of(pm.adam(learning_rate=0.05), tracked=tracked)
+    assert loop_of(step).max_chunk == 7 * numbers // (numbers + 100)
+    monkeypatch.setattr(training, "CHUNK_BYTES", 1)
+    assert loop_of(step).max_chunk == 1
+
+
+def test_after_a_call_everything_is_numpy():
+    step = step_of(signed)
+    loop_of(step).run(np.zeros(3))
+    for variable in step.updates:
+        value = variable.get_value(borrow=True)
+        assert isinstance(value, np.ndarray)
+        assert value.flags.writeable
+        assert value.dtype == variable.dtype
+
+
+def test_single_precision():
+    with pytensor.config.change_flags(floatX="float32"):
+        noise = pt.matrix("z0", shape=(DRAWS, DIM))
+        a = pytensor.shared(np.array([1, 2, 3], "float32"), "a", shape=(3,))
+        loss = pt.log1p(pt.sqr(noise + a).sum(axis=-1)).mean()
+        grads = pytensor.grad(loss, [a])
+        step = Step(noise, loss, {"a": grads[0]}, pm.adam(grads, [a], learning_rate=0.1))
+        loop = loop_of(step)
+        losses = np.concatenate([loop.run(np.zeros(n)).losses for n in (3, 1, 2)])
+    assert all(v.get_value().dtype == np.float32 for v in step.updates)
+    z = np.random.default_rng(SEEDS["noise_seed"]).standard_normal((6, DRAWS, DIM), "float32")
+    first = np.log1p(((z[0] + np.array([1, 2, 3], "float32")) ** 2).sum(-1)).mean()
+    np.testing.assert_allclose(losses[0], first, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------- steps that fail
+
+
+def by_first(fails):
+    """A loss that is −inf, NaN or finite according to a function of the first base draw."""
+
+    def loss_of(noise, a, b):
+        return pt.log1p(pt.sqr(noise + a).sum(axis=-1)).mean() * pt.exp(b) + fails(noise[0, 0])
+
+    return loss_of
+
+
+def test_a_step_with_a_loss_that_is_not_finite_changes_nothing():
+    bad = by_first(lambda x: pt.switch(x > 0, np.inf, 0.0))
+    step, same = (step_of(pm.adam(learning_rate=0.05), bad) for _ in range(2))
+    noise = noise_of(20)
+    good = noise[:, 0, 0] <= 0
+    loop = loop_of(step)
+    chunks = [loop.run(np.zeros(n)) for n in (13, 7)]
+    losses = np.concatenate([c.losses for c in chunks])
+    np.testing.assert_array_equal(np.concatenate([c.failed for c in chunks]), ~good)
+    np.testing.assert_array_equal(np.isnan(losses), ~good)
+    expected, state = by_hand(same, noise[good])
+    np.testing.assert_allclose(losses[good], expected, rtol=1e-12)
+    assert_same(state_of(step), state)
+    np.testing.assert_array_equal(loop.failed_noise, noise[~good][-1])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scale"),
+    [
+        (pm.adam(learning_rate=0.05), np.array(1e200)),  # the square of the gradient overflows
+        (pm.sgd(learning_rate=np.array(1e308)), np.array(1.0)),  # the new parameter does
+    ],
+    ids=["state", "parameter"],
+)
+def test_a_step_that_would_write_infinity_fails(optimizer, scale):
+    def loss_of(noise, a, b):
+        return pt.constant(scale) * pt.sqr(a).sum() + b + 0 * noise.sum()
+
+    step = step_of(optimizer, loss_of)
+    before = state_of(step)
+    loop = loop_of(step)
+    assert loop.run(np.zeros(3)).failed.all()
+    assert_identical(state_of(step), before)
+
+
+def test_what_was_infinite_before_may_stay_so():
+    best = pytensor.shared(np.array(np.inf), "best", shape=())
+    step = step_of(pm.sgd(learning_rate=0.01))
+    step.updates[best] = best + 0
+    assert not loop_of(step).run(np.zeros(3)).failed.any()
+    assert best.get_value() == np.inf
+
+
+@pytest.mark.parametrize("lengths", [[150], [1] * 150, [60, 60], [99, 51]])
+def test_the_loop_stops_at_the_hundredth_failure_in_a_row(lengths):
+    count = pytensor.shared(np.array(0), "count")
+
+    def loss_of(noise, a, b):  # fails at steps 3 to 122, would succeed again afterwards
+        return pt.sqr(a).sum() + b + noise.sum() * 0 + pt.switch(count < 2, 0.0, np.nan)
+
+    step = step_of(pm.sgd(learning_rate=0.01), loss_of)
+    step.updates[count] = count + 1
+    loop = loop_of(step, max_chunk=max(lengths))
+    taken = 0
+    for n in lengths:
+        chunk = loop.run(np.zeros(n))
+        taken += len(chunk.losses)
+        if loop.failures >= MAX_FAILURES:
+            break
+    assert taken == 102
+    assert loop.failures == 100
+    assert count.get_value() == 2
+    np.testing.assert_array_equal(loop.failed_noise, noise_of(102)[-1])
+    loop.failures = 0
+    count.set_value(0)  # the loop goes on with the noise of step 103
+    for _ in range(3):
+        loop.run(np.zeros(1))
+    np.testing.assert_array_equal(loop.failed_noise, noise_of(105)[-1])
+
+
+def test_a_step_can_be_counted_as_failed_without_running():
+    step = step_of(pm.adam(learning_rate=0.05))
+    a = param(step, "a")
+    step = Step(
+        step.noise, step.loss, step.grads, step.updates, tracked={"a": a, "g": step.grads["a"]}
+    )
+    loop = loop_of(step)
+    loop.run(np.zeros(2))
+    before = state_of(step)
+    chunk = loop.fail()
+    assert np.isnan(chunk.losses).all()
+    assert chunk.failed.tolist() == [True]
+    assert loop.failures == 1
+    np.testing.assert_array_equal(chunk.tracked["a"], [a.get_value()])
+    np.testing.assert_array_equal(chunk.tracked["g"], [[np.nan] * 3])
+    np.testing.assert_array_equal(loop.failed_noise, noise_of(3)[-1])
+    assert_identical(state_of(step), before)
+
+
+class Explode(pytensor.graph.op.Op):
+    """The identity, but for values above a limit it raises."""
+
+    __props__ = ("limit",)
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def make_node(self, x):
+        return pytensor.graph.basic.Apply(self, [x], [x.type()])
+
+    def perform(self, node, inputs, outputs):
+        if inputs[0] > self.limit:
+            raise ValueError("too large")
+        outputs[0][0] = inputs[0].copy()
+
+    def pullback(self, inputs, outputs, cotangents):
+        return cotangents
+
+
+@pytest.fixture(scope="module")
+def exploding():
+    """A loop on numba whose step raises when the first base draw exceeds 1."""
+
+    def loss_of(noise, a, b):
+        return pt.log1p(pt.sqr(noise + a).sum(axis=-1)).mean() * pt.exp(b) + Explode(1.0)(
+            noise[0, 0]
+        )
+
+    with pytest.warns(UserWarning, match="Numba will use object mode"):
+        loop = loop_of(step_of(pm.adam(learning_rate=0.05), loss_of), "numba")
+        loop.compile()
+    return loop
+
+
+def test_compiled_code_that_raises_changes_nothing(exploding):
+    first = noise_of(40)[:, 0, 0] > 1
+    n = int(np.flatnonzero(first)[0])
+    assert n > 2
+    before = state_of(exploding.step)
+    with pytest.raises(CompiledCodeError) as info:
+        exploding.run(np.zeros(n + 1))
+    assert "too large" in str(info.value.__cause__)
+    assert_identical(state_of(exploding.step), before)
+    losses = exploding.run(np.zeros(n)).losses  # the noise of the steps before
+    assert np.isfinite(losses).all()
+    assert len(losses) == n
