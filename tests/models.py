@@ -234,7 +234,7 @@ def missing_values() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 0, 1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pm.ImputationWarning)
+            warnings.simplefilter("ignore", pm.exceptions.ImputationWarning)
             pm.Normal("y", mu, 1, observed=y)
     return model
 

@@ -192,9 +192,12 @@ def compiled(model):
     return fn.maker.fgraph.toposort()
 
 
-@pytest.mark.parametrize("name", [None, *sorted(ZOO.keys() - {"gp_latent"})])
+# A Cholesky factor and a masked assignment: NumPy has no function for a stack of these.
+LOOPING = {"gp_latent", "missing_values"}
+
+
+@pytest.mark.parametrize("name", [None, *sorted(ZOO.keys() - LOOPING)])
 def test_there_is_no_loop_over_draws(model, name):
-    """Of an Op without a NumPy function for stacks, such as Cholesky, PyTensor makes a loop."""
     looping = {
         node.op
         for node in compiled(ZOO[name]() if name else model)

@@ -19,7 +19,20 @@ NOTEBOOK = EXAMPLES / "normalizing_flows_overview.ipynb"
 
 # Everything that takes time, made short: (text, replacement, number of places that have it).
 SHORTER = [
-@@SHORTER@@
+    ("n=20_000", "n=500", 1),
+    ("        5_000, formula", "        50, formula", 1),
+    ("        1_000,\n        chains", "        50,\n        tune=200,\n        chains", 2),
+    ("fit(300, ", "fit(10, ", 1),
+    ("fit(30_000, ", "fit(300, ", 1),
+    ("    25_000,\n    obj_n_mc=100", "    200,\n    obj_n_mc=100", 1),
+    ("for seed in range(1, 6)", "for seed in range(1, 2)", 1),
+    ("fit(5_000, ", "fit(50, ", 1),
+    ("fit(10_000, obj_n_mc=256", "fit(50, obj_n_mc=256", 1),
+    ("        3_000,\n        tune=1_000", "        50,\n        tune=200", 1),
+    ("fit(25_000, ", "fit(50, ", 1),
+    ("for seed in [1, 2]:", "for seed in [1]:", 1),
+    ("fit(20_000, ", "fit(50, ", 1),
+    ("fit(10_000, formula", "fit(50, formula", 1),
 ]
 
 

@@ -6,6 +6,8 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from numpy.testing import assert_allclose
+from pymc.variational.operators import KL
+from pytensor.graph.replace import graph_replace
 from scipy import stats
 
 import pymc_flows as pmf
@@ -202,6 +204,27 @@ def test_a_minibatch_is_scaled_and_the_same_for_all_draws(rng, plan):
         for loss, _, found in evaluate(approx, exact_noise(3), plan):
             assert_allclose(loss, (log_q - prior - likelihood) / c, rtol=1e-11)
             assert_allclose(found, [by_loc / c], rtol=1e-10, atol=1e-12)
+
+
+@plans
+@pytest.mark.parametrize("formula", ["scale-loc", "planar*2-radial-hh*2-loc"])
+def test_the_loss_is_the_objective_of_pymc(rng, plan, formula):
+    """PyMC's own operator on the approximation, value and gradients, with the same noise."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, np.float64(2), shape=3)
+        sd = pm.HalfNormal("sd")
+        batch = pm.Minibatch(np.full(40, 0.8), batch_size=10)
+        pm.Normal("y", x[0], sd, observed=batch, total_size=40)
+    approx = moved(formula, model, rng)
+    noise = rng.standard_normal((6, 4))
+    loss = KL(approx, 0.25).apply(None)
+    grads = pytensor.grad(loss, approx.params)
+    given = {approx.groups[0].symbolic_initial: pt.constant(noise)}
+    graphs = graph_replace([loss, *grads], given)
+    expected = pytensor.function([], graphs, mode=NUMPY)()
+    for values in evaluate(approx, noise, plan, beta=0.25):
+        for x, y in zip(values, expected, strict=True):
+            assert_allclose(x, y, rtol=1e-9, atol=1e-11)
 
 
 def test_the_constant_start_shifts_the_draws(rng):

@@ -7,15 +7,24 @@ import threading
 from types import FrameType, TracebackType
 
 
-class DeferredInterrupt:
-    """Holds a Ctrl-C back while something is done that must be done completely.
+class Interrupts:
+    """Sees to it that a Ctrl-C during a block takes effect, at the right moment.
 
-    The handler that was there before then gets the signal, when the block ends. In a thread other
-    than the main one, where signals do not arrive, nothing is changed; nor where Python does not
-    handle SIGINT.
+    In a thread other than the main one, where signals do not arrive, it changes nothing; nor where
+    Python does not handle SIGINT.
+
+    Parameters
+    ----------
+    deferred : bool
+        True for a block that must be done completely: the handler that was there before gets the
+        signal when the block ends. False for one that may be left at any point but runs foreign
+        code: should that swallow the interrupt, it comes again when the block ends.
     """
 
-    def __enter__(self) -> DeferredInterrupt:
+    def __init__(self, *, deferred: bool):
+        self._deferred = deferred
+
+    def __enter__(self) -> Interrupts:
         """Take over SIGINT."""
         self._arrived: tuple[int, FrameType | None] | None = None
         self._previous = None
@@ -23,11 +32,13 @@ class DeferredInterrupt:
             previous = signal.getsignal(signal.SIGINT)
             if callable(previous):
                 self._previous = previous
-                signal.signal(signal.SIGINT, self._hold)
+                signal.signal(signal.SIGINT, self._handle)
         return self
 
-    def _hold(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._arrived = (signum, frame)
+        if not self._deferred and self._previous is not None:
+            self._previous(signum, frame)
 
     def __exit__(
         self,
@@ -35,8 +46,8 @@ class DeferredInterrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give SIGINT back, and let through what was held."""
+        """Give SIGINT back, and let through what has not had its effect."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
-            if self._arrived is not None:
+            if self._arrived is not None and not isinstance(error, KeyboardInterrupt):
                 self._previous(*self._arrived)

@@ -16,7 +16,7 @@ from pymc.variational.callbacks import CheckParametersConvergence
 from pytensor.graph.traversal import toposort
 from pytensor.scan.op import Scan
 
-from pymc_flows._interrupts import DeferredInterrupt
+from pymc_flows._interrupts import Interrupts
 from pymc_flows._progress import FitProgress
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.callbacks import Tracker
@@ -116,7 +116,7 @@ class Run:
         """Call the loop once; return whether any step was taken."""
         state = self._state
         begin = time.perf_counter()
-        with DeferredInterrupt():
+        with Interrupts(deferred=True):
             try:
                 chunk = state.loop.run(state.schedule.rates(state.i, steps))
             except CompiledCodeError as error:

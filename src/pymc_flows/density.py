@@ -250,12 +250,14 @@ class ModelDensity:
         """
         terms = _replace(self.terms, replacements)
         fixed = frontier(terms, [*self.model.value_vars, *free])
+        # Vectorising would copy the fixed parts, and the scan would not know the copies again.
+        held = {var: var.type() for var in fixed}
+        terms = _replace(terms, held)
 
         def step(*args: TensorVariable) -> list[TensorVariable]:
             slices, inner = args[: len(sequences)], args[len(sequences) :]
-            given = dict(zip([*fixed, *outer], inner, strict=True))
-            outputs = fn(_replace(terms, given), *slices)
-            return _replace(outputs, given)
+            given = dict(zip([*held.values(), *outer], inner, strict=True))
+            return _replace(fn(terms, *slices), given)
 
         return pytensor.scan(
             step, sequences=sequences, non_sequences=[*fixed, *outer], return_updates=False

@@ -21,9 +21,10 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows._interrupts import Interrupts
 from pymc_flows._progress import FitProgress
 from pymc_flows._session import Callback, FitState, Run, call_interval
-from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.approximation import NormalizingFlow, deep_copy
 from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import BackendError, FlowError
@@ -89,6 +90,10 @@ class NFVI(KLqp):
             flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
         )
         Inference.__init__(self, FlowKL, approx, None, beta=1.0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NFVI:
+        """Copy with the model and, after a fit, all that `refine` continues from."""
+        return deep_copy(self)
 
     # ---------------------------------------------------------------------------------- fitting
 
@@ -176,20 +181,21 @@ class NFVI(KLqp):
         """
         n = check_integer("n", n, minimum=0)
         _warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
-        self.state = self._prepare(
-            n,
-            score=bool(self._maybe_score(score)),
-            callbacks=list(callbacks or []),
-            backend=backend,
-            random_seed=random_seed,
-            n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
-            optimizer=rated(obj_optimizer, n),
-            extra=list(more_obj_params or []),
-            more_updates=dict(more_updates or {}),
-            replacements=more_replacements,
-            max_norm=total_grad_norm_constraint,
-            compile_kwargs=_renamed(fn_kwargs, compile_kwargs),
-        )
+        with Interrupts(deferred=False):
+            self.state = self._prepare(
+                n,
+                score=bool(self._maybe_score(score)),
+                callbacks=list(callbacks or []),
+                backend=backend,
+                random_seed=random_seed,
+                n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
+                optimizer=rated(obj_optimizer, n),
+                extra=list(more_obj_params or []),
+                more_updates=dict(more_updates or {}),
+                replacements=more_replacements,
+                max_norm=total_grad_norm_constraint,
+                compile_kwargs=_renamed(fn_kwargs, compile_kwargs),
+            )
         self.approx.groups[0].include_transformed = include_transformed
         self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
         return self.approx

@@ -25,6 +25,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows._interrupts import Interrupts
 from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
 
@@ -145,19 +146,19 @@ class TrainingLoop:
         self.function = _compile(step, rngs, kwargs, skips=self._length is not None)
 
     def compile(self) -> None:
-        """Let the backend compile, by a call that takes no step; the first one only."""
-        if not self.is_compiled:
-            try:
-                with warnings.catch_warnings():
-                    # Where PyTensor asks for an accumulator in float64 and JAX is set to float32.
-                    warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
-                    self._call(self._draw(0), np.zeros(0))
-            except SystemError as error:
-                # What becomes of a Ctrl-C that numba's wrappers meet.
-                if isinstance(error.__cause__, KeyboardInterrupt):
-                    raise error.__cause__ from None
-                raise
-            self.is_compiled = True
+        """Let the backend compile, by a call that takes no step; the first time only."""
+        if self.is_compiled:
+            return
+        # JAX's callbacks swallow a Ctrl-C, numba turns it into another error.
+        with Interrupts(deferred=False), warnings.catch_warnings():
+            # Where PyTensor asks for an accumulator in float64 and JAX is set to float32.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
+            self._call(self._draw(0), np.zeros(0))
+        self.is_compiled = True
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave to a copy that it has to compile."""
+        return {**self.__dict__, "is_compiled": False}
 
     def run(self, rates: np.ndarray) -> Chunk:
         """Take one step per entry of ``rates`` in one call; fewer, if too many fail in a row.

@@ -6,5 +6,6 @@ one group that knows its parameters, its draws and its log q.
 
 from pymc_flows.approximation._flow import NormalizingFlow
 from pymc_flows.approximation._group import NormalizingFlowGroup
+from pymc_flows.approximation._pickling import deep_copy
 
-__all__ = ["NormalizingFlow", "NormalizingFlowGroup"]
+__all__ = ["NormalizingFlow", "NormalizingFlowGroup", "deep_copy"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, overload
 
-import cloudpickle
 import numpy as np
 import pymc as pm
 import pytensor
@@ -21,7 +20,7 @@ from xarray import Dataset, DataTree
 
 from pymc_flows import draws as _draws
 from pymc_flows.approximation._group import NormalizingFlowGroup
-from pymc_flows.approximation._pickling import OnlyCloudpickle
+from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation._start import LayerParams
 from pymc_flows.density import ModelDensity
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
@@ -376,12 +375,8 @@ class NormalizingFlow(Approximation):
         super().__setstate__(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NormalizingFlow:
-        """Copy with the model.
-
-        PyMC clones a model that is copied on its own, and the variables of the approximation
-        would be those of neither; serialised together they stay together.
-        """
-        return cloudpickle.loads(cloudpickle.dumps(self))
+        """Copy with the model."""
+        return deep_copy(self)
 
 
 def _base_log_prob(z0: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import cloudpickle
+
 
 class OnlyCloudpickle:
     """Pickles with cloudpickle alone, which PyMC models need; plain pickle's error says so."""
@@ -19,3 +21,12 @@ class OnlyCloudpickle:
             "use cloudpickle.dumps(approx)"
         )
         return guard, ()
+
+
+def deep_copy[T](thing: T) -> T:
+    """Copy something that holds graphs of a model, together with the model.
+
+    PyMC clones a model that `copy.deepcopy` meets on its own, and graphs that are copied apart from
+    it would be of neither model. Serialised together they stay together.
+    """
+    return cloudpickle.loads(cloudpickle.dumps(thing))

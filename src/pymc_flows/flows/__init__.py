@@ -40,6 +40,10 @@ def build_chain(formula: Formula | str, dim: int) -> Chain:
     dim : int
         Length of the event axis.
 
+    Returns
+    -------
+    Chain
+
     Raises
     ------
     FormulaError

@@ -1,0 +1,174 @@
+"""What users rely on: names, first parameters, docstrings, and an import that costs little."""
+
+import inspect
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+
+import pymc_flows as pmf
+
+NAMES = {
+    *("FLOWS", "FlowError", "Formula", "FormulaError", "NFVI", "NormalizingFlow"),
+    *("callbacks", "fit", "flows", "install", "plots", "register_flow", "targets", "uninstall"),
+}
+
+# Names of parameters in order; "*" separates those that have to be named.
+SIGNATURES = {
+    "NFVI": "flow, *, model, jitter, start, params, random_seed",
+    "NormalizingFlow": "flow, *, model, jitter, start, params, random_seed",
+    "Formula": "text",
+    "FormulaError": "message, source, start, end, hint",
+    "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, **kwargs",
+    "install": "",
+    "uninstall": "",
+    "register_flow": "cls",
+    "NormalizingFlow.sample": "self, draws, *, random_seed, return_inferencedata, **kwargs",
+    "NormalizingFlow.sample_and_log_prob": "self, n, *, random_seed",
+    "NormalizingFlow.log_prob": "self, points",
+    "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
+    "include_transformed, random_seed, obj_n_mc, obj_optimizer, more_obj_params, more_updates, "
+    "more_replacements, total_grad_norm_constraint, compile_kwargs, fn_kwargs, tf_n_mc, "
+    "test_optimizer, more_tf_params",
+    "NFVI.refine": "self, n, progressbar, progressbar_theme, *, learning_rate",
+}
+DEFAULTS = {
+    "NFVI": {"flow": "scale-loc", "jitter": 0.01},
+    "NormalizingFlow": {"flow": "scale-loc", "jitter": 0.01},
+    "NFVI.fit": {"n": 10_000, "obj_n_mc": 64, "backend": None, "progressbar": True},
+    "NormalizingFlow.sample": {"draws": 500, "return_inferencedata": True},
+}
+MODULES = {"callbacks", "flows", "plots", "targets"}
+
+
+def public(name):
+    thing = pmf
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    return thing
+
+
+def listed(signature):
+    """Names of parameters, with a "*" before those that have to be named."""
+    names, kinds = [], inspect.Parameter
+    for parameter in signature.parameters.values():
+        if parameter.kind is kinds.KEYWORD_ONLY and "*" not in names:
+            names.append("*")
+        names.append("**" * (parameter.kind is kinds.VAR_KEYWORD) + parameter.name)
+    return ", ".join(names)
+
+
+def test_names():
+    assert set(pmf.__all__) == NAMES
+    assert len(pmf.__all__) == len(NAMES)
+    assert all(hasattr(pmf, name) for name in NAMES)
+    assert {name for name in NAMES if isinstance(getattr(pmf, name), types.ModuleType)} == MODULES
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pmf.__version__)
+
+
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+def test_signatures(name):
+    signature = inspect.signature(public(name))
+    assert listed(signature) == SIGNATURES[name]
+    for parameter, default in DEFAULTS.get(name, {}).items():
+        assert signature.parameters[parameter].default == default
+
+
+@pytest.mark.parametrize("module", ["plots", "targets", "flows"])
+def test_modules_list_their_names(module):
+    names = public(module).__all__
+    assert len(set(names)) == len(names)
+    assert all(hasattr(public(module), name) for name in names)
+
+
+def test_every_plot_takes_its_subject_first_and_axes_by_name():
+    first = {
+        name: list(inspect.signature(public(f"plots.{name}")).parameters)[:2]
+        for name in pmf.plots.__all__
+    }
+    assert first == {
+        "approximation_density": ["approx", "ax"],
+        "density_contour": ["target", "ax"],
+        "draws": ["samples", "ax"],
+        "history": ["hist", "ax"],
+        "joint_kde": ["samples", "figure"],
+        "traces": ["tracker", "figure"],
+    }
+
+
+# ------------------------------------------------------------------------------------- docstrings
+
+
+def documented():
+    """Name and object of every public function, class and main method."""
+    yield from SIGNATURES
+    for module in ("plots", "targets", "flows"):
+        for name in getattr(pmf, module).__all__:
+            if inspect.isfunction(public(f"{module}.{name}")):
+                yield f"{module}.{name}"
+    yield "callbacks.Tracker"
+
+
+def sections(doc):
+    """The text below each numpydoc heading."""
+    parts = re.split(r"\n(\w[\w ]*)\n-{3,}\n", doc)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(documented()))
+def test_docstrings_have_their_sections(name):
+    thing = public(name)
+    doc = inspect.getdoc(thing)
+    assert doc, name
+    found = sections("\n" + doc)
+    parameters = [p for p in inspect.signature(thing).parameters.values() if p.name != "self"]
+    entries = re.findall(r"^([\w*, ]+?)(?: ?:.*)?$", found.get("Parameters", ""), re.MULTILINE)
+    described = {entry.strip("* ") for line in entries for entry in line.split(",")}
+    missing = {p.name for p in parameters} - described
+    assert missing == set()
+    annotation = inspect.signature(thing).return_annotation
+    if inspect.isfunction(thing) and annotation not in ("None", None):
+        assert "Returns" in found
+
+
+@pytest.mark.parametrize("module", ["", "callbacks", "flows", "plots", "targets"])
+def test_modules_have_a_docstring(module):
+    assert (public(module) if module else pmf).__doc__
+
+
+# ----------------------------------------------------------------------------------------- import
+
+IMPORT = """
+import sys, time
+import pymc
+begin = time.process_time()
+import pymc_flows
+print(time.process_time() - begin)
+print(*sorted(sys.modules))
+"""
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """Seconds and loaded modules of two fresh imports."""
+    runs = [
+        subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    return [
+        (float(seconds), names.split())
+        for seconds, names in (run.stdout.strip().splitlines() for run in runs)
+    ]
+
+
+def test_the_import_loads_nothing_that_is_slow_or_optional(imports):
+    loaded = set(imports[0][1])
+    slow = {"jax", "matplotlib", "numba", "arviz", "scipy.stats", "scipy.optimize"}
+    assert loaded & slow == set()
+
+
+def test_the_import_is_quick(imports):
+    """Beside that of PyMC, which takes about a second."""
+    assert min(seconds for seconds, _ in imports) < 0.3
