@@ -130,7 +130,9 @@ def zero_sum() -> pm.Model:
 @zoo
 def lkj_cholesky() -> pm.Model:
     with pm.Model() as model:
-        chol, _, _ = pm.LKJCholeskyCov("chol", n=3, eta=2, sd_dist=pm.Exponential.dist(1.0, shape=3))
+        chol, _, _ = pm.LKJCholeskyCov(
+            "chol", n=3, eta=2, sd_dist=pm.Exponential.dist(1.0, shape=3)
+        )
         mu = pm.Normal("mu", 0, 1, shape=3)
         pm.MvNormal("y", mu, chol=chol, observed=np.eye(3) * 2)
     return model

@@ -77,13 +77,20 @@ def test_pymc3_starts_know_planar_layers_only(bench, rng):
         bench.notebook_quality.pymc3_start("planar-scale", 2, 1.0, rng)
 
 
-def test_notebook_quality(bench, tmp_path):
+def test_notebook_quality(bench, tmp_path, monkeypatch):
+    starts = ("PyMC3", "own, default jitter")
+    monkeypatch.setattr(bench.notebook_quality, "STARTS", starts)
     arguments = ["--seeds", "1", "--steps", "20", "--cases", "1", "--out", str(tmp_path)]
     report = bench.notebook_quality.main(arguments)
     runs = record(tmp_path, "notebook_quality")["details"]["runs"]
-    assert [run["start"] for run in runs] == list(bench.notebook_quality.STARTS)
-    assert all(np.isfinite(run["seeds"][0]["kl"]) for run in runs)
-    assert [check.bar for check in report.checks] == ["≤ 0.22"] * 3
+    assert {run["start"]: run["jitter"] for run in runs} == dict(
+        zip(starts, (1, 0.01), strict=True)
+    )
+    kl = [run["seeds"][0]["kl"] for run in runs]
+    assert np.isfinite(kl).all()
+    (change,) = report.tables["Own starts against PyMC3's (negative: own is better)"]
+    assert change["median KL minus PyMC3 start's"] == pytest.approx(kl[1] - kl[0])
+    assert [check.bar for check in report.checks] == ["≤ 0.22"] * 2
 
 
 def test_loop(bench, tmp_path):
@@ -96,12 +103,25 @@ def test_loop(bench, tmp_path):
 
 
 def test_compile_time(bench, tmp_path, monkeypatch):
-    # In this process, where nothing is cold: new processes would take most of the test's time.
-    monkeypatch.setattr(bench.compile_time, "measure_cold", bench.compile_time.measure)
+    seconds = {"planar*4": 2.0, "planar*64": 5.0}
+
+    def measured(formula, backend):
+        assert backend == "jax"
+        return dict.fromkeys(("import_wall", "wall", "cpu", "steps_wall"), seconds[formula])
+
+    monkeypatch.setattr(bench.compile_time, "measure_cold", measured)
     report = bench.compile_time.main(["--repeats", "1", "--pairs", "1", "--out", str(tmp_path)])
-    assert [check.bar for check in report.checks] == ["≤ 1.5", "≤ 1.5"]
-    assert [row["formula"] for row in report.tables["Seconds"]] == ["planar*4", "planar*64"]
+    assert [(check.value, check.bar, check.holds) for check in report.checks] == [
+        (2.5, "≤ 1.5", False)
+    ] * 2
+    assert [row["CPU s"] for row in report.tables["Seconds"]] == [2.0, 5.0]
     record(tmp_path, "compile_time")
+
+
+def test_compile_time_measures_one_fit(bench, capsys):
+    bench.compile_time.main(["--measure", "hh*2", "jax"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["wall"] > found["steps_wall"] > 0
 
 
 def test_the_child_process_of_compile_time_gets_caches_of_its_own(bench, monkeypatch):

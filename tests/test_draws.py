@@ -344,6 +344,8 @@ def test_an_unrelated_model_in_context_is_refused():
         pm.Normal("a", shape=3)
         with pytest.raises(ModelError, match=r"'a' of another shape\nexpected \(\), got \(3,\)"):
             approx.sample(2)
+    with pm.Model(), pytest.raises(ModelError, match="no free variable"):
+        approx.sample(2)
 
 
 # --------------------------------------------------------------------------------- into other hands

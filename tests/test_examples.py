@@ -20,6 +20,8 @@ NOTEBOOK = EXAMPLES / "normalizing_flows_overview.ipynb"
 # Everything that takes time, made short: (text, replacement, number of places that have it).
 SHORTER = [
     ("n=20_000", "n=500", 1),
+    ('["scale-loc", "scale-hh*2-loc", "scale-hh*20-loc"]', '["scale-hh*2-loc"]', 1),
+    ('["scale-loc", "scale-hh*4-loc", "scale-planar*16-loc"]', '["scale-planar*16-loc"]', 1),
     ("        5_000, formula", "        50, formula", 1),
     ("        1_000,\n        chains", "        50,\n        tune=200,\n        chains", 2),
     ("fit(300, ", "fit(10, ", 1),

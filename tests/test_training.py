@@ -1,9 +1,11 @@
 """The compiled loop on steps small enough to be followed by hand, one at a time, from Python."""
 
-import functools
+import contextlib
 import os
 import signal
 import threading
+import time
+import warnings
 
 import numpy as np
 import pymc as pm
@@ -12,7 +14,7 @@ import pytensor.tensor as pt
 import pytest
 
 from pymc_flows import training
-from pymc_flows._interrupts import DeferredInterrupt
+from pymc_flows._interrupts import Interrupts
 from pymc_flows.modes import NUMPY
 from pymc_flows.training import MAX_FAILURES, CompiledCodeError, Step, TrainingLoop
 
@@ -369,8 +371,9 @@ def exploding():
             noise[0, 0]
         )
 
-    with pytest.warns(UserWarning, match="Numba will use object mode"):
-        loop = loop_of(step_of(pm.adam(learning_rate=0.05), loss_of), "numba")
+    loop = loop_of(step_of(pm.adam(learning_rate=0.05), loss_of), "numba")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numba will use object mode")
         loop.compile()
     return loop
 
@@ -387,3 +390,111 @@ def test_compiled_code_that_raises_changes_nothing(exploding):
     losses = exploding.run(np.zeros(n)).losses  # the noise of the steps before
     assert np.isfinite(losses).all()
     assert len(losses) == n
+
+
+# ------------------------------------------------------------------------- a model's own randomness
+
+
+def random_step():
+    """A step whose loss is, apart from the noise, a random integer of the model's own."""
+    generator = pytensor.shared(np.random.default_rng(99), "generator")
+    _, draw = pt.random.integers(0, 10**6, size=(), rng=generator, return_next_rng=True)
+    step = step_of(
+        pm.sgd(learning_rate=0.0), lambda noise, a, b: draw + 0 * (noise.sum() + a.sum() + b)
+    )
+    return step, generator
+
+
+@pytest.mark.parametrize("backend", ["jax", "numba"])
+def test_the_models_own_draws_do_not_depend_on_the_lengths_of_calls(backend):
+    whole = loop_of(random_step()[0], backend).run(np.zeros(12)).losses
+    loop = loop_of(random_step()[0], backend)
+    parts = [loop.run(np.zeros(n)).losses for n in (1, 6, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert len(set(whole)) == 12
+
+
+def test_the_models_own_draws_follow_the_seed_and_leave_the_model_alone():
+    step, generator = random_step()
+    before = generator.get_value().bit_generator.state
+    losses = loop_of(step).run(np.zeros(5)).losses
+    assert generator.get_value().bit_generator.state == before
+    np.testing.assert_array_equal(loop_of(random_step()[0]).run(np.zeros(5)).losses, losses)
+    other = TrainingLoop(
+        random_step()[0],
+        backend="jax",
+        noise_seed=SEEDS["noise_seed"],
+        model_seed=np.random.SeedSequence(3),
+    )
+    assert not np.isin(other.run(np.zeros(5)).losses, losses).any()
+
+
+# ------------------------------------------------------------------------- interrupts
+
+
+@pytest.fixture
+def handler():
+    """A SIGINT handler of the test's own: (its calls, itself)."""
+    calls = []
+
+    def handle(signum, frame):
+        calls.append(signum)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    yield calls, handle
+    signal.signal(signal.SIGINT, previous)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)  # Python runs the handler between two instructions of its own
+
+
+def test_a_deferred_interrupt_reaches_the_handler_when_the_block_ends(handler):
+    calls, handle = handler
+    with Interrupts(deferred=True):
+        interrupt()
+        assert calls == []
+    assert calls == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is handle
+    with Interrupts(deferred=True):
+        pass
+    assert calls == [signal.SIGINT]
+
+
+def test_an_interrupt_that_foreign_code_swallows_comes_again(handler):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def swallow():
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupt()
+
+    def rename():
+        try:
+            interrupt()
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    for code in (swallow, rename, interrupt):
+        with pytest.raises(KeyboardInterrupt), Interrupts(deferred=False):
+            code()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_and_ignored_interrupts_are_left_alone(handler):
+    calls, handle = handler
+    seen = []
+
+    def work():
+        with Interrupts(deferred=True):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [handle]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupts(deferred=True):
+        interrupt()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert calls == []

@@ -97,6 +97,8 @@ class Run:
             If too many steps in a row failed.
         """
         state = self._state
+        if state.loop.failures >= MAX_FAILURES:  # a fit that had given up gets another chance
+            state.loop.failures = 0
         every = call_interval(self._callbacks)
         if self._n:
             state.loop.compile()
@@ -226,8 +228,20 @@ def why_step_failed(approx: NormalizingFlow, loop: TrainingLoop) -> str:
     for name, grad in zip(step.grads, grads, strict=True):
         bad = np.argwhere(~np.isfinite(grad))
         if len(bad):
-            return f"  the gradient with respect to {name}{list(map(int, bad[0]))} is not finite"
+            return f"  the gradient with respect to {_place(approx, name, bad[0])} is not finite"
     return "  loss and gradient are finite there: the optimizer's update is not"
+
+
+def _place(approx: NormalizingFlow, name: str, index: np.ndarray) -> str:
+    """Say which parameter an entry of a gradient belongs to."""
+    position = 0
+    for i, block in enumerate(approx.chain.blocks):
+        prefix = f"{i}_{block.layer.word}_"
+        if name.startswith(prefix):
+            layer = position + index[0]
+            return f"{name.removeprefix(prefix)!r} of layer {layer} ({block.layer.word})"
+        position += block.count
+    return repr(name)
 
 
 def _brief(error: BaseException) -> str:

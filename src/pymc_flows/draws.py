@@ -31,6 +31,7 @@ from pytensor.tensor.shape import Shape
 from xarray import DataTree
 
 from pymc_flows._graphs import frontier, join_batches, switch_parameter_checks
+from pymc_flows.errors import ModelError
 from pymc_flows.modes import NUMPY
 
 type Draws = dict[str, np.ndarray]
@@ -198,7 +199,8 @@ class DrawsFunctions:
         self._function: DrawsFunction | None = None
 
     def of(self, model: pm.Model) -> DrawsFunction:
-        """Return the function of a model."""
+        """Return the function of a model; raise `ModelError` if its free variables are others."""
+        _check_variables(model, self._shapes)
         variables = (model, *model.value_vars, *model.free_RVs, *model.deterministics)
         if self._function is None or not _same(variables, self._variables):
             self._variables, self._function = variables, draws_function(model, self._shapes)
@@ -207,6 +209,25 @@ class DrawsFunctions:
     def __reduce__(self) -> tuple[type[DrawsFunctions], tuple[dict[str, tuple[int, ...]]]]:
         """Pickle without the function: it is made again when needed."""
         return type(self), (self._shapes,)
+
+
+def _check_variables(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if not model.value_vars:
+        raise ModelError("the model in context has no free variable\nCall sample() outside of it.")
+    for var in model.value_vars:
+        if var.name not in shapes:
+            raise ModelError(
+                f"the model in context has a free variable {var.name!r} that this approximation "
+                "does not know\nCall sample() outside of that context."
+            )
+        expected, shape = var.type.shape, shapes[var.name]
+        if len(expected) != len(shape) or any(
+            n not in (None, m) for n, m in zip(expected, shape, strict=True)
+        ):
+            raise ModelError(
+                f"the model in context has a free variable {var.name!r} of another shape\n"
+                f"expected {shape}, got {expected}\nCall sample() outside of that context."
+            )
 
 
 def _same(some: Sequence[object], others: Sequence[object]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,24 +14,25 @@ from numpy.typing import ArrayLike
 from pymc.progress_bar import default_progress_theme
 from pymc.util import RandomState, _get_seeds_per_chain
 from pymc.variational.inference import Inference, KLqp
-from pytensor.compile.mode import get_mode
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows._arguments import check_integer, renamed, requested_backend, warn_unused
 from pymc_flows._interrupts import Interrupts
+from pymc_flows._materialize import materialize
 from pymc_flows._progress import FitProgress
 from pymc_flows._session import Callback, FitState, Run, call_interval
 from pymc_flows.approximation import NormalizingFlow, deep_copy
 from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
-from pymc_flows.errors import BackendError, FlowError
-from pymc_flows.examine import DrawPlan, check_backend, check_start, plan_draws
+from pymc_flows.errors import FlowError
+from pymc_flows.examine import DrawPlan, check_start, plan_draws
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
 from pymc_flows.objective import loss_and_gradients
-from pymc_flows.operators import FlowKL, check_integer
+from pymc_flows.operators import FlowKL
 from pymc_flows.optimizers import Optimizer, Rated, Schedule, rated
 from pymc_flows.training import MAX_CHUNK, Step, TrainingLoop
 
@@ -76,6 +76,9 @@ class NFVI(KLqp):
     NormalizingFlow('scale-loc', dim=2)
     """
 
+    hist: np.ndarray
+    state: Any
+
     def __init__(
         self,
         flow: str | Formula = "scale-loc",
@@ -97,7 +100,7 @@ class NFVI(KLqp):
 
     # ---------------------------------------------------------------------------------- fitting
 
-    def fit(  # type: ignore[override]
+    def fit(
         self,
         n: int = 10_000,
         score: bool | None = None,  # noqa: FBT001 - PyMC's signature
@@ -180,7 +183,7 @@ class NFVI(KLqp):
             If no step succeeds any more. The approximation keeps its last finite parameters.
         """
         n = check_integer("n", n, minimum=0)
-        _warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
+        warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
         with Interrupts(deferred=False):
             self.state = self._prepare(
                 n,
@@ -194,13 +197,13 @@ class NFVI(KLqp):
                 more_updates=dict(more_updates or {}),
                 replacements=more_replacements,
                 max_norm=total_grad_norm_constraint,
-                compile_kwargs=_renamed(fn_kwargs, compile_kwargs),
+                compile_kwargs=renamed(fn_kwargs, compile_kwargs),
             )
         self.approx.groups[0].include_transformed = include_transformed
         self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
         return self.approx
 
-    def refine(  # type: ignore[override]
+    def refine(
         self,
         n: int,
         progressbar: bool = True,  # noqa: FBT001, FBT002 - PyMC's signature
@@ -239,7 +242,7 @@ class NFVI(KLqp):
         self.approx.density.check_shapes()
         self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
 
-    def run_profiling(  # type: ignore[override]
+    def run_profiling(
         self,
         n: int = 1000,
         score: bool | None = None,  # noqa: FBT001 - PyMC's signature
@@ -289,7 +292,7 @@ class NFVI(KLqp):
         """Check everything, then build the loop, which is not compiled yet."""
         approx = self.approx
         every = call_interval([c for c in callbacks if not isinstance(c, Tracker)])
-        given = _backend_of(backend, compile_kwargs)
+        given = requested_backend(backend, compile_kwargs)
         approx.density.check_shapes()
         start = approx.center_point()
         check_start(approx.density, start, replacements)
@@ -343,6 +346,7 @@ class NFVI(KLqp):
                 raise FlowError(f"the loss does not depend on {param}, one of more_obj_params")
         if max_norm is not None:
             grads = pm.total_norm_constraint(grads, max_norm)
+        grads = [materialize(grad) for grad in grads]
         updates = dict(optimizer.optimizer(grads, [*problem.flat_params, *extra]))
         updates.update(more_updates)
         named = self.approx.groups[0].params_dict
@@ -377,33 +381,3 @@ class NFVI(KLqp):
             self.hist = np.concatenate([self.hist, run.losses])
             self.approx.hist = self.hist
         run.report()
-
-
-def _backend_of(backend: str | None, compile_kwargs: Mapping[str, Any]) -> str | None:
-    """Return the backend that was asked for, by its name or by a mode."""
-    check_backend(backend)
-    if "mode" not in compile_kwargs:
-        return backend
-    if backend is not None:
-        raise BackendError("give backend= or compile_kwargs['mode'], not both")
-    linker = type(get_mode(compile_kwargs["mode"]).linker).__name__
-    return "jax" if linker == "JAXLinker" else "numba"
-
-
-def _renamed(
-    fn_kwargs: Mapping[str, Any] | None, compile_kwargs: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    if fn_kwargs is None:
-        return dict(compile_kwargs or {})
-    warnings.warn(
-        "fn_kwargs is deprecated, please use compile_kwargs instead",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    return dict(fn_kwargs)
-
-
-def _warn_unused(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            warnings.warn(f"`{name}` is not used for NFVI and ignored", UserWarning, stacklevel=3)

@@ -40,8 +40,8 @@ def install() -> None:
         rng = cached_property(_rng_of_first_group)
         rng.__set_name__(Approximation, "rng")
         _replace(Approximation, "rng", rng)
-    draws = Approximation.sample_dict_fn
-    _replace(Approximation, "sample_dict_fn", property(_in_order_of_model(draws.fget)))
+    draws = vars(Approximation)["sample_dict_fn"]
+    _replace(Approximation, "sample_dict_fn", property(_in_order_of_model(draws)))
 
 
 def uninstall() -> None:
@@ -97,11 +97,11 @@ def _rng_of_first_group(approx: Approximation) -> Any:
     return approx.groups[0].rng
 
 
-def _in_order_of_model(draws: Callable[[Approximation], Any]) -> Callable[[Approximation], Any]:
+def _in_order_of_model(draws: Any) -> Callable[[Approximation], Callable[..., dict[str, Any]]]:
     """Make PyMC's draws keep their names: it takes them by position in the model's order."""
 
     def sample_dict_fn(approx: Approximation) -> Callable[..., dict[str, Any]]:
-        draw = draws(approx)
+        draw = draws.__get__(approx)
 
         def ordered(*args: Any, **kwargs: Any) -> dict[str, Any]:
             values = draw(*args, **kwargs)

@@ -55,8 +55,9 @@ NUMPY = _Mode(
     linker="py",
     optimizer=RewriteDatabaseQuery(include=["fast_compile", "stabilize", _CHECKS]),
 )
-# The graph as it was written: ready at once, since nothing is rewritten.
-PLAIN = _Mode(linker="py", optimizer=None)
+# The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do
+# number by number.
+PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["local_second_to_alloc"]))
 
 
 def metered(mode: Mode, callback: Callable[..., None]) -> Mode:

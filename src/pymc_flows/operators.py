@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pymc.variational.operators import KL
 from pymc.variational.opvi import ObjectiveFunction
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.errors import FlowError
+from pymc_flows._arguments import check_integer
 from pymc_flows.examine import plan_draws
 from pymc_flows.objective import loss_graph
 
@@ -35,8 +36,10 @@ class FlowObjective(ObjectiveFunction):
             dtype=pytensor.config.floatX,
             return_next_rng=True,
         )
-        rng.default_update = next_rng
-        z0 = pt.specify_shape(z0, (n_draws, approx.ddim))
+        with warnings.catch_warnings():
+            # PyTensor discourages what nothing else can do: draw anew at each `eval`.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            rng.default_update = next_rng
         replacements = kwargs.get("more_replacements")
         plan = plan_draws(approx.density, n_draws, approx.density.start(), "numba", replacements)
         problem = approx.problem(float(self.op.beta))
@@ -47,10 +50,3 @@ class FlowKL(KL):
     """PyMC's KL operator with `FlowObjective`."""
 
     objective_class = FlowObjective
-
-
-def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
-    """Return the value as an int, or raise `FlowError`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise FlowError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-    return int(value)

@@ -12,9 +12,11 @@ import functools
 import math
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -113,8 +115,8 @@ class TrainingLoop:
         Whether `compile` has succeeded.
     failures : int
         Failed steps in a row, up to the last step.
-    failed_noise : ndarray, shape (draws, dim), or None
-        Base draws of the last failed step.
+    failed_noise : ndarray, shape (draws, dim)
+        Base draws of the last failed step; zeros before there was one.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class TrainingLoop:
         self.step = step
         self.is_compiled = False
         self.failures = 0
-        self.failed_noise: np.ndarray | None = None
+        self.failed_noise = np.zeros(step.noise.type.shape, step.noise.dtype)
         self._noise = np.random.default_rng(noise_seed)
         self._shared = list(step.updates)
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]
@@ -240,11 +242,11 @@ class TrainingLoop:
 
 def _single_precision() -> AbstractContextManager[object]:
     """Keep JAX from computing in float64, as it does where PyTensor accumulates in it."""
-    try:
-        from jax import enable_x64
-    except ImportError:  # before JAX 0.8
-        from jax.experimental import enable_x64
-    return enable_x64(False)
+    import jax
+
+    # Its place before JAX 0.8.
+    home = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
+    return home.enable_x64(False)  # noqa: FBT003 - JAX's signature
 
 
 def _bytes_per_step(step: Step) -> int:
@@ -259,7 +261,7 @@ def _compile(
     kwargs: Mapping[str, object],
     *,
     skips: bool,
-) -> Callable[..., list[np.ndarray]]:
+) -> Any:
     """Compile (noise, rates, n_active, failures, *state, *rngs) -> (the last three, *records).
 
     Records are, by step: taken, failed, loss, tracked values. Only the first ``n_active`` steps
@@ -326,7 +328,7 @@ def _after_step(
     graphs = [*step.updates.values(), *rngs.values(), step.loss, *tracked]
     if copies and rngs:
         # In JAX a draw writes into the generator that it gets.
-        own = {x: choose_generator(np.array(True), x, x) for x in rngs}
+        own = {x: choose_generator(np.array(1), x, x) for x in rngs}
         graphs = graph_replace(graphs, own, strict=False)
     n, m = len(shared), len(shared) + len(rngs)
     new, next_rngs, (loss, *values) = graphs[:n], graphs[n:m], graphs[m:]

@@ -23,7 +23,7 @@ from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation._start import LayerParams
 from pymc_flows.density import ModelDensity
-from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
+from pymc_flows.errors import ArgumentError, FlowShapeError
 from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
 from pymc_flows.flows import Chain
 from pymc_flows.flows.chain import Loop
@@ -327,29 +327,10 @@ class NormalizingFlow(Approximation):
         points, _ = self._draw(draws, rng)
         self.density.check_shapes()
         values = {s.name: points[:, s.slice].reshape((draws, *s.shape)) for s in self.density.slots}
-        self._check_model(model)
         everything = self._draws_functions.of(model)(values, rng)
         if not return_inferencedata:
             return _draws.to_multitrace(model, everything)
         return _draws.to_datatree(model, everything, **kwargs)
-
-    def _check_model(self, model: pm.Model) -> None:
-        """Raise `ModelError` unless the approximation draws all free variables of the model."""
-        shapes = {slot.name: slot.shape for slot in self.density.slots}
-        for var in model.value_vars:
-            if var.name not in shapes:
-                raise ModelError(
-                    f"the model in context has a free variable {var.name!r} that this "
-                    "approximation does not know\nCall sample() outside of that context."
-                )
-            expected, shape = var.type.shape, shapes[var.name]
-            if len(expected) != len(shape) or any(
-                n not in (None, m) for n, m in zip(expected, shape, strict=True)
-            ):
-                raise ModelError(
-                    f"the model in context has a free variable {var.name!r} of another shape\n"
-                    f"expected {shape}, got {expected}\nCall sample() outside of that context."
-                )
 
     # --------------------------------------------------------------------------------- display
 

@@ -1,0 +1,58 @@
+"""Checks of what `NFVI.fit` is given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pytensor.compile.mode import get_mode
+
+from pymc_flows.errors import BackendError, FlowError
+from pymc_flows.examine import check_backend
+
+
+def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
+    """Return the value as an int, or raise `FlowError`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise FlowError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def requested_backend(backend: str | None, compile_kwargs: Mapping[str, Any]) -> str | None:
+    """Return the backend that was asked for: by its name, by a PyTensor mode, or not at all.
+
+    Raises
+    ------
+    BackendError
+        If it is unknown, not installed, or asked for in both ways.
+    """
+    check_backend(backend)
+    if "mode" not in compile_kwargs:
+        return backend
+    if backend is not None:
+        raise BackendError("give backend= or compile_kwargs['mode'], not both")
+    linker = get_mode(compile_kwargs["mode"]).linker
+    return "jax" if type(linker).__name__ == "JAXLinker" else "numba"
+
+
+def renamed(
+    fn_kwargs: Mapping[str, Any] | None, compile_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return ``compile_kwargs``, also if they come under their old name."""
+    if fn_kwargs is None:
+        return dict(compile_kwargs or {})
+    warnings.warn(
+        "fn_kwargs is deprecated, please use compile_kwargs instead",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return dict(fn_kwargs)
+
+
+def warn_unused(**given: object) -> None:
+    """Warn of arguments for test functions."""
+    for name, value in given.items():
+        if value is not None:
+            warnings.warn(f"`{name}` is not used for NFVI and ignored", UserWarning, stacklevel=3)
