@@ -2,6 +2,8 @@
 
 import numpy as np
 import pymc as pm
+import pytensor
+import pytensor.tensor as pt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from pymc.variational.opvi import Approximation
@@ -336,3 +338,21 @@ def test_state_is_that_of_pymcs_mean_field(model, rng):
         assert list(data.data_vars) == ["a_log__", "x", "p_simplex__"]
         for variable in expected.data_vars:
             assert_allclose(data[variable], expected[variable], rtol=1e-9)
+
+
+def test_draws_densities_and_moments_are_not_compiled(model, monkeypatch):
+    """A first look at an approximation must not cost what compiling costs."""
+
+    def refuse(*_, **__):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("pytensor.link.numba.linker.NumbaLinker.make_all", refuse)
+    with pytest.raises(AssertionError, match="compiled"):
+        pytensor.function([], pt.exp(pytensor.shared(1.0)))
+    approx = pmf.NormalizingFlow(ALL_FIVE.replace("*2", "*9"), model=model)
+    points = approx.sample_and_log_prob(3)[0]
+    assert np.isfinite(approx.log_prob(points)).all()
+    assert np.isfinite(approx.center_point()).all()
+    assert set(approx.state.mean.data_vars) == {"a", "x", "p"}
+    assert approx.sample(3).posterior.x.shape == (1, 3, 3)
+    assert len(approx.sample(3, return_inferencedata=False)) == 3

@@ -8,13 +8,13 @@ state lives in the shared variables, as NumPy arrays, and belongs to one step.
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from importlib import import_module
 from typing import Any
 
@@ -130,9 +130,10 @@ class TrainingLoop:
         compile_kwargs: Mapping[str, object] | None = None,
     ):
         self.step = step
+        self._dtype = step.noise.dtype
         self.is_compiled = False
         self.failures = 0
-        self.failed_noise = np.zeros(step.noise.type.shape, step.noise.dtype)
+        self.failed_noise = np.zeros(step.noise.type.shape, self._dtype)
         self._noise = np.random.default_rng(noise_seed)
         self._shared = list(step.updates)
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]
@@ -143,8 +144,7 @@ class TrainingLoop:
         self._length = max(2, self.max_chunk) if backend == "jax" else None
         kwargs = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
-        single = backend == "jax" and step.noise.dtype == "float32"
-        self._precision = _single_precision if single else nullcontext
+        self._precision = partial(_jax_precision, self._dtype) if backend == "jax" else nullcontext
         self.function = _compile(step, rngs, kwargs, skips=self._length is not None)
 
     def compile(self) -> None:
@@ -153,8 +153,8 @@ class TrainingLoop:
             return
         # JAX's callbacks swallow a Ctrl-C, numba turns it into another error.
         with Interrupts(deferred=False), warnings.catch_warnings():
-            # Where PyTensor asks for an accumulator in float64 and JAX is set to float32.
-            warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
+            # In single precision, where PyTensor asks for 64 bits all the same.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype .*64")
             self._call(self._draw(0), np.zeros(0))
         self.is_compiled = True
 
@@ -226,13 +226,13 @@ class TrainingLoop:
     def _draw(self, n: int) -> np.ndarray:
         """Base noise (length of a call, draws, dim) of the next n steps; the rest is 0."""
         length = self._length or max(1, n)
-        noise = np.zeros((length, *self.step.noise.type.shape), self.step.noise.dtype)
+        noise = np.zeros((length, *self.step.noise.type.shape), self._dtype)
         self._noise.standard_normal(out=noise[:n], dtype=noise.dtype)
         return noise
 
     def _call(self, noise: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
-        rate = self.step.noise if self.step.rate is None else self.step.rate
-        padded = np.zeros(len(noise), rate.dtype)
+        dtype = self._dtype if self.step.rate is None else self.step.rate.dtype
+        padded = np.zeros(len(noise), dtype)
         padded[: len(rates)] = rates
         state = [v.get_value(borrow=True) for v in self._shared]
         counts = np.asarray(len(rates)), np.asarray(self.failures)
@@ -240,13 +240,16 @@ class TrainingLoop:
             return self.function(noise, padded, *counts, *state, *self._rngs)
 
 
-def _single_precision() -> AbstractContextManager[object]:
-    """Keep JAX from computing in float64, as it does where PyTensor accumulates in it."""
+def _jax_precision(dtype: str) -> AbstractContextManager[object]:
+    """Set JAX to the precision of the fit.
+
+    PyTensor sets it once, when it first meets JAX; a fit in the other precision would fail.
+    """
     import jax
 
     # Its place before JAX 0.8.
     home = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
-    return home.enable_x64(False)  # noqa: FBT003 - JAX's signature
+    return home.enable_x64(dtype == "float64")
 
 
 def _bytes_per_step(step: Step) -> int:
@@ -351,7 +354,7 @@ def _all_finite(
             fine = pt.isfinite(x) | ~pt.isfinite(v)
             key = v.type.shape if None not in v.type.shape else v
             by_shape[key] = by_shape[key] & fine if key in by_shape else fine
-    return functools.reduce(operator.and_, (fine.all() for fine in by_shape.values()))
+    return reduce(operator.and_, (fine.all() for fine in by_shape.values()))
 
 
 def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:
