@@ -23,6 +23,7 @@ import pymc_flows as pmf
 
 SEED = 1
 DRAWS = 20_000
+STEPS = {"pot1": 40_000, "pot2": 20_000, "pot3": 40_000, "pot4": 60_000, "eight schools": 20_000}
 # The softplus of it is 1: a `scale` of 1, and a `planar` that starts as the identity.
 UNIT = np.log(np.expm1(1.0))
 
@@ -55,7 +56,7 @@ def fit(
     """Fit a formula to a model; judge it with its normalised log density."""
     inference = pmf.NFVI(formula, model=model, jitter=0.1, params=params, random_seed=SEED)
     started = time.perf_counter()
-    inference.fit(steps, obj_n_mc=256, backend="jax", progressbar=False)
+    inference.fit(steps, obj_n_mc=128, backend="jax", progressbar=False)
     fitted = time.perf_counter()
     # Nothing is compiled any more, so this tells how fast a step is.
     more = max(steps // 5, 1)
@@ -149,7 +150,7 @@ def fit_potential(target: pmf.targets.Target, max_steps: int) -> Result:
             for part, share in shares(target, z).items()
         ),
         params=None if is_ring else wide_start(64),
-        steps=min(max_steps, 40_000 if target is pmf.targets.pot4 else 20_000),
+        steps=min(max_steps, STEPS[target.name]),
     )
 
 
@@ -213,7 +214,7 @@ def fit_eight_schools(formula: str, max_steps: int) -> Result:
         eight_schools(),
         lambda z: log_posterior(z, log_evidence),
         remark,
-        steps=min(max_steps, 20_000),
+        steps=min(max_steps, STEPS["eight schools"]),
     )
 
 

@@ -231,6 +231,14 @@ def censored_and_truncated() -> pm.Model:
 
 
 @zoo
+def total_size() -> pm.Model:
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1)
+        pm.Normal("y", mu, 1, observed=[1.0, 2.0, 4.0], total_size=30)
+    return model
+
+
+@zoo
 def missing_values() -> pm.Model:
     y = np.ma.masked_invalid([1.0, np.nan, 2.0, np.nan])
     with pm.Model() as model:

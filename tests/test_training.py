@@ -376,9 +376,9 @@ def exploding():
             noise[0, 0]
         )
 
-    loop = loop_of(step_of(pm.adam(learning_rate=0.05), loss_of), "numba")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Numba will use object mode")
+        loop = loop_of(step_of(pm.adam(learning_rate=0.05), loss_of), "numba")
         loop.compile()
     return loop
 

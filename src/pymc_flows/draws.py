@@ -159,11 +159,7 @@ def draws_function(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> Dr
     inputs = [
         pt.tensor(name, shape=(None, *shape), dtype=dtype) for name, (shape, dtype) in types.items()
     ]
-    outputs = clone_replace(
-        list(variables.values()),
-        dict(zip(model.value_vars, one, strict=True)),
-        rebuild_strict=False,
-    )
+    outputs = clone_replace(list(variables.values()), dict(zip(model.value_vars, one, strict=True)))
     batched = vectorized(
         _without_wrappers(outputs),
         dict(zip(one, inputs, strict=True)),

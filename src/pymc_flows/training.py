@@ -9,13 +9,13 @@ state lives in the shared variables, as NumPy arrays, and belongs to one step.
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from importlib import import_module
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -308,13 +308,16 @@ def _compile(
         return_updates=False,
     )
     last = [trace[-1] for trace in results[: len(carried)]]
-    return pytensor.function(
-        [pytensor.In(x, borrow=True) for x in [noise, rates, n_active, *state]],
-        [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
-        trust_input=True,
-        on_unused_input="ignore",
-        **kwargs,
-    )
+    with warnings.catch_warnings():
+        # Some Elemwise stays unfused if a formula has very many blocks: nothing to act on.
+        warnings.filterwarnings("ignore", "Loop fusion failed")
+        return pytensor.function(
+            [pytensor.In(x, borrow=True) for x in [noise, rates, n_active, *state]],
+            [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
+            trust_input=True,
+            on_unused_input="ignore",
+            **kwargs,
+        )
 
 
 def _after_step(
@@ -347,14 +350,21 @@ def _all_finite(
     loss: TensorVariable, new: Sequence[TensorVariable], old: Sequence[TensorVariable]
 ) -> TensorVariable:
     """Whether the loss is finite, and no entry of any array stops being so."""
-    # Arrays of one shape are reduced together, which costs less.
-    by_shape: dict[object, TensorVariable] = {(): pt.isfinite(loss)}
+    # Neighbours of one shape, such as a parameter and its moments, are reduced together, which
+    # costs less; more than a few would make a loop with too many operands for numba.
+    groups: list[list[tuple[TensorVariable, TensorVariable]]] = []
     for x, v in zip(new, old, strict=True):
-        if v.dtype.startswith("float"):
-            fine = pt.isfinite(x) | ~pt.isfinite(v)
-            key = v.type.shape if None not in v.type.shape else v
-            by_shape[key] = by_shape[key] & fine if key in by_shape else fine
-    return reduce(operator.and_, (fine.all() for fine in by_shape.values()))
+        if not v.dtype.startswith("float"):
+            continue
+        shape = groups[-1][-1][1].type.shape if groups else None
+        if v.type.shape == shape and None not in shape and len(groups[-1]) < 3:
+            groups[-1].append((x, v))
+        else:
+            groups.append([(x, v)])
+    fine = [
+        reduce(and_, (pt.isfinite(x) | ~pt.isfinite(v) for x, v in group)).all() for group in groups
+    ]
+    return pt.all([pt.isfinite(loss), *fine])
 
 
 def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:
