@@ -21,7 +21,7 @@ SHORTER = {
         ("sample(4_000", "sample(400"),
     ],
     "steps": [
-        ("    10_000, ", "    200, progressbar=False, "),
+        ("inference.fit(10_000, ", "inference.fit(200, progressbar=False, "),
         ("refine(2_000, ", "refine(100, progressbar=False, "),
         ("sample_and_log_prob(1_000)", "sample_and_log_prob(100)"),
     ],

@@ -41,10 +41,10 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows._graphs import ops_inside, ops_of
 from pymc_flows.modes import training_mode
 
-_ELEMENTWISE = (Elemwise, CAReduce, DimShuffle)
+# Of a Blockwise, what it repeats.
+_SAFE_BLOCKWISE = (Elemwise, CAReduce, DimShuffle, Dot)
 _SAFE = (
-    *_ELEMENTWISE,
-    Dot,
+    *_SAFE_BLOCKWISE,
     Softmax,
     LogSoftmax,
     CumOp,
@@ -69,8 +69,7 @@ _SAFE_IF_STATIC = (
     AdvancedSubtensor,
     AdvancedIncSubtensor,
 )
-# The same for Ops that PyTensor vectorises as they are.
-_SAFE_BLOCKWISE_IF_STATIC = (*_ELEMENTWISE, AllocEmpty, Subtensor, IncSubtensor)
+_SAFE_BLOCKWISE_IF_STATIC = (*_SAFE_BLOCKWISE, AllocEmpty, Subtensor, IncSubtensor)
 
 
 def has_jax() -> bool:
@@ -88,7 +87,7 @@ def is_plain(outputs: Sequence[Variable]) -> bool:
 def _is_plain(node: Apply, *, static: bool) -> bool:
     safe: tuple[type, ...] = _SAFE_IF_STATIC if static else _SAFE
     if isinstance(node.op, Blockwise):
-        safe = _SAFE_BLOCKWISE_IF_STATIC if static else _ELEMENTWISE
+        safe = _SAFE_BLOCKWISE_IF_STATIC if static else _SAFE_BLOCKWISE
     op, *inner = ops_inside(node.op)
     if not all(isinstance(x, safe) for x in inner or [op]):
         return False

@@ -25,7 +25,7 @@ from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.examine import why_not_finite
 from pymc_flows.modes import NUMPY
 from pymc_flows.optimizers import Schedule
-from pymc_flows.training import MAX_FAILURES, Chunk, CompiledCodeError, TrainingLoop
+from pymc_flows.training import MAX_FAILURES, Chunk, StepError, TrainingLoop
 
 _log = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class Run:
         with Interrupts(deferred=True):
             try:
                 chunk = state.loop.run(state.schedule.rates(state.i, steps))
-            except CompiledCodeError as error:
-                if steps > 1:  # find the step that raises
+            except StepError as error:
+                if steps > 1:  # which of them is it?
                     state.chunk = max(1, steps // 8)
                     return False
                 self._error = error.__cause__

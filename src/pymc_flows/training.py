@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from importlib import import_module
-from operator import and_
 from typing import Any
 
 import numpy as np
@@ -38,8 +37,8 @@ MAX_CHUNK = 10_000
 MAX_FAILURES = 100
 
 
-class CompiledCodeError(Exception):
-    """Compiled code raised an exception, the cause of this one."""
+class StepError(Exception):
+    """A step of a call raised an exception, the cause of this one, or its update was not finite."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class Chunk:
 class TrainingLoop:
     """A compiled function that takes any number of steps.
 
-    A step fails if its loss, or anything that it would write, is not finite. It then changes
-    nothing but the model's own random generators.
+    A step fails if its loss, or the square of a gradient, is not finite. It then changes nothing
+    but the model's own random generators. What fails otherwise makes the whole call fail.
 
     Parameters
     ----------
@@ -177,8 +176,9 @@ class TrainingLoop:
 
         Raises
         ------
-        CompiledCodeError
-            If the compiled code raises. Nothing has changed then, the noise generator included.
+        StepError
+            If the compiled code raises, or a step makes something infinite or NaN that was not.
+            Nothing has changed then, the noise generator included.
         """
         self.compile()
         n = len(rates)
@@ -189,12 +189,17 @@ class TrainingLoop:
         except BaseException as error:
             self._noise.bit_generator.state = before
             if isinstance(error, Exception):
-                raise CompiledCodeError from error
+                raise StepError from error
             raise
         failures, *out = out
         n_shared, n_rngs = len(self._shared), len(self._rngs)
-        for var, value in zip(self._shared, out[:n_shared], strict=True):
-            var.set_value(np.array(value), borrow=True)
+        values = [np.array(value) for value in out[:n_shared]]
+        for var, value in zip(self._shared, values, strict=True):
+            if _stops_being_finite(var.get_value(borrow=True), value):
+                self._noise.bit_generator.state = before
+                raise StepError
+        for var, value in zip(self._shared, values, strict=True):
+            var.set_value(value, borrow=True)
         self._rngs = list(out[n_shared : n_shared + n_rngs])
         taken, failed, losses, *tracked = (np.asarray(x)[:n] for x in out[n_shared + n_rngs :])
         n_taken = int(taken.sum())
@@ -250,6 +255,10 @@ def _jax_precision(dtype: str) -> AbstractContextManager[object]:
     # Its place before JAX 0.8.
     home = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
     return home.enable_x64(dtype == "float64")
+
+
+def _stops_being_finite(old: np.ndarray, new: np.ndarray) -> bool:
+    return new.dtype.kind == "f" and bool((np.isfinite(old) & ~np.isfinite(new)).any())
 
 
 def _bytes_per_step(step: Step) -> int:
@@ -331,40 +340,22 @@ def _after_step(
     """Failures and state after the step; next generators; failed, loss, tracked values."""
     shared = list(step.updates)
     tracked = [x for x in step.tracked.values() if x not in step.updates]
-    graphs = [*step.updates.values(), *rngs.values(), step.loss, *tracked]
+    # Squares, because optimizers take them. Nothing of the update, which stays one loop with the
+    # choice between old and new.
+    health = sum((pt.sqr(g).sum() for g in step.grads.values()), step.loss)
+    graphs = [*step.updates.values(), *rngs.values(), health, step.loss, *tracked]
     if copies and rngs:
         # In JAX a draw writes into the generator that it gets.
         own = {x: choose_generator(np.array(1), x, x) for x in rngs}
         graphs = graph_replace(graphs, own, strict=False)
     n, m = len(shared), len(shared) + len(rngs)
-    new, next_rngs, (loss, *values) = graphs[:n], graphs[n:m], graphs[m:]
+    new, next_rngs, (health, loss, *values) = graphs[:n], graphs[n:m], graphs[m:]
     new = [x.astype(v.dtype) for v, x in zip(shared, new, strict=True)]
-    ok = _all_finite(loss, new, shared)
+    ok = pt.isfinite(health)
     counted = pt.switch(taken, pt.switch(ok, 0, failures + 1), failures)
     kept = [pt.switch(taken & ok, x, v) for v, x in zip(shared, new, strict=True)]
     after = [_typed(v, x) for v, x in zip([failures, *shared], [counted, *kept], strict=True)]
     return after, next_rngs, [~ok, loss, *values]
-
-
-def _all_finite(
-    loss: TensorVariable, new: Sequence[TensorVariable], old: Sequence[TensorVariable]
-) -> TensorVariable:
-    """Whether the loss is finite, and no entry of any array stops being so."""
-    # Neighbours of one shape, such as a parameter and its moments, are reduced together, which
-    # costs less; more than a few would make a loop with too many operands for numba.
-    groups: list[list[tuple[TensorVariable, TensorVariable]]] = []
-    for x, v in zip(new, old, strict=True):
-        if not v.dtype.startswith("float"):
-            continue
-        shape = groups[-1][-1][1].type.shape if groups else None
-        if v.type.shape == shape and None not in shape and len(groups[-1]) < 3:
-            groups[-1].append((x, v))
-        else:
-            groups.append([(x, v)])
-    fine = [
-        reduce(and_, (pt.isfinite(x) | ~pt.isfinite(v) for x, v in group)).all() for group in groups
-    ]
-    return pt.all([pt.isfinite(loss), *fine])
 
 
 def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:

@@ -37,9 +37,7 @@ def reference(model: pm.Model, points: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def value_and_grad(density, points, micro_batch, mode=NUMPY):
     """Sum of the terms (n,) and its gradient (n, dim), all points in one call."""
     z = pt.matrix("z", shape=points.shape, dtype=points.dtype)
-    (prior, data), grad, _ = density.value_and_grad(
-        z, weights=[1.0, 1.0], micro_batch=micro_batch
-    )
+    (prior, data), grad, _ = density.value_and_grad(z, weights=[1.0, 1.0], micro_batch=micro_batch)
     return pytensor.function([z], [prior + data, grad], mode=mode)(points)
 
 

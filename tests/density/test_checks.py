@@ -101,21 +101,19 @@ def in_a_loop():
     pm.Potential("p", total[-1])
 
 
+# The value of the refused draw.
 MODELS = {
-    build: value
-    for build, value in (
-        (scale, -np.inf),
-        (one_of_three_scales, -np.inf),
-        (covariance, -np.inf),
-        (cholesky_that_raises, np.nan),
-        (beta_and_dirichlet, -np.inf),
-        (bounds, -np.inf),
-        (not_a_density, np.nan),
-        (nested, -np.inf),
-        (users_assertion, np.nan),
-        (in_an_inner_graph, -np.inf),
-        (in_a_loop, -np.inf),
-    )
+    scale: -np.inf,
+    one_of_three_scales: -np.inf,
+    covariance: -np.inf,
+    cholesky_that_raises: np.nan,
+    beta_and_dirichlet: -np.inf,
+    bounds: -np.inf,
+    not_a_density: np.nan,
+    nested: -np.inf,
+    users_assertion: np.nan,
+    in_an_inner_graph: -np.inf,
+    in_a_loop: -np.inf,
 }
 each_model = pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
 

@@ -7,12 +7,12 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from models import ZOO
 from numpy.testing import assert_allclose
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from single_draws import assert_equal, points_near, reference, value_and_grad
 
+from models import ZOO
 from pymc_flows import _jax, _trial
 from pymc_flows._trial import trial
 from pymc_flows.backend import choose_backend
@@ -177,7 +177,7 @@ def test_one_draw_needs_no_plan():
     assert plan(ZOO["garch"](), n_draws=1) == DrawPlan(None)
 
 
-# --------------------------------------------------------------------------------------- black boxes
+# -------------------------------------------------------------------------------------- black boxes
 
 
 def test_black_boxes_run_on_numba():
@@ -252,6 +252,20 @@ def test_joins_of_draws_and_data_become_joins(name):
     _jax.trace(z, [*batch, gradient])
 
 
+@pytest.mark.parametrize("name", ["ordered", "scalars"])
+def test_batches_stay_connected_to_what_points_are_computed_from(name):
+    density = ModelDensity(ZOO[name]())
+    points = points_near(density, 5)
+    base = pt.matrix("base", shape=points.shape)
+    gradients = []
+    for z in (base, 2 * base):
+        prior, data = density.batched(z)
+        gradients.append(pytensor.grad(prior.sum() + data.sum(), base))
+    fn = pytensor.function([base], gradients[0], mode=NUMPY)
+    double = pytensor.function([base], gradients[1], mode=NUMPY)
+    assert_allclose(double(points / 2), 2 * fn(points), rtol=1e-12)
+
+
 def test_plain_graphs_need_no_tracing(monkeypatch):
     monkeypatch.setattr(_jax, "trace", lambda *_: pytest.fail("traced"))
     for name in ("eight_schools", "normal_mixture", "simplex"):
@@ -279,7 +293,7 @@ def test_a_log_density_without_gradient_is_refused():
         plan_draws(density, 5, density.start(), "numba")
 
 
-# ------------------------------------------------------------------------------------- the trial
+# ---------------------------------------------------------------------------------------- the trial
 
 
 def test_the_trial_is_made_once(monkeypatch):

@@ -7,12 +7,12 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from models import ZOO
 from numpy.testing import assert_allclose
 from pytensor.graph.traversal import toposort
 from pytensor.scan.op import Scan
 from single_draws import assert_equal, points_near, value_and_grad
 
+from models import ZOO
 from pymc_flows import examine
 from pymc_flows._trial import trial
 from pymc_flows.density import ModelDensity

@@ -5,7 +5,6 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from models import ZOO
 from numpy.testing import assert_allclose
 from pymc.pytensorf import collect_default_updates
 from pytensor.graph.basic import Constant
@@ -14,6 +13,7 @@ from pytensor.tensor.variable import TensorConstant
 from scipy import stats
 from single_draws import assert_equal, by_variable, points_near, reference, value_and_grad
 
+from models import ZOO
 from pymc_flows._graphs import MAX_CONSTANT_SIZE, frontier, lift_constants
 from pymc_flows.density import ModelDensity
 from pymc_flows.errors import ModelError
@@ -44,9 +44,7 @@ def regression_on_minibatches(x, y):
 def step(density, micro_batch, mode=NUMPY):
     """A function of points that draws a new minibatch at each call."""
     z = pt.matrix("z", shape=(6, density.dim))
-    (prior, data), grad, _ = density.value_and_grad(
-        z, weights=[1.0, 1.0], micro_batch=micro_batch
-    )
+    (prior, data), grad, _ = density.value_and_grad(z, weights=[1.0, 1.0], micro_batch=micro_batch)
     outputs = [prior, data, grad]
     updates = collect_default_updates(outputs, inputs=[z])
     assert len(updates) == 1
@@ -90,9 +88,7 @@ def test_new_data_need_no_new_function(micro_batch):
     model = density.model
     points = points_near(density, 5)
     z = pt.matrix("z", shape=points.shape)
-    (prior, data), grad, _ = density.value_and_grad(
-        z, weights=[1.0, 1.0], micro_batch=micro_batch
-    )
+    (prior, data), grad, _ = density.value_and_grad(z, weights=[1.0, 1.0], micro_batch=micro_batch)
     fn = pytensor.function([z], [prior + data, grad], mode=NUMPY)
     assert_equal(fn(points), reference(model, points))
     for n in (7, 12):
@@ -132,7 +128,7 @@ def test_fixed_shapes_are_not_checked_again(monkeypatch):
     density.check_shapes()
 
 
-# ----------------------------------------------------------------------------------------- constants
+# ---------------------------------------------------------------------------------------- constants
 
 
 def regression(x, y, group):
@@ -182,7 +178,9 @@ def test_equal_data_are_held_once():
     data = np.random.default_rng(0).normal(size=N)
     x = pt.dscalar("x")
     outputs = lift_constants([(x * pt.constant(data)).sum(), (x - pt.constant(data.copy())).sum()])
-    assert len([v for v in graph_inputs(outputs) if v is not x and not isinstance(v, Constant)]) == 1
+    assert (
+        len([v for v in graph_inputs(outputs) if v is not x and not isinstance(v, Constant)]) == 1
+    )
 
 
 def test_small_constants_stay():
@@ -251,7 +249,7 @@ def test_small_integers_do_not_overflow_where_large_data_fold():
     assert data == pytest.approx(np.log(mixture).sum(), rel=1e-7)
 
 
-# ------------------------------------------------------------------------------------- fixed parts
+# -------------------------------------------------------------------------------------- fixed parts
 
 
 def test_the_frontier_is_what_draws_do_not_change():

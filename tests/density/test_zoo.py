@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from models import ZOO
 from single_draws import assert_equal, by_variable, points_near, reference, value_and_grad
 
+from models import ZOO
 from pymc_flows.density import ModelDensity
 from pymc_flows.modes import NUMPY, training_mode
 
