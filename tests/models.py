@@ -141,8 +141,8 @@ def lkj_cholesky() -> pm.Model:
 @zoo
 def lkj_correlation() -> pm.Model:
     with pm.Model() as model:
-        corr = pm.LKJCorr("corr", n=3, eta=2)
-        pm.MvNormal("y", np.zeros(3), cov=corr, observed=np.eye(3))
+        factor = pm.LKJCorr("factor", n=3, eta=2)
+        pm.MvNormal("y", np.zeros(3), chol=factor, observed=np.eye(3))
     return model
 
 

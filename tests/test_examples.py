@@ -32,8 +32,7 @@ SHORTER = [
     ("fit(10_000, obj_n_mc=256", "fit(50, obj_n_mc=256", 1),
     ("        3_000,\n        tune=1_000", "        50,\n        tune=200", 1),
     ("fit(25_000, ", "fit(50, ", 1),
-    ("for seed in [1, 2]:", "for seed in [1]:", 1),
-    ("fit(20_000, ", "fit(50, ", 1),
+    ("fit(60_000, ", "fit(50, ", 1),
     ("fit(10_000, formula", "fit(50, formula", 1),
 ]
 

@@ -53,7 +53,7 @@ def test_python_blocks_run_in_order(capsys):
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[a-z]\w*", text)
+    return re.findall(r"\b[a-z]\w*", text)
 
 
 def test_the_table_of_flows_is_the_registry():
