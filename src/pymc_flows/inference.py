@@ -291,6 +291,9 @@ class NFVI(KLqp):
     ) -> FitState:
         """Check everything, then build the loop, which is not compiled yet."""
         approx = self.approx
+        for callback in callbacks:
+            if not callable(callback):
+                raise FlowError(f"a callback must be callable, got {callback!r}")
         every = call_interval([c for c in callbacks if not isinstance(c, Tracker)])
         given = requested_backend(backend, compile_kwargs)
         approx.density.check_shapes()
