@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,9 @@ WINDOW = 1000
 class FitProgress:
     """Shows how far a fit is; costs next to nothing per call of the compiled loop.
 
+    A bar in a terminal and in Jupyter; where ipywidgets is missing, which rich needs for a bar in
+    Jupyter, a line of text that is kept up to date.
+
     Parameters
     ----------
     total : int
@@ -29,12 +34,14 @@ class FitProgress:
     """
 
     def __init__(self, total: int, theme: Any, *, show: bool):
+        console = Console(theme=theme)
+        self._is_text = show and console.is_jupyter and find_spec("ipywidgets") is None
         self._progress = CustomProgress(
             *Progress.get_default_columns(),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[speed]}"),
-            console=Console(theme=theme),
-            disable=not show,
+            console=console,
+            disable=self._is_text or not show,
         )
         self._total = total
         self._shows = show
@@ -42,9 +49,11 @@ class FitProgress:
         self._begin = self._last = 0.0
 
     def __enter__(self) -> FitProgress:
-        """Show an empty bar."""
+        """Show that compiling begins."""
         self._progress.__enter__()
         self._task = self._progress.add_task("Compiling:", total=self._total, loss="", speed="")
+        if self._is_text:
+            self._write("Compiling", update=False)
         return self
 
     def __exit__(
@@ -53,7 +62,7 @@ class FitProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Show the last state, and leave the bar there."""
+        """Show the last state, and leave it there."""
         self._show()
         self._progress.__exit__(kind, error, trace)
 
@@ -73,8 +82,18 @@ class FitProgress:
             return
         done, losses = self._state
         self._last = time.perf_counter()
-        speed = done / max(self._last - self._begin, 1e-9)
+        speed = f"{done / max(self._last - self._begin, 1e-9):,.0f} steps/s"
         recent = losses[-WINDOW:]
         recent = recent[np.isfinite(recent)]
         loss = f"Average Loss = {recent.mean():,.5g}" if len(recent) else ""
-        self._progress.update(self._task, completed=done, loss=loss, speed=f"{speed:,.0f} steps/s")
+        self._progress.update(self._task, completed=done, loss=loss, speed=speed)
+        if self._is_text:
+            text = f"Fitting: {done:,} of {self._total:,} steps  {loss}  {speed}"
+            self._write(text, update=True)
+
+    def _write(self, text: str, *, update: bool) -> None:
+        """Show a line of text in a notebook, or change the one that this bar shows."""
+        shell = vars(builtins)["get_ipython"]()  # what IPython leaves there for code that it runs
+        shell.display_pub.publish(
+            {"text/plain": text}, transient={"display_id": f"fit-{id(self)}"}, update=update
+        )
