@@ -9,7 +9,7 @@ from pymc.variational.callbacks import CheckParametersConvergence
 from pymc.variational.callbacks import Tracker as PyMCTracker
 
 from pymc_flows import _session
-from pymc_flows._session import FitState, Run, call_interval
+from pymc_flows._session import FitState, Run, call_interval, concerns
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import FlowError
 from pymc_flows.flows import build_chain
@@ -275,6 +275,41 @@ def test_failed_steps_are_reported_once_with_their_number(recwarn):
     assert np.flatnonzero(np.isnan(run.losses)).tolist() == [2, 49, 50]
 
 
+# ------------------------------------------------------------------------- fits that diverge
+
+
+def test_a_loss_that_rises_is_a_concern(rng):
+    noise = rng.standard_normal(2000)
+    assert concerns(noise) == []
+    assert concerns(noise - np.linspace(0, 5, 2000)) == []
+    [said] = concerns(noise + np.linspace(0, 5, 2000))
+    assert "The loss rose, from 0." in said
+    assert "first and last 200 steps" in said
+
+
+def test_rare_huge_losses_are_a_concern(rng):
+    losses = rng.standard_normal(2000)
+    losses[1900] = 1e9
+    [said] = concerns(losses)
+    assert "Rare draws dominate the loss" in said
+    assert "5e+06" in said
+
+
+def test_short_or_failed_fits_are_not_judged():
+    assert concerns(np.arange(199.0)) == []
+    assert concerns(np.full(2000, np.nan)) == []
+
+
+def test_concerns_are_logged(caplog):
+    run = Run(APPROX, state_of([]), 300)  # the loss of step i is i
+    run.advance(BAR)
+    with caplog.at_level("INFO"):
+        run.report()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert caplog.messages[0].startswith("The loss rose, from 15.5 to 285.5")
+    assert caplog.messages[1] == "Stopped at step 300: average loss 150.5."
+
+
 # ------------------------------------------------------------------------- the Tracker alone
 
 
@@ -380,6 +415,17 @@ def test_a_further_fit_of_the_same_flow_goes_on():
     tracker.clear()
     assert len(tracker.dataset) == 0
     tracker.prepare(chain("planar*2-scale"))
+
+
+def test_a_tracker_that_is_cleared_between_runs_starts_again():
+    tracker = Tracker(grads=False)
+    state = state_of([tracker])
+    approx = SimpleNamespace(chain=chain("scale"))
+    Run(approx, state, 5).advance(BAR)
+    tracker.clear()
+    Run(approx, state, 3).advance(BAR)
+    assert tracker.dataset["step"].values.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(tracker["0_scale_rho"][:, 0, 0], [6, 7, 8])
 
 
 def test_unknown_names_are_answered_with_the_known_ones():

@@ -8,6 +8,7 @@ import pytensor
 import pytest
 from pytensor.compile.sharedvalue import SharedVariable
 
+from pymc_flows.errors import FlowError
 from pymc_flows.optimizers import Schedule, rated
 
 
@@ -70,3 +71,9 @@ def test_any_other_callable_is_used_as_it_is(optimizer):
     assert kept.optimizer is optimizer
     assert kept.rate is None
     assert len(updates_of(kept.optimizer)) > 0
+
+
+@pytest.mark.parametrize("optimizer", [0.01, "adam", {}])
+def test_what_is_no_optimizer(optimizer):
+    with pytest.raises(FlowError, match=r"must be callable, such as pm\.adam"):
+        rated(optimizer, 300)

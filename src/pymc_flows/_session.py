@@ -17,7 +17,7 @@ from pytensor.graph.traversal import toposort
 from pytensor.scan.op import Scan
 
 from pymc_flows._interrupts import Interrupts
-from pymc_flows._progress import FitProgress
+from pymc_flows._progress import WINDOW, FitProgress
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import FitError, FlowError
@@ -79,6 +79,8 @@ class Run:
         self._losses = np.empty(n if state.score else 0)
         self._error: BaseException | None = None  # the last one that compiled code raised
         self._trackers = [c for c in state.callbacks if isinstance(c, Tracker)]
+        for tracker in self._trackers:
+            tracker.prepare(approx.chain)
         self._callbacks = [c for c in state.callbacks if not isinstance(c, Tracker)]
 
     @property
@@ -151,7 +153,8 @@ class Run:
 
     def _why_stuck(self) -> str:
         loop = self._state.loop
-        why = why_step_failed(self._approx, loop)
+        with np.errstate(all="ignore"):
+            why = why_step_failed(self._approx, loop)
         return (
             f"{loop.failures} steps in a row failed, the last of them step "
             f"{self._state.i}\n{why}\n"
@@ -169,10 +172,39 @@ class Run:
                 UserWarning,
                 stacklevel=4,
             )
-        recent = self.losses[-1000:]
-        finite = recent[np.isfinite(recent)]
-        mean = finite.mean() if len(finite) else math.nan
+        for concern in concerns(self.losses):
+            _log.warning("%s", concern)
+        recent = self.losses[-WINDOW:]
+        recent = recent[np.isfinite(recent)]
+        mean = recent.mean() if len(recent) else math.nan
         _log.info("Stopped at step %d: average loss %.5g.", self._state.i, mean)
+
+
+def concerns(losses: np.ndarray) -> list[str]:
+    """Say what in the losses (steps,) of a fit looks like divergence; nothing for a short fit."""
+    width = len(losses) // 10
+    if width < 20:
+        return []
+    first, last = (x[np.isfinite(x)] for x in (losses[:width], losses[-width:]))
+    if not len(first) or not len(last):
+        return []
+    found = []
+    before, after = np.median(first), np.median(last)
+    # Standard error of a median, from the quartiles; a normal loss has an IQR of 1.35 sd.
+    error = np.hypot(*(np.subtract(*np.quantile(x, [0.75, 0.25])) for x in (first, last)))
+    if after - before > 5 * error / math.sqrt(width):
+        found.append(
+            f"The loss rose, from {before:,.5g} to {after:,.5g} (medians of the first and last "
+            f"{width:,} steps): the fit diverges, or the step size is too large."
+        )
+    low, high = np.quantile(last, [0.05, 0.95])
+    if last.mean() - after > 10 * (high - low):
+        found.append(
+            f"Rare draws dominate the loss: in the last {width:,} steps its mean is "
+            f"{last.mean():,.5g}, its median {after:,.5g}. More draws (obj_n_mc=), "
+            "total_grad_norm_constraint=, or a narrower start (params=) may help."
+        )
+    return found
 
 
 def call_interval(callbacks: Sequence[Callback]) -> int:

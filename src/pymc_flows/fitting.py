@@ -71,8 +71,10 @@ def fit(
         if unused:
             raise FlowError(f"method= is an NFVI already made: {', '.join(unused)} has no effect")
         return method.fit(n, **kwargs)
+    if method is not None:
+        formula = _formula_of(method)
     inference = NFVI(
-        _formula_of(method) if method is not None else formula or DEFAULT_FORMULA,
+        DEFAULT_FORMULA if formula is None else formula,
         model=model,
         random_seed=random_seed,
         start=start,

@@ -125,7 +125,9 @@ class NFVI(KLqp):
     ) -> NormalizingFlow:
         """Fit the flow by stochastic gradient steps on the negative ELBO.
 
-        A step with a non-finite loss or gradient is skipped; how many is said at the end.
+        A step whose loss, gradient or update is not finite, or that raises, changes nothing; it
+        counts, with NaN in ``hist``, and how many there were is said at the end. Ctrl-C ends the
+        fit after the running call, within about a quarter of a second or one step.
 
         Parameters
         ----------
@@ -134,9 +136,10 @@ class NFVI(KLqp):
         score : bool, optional
             Record the loss; default True. Without it ``hist`` does not grow.
         callbacks : list of callable
-            Called as ``callback(approx, losses, i)`` after step i = 1, 2, …; one with an
-            attribute ``every`` sees i = 1 and the multiples of it. A `StopIteration` ends the fit
-            after that step. A `pymc_flows.callbacks.Tracker` records inside the loop.
+            Called as ``callback(approx, losses, i)`` after step i = 1, 2, …, which costs the
+            speed of the compiled loop. PyMC's `CheckParametersConvergence` looks at nothing in
+            between: it is called at i = 1 and the multiples of its ``every``. A `StopIteration`
+            ends the fit after that step. A `pymc_flows.callbacks.Tracker` records inside the loop.
         progressbar : bool
             Show steps, loss and steps per second.
         progressbar_theme : rich.theme.Theme
@@ -146,8 +149,9 @@ class NFVI(KLqp):
         include_transformed : bool
             Whether ``approx.state`` has the unconstrained variables as well.
         random_seed : int, Generator, RandomState, optional
-            Seeds the base noise and the model's own randomness (minibatches). The same seed gives
-            the same bits on one backend and machine.
+            Seeds the base noise and the model's own randomness (minibatches); without one, the
+            seed of the inference does. The same seed gives the same bits on one backend and
+            machine.
         obj_n_mc : int, optional
             Draws per step; None means one.
         obj_optimizer : callable, optional
@@ -180,7 +184,8 @@ class NFVI(KLqp):
         BackendError
             If the backend is unknown, missing, or lacks an Op of the model.
         FitError
-            If no step succeeds any more. The approximation keeps its last finite parameters.
+            If 100 steps in a row failed; the message says at which term of the model, coordinate
+            or gradient. The approximation keeps the parameters of the last good step.
         """
         n = check_integer("n", n, minimum=0)
         warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
@@ -211,7 +216,9 @@ class NFVI(KLqp):
         *,
         learning_rate: float | None = None,
     ) -> None:
-        """Continue the last fit: same compiled loop, optimizer state and callbacks.
+        """Continue the last fit: same compiled loop, optimizer state, noise and callbacks.
+
+        The callbacks' index goes on, and ``hist`` grows.
 
         Parameters
         ----------
@@ -220,7 +227,8 @@ class NFVI(KLqp):
         progressbar, progressbar_theme
             As in `fit`.
         learning_rate : float, optional
-            Constant step size from here on. Default: the final one of the schedule.
+            Constant step size from here on. Default: that of the optimizer; of the default
+            optimizer's schedule what is left of it after an interrupted fit, then its final one.
 
         Raises
         ------
@@ -265,7 +273,8 @@ class NFVI(KLqp):
         pytensor.compile.profiling.ProfileStats
         """
         hist, state = self.hist, self.state
-        profile = {**(compile_kwargs or {}), "profile": True}
+        compile_kwargs = renamed(kwargs.pop("fn_kwargs", None), compile_kwargs)
+        profile = {**compile_kwargs, "profile": True}
         try:
             self.fit(n, score, backend=backend, compile_kwargs=profile, **kwargs)
             return self.state.loop.function.profile

@@ -13,6 +13,8 @@ import pytensor
 from pymc.variational import updates as pymc_updates
 from pytensor.compile.sharedvalue import SharedVariable
 
+from pymc_flows.errors import FlowError
+
 type Optimizer = Callable[..., dict[SharedVariable, Any]]
 
 LEARNING_RATE = 0.01
@@ -73,6 +75,10 @@ def rated(optimizer: Optimizer | None, n: int) -> Rated:
     step size can be replaced by a variable, so that it can change without compiling. Of any other
     callable nothing is assumed.
     """
+    if optimizer is not None and not callable(optimizer):
+        raise FlowError(
+            f"obj_optimizer must be callable, such as pm.adam(learning_rate=.01), got {optimizer!r}"
+        )
     schedule = Schedule(0.0)
     if optimizer is None:
         optimizer = pm.adam(learning_rate=LEARNING_RATE)

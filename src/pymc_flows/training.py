@@ -38,7 +38,14 @@ MAX_FAILURES = 100
 
 
 class StepError(Exception):
-    """A step of a call raised an exception, the cause of this one, or its update was not finite."""
+    """A call failed at one of its steps, for the reason that is this exception's cause."""
+
+
+class _NotFiniteError(ArithmeticError):
+    """A step made something infinite or NaN that was not."""
+
+    def __str__(self) -> str:
+        return "the optimizer's update was not finite"
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,6 @@ class TrainingLoop:
         self.failed_noise = np.zeros(step.noise.type.shape, self._dtype)
         self._noise = np.random.default_rng(noise_seed)
         self._shared = list(step.updates)
-        outputs = [*step.updates.values(), *step.grads.values(), step.loss]
-        rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
         self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // _bytes_per_step(step)))
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
@@ -144,7 +149,10 @@ class TrainingLoop:
         kwargs = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
         self._precision = partial(_jax_precision, self._dtype) if backend == "jax" else nullcontext
-        self.function = _compile(step, rngs, kwargs, skips=self._length is not None)
+        outputs = [*step.updates.values(), *step.grads.values(), step.loss]
+        with self._precision():
+            rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
+            self.function = _compile(step, rngs, kwargs, skips=self._length is not None)
 
     def compile(self) -> None:
         """Let the backend compile, by a call that takes no step; the first time only."""
@@ -185,28 +193,23 @@ class TrainingLoop:
         before = self._noise.bit_generator.state
         noise = self._draw(n)
         try:
-            out = self._call(noise, rates)
+            failures, values, rngs, records = self._call(noise, rates)
+            for var, value in zip(self._shared, values, strict=True):
+                if _stops_being_finite(var.get_value(borrow=True), value):
+                    raise _NotFiniteError
         except BaseException as error:
             self._noise.bit_generator.state = before
             if isinstance(error, Exception):
-                raise StepError from error
+                raise StepError(error) from error
             raise
-        failures, *out = out
-        n_shared, n_rngs = len(self._shared), len(self._rngs)
-        values = [np.array(value) for value in out[:n_shared]]
-        for var, value in zip(self._shared, values, strict=True):
-            if _stops_being_finite(var.get_value(borrow=True), value):
-                self._noise.bit_generator.state = before
-                raise StepError
         for var, value in zip(self._shared, values, strict=True):
             var.set_value(value, borrow=True)
-        self._rngs = list(out[n_shared : n_shared + n_rngs])
-        taken, failed, losses, *tracked = (np.asarray(x)[:n] for x in out[n_shared + n_rngs :])
+        self.failures, self._rngs = failures, rngs
+        taken, failed, losses, *tracked = records
         n_taken = int(taken.sum())
         if n_taken < n:
             self._noise.bit_generator.state = before
             self._draw(n_taken)
-        self.failures = int(failures)
         failed = failed[:n_taken]
         if failed.any():
             self.failed_noise = noise[np.flatnonzero(failed)[-1]].copy()
@@ -235,14 +238,20 @@ class TrainingLoop:
         self._noise.standard_normal(out=noise[:n], dtype=noise.dtype)
         return noise
 
-    def _call(self, noise: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
+    def _call(
+        self, noise: np.ndarray, rates: np.ndarray
+    ) -> tuple[int, list[np.ndarray], list[object], list[np.ndarray]]:
+        """Failures in a row, new state, generators and records; as NumPy arrays, JAX has run."""
         dtype = self._dtype if self.step.rate is None else self.step.rate.dtype
         padded = np.zeros(len(noise), dtype)
         padded[: len(rates)] = rates
         state = [v.get_value(borrow=True) for v in self._shared]
         counts = np.asarray(len(rates)), np.asarray(self.failures)
         with self._precision():
-            return self.function(noise, padded, *counts, *state, *self._rngs)
+            failures, *out = self.function(noise, padded, *counts, *state, *self._rngs)
+            n, m = len(state), len(state) + len(self._rngs)
+            values, records = [np.array(x) for x in out[:n]], [np.asarray(x) for x in out[m:]]
+            return int(failures), values, list(out[n:m]), records
 
 
 def _jax_precision(dtype: str) -> AbstractContextManager[object]:
@@ -258,7 +267,9 @@ def _jax_precision(dtype: str) -> AbstractContextManager[object]:
 
 
 def _stops_being_finite(old: np.ndarray, new: np.ndarray) -> bool:
-    return new.dtype.kind == "f" and bool((np.isfinite(old) & ~np.isfinite(new)).any())
+    if new.dtype.kind != "f" or np.isfinite(new).all():
+        return False
+    return bool((np.isfinite(old) & ~np.isfinite(new)).any())
 
 
 def _bytes_per_step(step: Step) -> int:
