@@ -1,0 +1,115 @@
+"""`pymc_flows.fit`: which flow its arguments stand for, and how good its defaults are."""
+
+import math
+
+import numpy as np
+import pymc as pm
+import pytest
+
+import pymc_flows as pmf
+from pymc_flows.errors import FlowError, FormulaError
+
+JAX = {"backend": "jax", "progressbar": False}
+Y = np.array([0.3, 1.2, -0.4, 2.0, 1.1, 0.7, 0.2, 1.6, -0.1, 0.9])
+
+
+@pytest.fixture(scope="module")
+def model():
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1)
+        pm.Normal("y", x, 1, observed=Y)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "scale-loc"),
+        ({"formula": "PLANAR - loc"}, "planar-loc"),
+        ({"formula": pmf.Formula("radial*2")}, "radial*2"),
+        ({"method": "nfvi"}, "scale-loc"),
+        ({"method": "NFVI=planar*2"}, "planar*2"),
+        ({"method": " nfvi = planar * 2 "}, "planar*2"),
+    ],
+)
+def test_the_formula_of_the_flow(model, given, expected):
+    approx = pmf.fit(0, model=model, **given, **JAX)
+    assert str(approx.formula) == expected
+
+
+@pytest.mark.parametrize(
+    "given", [{"formula": ""}, {"formula": "panar"}, {"method": "nfvi="}, {"method": "nfvi=hh*0"}]
+)
+def test_a_formula_that_is_none(model, given):
+    with pytest.raises(FormulaError):
+        pmf.fit(0, model=model, **given, **JAX)
+
+
+def test_everything_reaches_the_inference(model):
+    approx = pmf.fit(
+        12,
+        formula="scale-loc",
+        model=model,
+        random_seed=7,
+        start={"x": 3.0},
+        inf_kwargs={"jitter": 0.0},
+        obj_n_mc=5,
+        **JAX,
+    )
+    inference = pmf.NFVI("scale-loc", model=model, random_seed=7, start={"x": 3.0}, jitter=0.0)
+    inference.fit(12, obj_n_mc=5, **JAX)
+    np.testing.assert_array_equal(approx.hist, inference.hist)
+    for mine, theirs in zip(approx.params, inference.approx.params, strict=True):
+        np.testing.assert_array_equal(mine.get_value(), theirs.get_value())
+    with model:
+        assert pmf.fit(1, **JAX).model is model
+
+
+def test_an_inference_is_fitted_as_it_is(model):
+    inference = pmf.NFVI("scale-loc", model=model)
+    assert pmf.fit(3, method=inference, obj_n_mc=2, **JAX) is inference.approx
+    assert len(inference.hist) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", None), ("start", {"x": 1.0}), ("random_seed", 1), ("inf_kwargs", {"jitter": 1.0})],
+)
+def test_arguments_that_come_too_late_for_an_inference(model, name, value):
+    inference = pmf.NFVI("scale-loc", model=model)
+    value = model if name == "model" else value
+    with pytest.raises(FlowError, match=f"already made: {name} has no effect"):
+        pmf.fit(3, method=inference, **{name: value}, **JAX)
+    assert len(inference.hist) == 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["advi", "fullrank_advi", "nfvi*2", "nfvi_planar", "", 3, pmf.NFVI, pmf.NormalizingFlow],
+)
+def test_other_methods_are_sent_to_pymc(model, method):
+    with pytest.raises(FlowError, match=r"method must be 'nfvi'.*\n.*use pymc\.fit"):
+        pmf.fit(3, method=method, model=model, **JAX)
+
+
+def test_a_formula_and_a_method(model):
+    with pytest.raises(FlowError, match="formula= or method=, not both"):
+        pmf.fit(3, formula="loc", method="nfvi", model=model, **JAX)
+
+
+def test_an_unknown_argument(model):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
+        pmf.fit(3, model=model, steps=5, **JAX)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'jiter'"):
+        pmf.fit(3, model=model, inf_kwargs={"jiter": 1}, **JAX)
+
+
+def test_the_defaults_find_a_conjugate_posterior(model):
+    """The posterior of the mean is normal: mean Σy/11, standard deviation 1/√11."""
+    ratios = []
+    for seed in range(3):
+        approx = pmf.fit(model=model, random_seed=seed, **JAX)
+        ratios.append(float(np.log1p(np.exp(approx.params[0].get_value()[0, 0]))) * math.sqrt(11))
+        assert abs(approx.params[1].get_value()[0, 0] - Y.sum() / 11) < 0.03 / math.sqrt(11)
+    assert abs(np.mean(ratios) - 1) < 0.01
+    assert np.abs(np.subtract(ratios, 1)).max() < 0.03
