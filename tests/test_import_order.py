@@ -25,6 +25,7 @@ ORDER = (
     "evaluate",
     "_graphs",
     "layout",
+    "_replacements",
     "density",
     "_jax",
     "_trial",

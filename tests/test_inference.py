@@ -20,7 +20,7 @@ from rich.theme import Theme
 import pymc_flows as pmf
 from pymc_flows import _session, training
 from pymc_flows._progress import FitProgress
-from pymc_flows.errors import BackendError, FitError, FlowError
+from pymc_flows.errors import ArgumentError, BackendError, FitError, FlowError
 from pymc_flows.modes import NUMPY, training_mode
 
 JAX = {"backend": "jax", "progressbar": False}
@@ -312,13 +312,25 @@ def test_further_updates_are_done_once_per_step():
 
 
 def test_replacements_reach_the_model():
+    """A shared variable, and a minibatch that PyMC clones into the log density."""
     mu = pytensor.shared(np.array(-1.0), "mu")
-    start = {"x": 0.0}
-    replaced = inference(normal_mean(mu), start=start)
-    replaced.fit(5, more_replacements={mu: pt.constant(np.array(0.7))}, random_seed=5, **JAX)
-    written = inference(normal_mean(np.float64(0.7)), start=start)
+
+    def model(x, mu):
+        with pm.Model() as made:
+            b = pm.Normal("b", mu, 1)
+            pm.Normal("y", b * x, 1, observed=Y)
+        return made
+
+    batch = pm.Minibatch(np.linspace(5, 9, 40), batch_size=10)
+    start = {"b": 0.0}
+    replaced = inference(model(batch, mu), start=start)
+    given = {batch: pt.constant(Y + 1), mu: pt.constant(np.array(0.7))}
+    replaced.fit(5, more_replacements=given, random_seed=5, **JAX)
+    written = inference(model(Y + 1, np.float64(0.7)), start=start)
     written.fit(5, random_seed=5, **JAX)
-    np.testing.assert_allclose(replaced.hist, written.hist, rtol=1e-12)
+    np.testing.assert_allclose(replaced.hist, written.hist, rtol=1e-10)
+    with pytest.raises(ArgumentError, match="has y, but the log density does not depend on it"):
+        written.fit(5, more_replacements={pt.scalar("y"): mu}, **JAX)
 
 
 def test_a_mode_instead_of_a_backend():

@@ -20,6 +20,7 @@ from pymc_flows._interrupts import Interrupts
 from pymc_flows._progress import WINDOW, FitProgress
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.callbacks import Tracker
+from pymc_flows.density import Replacements
 from pymc_flows.errors import FitError, FlowError
 from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.examine import why_not_finite
@@ -48,6 +49,8 @@ class FitState:
         Whether the schedule rules the optimizer's step size.
     score : bool
         Whether losses are kept.
+    replacements : mapping of Variable to Variable, optional
+        Those in the model's log density.
     i : int
         Steps so far.
     chunk : int
@@ -59,6 +62,7 @@ class FitState:
     schedule: Schedule
     has_rate: bool
     score: bool
+    replacements: Replacements = None
     i: int = 0
     chunk: int = 1
 
@@ -154,7 +158,7 @@ class Run:
     def _why_stuck(self) -> str:
         loop = self._state.loop
         with np.errstate(all="ignore"):
-            why = why_step_failed(self._approx, loop)
+            why = why_step_failed(self._approx, loop, self._state.replacements)
         return (
             f"{loop.failures} steps in a row failed, the last of them step "
             f"{self._state.i}\n{why}\n"
@@ -224,7 +228,9 @@ def _every(callback: Callback) -> int:
     return int(every)
 
 
-def why_step_failed(approx: NormalizingFlow, loop: TrainingLoop) -> str:
+def why_step_failed(
+    approx: NormalizingFlow, loop: TrainingLoop, replacements: Replacements = None
+) -> str:
     """Replay the last failed step outside the loop; name what is not finite first.
 
     Parameters
@@ -232,6 +238,8 @@ def why_step_failed(approx: NormalizingFlow, loop: TrainingLoop) -> str:
     approx : NormalizingFlow
         With the parameters of the failed step, which are those of the last good one.
     loop : TrainingLoop
+    replacements : mapping, optional
+        Those in the model's log density.
     """
     group, step, noise = approx.groups[0], loop.step, loop.failed_noise
     z, log_det = forward_and_log_det(approx.chain, noise, group.values())
@@ -254,7 +262,7 @@ def why_step_failed(approx: NormalizingFlow, loop: TrainingLoop) -> str:
         )
         loss, *grads = replay(noise)
         if not np.isfinite(loss):
-            return why_not_finite(approx.density, z)
+            return why_not_finite(approx.density.replaced(replacements), z)
     except Exception as error:  # whatever the model's Ops raise is the answer
         return f"  the log density raises {_brief(error)}"
     for name, grad in zip(step.grads, grads, strict=True):

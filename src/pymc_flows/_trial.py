@@ -35,8 +35,6 @@ class Trial:
     Parameters
     ----------
     density : ModelDensity
-    replacements : mapping, optional
-        Replacements in the log density.
 
     Raises
     ------
@@ -44,15 +42,14 @@ class Trial:
         If the log density has no gradient.
     """
 
-    def __init__(self, density: ModelDensity, replacements: Replacements):
+    def __init__(self, density: ModelDensity):
         self._density = ref(density)  # trials are kept as long as their density, and no longer
-        self._replacements = replacements
         self._said: set[str] = set()
         self._mode = PLAIN
         self._bytes = 0
         self._dependent: set[Variable] = set()
         self._row = pt.vector("z", shape=(density.dim,), dtype=pytensor.config.floatX)
-        values = density.single(self._row, replacements)
+        values = density.single(self._row)
         self._one = [*values, _gradient(values, self._row)]
 
     def say_once(self, message: str) -> None:
@@ -143,7 +140,7 @@ class Trial:
 
     @cached_property
     def _batch(self) -> list[TensorVariable]:
-        values = self._model_density.batched(self._draws, self._replacements)
+        values = self._model_density.batched(self._draws)
         return [*values, _gradient(values, self._draws)]
 
     @property
@@ -190,7 +187,7 @@ class Trial:
     @cached_property
     def _why_not_looped_on_jax(self) -> str:
         values, gradient, _ = self._model_density.value_and_grad(
-            self._draws, weights=[1, 1], micro_batch=None, replacements=self._replacements
+            self._draws, weights=[1, 1], micro_batch=None
         )
         error = self._jax_error([*values, gradient])
         if error and (unknown := _jax.unknown_ops(self._one)):
@@ -205,7 +202,7 @@ class Trial:
         return ""
 
 
-_TRIALS: WeakKeyDictionary[ModelDensity, tuple[object, Trial]] = WeakKeyDictionary()
+_TRIALS: WeakKeyDictionary[ModelDensity, Trial] = WeakKeyDictionary()
 
 
 def trial(density: ModelDensity, replacements: Replacements = None) -> Trial:
@@ -216,10 +213,10 @@ def trial(density: ModelDensity, replacements: Replacements = None) -> Trial:
     ModelError
         If the log density has no gradient.
     """
-    key = tuple((replacements or {}).items())
-    if density not in _TRIALS or _TRIALS[density][0] != key:
-        _TRIALS[density] = key, Trial(density, replacements)
-    return _TRIALS[density][1]
+    density = density.replaced(replacements)
+    if density not in _TRIALS:
+        _TRIALS[density] = Trial(density)
+    return _TRIALS[density]
 
 
 def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVariable:

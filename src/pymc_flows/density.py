@@ -7,6 +7,7 @@ draws, vectorised where the graph allows it and by a scan over draws where it do
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -19,11 +20,10 @@ from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._graphs import frontier, join_batches, lift_constants, switch_parameter_checks
+from pymc_flows._replacements import Replacements, check_replacements, named_terms
 from pymc_flows.errors import ModelError
 from pymc_flows.layout import Slot, initial_point, layout, start_point
 from pymc_flows.modes import no_compiler
-
-type Replacements = Mapping[Variable, Variable] | None
 
 __all__ = ["ModelDensity", "Replacements", "Slot"]
 
@@ -53,6 +53,8 @@ class ModelDensity:
         self.model = model
         self.slots = layout(model)
         self.dim = self.slots[-1].slice.stop
+        self._replacements: Replacements = None
+        self._replaced: ModelDensity | None = None
 
     # ------------------------------------------------------------------ flat vector <-> variables
 
@@ -127,14 +129,8 @@ class ModelDensity:
         Graphs in the model's value variables, for one draw, not summed: free variables (with the
         Jacobians of their transforms), observed ones, potentials.
         """
-        model = self.model
-        variables = [*model.free_RVs, *model.observed_RVs, *model.potentials]
         with no_compiler():
-            terms = model.logp(sum=False)
-        return {
-            var.name: pt.as_tensor(term, allow_xtensor_conversion=True)
-            for var, term in zip(variables, terms, strict=True)
-        }
+            return named_terms(self.model, self._replacements)
 
     @cached_property
     def terms(self) -> list[TensorVariable]:
@@ -150,13 +146,39 @@ class ModelDensity:
             outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
             return lift_constants(outputs)
 
+    def replaced(self, replacements: Replacements) -> ModelDensity:
+        """Return the same density with variables of the model replaced, made once; itself if none.
+
+        Parameters
+        ----------
+        replacements : mapping of Variable to Variable, optional
+            Variables that the model is built from, and what stands in their place.
+
+        Raises
+        ------
+        ArgumentError
+            If a variable cannot be replaced by the other, or the log density does not depend on
+            it.
+        """
+        checked = check_replacements(self.model, replacements)
+        if not checked:
+            return self
+        # Only the last ones are kept: a fit uses the same ones throughout.
+        if self._replaced is None or self._replaced._replacements != checked:
+            other = copy.copy(self)
+            for name in ("named_terms", "terms"):
+                other.__dict__.pop(name, None)
+            other._replacements, other._replaced = checked, None
+            self._replaced = other
+        return self._replaced
+
     def single(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at one point z (dim,)."""
-        return self._at(z, _replace(self.terms, replacements))
+        return self._at(z, self.replaced(replacements).terms)
 
     def batched(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at points z (draws, dim), vectorised: shapes (draws,)."""
-        return self._at_all(z, _replace(self.terms, replacements))
+        return self._at_all(z, self.replaced(replacements).terms)
 
     def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at points z (draws, dim) by a scan over draws."""
@@ -248,7 +270,7 @@ class ModelDensity:
         they include whatever the model draws at random itself (a minibatch), which must be the
         same for all draws of a step.
         """
-        terms = _replace(self.terms, replacements)
+        terms = self.replaced(replacements).terms
         fixed = frontier(terms, [*self.model.value_vars, *free])
         # Vectorising would copy the fixed parts, and the scan would not know the copies again.
         held = {var: var.type() for var in fixed}
@@ -289,5 +311,7 @@ def _gradient(
     return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
 
 
-def _replace(outputs: list[TensorVariable], replacements: Replacements) -> list[TensorVariable]:
-    return graph_replace(outputs, dict(replacements), strict=False) if replacements else outputs
+def _replace(
+    outputs: list[TensorVariable], replacements: Mapping[Variable, Variable]
+) -> list[TensorVariable]:
+    return graph_replace(outputs, replacements, strict=False) if replacements else outputs

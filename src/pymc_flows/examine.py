@@ -54,7 +54,7 @@ def check_start(
     """
     attempt = trial(density, replacements)
     if not np.isfinite(attempt.values(start)).all():
-        raise ModelError(_blame(density, start))
+        raise ModelError(_blame(density.replaced(replacements), start))
 
 
 def _terms(density: ModelDensity, points: np.ndarray) -> dict[str, np.ndarray]:

@@ -162,7 +162,8 @@ class NFVI(KLqp):
         more_updates : dict
             Further updates of shared variables, once per step.
         more_replacements : dict
-            Replacements in the model's log density, before gradients.
+            Variables that the model is built from (shared ones, minibatches, what is computed from
+            them) and what stands in their place in the log density.
         total_grad_norm_constraint : float, optional
             Upper bound of the gradient's norm.
         compile_kwargs : dict
@@ -331,7 +332,8 @@ class NFVI(KLqp):
             max_chunk=every or MAX_CHUNK,
             compile_kwargs=compile_kwargs,
         )
-        return FitState(loop, callbacks, optimizer.schedule, optimizer.rate is not None, score)
+        has_rate = optimizer.rate is not None
+        return FitState(loop, callbacks, optimizer.schedule, has_rate, score, replacements)
 
     def _step(
         self,
