@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from pytensor.compile.mode import get_mode
 
-from pymc_flows.errors import BackendError, FlowError
+from pymc_flows.errors import ArgumentError, BackendError
 from pymc_flows.examine import check_backend
 
 
 def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
-    """Return the value as an int, or raise `FlowError`."""
+    """Return the value as an int, or raise `ArgumentError`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise FlowError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return int(value)
 
 

@@ -10,8 +10,10 @@ import pytensor
 from pymc.variational.callbacks import Callback
 from xarray import Dataset
 
-from pymc_flows.errors import FlowError
+from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import Chain
+
+__all__ = ["Tracker"]
 
 
 class Tracker(Callback):
@@ -41,16 +43,16 @@ class Tracker(Callback):
 
     Raises
     ------
-    FlowError
+    ArgumentError
         If there is nothing to record, ``max_bytes`` has no room for two records, a fit of another
         flow uses the tracker, or another inference than NFVI does.
     """
 
     def __init__(self, *, params: bool = True, grads: bool = True, max_bytes: int = 256 * 2**20):
         if not (params or grads):
-            raise FlowError("a Tracker that records neither params nor grads records nothing")
+            raise ArgumentError("a Tracker that records neither params nor grads records nothing")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer):
-            raise FlowError(f"max_bytes must be an integer, got {max_bytes!r}")
+            raise ArgumentError(f"max_bytes must be an integer, got {max_bytes!r}")
         self.params = params
         self.grads = grads
         self.max_bytes = int(max_bytes)
@@ -67,7 +69,7 @@ class Tracker(Callback):
 
     def __call__(self, approx: object, loss: object, i: int) -> None:
         """Refuse to be called step by step."""
-        raise FlowError(
+        raise ArgumentError(
             "pymc_flows.callbacks.Tracker records inside the compiled loop of NFVI.fit\n"
             "For other inferences use pymc.variational.callbacks.Tracker."
         )
@@ -75,7 +77,7 @@ class Tracker(Callback):
     def prepare(self, chain: Chain) -> None:
         """Learn what will be recorded; each fit does this before it starts."""
         if self._chain is not None and chain != self._chain:
-            raise FlowError(
+            raise ArgumentError(
                 "this Tracker has records of another flow\nUse a new one, or call its clear()."
             )
         sizes = [math.prod(shape) for block in chain.param_shapes() for shape in block.values()]
@@ -83,7 +85,7 @@ class Tracker(Callback):
         per_record = per_step * (self.params + self.grads) + np.dtype(np.int64).itemsize
         self._most = self.max_bytes // per_record
         if self._most < 2:
-            raise FlowError(
+            raise ArgumentError(
                 f"max_bytes={self.max_bytes} has no room for two records of this flow\n"
                 f"One record takes {per_record} bytes."
             )

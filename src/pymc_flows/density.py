@@ -91,6 +91,8 @@ class ModelDensity:
 
         Raises
         ------
+        ArgumentError
+            If ``start`` is not a mapping.
         ModelError
             If a name is unknown, a value is not numeric, a shape does not fit, or a value lies
             outside the support.

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from pymc.util import RandomState
 
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.errors import FlowError
+from pymc_flows.errors import ArgumentError
 from pymc_flows.formula import Formula
 from pymc_flows.inference import NFVI
 
@@ -55,11 +55,11 @@ def fit(
 
     Raises
     ------
-    FlowError
+    ArgumentError
         If formula and method are both given, or the method is not NFVI.
     """
     if formula is not None and method is not None:
-        raise FlowError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
+        raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
     if isinstance(method, NFVI):
         given = {
             "model": model,
@@ -69,7 +69,9 @@ def fit(
         }
         unused = [name for name, value in given.items() if value is not None]
         if unused:
-            raise FlowError(f"method= is an NFVI already made: {', '.join(unused)} has no effect")
+            raise ArgumentError(
+                f"method= is an NFVI already made: {', '.join(unused)} has no effect"
+            )
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
@@ -88,7 +90,7 @@ def _formula_of(method: object) -> str:
         name, equals, text = method.partition("=")
         if name.strip().lower() == "nfvi":
             return text if equals else DEFAULT_FORMULA
-    raise FlowError(
+    raise ArgumentError(
         f"method must be 'nfvi', 'nfvi=<formula>' or an NFVI, got {method!r}\n"
         "For other methods use pymc.fit."
     )

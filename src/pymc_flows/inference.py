@@ -27,7 +27,7 @@ from pymc_flows._session import Callback, FitState, Run, call_interval
 from pymc_flows.approximation import NormalizingFlow, deep_copy
 from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
-from pymc_flows.errors import FlowError
+from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import DrawPlan, check_start, plan_draws
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -180,6 +180,8 @@ class NFVI(KLqp):
 
         Raises
         ------
+        ArgumentError
+            If an argument cannot be used.
         ModelError
             If the log density is not finite at the start, or has no gradient.
         BackendError
@@ -235,7 +237,7 @@ class NFVI(KLqp):
         ------
         TypeError
             Before the first fit, as in PyMC.
-        FlowError
+        ArgumentError
             If ``learning_rate`` is given but the optimizer fixed its own.
         """
         n = check_integer("n", n, minimum=0)
@@ -243,7 +245,7 @@ class NFVI(KLqp):
             raise TypeError("Need to call `.fit` first")
         if learning_rate is not None:
             if not self.state.has_rate:
-                raise FlowError(
+                raise ArgumentError(
                     "learning_rate cannot be changed: the optimizer of the last fit has no step "
                     "size of its own\nUse one like pm.adam(learning_rate=.01)."
                 )
@@ -303,7 +305,7 @@ class NFVI(KLqp):
         approx = self.approx
         for callback in callbacks:
             if not callable(callback):
-                raise FlowError(f"a callback must be callable, got {callback!r}")
+                raise ArgumentError(f"a callback must be callable, got {callback!r}")
         every = call_interval([c for c in callbacks if not isinstance(c, Tracker)])
         given = requested_backend(backend, compile_kwargs)
         approx.density.check_shapes()
@@ -357,7 +359,7 @@ class NFVI(KLqp):
         used = set(ancestors([loss]))
         for param in extra:
             if param not in used:
-                raise FlowError(f"the loss does not depend on {param}, one of more_obj_params")
+                raise ArgumentError(f"the loss does not depend on {param}, one of more_obj_params")
         if max_norm is not None:
             grads = pm.total_norm_constraint(grads, max_norm)
         grads = [materialize(grad) for grad in grads]

@@ -12,7 +12,7 @@ from pymc.initial_point import make_initial_point_fn
 from pymc.vartypes import discrete_types
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.errors import ModelError
+from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.modes import PLAIN, no_compiler
 
 type Point = dict[str, np.ndarray]
@@ -97,11 +97,13 @@ def start_point(
 
     Raises
     ------
+    ArgumentError
+        If ``start`` is not a mapping.
     ModelError
         If a name is unknown, a value is not numeric, a shape does not fit, or a value lies
         outside the support.
     """
-    given = _checked(model, slots, start or {})
+    given = _checked(model, slots, {} if start is None else start)
     inner = {slot.name for slot in slots if slot.name in given}
     outer = {name: value for name, value in given.items() if name not in inner}
     plain = {rv.name for rv, value in model.rvs_to_values.items() if rv.name == value.name}
@@ -130,6 +132,11 @@ def _checked(
     model: pm.Model, slots: tuple[Slot, ...], start: Mapping[str, object]
 ) -> dict[str, np.ndarray]:
     """``start`` as arrays of the variables' shapes."""
+    if not isinstance(start, Mapping):
+        raise ArgumentError(
+            f"start must be a dict from variable name to value, got {type(start).__name__} "
+            f"{start!r}\nFree variables: {_names(model)}."
+        )
     values = {rv.name: model.rvs_to_values[rv].name for rv in model.free_RVs}
     shapes = {slot.name: slot.shape for slot in slots}
     if any(name in values and name not in shapes for name in start):
@@ -138,10 +145,9 @@ def _checked(
     given: dict[str, np.ndarray] = {}
     for name, value in start.items():
         if name not in shapes:
-            names = ", ".join(sorted({*values, *values.values()}))
             raise ModelError(
                 f"start has a value for {name!r}, which is not a free variable of the model\n"
-                f"Free variables: {names}."
+                f"Free variables: {_names(model)}."
             )
         if values.get(name, name) != name and values[name] in start:
             raise ModelError(
@@ -156,6 +162,11 @@ def _checked(
         except ValueError:
             raise _wrong_shape(name, shapes[name], array.shape) from None
     return given
+
+
+def _names(model: pm.Model) -> str:
+    """Names under which free variables can be given a start, either scale."""
+    return ", ".join(sorted({v.name for v in (*model.free_RVs, *model.value_vars)}))
 
 
 def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> ModelError:
