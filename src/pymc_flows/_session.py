@@ -21,7 +21,7 @@ from pymc_flows._progress import WINDOW, FitProgress
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.callbacks import Tracker
 from pymc_flows.density import Replacements
-from pymc_flows.errors import FitError, FlowError
+from pymc_flows.errors import ArgumentError, FitError
 from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.examine import why_not_finite
 from pymc_flows.modes import NUMPY
@@ -178,10 +178,19 @@ class Run:
             )
         for concern in concerns(self.losses):
             _log.warning("%s", concern)
+        _log.info("%s", self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        steps = "step" if self._done == 1 else "steps"
+        if self._done < self._n:
+            text = f"Stopped after {self._done} of {self._n} steps"
+        elif self._done < self._state.i:
+            text = f"Finished after {self._done} further {steps}"
+        else:
+            text = f"Finished after {self._done} {steps}"
         recent = self.losses[-WINDOW:]
         recent = recent[np.isfinite(recent)]
-        mean = recent.mean() if len(recent) else math.nan
-        _log.info("Stopped at step %d: average loss %.5g.", self._state.i, mean)
+        return f"{text}: average loss {recent.mean():.5g}." if len(recent) else f"{text}."
 
 
 def concerns(losses: np.ndarray) -> list[str]:
@@ -224,7 +233,9 @@ def _every(callback: Callback) -> int:
         return 1
     every = callback.every
     if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
-        raise FlowError(f"every must be an integer of at least 1, got {every!r} in {callback!r}")
+        raise ArgumentError(
+            f"every must be an integer of at least 1, got {every!r} in {callback!r}"
+        )
     return int(every)
 
 

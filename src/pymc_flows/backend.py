@@ -44,14 +44,18 @@ def choose_backend(
         else:
             backend, why = "jax", "it is installed and runs the model"
     _log.info(
-        "Backend %s (%s): %d layers, %d draws per step, %d dimensions.",
+        "Backend %s (%s): %s, %s per step, %s.",
         backend,
         why,
-        len(chain),
-        n_draws,
-        chain.dim,
+        _counted(len(chain), "layer"),
+        _counted(n_draws, "draw"),
+        _counted(chain.dim, "dimension"),
     )
     return backend
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun if n == 1 else noun + 's'}"
 
 
 def layer_loop(backend: str) -> Loop:
