@@ -23,13 +23,16 @@ def raw_params(word, count, dim, rng, dtype="float64"):
 
 
 def by_kernel(word, z, raw):
-    layer = FLOWS[word]()
-    return layer.kernel_forward_and_log_det(z, layer.constrain(raw))
+    return of_chain(word, z, raw, "kernel")
 
 
 def by_layers(word, z, raw):
+    return of_chain(word, z, raw, "unroll")
+
+
+def of_chain(word, z, raw, loop):
     count, dim = next(v for v in raw.values() if v.ndim == 2).type.shape
-    return build_chain(f"{word}*{count}", dim).forward_and_log_det(z, [raw], loop="unroll")
+    return build_chain(f"{word}*{count}", dim).forward_and_log_det(z, [raw], loop=loop)
 
 
 def test_which_flows_have_kernels():

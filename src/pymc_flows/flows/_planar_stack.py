@@ -5,108 +5,151 @@ from typing import Any
 
 import numpy as np
 
+from pymc_flows.flows._kernel_math import functions
 from pymc_flows.flows._stack_op import Kernels, StackOp
 
 __all__ = ["planar_stack"]
 
+# Layers whose determinants are multiplied before the logarithm is taken. Each lies between the
+# floor, 1e-15, and what a wᵀu can be, some 1e12.
+_PER_LOG = 8
+
 
 class PlanarStack(StackOp):
-    """Planar layers: parameters b (count,), s (count,), u_hat (count, dim) and w (count, dim).
+    """Planar layers: raw parameters b (count,), u (count, dim) and w (count, dim).
 
     The activations h (count, n) are saved. With them the pullback walks back through the layers,
     z − h û at a time, so that no intermediate points have to be.
     """
 
-    param_ranks = (1, 1, 2, 2)
     saved_rank = 2
 
-    def forward(self, z: Any, b: Any, s: Any, u_hat: Any, w: Any) -> tuple[Any, Any, Any]:
-        """Move points along the û of each layer in turn."""
-        log_det = np.zeros(len(z), z.dtype)
-        h = np.empty((len(b), len(z)), z.dtype)
-        for k in range(len(b)):
-            h[k] = np.tanh(z @ w[k] + b[k])
-            z = z + h[k][:, None] * u_hat[k]
-            square = h[k] ** 2
-            log_det += np.log(square + (1 - square) * s[k])
-        return z, log_det, h
+    def layer_size(self, dim: Any) -> Any:
+        """``b`` (), ``u`` (dim,) and ``w`` (dim,)."""
+        return 2 * dim + 1
 
-    def backward(
-        self, by_z: Any, by_log_det: Any, z_new: Any, saved: Any, *params: Any
-    ) -> tuple[Any, ...]:
-        """Walk back through the layers."""
-        z, h = z_new, saved
-        _, s, u_hat, w = params
-        by_b, by_s = np.empty_like(s), np.empty_like(s)
-        by_u, by_w = np.empty_like(u_hat), np.empty_like(w)
-        for k in reversed(range(len(s))):
-            z = z - h[k][:, None] * u_hat[k]
-            square = h[k] ** 2
-            by_det = by_log_det / (square + (1 - square) * s[k])
-            by_s[k] = by_det @ (1 - square)
-            by_u[k] = h[k] @ by_z
-            by_h = by_z @ u_hat[k] + 2 * h[k] * (1 - s[k]) * by_det
-            by_a = by_h * (1 - square)
-            by_b[k] = by_a.sum()
-            by_w[k] = by_a @ z
-            by_z = by_z + by_a[:, None] * w[k]
-        return by_z, by_b, by_s, by_u, by_w
-
-    def numba_kernels(self, jit: Callable[..., Any]) -> Kernels:
-        """Explicit loops over layers, draws and dimensions."""
+    def kernels(self, jit: Callable[..., Any]) -> Kernels:
+        """Explicit loops over layers, dimensions and, innermost, draws."""
+        tanh, softplus, floor, tiny = functions(jit)
 
         @jit
-        def planar_stack(z0, b, s, u_hat, w):  # type: ignore[no-untyped-def]
+        def products(u, w, itemsize):  # type: ignore[no-untyped-def]
+            """Return wᵀu and ‖w‖², which is 0 if it is too small."""
+            x = 0.0
+            square = 0.0
+            for j in range(len(u)):
+                x += w[j] * u[j]
+                square += w[j] * w[j]
+            return x, 0.0 if square < tiny(itemsize) else square
+
+        @jit
+        def constrained(x, square, itemsize):  # type: ignore[no-untyped-def]
+            """Return s, the factor of w in û, and the derivatives of both by x."""
+            if square == 0.0:
+                return 1.0, 0.0, 0.0, 0.0
+            s, slope, mirrored, mirrored_slope = softplus(x)
+            lowest = floor(itemsize)
+            if s < lowest:
+                s, slope = lowest, 0.0
+            return s, (mirrored - 1.0) / square, slope, -mirrored_slope / square
+
+        @jit
+        def planar_stack(z0, theta):  # type: ignore[no-untyped-def]
             n, dim = z0.shape
-            count = len(b)
-            one = z0.dtype.type(1.0)
-            z = z0.copy()
+            count = len(theta) // (2 * dim + 1)
+            per_log = _PER_LOG if z0.itemsize == 8 else 1
+            z_new = np.empty((n, dim), z0.dtype)
             log_det = np.zeros(n, z0.dtype)
             h = np.empty((count, n), z0.dtype)
+            work = np.empty((dim + 2, n), z0.dtype)
+            z, a, det = work[:dim], work[dim], work[dim + 1]
+            for i in range(n):
+                det[i] = 1.0
+                for j in range(dim):
+                    z[j, i] = z0[i, j]
             for k in range(count):
+                u = theta[count + k * dim : count + (k + 1) * dim]
+                w = theta[count + (count + k) * dim : count + (count + k + 1) * dim]
+                x, square = products(u, w, z0.itemsize)
+                s, along, _, _ = constrained(x, square, z0.itemsize)
                 for i in range(n):
-                    a = b[k]
-                    for j in range(dim):
-                        a += z[i, j] * w[k, j]
-                    t = np.tanh(a)
+                    a[i] = theta[k]
+                for j in range(dim):
+                    for i in range(n):
+                        a[i] += w[j] * z[j, i]
+                for i in range(n):
+                    t = tanh(a[i])
                     h[k, i] = t
-                    for j in range(dim):
-                        z[i, j] += t * u_hat[k, j]
-                    log_det[i] += np.log(t * t + (one - t * t) * s[k])
-            return z, log_det, h
+                    det[i] *= t * t + (1.0 - t * t) * s
+                for j in range(dim):
+                    u_hat = u[j] + along * w[j]
+                    for i in range(n):
+                        z[j, i] += h[k, i] * u_hat
+                if (k + 1) % per_log == 0 or k + 1 == count:
+                    for i in range(n):
+                        log_det[i] += np.log(det[i])
+                        det[i] = 1.0
+            for i in range(n):
+                for j in range(dim):
+                    z_new[i, j] = z[j, i]
+            return z_new, log_det, h
 
         @jit
-        def planar_stack_pullback(by_z_new, by_log_det, z_new, h, b, s, u_hat, w):  # type: ignore[no-untyped-def]
+        def planar_stack_pullback(by_z_new, by_log_det, z_new, h, theta):  # type: ignore[no-untyped-def]
             n, dim = z_new.shape
-            count = len(s)
-            zero = z_new.dtype.type(0.0)
-            one = z_new.dtype.type(1.0)
-            two = z_new.dtype.type(2.0)
-            z = z_new.copy()
-            by_z = by_z_new.copy()
-            by_b, by_s = np.empty(count, s.dtype), np.empty(count, s.dtype)
-            by_u, by_w = np.zeros((count, dim), s.dtype), np.zeros((count, dim), s.dtype)
+            count = h.shape[0]
+            by_z0 = np.empty((n, dim), z_new.dtype)
+            by_theta = np.empty(len(theta), z_new.dtype)
+            work = np.empty((2 * dim + 1, n), z_new.dtype)
+            z, by_z, by_a = work[:dim], work[dim : 2 * dim], work[2 * dim]
+            for i in range(n):
+                for j in range(dim):
+                    z[j, i] = z_new[i, j]
+                    by_z[j, i] = by_z_new[i, j]
             for k in range(count - 1, -1, -1):
-                sum_b = zero
-                sum_s = zero
+                of_u = slice(count + k * dim, count + (k + 1) * dim)
+                of_w = slice(count + (count + k) * dim, count + (count + k + 1) * dim)
+                u, w, by_u, by_w = theta[of_u], theta[of_w], by_theta[of_u], by_theta[of_w]
+                x, square = products(u, w, z_new.itemsize)
+                s, along, s_slope, along_slope = constrained(x, square, z_new.itemsize)
+                for i in range(n):
+                    by_a[i] = 0.0
+                for j in range(dim):
+                    u_hat = u[j] + along * w[j]
+                    by_u_hat = 0.0
+                    for i in range(n):
+                        z[j, i] -= h[k, i] * u_hat
+                        by_a[i] += by_z[j, i] * u_hat
+                        by_u_hat += h[k, i] * by_z[j, i]
+                    by_u[j] = by_u_hat
+                by_b = 0.0
+                by_s = 0.0
                 for i in range(n):
                     t = h[k, i]
-                    q = one - t * t
-                    by_det = by_log_det[i] / (t * t + q * s[k])
-                    sum_s += by_det * q
-                    by_h = two * t * (one - s[k]) * by_det
+                    q = 1.0 - t * t
+                    by_det = by_log_det[i] / (t * t + q * s)
+                    by_s += by_det * q
+                    by_a[i] = (by_a[i] + 2.0 * t * (1.0 - s) * by_det) * q
+                    by_b += by_a[i]
+                by_theta[k] = by_b
+                by_along = 0.0
+                for j in range(dim):
+                    of_layer = 0.0
+                    for i in range(n):
+                        of_layer += by_a[i] * z[j, i]
+                        by_z[j, i] += by_a[i] * w[j]
+                    by_w[j] = of_layer
+                    by_along += by_u[j] * w[j]
+                if square > 0.0:
+                    by_x = by_along * along_slope + by_s * s_slope
+                    by_square = -by_along * along / square
                     for j in range(dim):
-                        by_h += by_z[i, j] * u_hat[k, j]
-                        by_u[k, j] += t * by_z[i, j]
-                        z[i, j] -= t * u_hat[k, j]
-                    by_a = by_h * q
-                    sum_b += by_a
-                    for j in range(dim):
-                        by_w[k, j] += by_a * z[i, j]
-                        by_z[i, j] += by_a * w[k, j]
-                by_b[k] = sum_b
-                by_s[k] = sum_s
-            return by_z, by_b, by_s, by_u, by_w
+                        by_w[j] += along * by_u[j] + by_x * u[j] + 2.0 * by_square * w[j]
+                        by_u[j] += by_x * w[j]
+            for i in range(n):
+                for j in range(dim):
+                    by_z0[i, j] = by_z[j, i]
+            return by_z0, by_theta
 
         return planar_stack, planar_stack_pullback
 

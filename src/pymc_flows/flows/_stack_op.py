@@ -1,8 +1,10 @@
 """Blocks of repeated layers as one PyTensor Op, for numba.
 
-Copied into a graph, every layer costs numba seconds of compilation. As one Op with a kernel of its
-own a block compiles in the same time for any number of repeats. The plain graphs of the layers are
-the reference that tests compare with, and what JAX runs.
+Copied into a graph, every layer costs numba seconds of compilation, and every node of a small graph
+costs a step more time than its arithmetic. As one Op with a kernel of its own, which takes the raw
+parameters of a block in one vector, a block compiles in the same time for any number of repeats and
+is one node. The plain graphs of the layers are the reference that tests compare with, and what JAX
+runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import TensorVariable
 
+from pymc_flows.flows import _kernel_math
 from pymc_flows.flows._dispatch import on_first_use, source_key
 
 __all__ = ["StackOp"]
@@ -23,54 +26,49 @@ type Kernels = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class StackOp(Op):
-    """Apply the layers of a block in order, on constrained and stacked parameters.
+    """Apply the layers of a block in order, on raw parameters.
 
-    Inputs are z (n, dim), then the parameters, each (count,) or (count, dim). Outputs are the new
-    points (n, dim), the log-determinant (n,) in nats, and what the pullback needs, saved per layer:
+    Inputs are z (n, dim) and theta (count · size,): the raw parameters of the block, one after the
+    other in alphabetical order, each as the ravelled (count, ...). Outputs are the new points
+    (n, dim), the log-determinant (n,) in nats, and what the pullback needs, saved per layer:
     (count, n) or (count, n, dim).
-
-    Subclasses give the forward map and its pullback twice: for arrays, as `forward` and `backward`,
-    and as two functions that numba compiles.
     """
 
     __props__ = ()
-    param_ranks: ClassVar[tuple[int, ...]]
     saved_rank: ClassVar[int]
     """2 for (count, n), 3 for (count, n, dim)."""
 
-    def forward(self, z: Any, *params: Any) -> tuple[Any, Any, Any]:
-        """Return new points, log-determinant and saved values, for arrays."""
+    def layer_size(self, dim: Any) -> Any:
+        """Number of parameters of one layer."""
         raise NotImplementedError
 
-    def backward(self, by_z: Any, by_log_det: Any, z_new: Any, saved: Any, *params: Any) -> Any:
-        """Return the gradients w.r.t. z and the parameters, for arrays."""
-        raise NotImplementedError
+    def kernels(self, jit: Callable[..., Any]) -> Kernels:
+        """Return the forward map and its pullback as functions of arrays, compiled by ``jit``.
 
-    def numba_kernels(self, jit: Callable[..., Any]) -> Kernels:
-        """Return the same two functions, compiled by ``jit``.
-
-        They bake in neither sizes nor types, so that one kernel serves every block of a type.
+        ``forward(z, theta)`` gives the outputs of the Op, ``pullback(by_z, by_log_det, z_new,
+        saved, theta)`` the gradients with respect to z and theta. They bake in neither sizes nor
+        types, so that one kernel serves every block of a type.
         """
         raise NotImplementedError
 
     @property
     def gufunc_signature(self) -> str:
         """How the Op vectorises."""
-        params = ",".join(_core(rank) for rank in self.param_ranks)
-        return f"(n,d),{params}->(n,d),(n),{_saved_core(self.saved_rank)}"
+        return f"(n,d),(m)->(n,d),(n),{_saved_core(self.saved_rank)}"
 
     def make_node(self, *inputs: Any) -> Apply:
         """Check ranks and types."""
-        variables = _as_one_type(inputs, (2, *self.param_ranks))
-        z = variables[0]
-        (n, dim), count = z.type.shape, variables[1].type.shape[0]
+        z, theta = _as_one_type(inputs, (2, 1))
+        (n, dim), (size,) = z.type.shape, theta.type.shape
+        count = None if size is None or dim is None else size // self.layer_size(dim)
         saved = (count, n, dim)[: self.saved_rank]
         outputs = [pt.tensor(dtype=z.dtype, shape=shape) for shape in ((n, dim), (n,), saved)]
-        return Apply(self, variables, outputs)
+        return Apply(self, [z, theta], outputs)
 
     def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
         """Shapes of the outputs."""
-        (n, dim), (count, *_) = shapes[:2]
+        (n, dim), (size,) = shapes
+        count = size // self.layer_size(dim)
         return [(n, dim), (n,), (count, n, dim)[: self.saved_rank]]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
@@ -78,8 +76,8 @@ class StackOp(Op):
         return [[True, True, False]] * len(node.inputs)
 
     def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
-        """Run on NumPy."""
-        for storage, value in zip(output_storage, self.forward(*inputs), strict=True):
+        """Run the kernel without compiling it."""
+        for storage, value in zip(output_storage, _plain(self)[0](*inputs), strict=True):
             storage[0] = np.array(value)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[TensorVariable]:
@@ -89,7 +87,7 @@ class StackOp(Op):
             for out, ct in zip(outputs[:2], cotangents[:2], strict=True)
         )
         z_new, _, saved = outputs
-        return StackPullback(self)(by_z, by_log_det, z_new, saved, *inputs[1:], return_list=True)
+        return StackPullback(self)(by_z, by_log_det, z_new, saved, inputs[1], return_list=True)
 
 
 class StackPullback(Op):
@@ -103,23 +101,20 @@ class StackPullback(Op):
     @property
     def gufunc_signature(self) -> str:
         """How the Op vectorises."""
-        params = ",".join(_core(rank) for rank in self.stack.param_ranks)
-        return f"(n,d),(n),(n,d),{_saved_core(self.stack.saved_rank)},{params}->(n,d),{params}"
+        return f"(n,d),(n),(n,d),{_saved_core(self.stack.saved_rank)},(m)->(n,d),(m)"
 
     def make_node(self, *inputs: Any) -> Apply:
         """Check ranks and types."""
-        ranks = (2, 1, 2, self.stack.saved_rank, *self.stack.param_ranks)
-        variables = _as_one_type(inputs, ranks)
-        outputs = [x.type() for x in (variables[2], *variables[4:])]
-        return Apply(self, variables, outputs)
+        variables = _as_one_type(inputs, (2, 1, 2, self.stack.saved_rank, 1))
+        return Apply(self, variables, [variables[2].type(), variables[4].type()])
 
     def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
         """Shapes of the outputs."""
-        return [shapes[2], *shapes[4:]]
+        return [shapes[2], shapes[4]]
 
     def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
-        """Run on NumPy."""
-        for storage, value in zip(output_storage, self.stack.backward(*inputs), strict=True):
+        """Run the kernel without compiling it."""
+        for storage, value in zip(output_storage, _plain(self.stack)[1](*inputs), strict=True):
             storage[0] = np.array(value)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
@@ -130,8 +125,8 @@ class StackPullback(Op):
         ]
 
 
-def _core(rank: int) -> str:
-    return "(k)" if rank == 1 else "(k,d)"
+def _plain(stack: StackOp) -> Kernels:
+    return stack.kernels(lambda function: function)
 
 
 def _saved_core(rank: int) -> str:
@@ -151,13 +146,14 @@ def _register_numba() -> None:
     from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
 
     def key(op: StackOp, part: str) -> str:
-        # The shared module takes no part in what a kernel computes.
-        return f"{type(op).__qualname__} {part} {source_key(type(op).__module__)}"
+        # This module takes no part in what a kernel computes.
+        sources = source_key(type(op).__module__) + source_key(_kernel_math.__name__)
+        return f"{type(op).__qualname__} {part} {sources}"
 
     @register_funcify_and_cache_key(StackOp)
     def _(op: StackOp, node: Apply, **_: Any) -> tuple[Any, str]:
-        return op.numba_kernels(numba_njit)[0], key(op, "forward")
+        return op.kernels(numba_njit)[0], key(op, "forward")
 
     @register_funcify_and_cache_key(StackPullback)
     def _(op: StackPullback, node: Apply, **_: Any) -> tuple[Any, str]:
-        return op.stack.numba_kernels(numba_njit)[1], key(op.stack, "pullback")
+        return op.stack.kernels(numba_njit)[1], key(op.stack, "pullback")

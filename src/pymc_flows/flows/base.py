@@ -43,6 +43,8 @@ class Flow(ABC):
         The map is ``A z + c``.
     is_elementwise : bool
         Each component of the result depends on the same component of the point alone.
+    period : int
+        Repeats of a block differ by more than their parameters: after this many they start over.
     """
 
     word: ClassVar[str]
@@ -51,6 +53,7 @@ class Flow(ABC):
     is_volume_preserving: ClassVar[bool] = False
     is_affine: ClassVar[bool] = False
     is_elementwise: ClassVar[bool] = False
+    period: ClassVar[int] = 1
 
     @abstractmethod
     def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
@@ -69,6 +72,9 @@ class Flow(ABC):
         Works on any leading axes, so that a whole stacked block is constrained at once. The result
         may have other names than the raw parameters. A scalar that enters the log-determinant is
         made here, with its floor: computing it again from the others could cross the floor.
+
+        The last of the leading axes counts repeats. A layer with a ``period`` adds what differs
+        between them; without leading axes it is the first repeat.
         """
 
     @abstractmethod
@@ -143,6 +149,9 @@ class KernelFlow(Flow):
 
     @abstractmethod
     def kernel_forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+        self, z: TensorVariable, theta: TensorVariable
     ) -> tuple[TensorVariable, TensorVariable]:
-        """``forward_and_log_det`` of a block on z (n, dim); constrained parameters (count, ...)."""
+        """``forward_and_log_det`` of a block on z (n, dim).
+
+        ``theta`` is the vector of the block's raw parameters, as `Block.unflatten` reads it.
+        """

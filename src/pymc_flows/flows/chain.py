@@ -1,5 +1,6 @@
 """Blocks of repeated layers, and the chain that a formula stands for."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ __all__ = ["Block", "Chain", "Loop"]
 
 type Loop = Literal["unroll", "scan", "kernel"]
 type _Params = Mapping[str, TensorVariable]
+type _Raw = _Params | TensorVariable
 type _Map = Callable[[TensorVariable, _Params], tuple[TensorVariable, TensorVariable]]
 
 
@@ -43,6 +45,26 @@ class Block:
         shapes = self.layer.param_shapes(dim)
         return {name: (self.count, *shapes[name]) for name in sorted(shapes)}
 
+    def has_kernel(self, loop: Loop) -> bool:
+        """Whether the block enters a graph for points (n, dim) as a kernel Op."""
+        return loop == "kernel" and isinstance(self.layer, KernelFlow)
+
+    def size(self, dim: int) -> int:
+        """Number of raw values of all parameters and repeats."""
+        return sum(math.prod(shape) for shape in self.param_shapes(dim).values())
+
+    def unflatten(self, theta: TensorVariable, dim: int) -> dict[str, TensorVariable]:
+        """Stacked raw parameters, (count, ...) each, in a vector of all of them.
+
+        They lie one after the other in alphabetical order, each in C order.
+        """
+        parts, start = {}, 0
+        for name, shape in self.param_shapes(dim).items():
+            stop = start + math.prod(shape)
+            parts[name] = theta[start:stop].reshape(shape)
+            start = stop
+        return parts
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -50,7 +72,8 @@ class Chain:
 
     The chain maps base draws z0 to posterior-space points z; with its log-determinant,
     ``ln q(z) = ln q0(z0) - log_det``. It owns no parameters: both directions take the raw ones, a
-    sequence of one mapping per block, each value stacked on a leading axis (count,).
+    sequence of one mapping per block, each value stacked on a leading axis (count,), or of one
+    vector per block with the values of all of them, see `Block.unflatten`.
 
     Parameters
     ----------
@@ -128,7 +151,7 @@ class Chain:
         return tuple(values)
 
     def forward_and_log_det(
-        self, z: TensorVariable, params: Sequence[_Params], *, loop: Loop = "unroll"
+        self, z: TensorVariable, params: Sequence[_Raw], *, loop: Loop = "unroll"
     ) -> tuple[TensorVariable, TensorVariable]:
         """Map base draws to posterior-space points.
 
@@ -136,8 +159,8 @@ class Chain:
         ----------
         z : TensorVariable, shape (..., dim)
             Base draws.
-        params : sequence of Mapping[str, TensorVariable]
-            Raw parameters of each block, stacked.
+        params : sequence of Mapping[str, TensorVariable] or of TensorVariable
+            Raw parameters of each block, stacked or as a vector.
         loop : {'unroll', 'scan', 'kernel'}
             How repeats enter the graph: copied, as one `pytensor.scan` over the stacked parameters,
             or, for points (n, dim) and layers that have one, as a kernel Op (else copied). Fused
@@ -157,7 +180,7 @@ class Chain:
         return self._apply(z, params, loop, is_inverse=False)
 
     def inverse_and_log_det(
-        self, y: TensorVariable, params: Sequence[_Params], *, loop: Loop = "unroll"
+        self, y: TensorVariable, params: Sequence[_Raw], *, loop: Loop = "unroll"
     ) -> tuple[TensorVariable, TensorVariable]:
         """Map posterior-space points to base draws.
 
@@ -165,8 +188,8 @@ class Chain:
         ----------
         y : TensorVariable, shape (..., dim)
             Points on the posterior side.
-        params : sequence of Mapping[str, TensorVariable]
-            Raw parameters of each block, stacked.
+        params : sequence of Mapping[str, TensorVariable] or of TensorVariable
+            Raw parameters of each block, stacked or as a vector.
         loop : {'unroll', 'scan'}
             As in `forward_and_log_det`; there are no kernels of inverses.
 
@@ -190,7 +213,7 @@ class Chain:
         return self._apply(y, params, loop, is_inverse=True)
 
     def _apply(
-        self, points: TensorVariable, params: Sequence[_Params], loop: Loop, *, is_inverse: bool
+        self, points: TensorVariable, params: Sequence[_Raw], loop: Loop, *, is_inverse: bool
     ) -> tuple[TensorVariable, TensorVariable]:
         if loop not in ("unroll", "scan", "kernel"):
             raise FlowError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
@@ -198,11 +221,37 @@ class Chain:
         steps = list(zip(self.blocks, self._check_params(params), strict=True))
         log_dets = []
         for block, raw in reversed(steps) if is_inverse else steps:
-            points, log_det = _apply_block(block, points, raw, loop, is_inverse=is_inverse)
+            points, log_det = self._apply_block(block, points, raw, loop, is_inverse=is_inverse)
             log_dets.append(log_det)
         total = log_dets[0]
         for log_det in log_dets[1:]:
             total = total + log_det
+        return points, total
+
+    def _apply_block(
+        self, block: Block, points: TensorVariable, raw: _Raw, loop: Loop, *, is_inverse: bool
+    ) -> tuple[TensorVariable, TensorVariable]:
+        layer = block.layer
+        if block.has_kernel(loop) and points.ndim == 2 and not is_inverse:
+            theta = (
+                pt.join(0, *(v.ravel() for v in raw.values())) if isinstance(raw, Mapping) else raw
+            )
+            return layer.kernel_forward_and_log_det(points, theta)
+        raw = raw if isinstance(raw, Mapping) else block.unflatten(raw, self.dim)
+        # Constrained once for the whole stack, outside of any loop.
+        stacked = layer.constrain(raw)
+        if block.count > 1 and isinstance(layer, FusedFlow):
+            fused = (
+                layer.stack_inverse_and_log_det if is_inverse else layer.stack_forward_and_log_det
+            )
+            return fused(points, stacked)
+        one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
+        if block.count > 1 and loop == "scan":
+            return _scan(one, points, stacked, is_inverse=is_inverse)
+        total = None
+        for k in range(block.count)[:: -1 if is_inverse else 1]:
+            points, log_det = one(points, {name: value[k] for name, value in stacked.items()})
+            total = log_det if total is None else total + log_det
         return points, total
 
     def _check_points(self, points: TensorVariable) -> TensorVariable:
@@ -211,14 +260,18 @@ class Chain:
             raise FlowShapeError(f"points must have shape (..., {self.dim}), got a scalar")
         return _with_shape("points", points, (*points.type.shape[:-1], self.dim))
 
-    def _check_params(self, params: Sequence[_Params]) -> list[dict[str, TensorVariable]]:
+    def _check_params(self, params: Sequence[_Raw]) -> list[_Raw]:
         if len(params) != len(self.blocks):
             raise FlowShapeError(
                 f"expected parameters of {len(self.blocks)} blocks, got {len(params)}"
             )
-        checked = []
+        checked: list[_Raw] = []
         for index, (shapes, raw) in enumerate(zip(self.param_shapes(), params, strict=True)):
             where = f"block {index} ({self.blocks[index].layer.word})"
+            if not isinstance(raw, Mapping):
+                size = self.blocks[index].size(self.dim)
+                checked.append(_with_shape(f"the parameters of {where}", raw, (size,)))
+                continue
             if raw.keys() != shapes.keys():
                 raise FlowShapeError(
                     f"{where} expects the parameters {', '.join(shapes)}, got {', '.join(raw)}"
@@ -230,27 +283,6 @@ class Chain:
                 }
             )
         return checked
-
-
-def _apply_block(
-    block: Block, points: TensorVariable, raw: _Params, loop: Loop, *, is_inverse: bool
-) -> tuple[TensorVariable, TensorVariable]:
-    layer = block.layer
-    # Constrained once for the whole stack, outside of any loop.
-    stacked = layer.constrain(raw)
-    if loop == "kernel" and isinstance(layer, KernelFlow) and points.ndim == 2 and not is_inverse:
-        return layer.kernel_forward_and_log_det(points, stacked)
-    if block.count > 1 and isinstance(layer, FusedFlow):
-        fused = layer.stack_inverse_and_log_det if is_inverse else layer.stack_forward_and_log_det
-        return fused(points, stacked)
-    one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
-    if block.count > 1 and loop == "scan":
-        return _scan(one, points, stacked, is_inverse=is_inverse)
-    total = None
-    for k in range(block.count)[:: -1 if is_inverse else 1]:
-        points, log_det = one(points, {name: value[k] for name, value in stacked.items()})
-        total = log_det if total is None else total + log_det
-    return points, total
 
 
 def _scan(

@@ -94,13 +94,13 @@ class Householder(FusedFlow, KernelFlow):
         return y - (y @ _accumulate(u).T) @ u, zeros_of_batch(y)
 
     def kernel_forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+        self, z: TensorVariable, theta: TensorVariable
     ) -> tuple[TensorVariable, TensorVariable]:
         """All reflections of a block in one Op.
 
         Numba takes half a minute of compilation for the matrix products of a fused block.
         """
-        z_new, _, _ = householder_stack(z, params["u"])
+        z_new, _, _ = householder_stack(z, theta)
         return z_new, zeros_of_batch(z)
 
     def note(self, dim: int) -> str:

@@ -98,10 +98,10 @@ class Planar(KernelFlow):
         return y - h[..., None] * params["u_hat"], _log_det(h, params["s"])
 
     def kernel_forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+        self, z: TensorVariable, theta: TensorVariable
     ) -> tuple[TensorVariable, TensorVariable]:
         """Move points along the û of each layer in turn, in one Op."""
-        z_new, log_det, _ = planar_stack(z, *(params[name] for name in ("b", "s", "u_hat", "w")))
+        z_new, log_det, _ = planar_stack(z, theta)
         return z_new, log_det
 
 

@@ -88,10 +88,10 @@ class Radial(KernelFlow):
         return z, _log_det(radius, params, event_dim(y))
 
     def kernel_forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+        self, z: TensorVariable, theta: TensorVariable
     ) -> tuple[TensorVariable, TensorVariable]:
         """Move points along their ray from each ``z_ref`` in turn, in one Op."""
-        z_new, log_det, _ = radial_stack(z, *(params[name] for name in ("alpha", "s", "z_ref")))
+        z_new, log_det, _ = radial_stack(z, theta)
         return z_new, log_det
 
 
