@@ -31,6 +31,7 @@ ORDER = (
     "_trial",
     "examine",
     "backend",
+    "_packing",
     "objective",
     "optimizers",
     "_materialize",

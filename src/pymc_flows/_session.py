@@ -203,9 +203,10 @@ def concerns(losses: np.ndarray) -> list[str]:
         return []
     found = []
     before, after = np.median(first), np.median(last)
-    # Standard error of a median, from the quartiles; a normal loss has an IQR of 1.35 sd.
-    error = np.hypot(*(np.subtract(*np.quantile(x, [0.75, 0.25])) for x in (first, last)))
-    if after - before > 5 * error / math.sqrt(width):
+    # More than losses differ from step to step: at a constant step size a fit that has converged
+    # wanders by less than that.
+    spread = np.hypot(*(np.subtract(*np.quantile(x, [0.75, 0.25])) for x in (first, last)))
+    if after - before > spread:
         found.append(
             f"The loss rose, from {before:,.5g} to {after:,.5g} (medians of the first and last "
             f"{width:,} steps): the fit diverges, or the step size is too large."
@@ -233,9 +234,7 @@ def _every(callback: Callback) -> int:
         return 1
     every = callback.every
     if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
-        raise ArgumentError(
-            f"every must be an integer of at least 1, got {every!r} in {callback!r}"
-        )
+        raise ArgumentError(f"every must be an integer of at least 1, got {every!r} in {callback!r}")
     return int(every)
 
 
@@ -276,7 +275,7 @@ def why_step_failed(
             return why_not_finite(approx.density.replaced(replacements), z)
     except Exception as error:  # whatever the model's Ops raise is the answer
         return f"  the log density raises {_brief(error)}"
-    for name, grad in zip(step.grads, grads, strict=True):
+    for name, grad in step.by_parameter(dict(zip(step.grads, grads, strict=True))).items():
         bad = np.argwhere(~np.isfinite(grad))
         if len(bad):
             return f"  the gradient with respect to {_place(approx, name, bad[0])} is not finite"

@@ -22,6 +22,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows._arguments import check_integer, renamed, requested_backend, warn_unused
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._materialize import materialize
+from pymc_flows._packing import Packing
 from pymc_flows._progress import FitProgress
 from pymc_flows._session import Callback, FitState, Run, call_interval
 from pymc_flows.approximation import NormalizingFlow, deep_copy
@@ -353,8 +354,20 @@ class NFVI(KLqp):
     ) -> Step:
         problem = self.approx.problem(float(self.objective.op.beta))
         noise = pt.matrix("z0", shape=(n_draws, self.approx.ddim), dtype=pytensor.config.floatX)
+        named = self.approx.groups[0].params_dict
+        packing, params = None, [*problem.flat_params, *extra]
+        if optimizer.is_elementwise and not extra and more_updates.keys().isdisjoint(params):
+            packing = Packing(named)
+            params = [packing.theta]
+            more_updates = packing.rewrite(more_updates)
         loss, grads = loss_and_gradients(
-            problem, noise, plan, loop=loop, extra=extra, replacements=replacements
+            problem,
+            noise,
+            plan,
+            loop=loop,
+            theta=packing and packing.theta,
+            extra=extra,
+            replacements=replacements,
         )
         used = set(ancestors([loss]))
         for param in extra:
@@ -363,16 +376,15 @@ class NFVI(KLqp):
         if max_norm is not None:
             grads = pm.total_norm_constraint(grads, max_norm)
         grads = [materialize(grad) for grad in grads]
-        updates = dict(optimizer.optimizer(grads, [*problem.flat_params, *extra]))
+        updates = dict(optimizer.optimizer(grads, params))
         updates.update(more_updates)
-        named = self.approx.groups[0].params_dict
-        tracked = dict(named) if track_params else {}
+        own = {"": packing.theta} if packing else dict(named)
+        tracked = dict(own) if track_params else {}
         if track_grads:
-            tracked.update({f"grad_{k}": g for k, g in zip(named, grads, strict=False)})
-        names = [*named, *(str(param) for param in extra)]
-        return Step(
-            noise, loss, dict(zip(names, grads, strict=True)), updates, optimizer.rate, tracked
-        )
+            tracked.update({f"grad_{k}": g for k, g in zip(own, grads, strict=False)})
+        names = [*own, *(str(param) for param in extra)]
+        by_name = dict(zip(names, grads, strict=True))
+        return Step(noise, loss, by_name, updates, optimizer.rate, tracked, packing)
 
     def _seeds(self, random_seed: RandomState) -> list[np.random.SeedSequence]:
         if random_seed is None:

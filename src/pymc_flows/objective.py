@@ -7,7 +7,7 @@ total to minibatch size (PyMC's ``scale_cost_to_minibatch``) and 1 without minib
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytensor
@@ -17,6 +17,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows._packing import join, split_by_block
 from pymc_flows.density import ModelDensity
 from pymc_flows.examine import DrawPlan
 from pymc_flows.flows.chain import Chain, Loop
@@ -101,15 +102,23 @@ def loss_and_gradients(
     plan: DrawPlan,
     *,
     loop: Loop,
+    theta: TensorVariable | None = None,
     extra: Sequence[SharedVariable] = (),
     replacements: Mapping[Variable, Variable] | None = None,
 ) -> tuple[TensorVariable, list[TensorVariable]]:
     """Return the loss and its gradients w.r.t. the flow's parameters, then w.r.t. ``extra``.
 
+    With ``theta`` (n,), a vector of all parameters, the flow's gradient is one with respect to it.
+
     The model's gradient is taken at the points z, in micro-batches where the plan says so, and
     pulled back through the flow: equal to the gradient of `loss_graph`, without a reverse pass
     through any loop over draws.
     """
+    wrt: list[TensorVariable] = problem.flat_params
+    if theta is not None:
+        blocks = split_by_block(problem.chain, theta, loop)
+        problem = replace(problem, params=tuple(blocks))
+        wrt = [v for b in blocks for v in (b.values() if isinstance(b, dict) else [b])]
     z, log_q = problem.draw(z0, loop)
     z = pt.tensor_copy(z)  # a variable of its own, whose gradient is known below
     weights = [problem.beta / problem.scale, 1.0 / problem.scale]
@@ -123,12 +132,13 @@ def loss_and_gradients(
     loss = (problem.beta * (log_q - prior) - data).mean() / problem.scale
     n_draws = z0.type.shape[0]
     entropy = (problem.beta * log_q).mean() / problem.scale
-    params = problem.flat_params
-    has_log_det = not set(ancestors([entropy])).isdisjoint(params)
+    has_log_det = not set(ancestors([entropy])).isdisjoint(wrt)
     grads = pytensor.grad(
         entropy if has_log_det else None,
-        params,
+        wrt,
         known_grads={z: -z_grad.astype(z.dtype) / np.asarray(n_draws, dtype=z.dtype)},
         disconnected_inputs="ignore",
     )
+    if theta is not None:
+        grads = [join(grads)]
     return loss, [*grads, *(-g / n_draws for g in extra_grads)]

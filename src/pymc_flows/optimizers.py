@@ -13,7 +13,20 @@ import pytensor
 from pymc.variational import updates as pymc_updates
 from pytensor.compile.sharedvalue import SharedVariable
 
-from pymc_flows.errors import FlowError
+from pymc_flows.errors import ArgumentError
+
+# All of PyMC's.
+ELEMENTWISE = (
+    pymc_updates.adadelta,
+    pymc_updates.adagrad,
+    pymc_updates.adagrad_window,
+    pymc_updates.adam,
+    pymc_updates.adamax,
+    pymc_updates.momentum,
+    pymc_updates.nesterov_momentum,
+    pymc_updates.rmsprop,
+    pymc_updates.sgd,
+)
 
 type Optimizer = Callable[..., dict[SharedVariable, Any]]
 
@@ -61,11 +74,14 @@ class Rated:
         Stands for the step size in the updates; None if the optimizer keeps it to itself.
     schedule : Schedule
         The step sizes.
+    is_elementwise : bool
+        Whether an update of an entry depends on that entry and its gradients alone.
     """
 
     optimizer: Optimizer
     rate: SharedVariable | None
     schedule: Schedule
+    is_elementwise: bool = False
 
 
 def rated(optimizer: Optimizer | None, n: int) -> Rated:
@@ -76,18 +92,22 @@ def rated(optimizer: Optimizer | None, n: int) -> Rated:
     callable nothing is assumed.
     """
     if optimizer is not None and not callable(optimizer):
-        raise FlowError(
+        raise ArgumentError(
             f"obj_optimizer must be callable, such as pm.adam(learning_rate=.01), got {optimizer!r}"
         )
     schedule = Schedule(0.0)
     if optimizer is None:
         optimizer = pm.adam(learning_rate=LEARNING_RATE)
         schedule = Schedule(LEARNING_RATE, decay_steps=n)
-    if isinstance(optimizer, partial) and optimizer.func in vars(pymc_updates).values():
+    if optimizer in ELEMENTWISE:
+        optimizer = partial(optimizer)
+    if isinstance(optimizer, partial) and optimizer.func in ELEMENTWISE:
         learning_rate = optimizer.keywords.get("learning_rate")
         if isinstance(learning_rate, int | float | np.number):
             value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
             rate = pytensor.shared(value, name="learning_rate", shape=())
             schedule = Schedule(float(learning_rate), schedule.decay_steps)
-            return Rated(partial(optimizer, learning_rate=rate), rate, schedule)
+            optimizer = partial(optimizer, learning_rate=rate)
+            return Rated(optimizer, rate, schedule, is_elementwise=True)
+        return Rated(optimizer, None, schedule, is_elementwise=True)
     return Rated(optimizer, None, schedule)

@@ -27,6 +27,7 @@ from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._interrupts import Interrupts
+from pymc_flows._packing import Packing
 from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
 
@@ -59,14 +60,17 @@ class Step:
     loss : TensorVariable
         Scalar, in nats.
     grads : mapping of str to TensorVariable
-        Gradients as the optimizer gets them, by name.
+        Gradients as the optimizer gets them, by name of the parameter, or by "" that of
+        ``packing.theta``.
     updates : mapping of SharedVariable to TensorVariable
         New values, from the optimizer and from the user.
     rate : SharedVariable or None
         The step size, if it is set step by step.
     tracked : mapping of str to TensorVariable
-        Recorded every step. Parameters are recorded after the step, everything else as the step
-        sees it.
+        Recorded every step, by name, or by a prefix of all names what ``packing`` splits.
+        Parameters are recorded after the step, everything else as the step sees it.
+    packing : Packing or None
+        What stands for the parameters in the updates.
     """
 
     noise: TensorVariable
@@ -75,6 +79,17 @@ class Step:
     updates: Mapping[SharedVariable, TensorVariable]
     rate: SharedVariable | None = None
     tracked: Mapping[str, TensorVariable] = field(default_factory=dict)
+    packing: Packing | None = None
+
+    def by_parameter(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Values of ``grads`` or ``tracked``, with further leading axes, by parameter."""
+        if self.packing is None:
+            return dict(values)
+        return {
+            f"{prefix}{name}": part
+            for prefix, value in values.items()
+            for name, part in self.packing.split(value).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -192,6 +207,7 @@ class TrainingLoop:
         n = len(rates)
         before = self._noise.bit_generator.state
         noise = self._draw(n)
+        self._gather()
         try:
             failures, values, rngs, records = self._call(noise, rates)
             for var, value in zip(self._shared, values, strict=True):
@@ -204,6 +220,8 @@ class TrainingLoop:
             raise
         for var, value in zip(self._shared, values, strict=True):
             var.set_value(value, borrow=True)
+        if self.step.packing is not None:
+            self.step.packing.scatter()
         self.failures, self._rngs = failures, rngs
         taken, failed, losses, *tracked = records
         n_taken = int(taken.sum())
@@ -216,20 +234,27 @@ class TrainingLoop:
         return Chunk(
             np.where(failed, np.nan, losses[:n_taken]),
             failed,
-            {k: v[:n_taken] for k, v in zip(self.step.tracked, tracked, strict=True)},
+            self.step.by_parameter(
+                {k: v[:n_taken] for k, v in zip(self.step.tracked, tracked, strict=True)}
+            ),
         )
 
     def fail(self) -> Chunk:
         """Count the next step as failed without running it: it uses up its noise, no more."""
         [self.failed_noise] = self._draw(1)[:1].copy()
         self.failures += 1
+        self._gather()
         tracked = {
             name: np.asarray(
                 x.get_value() if isinstance(x, SharedVariable) else np.full(x.type.shape, np.nan)
             )[None]
             for name, x in self.step.tracked.items()
         }
-        return Chunk(np.full(1, np.nan), np.ones(1, bool), tracked)
+        return Chunk(np.full(1, np.nan), np.ones(1, bool), self.step.by_parameter(tracked))
+
+    def _gather(self) -> None:
+        if self.step.packing is not None:
+            self.step.packing.gather()
 
     def _draw(self, n: int) -> np.ndarray:
         """Base noise (length of a call, draws, dim) of the next n steps; the rest is 0."""
