@@ -79,7 +79,7 @@ def split_by_block(
     start = 0
     for block in chain.blocks:
         part = theta[start : start + block.size(chain.dim)]
-        blocks.append(part if block.has_kernel(loop) else block.unflatten(part, chain.dim))
+        blocks.append(part if block.kernel(loop) else block.unflatten(part, chain.dim))
         start += block.size(chain.dim)
     return blocks
 

@@ -234,7 +234,9 @@ def _every(callback: Callback) -> int:
         return 1
     every = callback.every
     if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
-        raise ArgumentError(f"every must be an integer of at least 1, got {every!r} in {callback!r}")
+        raise ArgumentError(
+            f"every must be an integer of at least 1, got {every!r} in {callback!r}"
+        )
     return int(every)
 
 

@@ -45,9 +45,9 @@ class Block:
         shapes = self.layer.param_shapes(dim)
         return {name: (self.count, *shapes[name]) for name in sorted(shapes)}
 
-    def has_kernel(self, loop: Loop) -> bool:
-        """Whether the block enters a graph for points (n, dim) as a kernel Op."""
-        return loop == "kernel" and isinstance(self.layer, KernelFlow)
+    def kernel(self, loop: Loop) -> KernelFlow | None:
+        """The layer, if the block enters a graph for points (n, dim) as a kernel Op."""
+        return self.layer if loop == "kernel" and isinstance(self.layer, KernelFlow) else None
 
     def size(self, dim: int) -> int:
         """Number of raw values of all parameters and repeats."""
@@ -232,11 +232,12 @@ class Chain:
         self, block: Block, points: TensorVariable, raw: _Raw, loop: Loop, *, is_inverse: bool
     ) -> tuple[TensorVariable, TensorVariable]:
         layer = block.layer
-        if block.has_kernel(loop) and points.ndim == 2 and not is_inverse:
+        kernel = block.kernel(loop)
+        if kernel is not None and points.ndim == 2 and not is_inverse:
             theta = (
                 pt.join(0, *(v.ravel() for v in raw.values())) if isinstance(raw, Mapping) else raw
             )
-            return layer.kernel_forward_and_log_det(points, theta)
+            return kernel.kernel_forward_and_log_det(points, theta)
         raw = raw if isinstance(raw, Mapping) else block.unflatten(raw, self.dim)
         # Constrained once for the whole stack, outside of any loop.
         stacked = layer.constrain(raw)
