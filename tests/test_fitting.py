@@ -7,7 +7,7 @@ import pymc as pm
 import pytest
 
 import pymc_flows as pmf
-from pymc_flows.errors import FlowError, FormulaError
+from pymc_flows.errors import ArgumentError, FormulaError
 
 JAX = {"backend": "jax", "progressbar": False}
 Y = np.array([0.3, 1.2, -0.4, 2.0, 1.1, 0.7, 0.2, 1.6, -0.1, 0.9])
@@ -78,7 +78,7 @@ def test_an_inference_is_fitted_as_it_is(model):
 def test_arguments_that_come_too_late_for_an_inference(model, name, value):
     inference = pmf.NFVI("scale-loc", model=model)
     value = model if name == "model" else value
-    with pytest.raises(FlowError, match=f"already made: {name} has no effect"):
+    with pytest.raises(ArgumentError, match=f"already made: {name} has no effect"):
         pmf.fit(3, method=inference, **{name: value}, **JAX)
     assert len(inference.hist) == 0
 
@@ -88,12 +88,12 @@ def test_arguments_that_come_too_late_for_an_inference(model, name, value):
     ["advi", "fullrank_advi", "nfvi*2", "nfvi_planar", "", 3, pmf.NFVI, pmf.NormalizingFlow],
 )
 def test_other_methods_are_sent_to_pymc(model, method):
-    with pytest.raises(FlowError, match=r"method must be 'nfvi'.*\n.*use pymc\.fit"):
+    with pytest.raises(ArgumentError, match=r"method must be 'nfvi'.*\n.*use pymc\.fit"):
         pmf.fit(3, method=method, model=model, **JAX)
 
 
 def test_a_formula_and_a_method(model):
-    with pytest.raises(FlowError, match="formula= or method=, not both"):
+    with pytest.raises(ArgumentError, match="formula= or method=, not both"):
         pmf.fit(3, formula="loc", method="nfvi", model=model, **JAX)
 
 
