@@ -76,7 +76,7 @@ def test_signatures(name):
         assert signature.parameters[parameter].default == default
 
 
-@pytest.mark.parametrize("module", ["plots", "targets", "flows"])
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_modules_list_their_names(module):
     names = public(module).__all__
     assert len(set(names)) == len(names)

@@ -1,0 +1,32 @@
+"""Densities with known answers: the potentials of Rezende & Mohamed [1]_, and Gaussians.
+
+Each target is one definition of an unnormalised log density that NumPy and PyTensor both evaluate,
+with its exact log normalising constant and exact independent draws, so that the error of an
+approximation can be measured instead of judged by eye:
+KL(q ‖ p) = E_q[log q(z) − `Target.log_density` (z)] + `Target.log_z`.
+
+``pot1`` to ``pot4`` are U1 to U4 of Table 1 of [1]_, with log density −U(z). U2 to U4 do not decay
+along z[0] and so are no densities; as is usual, ``0.1 |z[0]|`` is added to each of them.
+
+References
+----------
+.. [1] Rezende & Mohamed, Variational Inference with Normalizing Flows, ICML 2015, Table 1,
+   arXiv:1505.05770.
+"""
+
+from pymc_flows.targets._gaussian import Gaussian, gaussian
+from pymc_flows.targets._potentials import POTENTIALS, Ridges, Ring, pot1, pot2, pot3, pot4
+from pymc_flows.targets._target import Target
+
+__all__ = [
+    "POTENTIALS",
+    "Gaussian",
+    "Ridges",
+    "Ring",
+    "Target",
+    "gaussian",
+    "pot1",
+    "pot2",
+    "pot3",
+    "pot4",
+]
