@@ -151,13 +151,15 @@ def test_the_whole_message():
         "unknown flow 'panar'",
         "    scale-panar*2-loc",
         "          ^^^^^",
-        "Did you mean 'planar'? Known flows: demo, hh, loc, planar, radial, scale.",
+        f"Did you mean 'planar'? Known flows: {', '.join(sorted(FLOWS))}.",
     ]
 
 
 def test_the_known_flows_are_those_of_the_registry(monkeypatch):
     monkeypatch.delitem(FLOWS, "radial")
-    assert refused("radial").hint == "Known flows: demo, hh, loc, planar, scale."
+    hint = refused("radial").hint
+    assert hint.endswith(f"Known flows: {', '.join(sorted(FLOWS))}.")
+    assert "radial" not in hint
 
 
 def test_an_error_of_a_layer_is_the_cause():

@@ -22,6 +22,7 @@ from pymc_flows.flows import (
     Planar,
     Radial,
     Scale,
+    Tril,
     build_chain,
 )
 
@@ -54,7 +55,15 @@ class Stretch(Flow):
         return z + slope * h, pt.log1p(slope * (1 - pt.sqr(h))).sum(axis=-1)
 
 
-LAYERS = (Loc(), Scale(), Householder(), Planar(), Radial(), Stretch())
+LAYERS = (
+    Loc(),
+    Scale(),
+    Householder(),
+    Planar(),
+    Radial(),
+    Tril(),
+    Stretch(),
+)
 ALL_FIVE = "scale-radial*2-hh*3-planar*2-loc"
 
 
@@ -80,9 +89,12 @@ def layers(condition: Callable[[Flow], bool] = lambda layer: True) -> list:
 
 
 def normal_params(chain: Chain, rng: np.random.Generator, *, dtype: str = "float64") -> tuple:
-    """Raw parameters N(0, 1) as shared variables."""
+    """Raw parameters N(0, 1) as shared variables; those of a matrix are smaller."""
     values = tuple(
-        {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+        {
+            name: rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:]) / chain.dim))
+            for name, shape in shapes.items()
+        }
         for shapes in chain.param_shapes()
     )
     return shared_params(values, dtype=dtype)

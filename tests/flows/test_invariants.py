@@ -183,9 +183,7 @@ def test_a_missing_inverse_is_an_error(layer):
         chain.inverse_and_log_det(fixed(np.zeros(2)), params)
 
 
-@pytest.mark.parametrize(
-    "layer", layers(lambda layer: layer.word in {"loc", "scale", "planar", "radial"})
-)
+@pytest.mark.parametrize("layer", layers(lambda layer: layer.word not in {"hh", "stretch"}))
 @pytest.mark.parametrize("dim", [1, 2, 20])
 def test_without_jitter_the_map_is_the_identity_with_a_gradient(layer, dim, rng):
     chain = one_block(layer, 3, dim)
@@ -197,7 +195,7 @@ def test_without_jitter_the_map_is_the_identity_with_a_gradient(layer, dim, rng)
     z_new, log_det, *gradients = evaluate(z_new, log_det, *gradients)
     np.testing.assert_allclose(z_new, z, rtol=0, atol=1e-14)
     np.testing.assert_allclose(log_det, 0, rtol=0, atol=1e-14)
-    assert max(np.abs(gradient).max() for gradient in gradients) > 1e-2
+    assert max(np.abs(gradient).max(initial=0) for gradient in gradients) > 1e-2
 
 
 @pytest.mark.parametrize("layer", layers())
@@ -271,7 +269,8 @@ def test_extreme_raw_values_give_finite_results(layer, dim, dtype, mode, rng):
         # A point of ordinary size, the origin, and where a vector parameter is a place, that place.
         points = np.zeros((3, dim), dtype)
         points[0] = rng.standard_normal(dim)
-        points[2] = next(iter(v[0] for v in reversed(values.values()) if v.ndim == 2))
+        places = [value[0] for value in values.values() if value.shape == (1, dim)]
+        points[2] = places[-1] if places else np.float64(rng.choice(sizes)).astype(dtype)
         results = function(points, *values.values())
         assert all(np.isfinite(result).all() for result in results), values
 

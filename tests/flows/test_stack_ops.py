@@ -31,7 +31,7 @@ def by_layers(word, z, raw):
 
 
 def of_chain(word, z, raw, loop):
-    count, dim = next(v for v in raw.values() if v.ndim == 2).type.shape
+    dim, count = z.type.shape[-1], next(iter(raw.values())).type.shape[0]
     return build_chain(f"{word}*{count}", dim).forward_and_log_det(z, [raw], loop=loop)
 
 
@@ -86,13 +86,13 @@ def test_numba_kernel_equals_numpy(word, dtype, rng):
 def test_gradient_when_only_one_output_is_used(word, part, rng):
     raw = raw_params(word, 3, 2, rng)
     z = pytensor.shared(rng.normal(size=(4, 2)), shape=(4, 2))
-    got, expected = (
-        pytensor.function(
-            [], pytensor.grad(fn(word, z, raw)[part].sum(), [z, *raw.values()]), mode=NUMPY
-        )()
-        for fn in (by_kernel, by_layers)
-    )
-    for a, b in zip(got, expected, strict=True):
+    results = []
+    for fn in (by_kernel, by_layers):
+        cost = fn(word, z, raw)[part].sum()
+        # The log-determinant of an affine map does not depend on the point.
+        grads = pytensor.grad(cost, [z, *raw.values()], disconnected_inputs="ignore")
+        results.append(pytensor.function([], grads, mode=NUMPY)())
+    for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
@@ -149,7 +149,7 @@ def test_chain_takes_the_kernel_only_where_it_applies(rng):
 def test_mixed_types_are_refused(word, rng):
     raw = raw_params(word, 2, 2, rng)
     with pytest.raises(TypeError, match="one type"):
-        by_kernel(word, pt.matrix(dtype="float32"), raw)
+        by_kernel(word, pt.matrix(dtype="float32", shape=(None, 2)), raw)
 
 
 @every_kernel

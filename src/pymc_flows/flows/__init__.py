@@ -11,6 +11,7 @@ from pymc_flows.flows.chain import Block, Chain
 from pymc_flows.flows.householder import Householder
 from pymc_flows.flows.planar import Planar
 from pymc_flows.flows.radial import Radial
+from pymc_flows.flows.tril import Tril
 from pymc_flows.formula import Formula
 from pymc_flows.registry import FLOWS, register_flow
 
@@ -25,6 +26,7 @@ __all__ = [
     "Planar",
     "Radial",
     "Scale",
+    "Tril",
     "build_chain",
     "register_flow",
 ]
