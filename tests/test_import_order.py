@@ -45,6 +45,7 @@ ORDER = (
     "_session",
     "_arguments",
     "operators",
+    "_step",
     "inference",
     "fitting",
     "integration",

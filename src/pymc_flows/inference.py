@@ -8,34 +8,28 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-import pytensor
-import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pymc.progress_bar import default_progress_theme
 from pymc.util import RandomState, _get_seeds_per_chain
 from pymc.variational.inference import Inference, KLqp
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
-from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._arguments import check_integer, renamed, requested_backend, warn_unused
 from pymc_flows._interrupts import Interrupts
-from pymc_flows._materialize import materialize
-from pymc_flows._packing import Packing
 from pymc_flows._progress import FitProgress
 from pymc_flows._session import Callback, FitState, Run, call_interval
+from pymc_flows._step import build_step
 from pymc_flows.approximation import NormalizingFlow, deep_copy
 from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
-from pymc_flows.examine import DrawPlan, check_start, plan_draws
-from pymc_flows.flows.chain import Loop
+from pymc_flows.examine import check_start, plan_draws
 from pymc_flows.formula import Formula
-from pymc_flows.objective import loss_and_gradients
 from pymc_flows.operators import FlowKL
 from pymc_flows.optimizers import Optimizer, Rated, Schedule, rated
-from pymc_flows.training import MAX_CHUNK, Step, TrainingLoop
+from pymc_flows.training import MAX_CHUNK, TrainingLoop
 
 _log = logging.getLogger(__name__)
 
@@ -316,10 +310,12 @@ class NFVI(KLqp):
         trackers = [c for c in callbacks if isinstance(c, Tracker)]
         for tracker in trackers:
             tracker.prepare(approx.chain)
-        step = self._step(
+        step = build_step(
+            approx,
             plan_draws(approx.density, n_draws, start, chosen, replacements),
             n_draws,
             optimizer,
+            beta=float(self.objective.op.beta),
             loop=layer_loop(chosen),
             replacements=replacements,
             track_params=any(t.params for t in trackers),
@@ -337,54 +333,6 @@ class NFVI(KLqp):
         )
         has_rate = optimizer.rate is not None
         return FitState(loop, callbacks, optimizer.schedule, has_rate, score, replacements)
-
-    def _step(
-        self,
-        plan: DrawPlan,
-        n_draws: int,
-        optimizer: Rated,
-        *,
-        loop: Loop,
-        extra: list[SharedVariable],
-        more_updates: dict[SharedVariable, TensorVariable],
-        replacements: Mapping[Variable, Variable] | None,
-        max_norm: float | None,
-        track_params: bool,
-        track_grads: bool,
-    ) -> Step:
-        problem = self.approx.problem(float(self.objective.op.beta))
-        noise = pt.matrix("z0", shape=(n_draws, self.approx.ddim), dtype=pytensor.config.floatX)
-        named = self.approx.groups[0].params_dict
-        packing, params = None, [*problem.flat_params, *extra]
-        if optimizer.is_elementwise and not extra and more_updates.keys().isdisjoint(params):
-            packing = Packing(named)
-            params = [packing.theta]
-            more_updates = packing.rewrite(more_updates)
-        loss, grads = loss_and_gradients(
-            problem,
-            noise,
-            plan,
-            loop=loop,
-            theta=packing and packing.theta,
-            extra=extra,
-            replacements=replacements,
-        )
-        used = set(ancestors([loss]))
-        for param in extra:
-            if param not in used:
-                raise ArgumentError(f"the loss does not depend on {param}, one of more_obj_params")
-        if max_norm is not None:
-            grads = pm.total_norm_constraint(grads, max_norm)
-        grads = [materialize(grad) for grad in grads]
-        updates = dict(optimizer.optimizer(grads, params))
-        updates.update(more_updates)
-        own = {"": packing.theta} if packing else dict(named)
-        tracked = dict(own) if track_params else {}
-        if track_grads:
-            tracked.update({f"grad_{k}": g for k, g in zip(own, grads, strict=False)})
-        names = [*own, *(str(param) for param in extra)]
-        by_name = dict(zip(names, grads, strict=True))
-        return Step(noise, loss, by_name, updates, optimizer.rate, tracked, packing)
 
     def _seeds(self, random_seed: RandomState) -> list[np.random.SeedSequence]:
         if random_seed is None:
