@@ -10,7 +10,7 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.errors import FlowError, FlowShapeError, NotInvertibleError
+from pymc_flows.errors import ArgumentError, FlowShapeError, NotInvertibleError
 from pymc_flows.flows.base import Flow, FusedFlow, KernelFlow
 
 __all__ = ["Block", "Chain", "Loop"]
@@ -216,7 +216,7 @@ class Chain:
         self, points: TensorVariable, params: Sequence[_Raw], loop: Loop, *, is_inverse: bool
     ) -> tuple[TensorVariable, TensorVariable]:
         if loop not in ("unroll", "scan", "kernel"):
-            raise FlowError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
+            raise ArgumentError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
         points = self._check_points(points)
         steps = list(zip(self.blocks, self._check_params(params), strict=True))
         log_dets = []
