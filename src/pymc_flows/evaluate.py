@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows.base import Flow, FusedFlow
@@ -84,22 +85,28 @@ def _stages(
     if isinstance(block.layer, FusedFlow):
         fn = _stage_function(block.layer, dim, block.count, dtype, inverse=inverse)
         return [(fn, values)]
-    fn = _stage_function(block.layer, dim, None, dtype, inverse=inverse)
-    return [(fn, [value[k] for value in values]) for k in range(block.count)]
+    fns = [
+        _stage_function(block.layer, dim, None, dtype, place=place, inverse=inverse)
+        for place in range(min(block.layer.period, block.count))
+    ]
+    return [(fns[k % len(fns)], [value[k] for value in values]) for k in range(block.count)]
 
 
 @lru_cache(maxsize=256)
 def _stage_function(
-    layer: Flow, dim: int, count: int | None, dtype: str, *, inverse: bool
+    layer: Flow, dim: int, count: int | None, dtype: str, *, place: int = 0, inverse: bool
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Function (points, *raw parameters) -> (points, log_det) of a layer or of a fused stack."""
+    """Function (points, *raw parameters) -> (points, log_det) of a layer or of a fused stack.
+
+    The layer is one at ``place`` in its block.
+    """
     points = pt.matrix("points", shape=(None, dim), dtype=dtype)
     lead = () if count is None else (count,)
     raw = {
         name: pt.tensor(name, shape=(*lead, *shape), dtype=dtype)
         for name, shape in layer.param_shapes(dim).items()
     }
-    params = layer.constrain(raw)
+    params = _constrain_at(layer, raw, place)
     if count is not None and isinstance(layer, FusedFlow):
         stack = layer.stack_inverse_and_log_det if inverse else layer.stack_forward_and_log_det
         outputs = stack(points, params)
@@ -108,3 +115,12 @@ def _stage_function(
         outputs = one(points, params)
     inputs = [points, *raw.values()]
     return pytensor.function(inputs, outputs, mode=NUMPY, on_unused_input="ignore")
+
+
+def _constrain_at(
+    layer: Flow, raw: Mapping[str, TensorVariable], place: int
+) -> dict[str, TensorVariable]:
+    if place == 0:
+        return layer.constrain(raw)
+    stacks = {name: pt.stack([value] * (place + 1)) for name, value in raw.items()}
+    return {name: value[place] for name, value in layer.constrain(stacks).items()}

@@ -32,6 +32,7 @@ _CONTRACT = (
     "is_volume_preserving",
     "note",
     "param_shapes",
+    "period",
     "reference_params",
 )
 _OPTION_TYPES: dict[str, OptionType] = {"bool": bool, "float": float, "int": int, "str": str}
