@@ -14,6 +14,10 @@ import pytest
 from pytensor.compile.mode import Mode
 
 from pymc_flows.flows import (
+    IAF,
+    MAF,
+    NSF,
+    NVP,
     Block,
     Chain,
     Flow,
@@ -22,6 +26,7 @@ from pymc_flows.flows import (
     Planar,
     Radial,
     Scale,
+    Spline,
     Tril,
     build_chain,
 )
@@ -63,6 +68,11 @@ LAYERS = (
     Radial(),
     Tril(),
     Stretch(),
+    NVP(hidden=5, depth=2),
+    IAF(hidden=5, depth=2),
+    MAF(hidden=5),
+    Spline(bins=4),
+    NSF(hidden=5, bins=4, bound=3.0),
 )
 ALL_FIVE = "scale-radial*2-hh*3-planar*2-loc"
 

@@ -6,17 +6,25 @@
 """
 
 from pymc_flows.flows.affine import Loc, Scale
+from pymc_flows.flows.autoregressive import IAF, MAF
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
+from pymc_flows.flows.coupling import NVP
 from pymc_flows.flows.householder import Householder
+from pymc_flows.flows.nsf import NSF
 from pymc_flows.flows.planar import Planar
 from pymc_flows.flows.radial import Radial
+from pymc_flows.flows.spline import Spline
 from pymc_flows.flows.tril import Tril
 from pymc_flows.formula import Formula
 from pymc_flows.registry import FLOWS, register_flow
 
 __all__ = [
     "FLOWS",
+    "IAF",
+    "MAF",
+    "NSF",
+    "NVP",
     "Block",
     "Chain",
     "Flow",
@@ -26,6 +34,7 @@ __all__ = [
     "Planar",
     "Radial",
     "Scale",
+    "Spline",
     "Tril",
     "build_chain",
     "register_flow",

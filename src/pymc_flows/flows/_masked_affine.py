@@ -1,0 +1,82 @@
+"""What affine coupling and autoregressive layers share: a masked network of scales and shifts."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.flows._network import (
+    check_network,
+    check_positive,
+    dense_names,
+    dense_reference,
+    dense_shapes,
+    gains,
+    place_in_block,
+    run_network,
+)
+from pymc_flows.flows.base import Flow
+
+__all__ = ["MaskedAffine"]
+
+
+@dataclass(frozen=True)
+class MaskedAffine(Flow):
+    """Base of layers that shift and scale coordinates as a masked network says.
+
+    Raw parameters are the matrices of the network, ``dense0`` (dim + 1, hidden) to the last one
+    (hidden + 1, 2 dim), whose columns are log-scales, then shifts. The masks are constants that
+    multiply the matrices, once per step: entries that they hide have no effect.
+    """
+
+    has_inverse: ClassVar[bool] = True
+    period: ClassVar[int] = 2
+    hidden: int = 32
+    depth: int = 1
+    clip: float = 1.0
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no network."""
+        check_network(self.word, self.hidden, self.depth, self.activation)
+        check_positive(self.word, "clip", self.clip)
+
+    @abstractmethod
+    def masks(self, dim: int) -> list[np.ndarray]:
+        """Which entries each matrix has, biases included: (period, inputs + 1, outputs).
+
+        From the first matrix to the last, which has ``dim`` outputs here.
+        """
+
+    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """``dense0`` (dim + 1, hidden) to the last matrix (hidden + 1, 2 dim)."""
+        return {**dense_shapes(dim, self.hidden, self.depth, 2 * dim)}
+
+    def reference_params(
+        self, dim: int, count: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Random hidden units, and a last matrix of zeros: scale 1 and shift 0."""
+        return dense_reference(self.param_shapes(dim), count, rng)
+
+    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+        """The matrices without their hidden entries; which these are depends on the place."""
+        masks = self.masks(raw["dense0"].type.shape[-2] - 1)
+        masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
+        constrained = {}
+        for name, mask in zip(dense_names(self.depth), masks, strict=True):
+            factors = place_in_block(mask * gains(mask.shape), raw[name])
+            constrained[name] = raw[name] * pt.constant(factors.astype(raw[name].dtype))
+        return constrained
+
+    def log_scale_and_shift(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Output of the network at ``z`` (..., dim): s, between -clip and clip, and t."""
+        dim = z.type.shape[-1]
+        out = run_network(z, params, self.depth, self.activation)
+        clip = np.asarray(self.clip, out.dtype)
+        return clip * pt.tanh(out[..., :dim] / clip), out[..., dim:]
