@@ -28,6 +28,8 @@ from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows import FLOWS, Block, FusedFlow, build_chain, register_flow
 from pymc_flows.modes import NUMPY
 
+# Flows that have no parameters, or are not the identity at jitter 0.
+NO_IDENTITY = {"hh", "loft", "perm", "stretch", "tail"}
 EPS = np.finfo("float64").eps
 
 
@@ -183,7 +185,7 @@ def test_a_missing_inverse_is_an_error(layer):
         chain.inverse_and_log_det(fixed(np.zeros(2)), params)
 
 
-@pytest.mark.parametrize("layer", layers(lambda layer: layer.word not in {"hh", "stretch"}))
+@pytest.mark.parametrize("layer", layers(lambda layer: layer.word not in NO_IDENTITY))
 @pytest.mark.parametrize("dim", [1, 2, 20])
 def test_without_jitter_the_map_is_the_identity_with_a_gradient(layer, dim, rng):
     chain = one_block(layer, 3, dim)
@@ -206,7 +208,7 @@ def test_reference_params_are_float64_of_the_declared_shape(layer):
         shapes = block.param_shapes(dim)
         assert list(shapes) == sorted(reference)
         assert {name: value.shape for name, value in reference.items()} == shapes
-        assert {value.dtype for value in reference.values()} == {np.dtype("float64")}
+        assert {value.dtype for value in reference.values()} <= {np.dtype("float64")}
 
 
 @pytest.mark.parametrize("layer", layers())

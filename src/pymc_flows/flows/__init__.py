@@ -11,10 +11,13 @@ from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
 from pymc_flows.flows.coupling import NVP
 from pymc_flows.flows.householder import Householder
+from pymc_flows.flows.loft import Loft
 from pymc_flows.flows.nsf import NSF
+from pymc_flows.flows.perm import Perm
 from pymc_flows.flows.planar import Planar
 from pymc_flows.flows.radial import Radial
 from pymc_flows.flows.spline import Spline
+from pymc_flows.flows.tail import Tail
 from pymc_flows.flows.tril import Tril
 from pymc_flows.formula import Formula
 from pymc_flows.registry import FLOWS, register_flow
@@ -31,10 +34,13 @@ __all__ = [
     "FusedFlow",
     "Householder",
     "Loc",
+    "Loft",
+    "Perm",
     "Planar",
     "Radial",
     "Scale",
     "Spline",
+    "Tail",
     "Tril",
     "build_chain",
     "register_flow",

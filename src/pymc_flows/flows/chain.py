@@ -247,7 +247,8 @@ class Chain:
             )
             return fused(points, stacked)
         one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
-        if block.count > 1 and loop == "scan":
+        # A loop runs over parameters, so layers without any are copied.
+        if block.count > 1 and loop == "scan" and stacked:
             return _scan(one, points, stacked, is_inverse=is_inverse)
         total = None
         for k in range(block.count)[:: -1 if is_inverse else 1]:
