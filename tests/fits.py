@@ -63,10 +63,15 @@ def send(delay):
     return thread
 
 
+def changing(inf):
+    """Shared variables that a fit changes; a loop may carry all parameters as one vector."""
+    return [*inf.approx.params, *inf.state.loop.step.updates]
+
+
 def snapshot(inf):
     loop = inf.state.loop
     return (
-        [v.get_value() for v in loop.step.updates],
+        [v.get_value() for v in changing(inf)],
         loop._noise.bit_generator.state,
         copy.deepcopy(loop._rngs),
         inf.state.i,
@@ -77,7 +82,7 @@ def snapshot(inf):
 def restore(inf, saved):
     values, noise, rngs, inf.state.i, inf.hist = saved
     loop = inf.state.loop
-    for v, value in zip(loop.step.updates, values, strict=True):
+    for v, value in zip(changing(inf), values, strict=True):
         v.set_value(value)
     loop._noise.bit_generator.state = noise
     loop._rngs = rngs
