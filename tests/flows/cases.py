@@ -78,9 +78,9 @@ LAYERS = (
     Stretch(),
     NVP(hidden=5, depth=2),
     IAF(hidden=5, depth=2),
-    MAF(hidden=5),
+    MAF(hidden=5, depth=1),
     Spline(bins=4),
-    NSF(hidden=5, bins=4, bound=3.0),
+    NSF(hidden=5, depth=1, bins=4, bound=3.0),
 )
 ALL_FIVE = "scale-radial*2-hh*3-planar*2-loc"
 

@@ -160,7 +160,7 @@ def test_halves_take_turns(rng):
     points = rng.standard_normal((2, 2))
     for loop in ("unroll", "scan"):
         for count, pattern in ((1, [[True, False], [True, True]]), (2, [[True] * 2] * 2)):
-            chain = one_block(NSF(hidden=4, bins=3), count, 2)
+            chain = one_block(NSF(hidden=4, depth=1, bins=3), count, 2)
             params = normal_params(chain, rng)
             _, _, rows = jacobian(
                 lambda z, c=chain, p=params, o=loop: c.forward_and_log_det(z, p, loop=o), points

@@ -36,7 +36,7 @@ class MaskedAffine(Flow):
     has_inverse: ClassVar[bool] = True
     period: ClassVar[int] = 2
     hidden: int = 32
-    depth: int = 1
+    depth: int = 2
     clip: float = 1.0
     activation: str = "tanh"
 

@@ -130,9 +130,8 @@ def _pick(x: TensorVariable, table: TensorVariable, *, row: int) -> tuple[Tensor
     is_beyond = pt.ge(disconnected_grad(x)[..., None], ends)
     # The last bin whose left end is not beyond x.
     is_last = pt.concatenate([~is_beyond[..., 1:], pt.ones_like(is_beyond[..., :1])], axis=-1)
-    is_here = (is_beyond & is_last).astype(table.dtype)
-    numbers = (table * is_here[..., None, :]).sum(axis=-1)
-    return tuple(numbers[..., k] for k in range(6))
+    is_here = is_beyond & is_last
+    return tuple(pt.switch(is_here, table[..., k, :], 0).sum(axis=-1) for k in range(6))
 
 
 def _denominator(

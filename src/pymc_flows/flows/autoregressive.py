@@ -135,7 +135,8 @@ class IAF(_Autoregressive):
     ----------
     hidden, depth : int
         Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units some
-        neighbours in the order share what they depend on.
+        neighbours in the order share what they depend on. On the ridges ``pot2`` and ``pot4`` a
+        second layer lowers the KL of ``iaf*8-scale-loc`` from 0.56 and 0.96 to 0.49 and 0.78 nats.
     clip : float
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}
