@@ -12,6 +12,7 @@ from pymc_flows.flows.chain import Block, Chain
 from pymc_flows.flows.coupling import NVP
 from pymc_flows.flows.householder import Householder
 from pymc_flows.flows.loft import Loft
+from pymc_flows.flows.lowrank import LowRank
 from pymc_flows.flows.nsf import NSF
 from pymc_flows.flows.perm import Perm
 from pymc_flows.flows.planar import Planar
@@ -35,6 +36,7 @@ __all__ = [
     "Householder",
     "Loc",
     "Loft",
+    "LowRank",
     "Perm",
     "Planar",
     "Radial",

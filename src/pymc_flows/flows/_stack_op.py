@@ -34,7 +34,7 @@ class StackOp(Op):
     (count, n) or (count, n, dim).
     """
 
-    __props__ = ()
+    __props__: tuple[str, ...] = ()
     saved_rank: ClassVar[int]
     """2 for (count, n), 3 for (count, n, dim)."""
 
@@ -148,7 +148,7 @@ def _register_numba() -> None:
     def key(op: StackOp, part: str) -> str:
         # This module takes no part in what a kernel computes.
         sources = source_key(type(op).__module__) + source_key(_kernel_math.__name__)
-        return f"{type(op).__qualname__} {part} {sources}"
+        return f"{type(op).__qualname__} {op._props()} {part} {sources}"
 
     @register_funcify_and_cache_key(StackOp)
     def _(op: StackOp, node: Apply, **_: Any) -> tuple[Any, str]:
