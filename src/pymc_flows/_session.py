@@ -255,7 +255,7 @@ def why_step_failed(
     """
     group, step, noise = approx.groups[0], loop.step, loop.failed_noise
     z, log_det = forward_and_log_det(approx.chain, noise, group.values())
-    z = z + group.center.data
+    z = group.frame.place(z)
     bad = np.argwhere(~np.isfinite(z))
     if len(bad):
         draw, coordinate = bad[0]

@@ -27,6 +27,7 @@ from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import check_start, plan_draws
 from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
 from pymc_flows.operators import FlowKL
 from pymc_flows.optimizers import Optimizer, Rated, Schedule, rated
 from pymc_flows.training import MAX_CHUNK, TrainingLoop
@@ -49,6 +50,8 @@ class NFVI(KLqp):
         Start point; defaults to ``model.initial_point()``.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer; see `NormalizingFlow`.
+    frame : Frame, optional
+        Fixed coordinates in which the flow works, instead of ``start``; see `find_frame`.
     random_seed : int, Generator, RandomState, optional
         Seeds the start parameters and, where they get no seed of their own, fits and draws.
 
@@ -82,10 +85,17 @@ class NFVI(KLqp):
         jitter: float = 0.01,
         start: Mapping[str, ArrayLike] | None = None,
         params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
+        frame: Frame | None = None,
         random_seed: RandomState = None,
     ):
         approx = NormalizingFlow(
-            flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
+            flow,
+            model=model,
+            jitter=jitter,
+            start=start,
+            params=params,
+            frame=frame,
+            random_seed=random_seed,
         )
         Inference.__init__(self, FlowKL, approx, None, beta=1.0)
 

@@ -21,6 +21,7 @@ from pymc_flows._packing import join, split_by_block
 from pymc_flows.density import ModelDensity
 from pymc_flows.examine import DrawPlan
 from pymc_flows.flows.chain import Chain, Loop
+from pymc_flows.frame import Frame
 
 _LOG_2PI = float(np.log(2 * np.pi))
 
@@ -32,7 +33,7 @@ def base_log_prob(z0: TensorVariable) -> TensorVariable:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is fitted to what: z = center + T(z0) against the log density of a model.
+    """What is fitted to what: frame(T(z0)) against the log density of a model.
 
     Attributes
     ----------
@@ -40,8 +41,8 @@ class Problem:
         The flow T.
     params : tuple of dict of str to SharedVariable
         Raw parameters of T, one dict per block, repeats on the leading axis.
-    center : TensorVariable, shape (dim,)
-        Constant shift after T.
+    frame : Frame
+        Constant map after T.
     density : ModelDensity
         The target.
     beta : float
@@ -52,7 +53,7 @@ class Problem:
 
     chain: Chain
     params: tuple[dict[str, SharedVariable], ...]
-    center: TensorVariable
+    frame: Frame
     density: ModelDensity
     beta: float = 1.0
     scale: TensorVariable | float = 1.0
@@ -65,7 +66,7 @@ class Problem:
     def draw(self, z0: TensorVariable, loop: Loop) -> tuple[TensorVariable, TensorVariable]:
         """Points z (..., dim) of the approximation and their log q (...), from base draws z0."""
         z, log_det = self.chain.forward_and_log_det(z0, self.params, loop=loop)
-        return z + self.center, base_log_prob(z0) - log_det
+        return self.frame.place(z), base_log_prob(z0) - log_det - self.frame.log_det
 
 
 def loss_graph(

@@ -28,11 +28,12 @@ from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
 from pymc_flows.flows import Chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
 from pymc_flows.objective import Problem, base_log_prob
 
 
 class NormalizingFlow(Approximation):
-    """Normalizing-flow approximation of a model's posterior: z = c + T(z0), z0 ~ N(0, I).
+    """Normalizing-flow approximation of a model's posterior: z = c + A T(z0), z0 ~ N(0, I).
 
     Parameters
     ----------
@@ -44,10 +45,12 @@ class NormalizingFlow(Approximation):
         Standard deviation of the noise on the raw start parameters.
     start : dict of str to array-like, optional
         Start point by variable name; what it does not name comes from ``model.initial_point()``.
-        It is the constant c, or the start of a final ``loc`` layer, and then c = 0.
+        It is the constant c, or the start of a final ``loc`` layer, and then c = 0; A = I.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer: position in the expanded formula (0 is applied first) and
         name, shapes as for one layer. They replace the drawn ones, without jitter.
+    frame : Frame, optional
+        The constants c and A, instead of ``start``; see `find_frame`.
     random_seed : int, Generator, RandomState, optional
         Seeds the start parameters and, where no other seed is given, fits and draws.
 
@@ -96,6 +99,7 @@ class NormalizingFlow(Approximation):
         jitter: float = 0.01,
         start: Mapping[str, ArrayLike] | None = None,
         params: LayerParams | None = None,
+        frame: Frame | None = None,
         random_seed: RandomState = None,
     ):
         formula = Formula(flow)
@@ -108,6 +112,7 @@ class NormalizingFlow(Approximation):
             jitter=jitter,
             start=start,
             params=params,
+            frame=frame,
             random_seed=random_seed,
         )
         self.hist = np.asarray(())
@@ -175,13 +180,13 @@ class NormalizingFlow(Approximation):
         """The point (dim,) that the approximation draws from a zero of the base."""
         zero = np.zeros((1, self.ddim), pytensor.config.floatX)
         z, _ = forward_and_log_det(self.chain, zero, self._group.values())
-        return z[0] + self._group.center.data
+        return self._group.frame.place(z[0])
 
     def problem(self, beta: float = 1.0) -> Problem:
         """What a fit optimises: this flow against the model's log density."""
         group = self._group
         scale = self.symbolic_normalizing_constant if self._has_minibatch else 1.0
-        return Problem(group.chain, group.blocks, group.center, self.density, beta, scale)
+        return Problem(group.chain, group.blocks, group.frame, self.density, beta, scale)
 
     @property
     def _has_minibatch(self) -> bool:
@@ -239,7 +244,8 @@ class NormalizingFlow(Approximation):
         dtype = np.dtype(pytensor.config.floatX)
         z0 = rng.standard_normal((n, self.ddim), dtype=dtype)
         z, log_det = forward_and_log_det(self.chain, z0, self._group.values())
-        return z + self._group.center.data, _base_log_prob(z0) - log_det
+        frame = self._group.frame
+        return frame.place(z), _base_log_prob(z0) - log_det - frame.log_det
 
     @overload
     def log_prob(self, points: ArrayLike) -> np.ndarray: ...
@@ -267,18 +273,18 @@ class NormalizingFlow(Approximation):
         NotInvertibleError
             If a layer of the chain has no inverse.
         """
-        center = self._group.center
+        frame = self._group.frame
         if isinstance(points, Variable):
             self._check_points(points.type.shape)
             z0, log_det = self.chain.inverse_and_log_det(
-                points - center, self._group.blocks, loop=self.graph_loop
+                frame.take(points), self._group.blocks, loop=self.graph_loop
             )
-            return base_log_prob(z0) - log_det
+            return base_log_prob(z0) - log_det - frame.log_det
         array = np.asarray(points, dtype=pytensor.config.floatX)
         self._check_points(array.shape)
-        flat = array.reshape(-1, self.ddim) - center.data
+        flat = frame.take(array.reshape(-1, self.ddim))
         z0, log_det = inverse_and_log_det(self.chain, flat, self._group.values())
-        return (_base_log_prob(z0) - log_det).reshape(array.shape[:-1])
+        return (_base_log_prob(z0) - log_det - frame.log_det).reshape(array.shape[:-1])
 
     def _check_points(self, shape: tuple[int | None, ...]) -> None:
         if not shape or shape[-1] not in (None, self.ddim):

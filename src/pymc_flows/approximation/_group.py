@@ -16,11 +16,18 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset
 
-from pymc_flows.approximation._start import LayerParams, check_jitter, set_layer_params
+from pymc_flows.approximation._start import (
+    LayerParams,
+    check_frame,
+    check_jitter,
+    set_layer_params,
+)
 from pymc_flows.density import ModelDensity
+from pymc_flows.errors import FlowShapeError
 from pymc_flows.flows import Loc, build_chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
 from pymc_flows.modes import NUMPY
 from pymc_flows.objective import base_log_prob
 
@@ -41,7 +48,7 @@ class NormalizingFlowGroup(Group):
         Only for PyMC's ``Group(vars, vfam=formula)``.
     flow : str or Formula
         Formula of the chain.
-    params, random_seed, model, jitter, start
+    params, random_seed, model, jitter, start, frame
         As for `NormalizingFlow`.
     """
 
@@ -57,6 +64,7 @@ class NormalizingFlowGroup(Group):
         flow: str | Formula | None = None,
         jitter: float = 0.01,
         start: Mapping[str, ArrayLike] | None = None,
+        frame: Frame | None = None,
     ):
         if flow is None:
             flow = "scale-loc" if vfam is None else vfam
@@ -64,6 +72,7 @@ class NormalizingFlowGroup(Group):
         self._layer_params = params
         self._jitter = check_jitter(jitter)
         self._start = start
+        self._frame = check_frame(frame, start)
         self.seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
         super().__init__(
             group,
@@ -82,13 +91,16 @@ class NormalizingFlowGroup(Group):
         dtype = pytensor.config.floatX
         rng = np.random.default_rng(self.seeds.spawn(1)[0])
         values = self.chain.initial_params(jitter=self._jitter, rng=rng, dtype=dtype)
-        center = np.zeros(self.ddim)
-        if isinstance(self.chain.blocks[-1].layer, Loc):
+        frame = Frame(start) if self._frame is None else self._frame
+        if frame.center.shape != start.shape:
+            raise FlowShapeError(
+                f"a frame of this model needs a center ({self.ddim},), got {frame.center.shape}"
+            )
+        if self._frame is None and isinstance(self.chain.blocks[-1].layer, Loc):
             values[-1]["loc"][-1] += start.astype(dtype)
-        else:
-            center = start
+            frame = Frame(np.zeros(self.ddim))
         set_layer_params(self.chain, values, self._layer_params)
-        self.center = pt.constant(center.astype(dtype), name="center")
+        self.frame = frame.astype(dtype)
         self.blocks = tuple(
             {name: pytensor.shared(v, name, shape=v.shape) for name, v in block.items()}
             for block in values
@@ -126,7 +138,7 @@ class NormalizingFlowGroup(Group):
     def _draw_and_logq(self) -> tuple[TensorVariable, TensorVariable]:
         z0 = self.symbolic_initial
         z, log_det = self.chain.forward_and_log_det(z0, self.blocks, loop=self.graph_loop)
-        return z + self.center, base_log_prob(z0) - log_det
+        return self.frame.place(z), base_log_prob(z0) - log_det - self.frame.log_det
 
     @node_property
     def symbolic_random(self) -> TensorVariable:
@@ -143,7 +155,7 @@ class NormalizingFlowGroup(Group):
     def _points(self, z0: np.ndarray) -> TensorVariable:
         z0 = z0.astype(pytensor.config.floatX)
         z, _ = self.chain.forward_and_log_det(pt.constant(z0), self.blocks, loop=self.graph_loop)
-        return z
+        return self.frame.place(z)
 
     @node_property
     def _moment_points(self) -> TensorVariable:
@@ -160,13 +172,13 @@ class NormalizingFlowGroup(Group):
     def mean(self) -> TensorVariable:
         """Mean (dim,) in the unconstrained space: exact if affine, else from fixed noise."""
         if self.chain.is_affine:
-            return self._points(np.zeros((1, self.ddim)))[0] + self.center
-        return self._moment_points.mean(axis=0) + self.center
+            return self._points(np.zeros((1, self.ddim)))[0]
+        return self._moment_points.mean(axis=0)
 
     @node_property
     def std(self) -> TensorVariable:
         """Standard deviation (dim,): exact if affine, else from fixed noise."""
-        if self.chain.is_elementwise and self.chain.is_affine:
+        if self.chain.is_elementwise and self.chain.is_affine and self.frame.is_elementwise:
             points = self._points(np.vstack([np.zeros(self.ddim), np.ones(self.ddim)]))
             return pt.abs(points[1] - points[0])
         if self.chain.is_affine:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.errors import ArgumentError, FlowShapeError
 from pymc_flows.flows import Chain
+from pymc_flows.frame import Frame
 
 type LayerParams = Mapping[int, Mapping[str, ArrayLike]]
 
@@ -20,6 +21,17 @@ def check_jitter(jitter: float) -> float:
     if not np.isfinite(jitter) or jitter < 0:
         raise ArgumentError(f"jitter must be finite and at least 0, got {jitter!r}")
     return float(jitter)
+
+
+def check_frame(frame: Frame | None, start: object) -> Frame | None:
+    """Return the frame, if it is one and the start point is not given twice."""
+    if frame is None:
+        return None
+    if not isinstance(frame, Frame):
+        raise ArgumentError(f"frame must be a pymc_flows.Frame, got {frame!r}")
+    if start is not None:
+        raise ArgumentError("give start= or frame=, not both: a frame has its own center")
+    return frame
 
 
 def set_layer_params(

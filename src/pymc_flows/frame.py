@@ -1,0 +1,89 @@
+"""The fixed coordinates in which a flow works: z = center + scale · T(z0)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
+from pytensor.tensor.linalg import solve_triangular
+from scipy import linalg
+
+from pymc_flows.errors import FlowShapeError
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A fixed affine map after the flow.
+
+    With a posterior of about mean ``center`` and covariance ``scale scaleᵀ``, what is left for the
+    flow to learn is of order one in every coordinate, whatever the units of the data are.
+
+    Parameters
+    ----------
+    center : ndarray, shape (dim,)
+    scale : ndarray, shape (dim,) or (dim, dim), optional
+        Positive factors, or a lower-triangular matrix with a positive diagonal; None is 1.
+    """
+
+    center: np.ndarray
+    scale: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not an invertible map of the space."""
+        dim = len(self.center)
+        if self.scale is None:
+            return
+        if self.scale.shape not in ((dim,), (dim, dim)):
+            raise FlowShapeError(
+                f"scale must have shape ({dim},) or ({dim}, {dim}), got {self.scale.shape}"
+            )
+        if not (np.isfinite(self.scale).all() and (_diagonal(self.scale) > 0).all()):
+            raise FlowShapeError("scale must be finite with a positive diagonal")
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether no coordinates are mixed."""
+        return self.scale is None or self.scale.ndim == 1
+
+    @property
+    def log_det(self) -> float:
+        """log|det scale|, in nats."""
+        return 0.0 if self.scale is None else float(np.log(_diagonal(self.scale)).sum())
+
+    def astype(self, dtype: str) -> Frame:
+        """The same in another precision."""
+        scale = None if self.scale is None else self.scale.astype(dtype)
+        return Frame(self.center.astype(dtype), scale)
+
+    def place[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
+        """Points (..., dim) of the flow, in the unconstrained space."""
+        if self.scale is None:
+            return z + self.center
+        if self.is_elementwise:
+            return z * self.scale + self.center
+        return z @ self.scale.T + self.center
+
+    def pull_back(self, gradients: np.ndarray) -> np.ndarray:
+        """Gradients (..., dim) with respect to points of the flow, from those of placed points."""
+        if self.scale is None:
+            return gradients
+        return gradients * self.scale if self.is_elementwise else gradients @ self.scale
+
+    def take[T: (np.ndarray, TensorVariable)](self, points: T) -> T:
+        """Points (..., dim) of the unconstrained space, in the coordinates of the flow."""
+        z = points - self.center
+        if self.scale is None:
+            return z
+        if self.is_elementwise:
+            return z / self.scale
+        if isinstance(z, np.ndarray):
+            return linalg.solve_triangular(
+                self.scale, z.reshape(-1, z.shape[-1]).T, lower=True
+            ).T.reshape(z.shape)
+        return solve_triangular(pt.constant(self.scale), z[..., None], lower=True, b_ndim=2)[..., 0]
+
+
+def _diagonal(scale: np.ndarray) -> np.ndarray:
+    return scale if scale.ndim == 1 else np.diagonal(scale)
