@@ -46,12 +46,11 @@ class NFVI(KLqp):
         Defaults to the model on the context stack.
     jitter : float
         Standard deviation of the noise on the raw start parameters.
-    start : dict of str to array-like, optional
-        Start point; defaults to ``model.initial_point()``.
+    start : dict of str to array-like or Frame, optional
+        Start point; defaults to ``model.initial_point()``. A `Frame`, such as `find_frame` returns,
+        gives fixed coordinates in which the flow works.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer; see `NormalizingFlow`.
-    frame : Frame, optional
-        Fixed coordinates in which the flow works, instead of ``start``; see `find_frame`.
     random_seed : int, Generator, RandomState, optional
         Seeds the start parameters and, where they get no seed of their own, fits and draws.
 
@@ -83,19 +82,12 @@ class NFVI(KLqp):
         *,
         model: pm.Model | None = None,
         jitter: float = 0.01,
-        start: Mapping[str, ArrayLike] | None = None,
+        start: Mapping[str, ArrayLike] | Frame | None = None,
         params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
-        frame: Frame | None = None,
         random_seed: RandomState = None,
     ):
         approx = NormalizingFlow(
-            flow,
-            model=model,
-            jitter=jitter,
-            start=start,
-            params=params,
-            frame=frame,
-            random_seed=random_seed,
+            flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
         )
         Inference.__init__(self, FlowKL, approx, None, beta=1.0)
 

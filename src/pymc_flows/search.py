@@ -181,6 +181,8 @@ def search(
     for candidate in sorted(found, key=lambda c: -c.elbo):
         if all(_distance(c.frame, candidate.frame.center) > SAME_MODE for c in apart):
             apart.append(candidate)
+    if not math.isfinite(apart[0].elbo):  # every Gaussian has draws without density
+        return Frame(start)
     share = np.exp([c.elbo - apart[0].elbo for c in apart])
     kept = [c.frame for c, w in zip(apart, share, strict=True) if w > MIN_SHARE]
     _log.info(

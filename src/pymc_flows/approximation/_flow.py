@@ -43,14 +43,13 @@ class NormalizingFlow(Approximation):
         Defaults to the model on the context stack.
     jitter : float
         Standard deviation of the noise on the raw start parameters.
-    start : dict of str to array-like, optional
+    start : dict of str to array-like or Frame, optional
         Start point by variable name; what it does not name comes from ``model.initial_point()``.
-        It is the constant c, or the start of a final ``loc`` layer, and then c = 0; A = I.
+        It is the constant c, or the start of a final ``loc`` layer, and then c = 0; A = I. A
+        `Frame`, such as `find_frame` returns, is c and A.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer: position in the expanded formula (0 is applied first) and
         name, shapes as for one layer. They replace the drawn ones, without jitter.
-    frame : Frame, optional
-        The constants c and A, instead of ``start``; see `find_frame`.
     random_seed : int, Generator, RandomState, optional
         Seeds the start parameters and, where no other seed is given, fits and draws.
 
@@ -97,9 +96,8 @@ class NormalizingFlow(Approximation):
         *,
         model: pm.Model | None = None,
         jitter: float = 0.01,
-        start: Mapping[str, ArrayLike] | None = None,
+        start: Mapping[str, ArrayLike] | Frame | None = None,
         params: LayerParams | None = None,
-        frame: Frame | None = None,
         random_seed: RandomState = None,
     ):
         formula = Formula(flow)
@@ -112,7 +110,6 @@ class NormalizingFlow(Approximation):
             jitter=jitter,
             start=start,
             params=params,
-            frame=frame,
             random_seed=random_seed,
         )
         self.hist = np.asarray(())

@@ -23,7 +23,6 @@ from pymc_flows.approximation._start import (
     set_layer_params,
 )
 from pymc_flows.density import ModelDensity
-from pymc_flows.errors import FlowShapeError
 from pymc_flows.flows import Loc, build_chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -48,7 +47,7 @@ class NormalizingFlowGroup(Group):
         Only for PyMC's ``Group(vars, vfam=formula)``.
     flow : str or Formula
         Formula of the chain.
-    params, random_seed, model, jitter, start, frame
+    params, random_seed, model, jitter, start
         As for `NormalizingFlow`.
     """
 
@@ -63,8 +62,7 @@ class NormalizingFlowGroup(Group):
         *,
         flow: str | Formula | None = None,
         jitter: float = 0.01,
-        start: Mapping[str, ArrayLike] | None = None,
-        frame: Frame | None = None,
+        start: Mapping[str, ArrayLike] | Frame | None = None,
     ):
         if flow is None:
             flow = "scale-loc" if vfam is None else vfam
@@ -72,7 +70,6 @@ class NormalizingFlowGroup(Group):
         self._layer_params = params
         self._jitter = check_jitter(jitter)
         self._start = start
-        self._frame = check_frame(frame, start)
         self.seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
         super().__init__(
             group,
@@ -86,19 +83,18 @@ class NormalizingFlowGroup(Group):
         density = ModelDensity(self.model)
         super().__init_group__(group)
         self.chain = build_chain(self.formula, self.ddim)
-        point = {s.name: v for s, v in zip(density.slots, density.split(self._start), strict=True)}
-        start = np.concatenate([np.ravel(point[name]) for name in self.ordering])
         dtype = pytensor.config.floatX
         rng = np.random.default_rng(self.seeds.spawn(1)[0])
         values = self.chain.initial_params(jitter=self._jitter, rng=rng, dtype=dtype)
-        frame = Frame(start) if self._frame is None else self._frame
-        if frame.center.shape != start.shape:
-            raise FlowShapeError(
-                f"a frame of this model needs a center ({self.ddim},), got {frame.center.shape}"
-            )
-        if self._frame is None and isinstance(self.chain.blocks[-1].layer, Loc):
-            values[-1]["loc"][-1] += start.astype(dtype)
-            frame = Frame(np.zeros(self.ddim))
+        if isinstance(self._start, Frame):
+            frame = check_frame(self._start, self.ddim)
+        else:
+            split = zip(density.slots, density.split(self._start), strict=True)
+            point = {slot.name: value for slot, value in split}
+            frame = Frame(np.concatenate([np.ravel(point[name]) for name in self.ordering]))
+            if isinstance(self.chain.blocks[-1].layer, Loc):
+                values[-1]["loc"][-1] += frame.center.astype(dtype)
+                frame = Frame(np.zeros(self.ddim))
         set_layer_params(self.chain, values, self._layer_params)
         self.frame = frame.astype(dtype)
         self.blocks = tuple(

@@ -23,14 +23,12 @@ def check_jitter(jitter: float) -> float:
     return float(jitter)
 
 
-def check_frame(frame: Frame | None, start: object) -> Frame | None:
-    """Return the frame, if it is one and the start point is not given twice."""
-    if frame is None:
-        return None
-    if not isinstance(frame, Frame):
-        raise ArgumentError(f"frame must be a pymc_flows.Frame, got {frame!r}")
-    if start is not None:
-        raise ArgumentError("give start= or frame=, not both: a frame has its own center")
+def check_frame(frame: Frame, dim: int) -> Frame:
+    """Return the frame, if it is one of that dimension."""
+    if len(frame.center) != dim:
+        raise FlowShapeError(
+            f"a frame of this model needs a center ({dim},), got {frame.center.shape}"
+        )
     return frame
 
 
