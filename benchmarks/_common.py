@@ -26,6 +26,7 @@ from pymc_flows.targets import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pymc", "pytensor", "numba", "jax", "jaxlib", "numpy", "scipy")
+PEER_PACKAGES = ("optax", "flowjax", "numpyro")
 FRESH_DRAWS = 20_000
 
 type Row = Mapping[str, Any]
@@ -169,12 +170,7 @@ def _plain(value: np.generic | np.ndarray) -> Any:
 
 def environment() -> dict[str, str]:
     """Versions, machine, commit and the load when the run ended."""
-    versions = {"pymc-flows": pymc_flows.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    versions = {"pymc-flows": pymc_flows.__version__, **package_versions(PACKAGES)}
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg()) if hasattr(os, "getloadavg") else "?"
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -187,6 +183,17 @@ def environment() -> dict[str, str]:
     if jax := sys.modules.get("jax"):
         facts["JAX device"] = jax.default_backend()
     return facts
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of installed packages by name."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
 
 
 def _processor() -> str:
