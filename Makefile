@@ -5,11 +5,12 @@ SETUP := tools/make_venv.sh pyproject.toml
 UV ?= uv
 
 .NOTPARALLEL:
-.PHONY: help test lint types unit demo lock clean
+.PHONY: help test lint types unit demo bench lock clean
 
 help:
 	@echo "make test   set up, then lint, types and tests"
 	@echo "make demo   set up, then run examples/demo.py"
+	@echo "make bench  set up, then measure speed (hours, on a quiet machine)"
 	@echo "make lock   choose new versions for requirements/*.lock (needs uv)"
 	@echo "make clean  remove the environment and all caches"
 
@@ -32,6 +33,11 @@ unit: $(VENV)/dev.stamp
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
+# One after the other, each to benchmarks/results: make bench BENCH=speed OPTIONS='--workloads W1'
+BENCH := speed first_step compile_time scaling loop
+bench: $(VENV)/bench.stamp
+	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name $(OPTIONS) || exit; done
+
 # dev.lock contains demo.lock, so a development environment is ready for the demo too.
 $(VENV)/dev.stamp: requirements/dev.lock $(SETUP)
 	@tools/make_venv.sh $(VENV) $<
@@ -41,6 +47,11 @@ $(VENV)/demo.stamp: requirements/demo.lock $(SETUP)
 	@tools/make_venv.sh $(VENV) $<
 	@touch $@
 
+# What the benchmarks compare with, in versions that fit those of dev.lock.
+$(VENV)/bench.stamp: requirements/bench.lock $(SETUP)
+	@tools/make_venv.sh $(VENV) $<
+	@touch $@ $(VENV)/demo.stamp
+
 COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.12 \
 	--generate-hashes --custom-compile-command "make lock" pyproject.toml --group build \
 	--extra plots --extra jax
@@ -48,6 +59,7 @@ COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-
 lock:
 	$(COMPILE) --group dev --output-file requirements/dev.lock
 	$(COMPILE) --constraints requirements/dev.lock --output-file requirements/demo.lock
+	$(COMPILE) --constraints requirements/dev.lock --extra bench --output-file requirements/bench.lock
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
