@@ -193,7 +193,7 @@ def test_without_jitter_the_map_is_the_identity_with_a_gradient(layer, dim, rng)
     z = rng.standard_normal((9, dim))
     z_new, log_det = chain.forward_and_log_det(fixed(z), params)
     # A loss with its minimum elsewhere.
-    gradients = pt.grad(pt.sqr(z_new - 1).sum() - log_det.sum(), flat(params))
+    gradients = pt.grad(pt.sqr(z_new - 2).sum() - log_det.sum(), flat(params))
     z_new, log_det, *gradients = evaluate(z_new, log_det, *gradients)
     np.testing.assert_allclose(z_new, z, rtol=0, atol=1e-14)
     np.testing.assert_allclose(log_det, 0, rtol=0, atol=1e-14)

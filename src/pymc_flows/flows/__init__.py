@@ -18,6 +18,7 @@ from pymc_flows.flows.perm import Perm
 from pymc_flows.flows.planar import Planar
 from pymc_flows.flows.radial import Radial
 from pymc_flows.flows.spline import Spline
+from pymc_flows.flows.sylvester import Sylvester
 from pymc_flows.flows.tail import Tail
 from pymc_flows.flows.tril import Tril
 from pymc_flows.formula import Formula
@@ -42,6 +43,7 @@ __all__ = [
     "Radial",
     "Scale",
     "Spline",
+    "Sylvester",
     "Tail",
     "Tril",
     "build_chain",
