@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = PYPROJECT["project"]
 RUNTIME = PROJECT["dependencies"]
-EXTRAS = list(chain.from_iterable(PROJECT["optional-dependencies"].values()))
+OPTIONAL = PROJECT["optional-dependencies"]
+EXTRAS = list(chain.from_iterable(v for extra, v in OPTIONAL.items() if extra != "bench"))
+# It names the other extras of this package, and what only the benchmarks need.
+BENCH = EXTRAS + [text for text in OPTIONAL["bench"] if Requirement(text).name != PROJECT["name"]]
 GROUPS = PYPROJECT["dependency-groups"]
 
 
@@ -63,6 +66,7 @@ def test_everything_imported_is_declared(folder, declared):
     [
         ("dev.lock", RUNTIME + EXTRAS + GROUPS["build"] + GROUPS["dev"]),
         ("demo.lock", RUNTIME + EXTRAS + GROUPS["build"]),
+        ("bench.lock", RUNTIME + BENCH + GROUPS["build"]),
     ],
 )
 def test_the_lock_satisfies_pyproject(lock, wanted):
@@ -77,11 +81,12 @@ def test_the_lock_satisfies_pyproject(lock, wanted):
     assert unmet == []
 
 
-def test_demo_and_development_use_the_same_versions():
-    assert locked("demo.lock").items() <= locked("dev.lock").items()
+@pytest.mark.parametrize("lock", ["dev.lock", "bench.lock"])
+def test_every_environment_has_the_versions_of_the_demo(lock):
+    assert locked("demo.lock").items() <= locked(lock).items()
 
 
-@pytest.mark.parametrize("lock", ["dev.lock", "demo.lock"])
+@pytest.mark.parametrize("lock", ["dev.lock", "demo.lock", "bench.lock"])
 def test_the_lock_names_no_package_index(lock):
     text = (ROOT / "requirements" / lock).read_text("utf-8")
     assert re.findall(r"://|^--|-index|find-links", text, re.MULTILINE) == []
