@@ -14,19 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pymc as pm
-import pytensor
-import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
-from pytensor.scan.op import Scan
 from scipy import linalg, optimize
 
-from pymc_flows._graphs import ops_of
-from pymc_flows._jax import has_jax
 from pymc_flows.density import ModelDensity
-from pymc_flows.examine import check_start, plan_draws
+from pymc_flows.examine import check_start
 from pymc_flows.frame import Frame
-from pymc_flows.modes import NUMPY, training_mode
+from pymc_flows.log_density import LogDensity
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +46,6 @@ MAX_CLIMBS = 4
 WAY_POINTS = 5
 # Of the curvature in units of its diagonal: below it, a direction is flat.
 MIN_CURVATURE = 1e-8
-_ROWS = 64
 
 
 def find_frame(
@@ -93,7 +87,7 @@ def find_frame(
     rng = np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
     center = density.start(start)
     check_start(density, center)
-    return search(evaluator(density, center), center, rng, dense=dense)
+    return search(LogDensity(density).value_and_grad, center, rng, dense=dense)
 
 
 type Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -113,35 +107,6 @@ class Candidate:
         entropy = 0.5 * noise.shape[1] * math.log(2 * math.pi * math.e) + frame.log_det
         elbo = float(log_p.mean()) + entropy
         return cls(frame, elbo if math.isfinite(elbo) else -math.inf)
-
-
-def evaluator(density: ModelDensity, start: np.ndarray) -> Evaluate:
-    """Log density and gradient of a model at any number of points, by few compiled functions."""
-    functions: dict[int, Evaluate] = {}
-    # Interpreted, a scan takes its steps in Python.
-    in_jax = has_jax() and any(isinstance(op, Scan) for op in ops_of(density.terms))
-
-    def function(n: int) -> Evaluate:
-        z = pt.matrix("z", shape=(n, density.dim), dtype=pytensor.config.floatX)
-        plan = plan_draws(density, n, start, "jax" if in_jax else "numba")
-        (prior, data), gradient, _ = density.value_and_grad(
-            z, weights=[1.0, 1.0], micro_batch=plan.micro_batch
-        )
-        mode = training_mode("jax") if in_jax else NUMPY
-        return pytensor.function([z], [prior + data, gradient], mode=mode)
-
-    def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = 1 if len(points) == 1 else _ROWS
-        if n not in functions:
-            functions[n] = function(n)
-        padding = np.repeat(points[:1], -len(points) % n, axis=0)
-        rows = np.concatenate([points, padding]).astype(pytensor.config.floatX)
-        with np.errstate(all="ignore"):
-            parts = [functions[n](part) for part in rows.reshape(-1, n, density.dim)]
-        value, gradient = (np.concatenate(x)[: len(points)] for x in zip(*parts, strict=True))
-        return value.astype(float), gradient.astype(float)
-
-    return evaluate
 
 
 def search(
