@@ -32,6 +32,7 @@ ORDER = (
     "_trial",
     "examine",
     "log_density",
+    "importance",
     "search",
     "backend",
     "_packing",

@@ -25,7 +25,8 @@ SIGNATURES = {
     "install": "",
     "uninstall": "",
     "register_flow": "cls",
-    "NormalizingFlow.sample": "self, draws, *, random_seed, return_inferencedata, **kwargs",
+    "NormalizingFlow.sample": "self, draws, *, correct, random_seed, "
+    "return_inferencedata, **kwargs",
     "NormalizingFlow.sample_and_log_prob": "self, n, *, random_seed",
     "NormalizingFlow.log_prob": "self, points",
     "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
@@ -38,7 +39,7 @@ DEFAULTS = {
     "NFVI": {"flow": "scale-loc", "jitter": 0.01},
     "NormalizingFlow": {"flow": "scale-loc", "jitter": 0.01},
     "NFVI.fit": {"n": 10_000, "obj_n_mc": 64, "backend": None, "progressbar": True},
-    "NormalizingFlow.sample": {"draws": 500, "return_inferencedata": True},
+    "NormalizingFlow.sample": {"draws": 500, "correct": None, "return_inferencedata": True},
 }
 MODULES = {"callbacks", "flows", "plots", "targets"}
 

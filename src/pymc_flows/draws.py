@@ -28,7 +28,7 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.random.type import RandomGeneratorType
 from pytensor.tensor.shape import Shape
-from xarray import DataTree
+from xarray import Dataset, DataTree
 
 from pymc_flows._graphs import frontier, join_batches, switch_parameter_checks
 from pymc_flows.errors import ModelError
@@ -288,6 +288,13 @@ def to_datatree(model: pm.Model, draws: Draws, **kwargs: Any) -> DataTree:
     """
     options = {"save_warmup": False, **kwargs}
     return DataTreeConverter(trace=_Trace(draws), model=model, **options).to_inference_data()
+
+
+def with_coords_of(posterior: DataTree, stats: Dataset) -> DataTree:
+    """A group of values per chain and draw, with the coordinates and attrs of the posterior's."""
+    coords = {dim: posterior.coords[dim] for dim in ("chain", "draw")}
+    attrs = {**posterior.attrs, **stats.attrs}
+    return DataTree(stats.assign_coords(coords).assign_attrs(attrs))
 
 
 def to_multitrace(model: pm.Model, draws: Draws) -> MultiTrace:

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pymc as pm
 import pytensor
 from numpy.typing import ArrayLike
-from pymc.backends.base import MultiTrace
-from pymc.util import RandomState, _get_seeds_per_chain
+from pymc.util import RandomState
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
-from pymc.variational.opvi import Approximation, VIState
+from pymc.variational.opvi import VIState
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
-from xarray import Dataset, DataTree
+from xarray import Dataset
 
 from pymc_flows import draws as _draws
+from pymc_flows.approximation._draws import FlowDraws
 from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation._start import LayerParams
 from pymc_flows.density import ModelDensity
-from pymc_flows.errors import ArgumentError, FlowShapeError
-from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
+from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.flows import Chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
-from pymc_flows.objective import Problem, base_log_prob
+from pymc_flows.objective import Problem
 
 
-class NormalizingFlow(Approximation):
+class NormalizingFlow(FlowDraws):
     """Normalizing-flow approximation of a model's posterior: z = c + A T(z0), z0 ~ N(0, I).
 
     Parameters
@@ -120,10 +119,6 @@ class NormalizingFlow(Approximation):
         )
 
     @property
-    def _group(self) -> NormalizingFlowGroup:
-        return self.groups[0]
-
-    @property
     def formula(self) -> Formula:
         """The formula of the chain."""
         return self._group.formula
@@ -203,138 +198,6 @@ class NormalizingFlow(Approximation):
         sampled = _draws.vectorized(nodes, values, keep_checks=self.model.check_bounds)
         return sampled if isinstance(node, list | tuple) else sampled[0]
 
-    # ------------------------------------------------------------------------ draws and density
-
-    def sample_and_log_prob(
-        self, n: int, *, random_seed: RandomState = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw points of the unconstrained space with their log density under the approximation.
-
-        Parameters
-        ----------
-        n : int
-            Number of draws.
-        random_seed : int, Generator, RandomState, optional
-            Without one, draws continue the approximation's own stream.
-
-        Returns
-        -------
-        points : ndarray, shape (n, dim)
-        log_prob : ndarray, shape (n,)
-            ln q, in nats.
-
-        Raises
-        ------
-        ArgumentError
-            If ``n`` is not an integer of at least 1.
-        """
-        return self._draw(n, self._rng_for(random_seed))
-
-    def _rng_for(self, random_seed: RandomState) -> np.random.Generator:
-        if random_seed is None:
-            return self._sample_rng
-        return np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
-
-    def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise ArgumentError(f"the number of draws must be an integer of at least 1, got {n!r}")
-        dtype = np.dtype(pytensor.config.floatX)
-        z0 = rng.standard_normal((n, self.ddim), dtype=dtype)
-        z, log_det = forward_and_log_det(self.chain, z0, self._group.values())
-        frame = self._group.frame
-        return frame.place(z), _base_log_prob(z0) - log_det - frame.log_det
-
-    @overload
-    def log_prob(self, points: ArrayLike) -> np.ndarray: ...
-
-    @overload
-    def log_prob(self, points: TensorVariable) -> TensorVariable: ...
-
-    def log_prob(self, points: Any) -> Any:
-        """Log density of the approximation at any points, exact through the chain's inverse.
-
-        Parameters
-        ----------
-        points : array-like or TensorVariable, shape (n, dim) or (dim,)
-            Points of the unconstrained space. A symbolic argument gives a symbolic result.
-
-        Returns
-        -------
-        ndarray or TensorVariable, shape (n,) or ()
-            ln q, in nats.
-
-        Raises
-        ------
-        FlowShapeError
-            If the last axis is not ``dim``.
-        NotInvertibleError
-            If a layer of the chain has no inverse.
-        """
-        frame = self._group.frame
-        if isinstance(points, Variable):
-            self._check_points(points.type.shape)
-            z0, log_det = self.chain.inverse_and_log_det(
-                frame.take(points), self._group.blocks, loop=self.graph_loop
-            )
-            return base_log_prob(z0) - log_det - frame.log_det
-        array = np.asarray(points, dtype=pytensor.config.floatX)
-        self._check_points(array.shape)
-        flat = frame.take(array.reshape(-1, self.ddim))
-        z0, log_det = inverse_and_log_det(self.chain, flat, self._group.values())
-        return (_base_log_prob(z0) - log_det - frame.log_det).reshape(array.shape[:-1])
-
-    def _check_points(self, shape: tuple[int | None, ...]) -> None:
-        if not shape or shape[-1] not in (None, self.ddim):
-            raise FlowShapeError(
-                f"points must have shape (n, {self.ddim}): one column per unconstrained scalar of "
-                f"the model\ngot {shape}"
-            )
-
-    def sample(
-        self,
-        draws: int = 500,
-        *,
-        random_seed: RandomState = None,
-        return_inferencedata: bool = True,
-        **kwargs: Any,
-    ) -> DataTree | MultiTrace:
-        """Draw from the approximation, all draws at once.
-
-        Parameters
-        ----------
-        draws : int
-            Number of draws.
-        random_seed : int, Generator, RandomState, optional
-            Without one, draws continue the approximation's own stream.
-        return_inferencedata : bool
-            False gives PyMC's MultiTrace.
-        **kwargs
-            Passed to `pymc.to_inference_data`, such as ``include_transformed``.
-
-        Returns
-        -------
-        DataTree
-            Groups ``posterior`` (free variables and deterministics, with dims and coords),
-            ``observed_data`` and ``constant_data``.
-
-        Raises
-        ------
-        ArgumentError
-            If ``draws`` is not an integer of at least 1.
-        ModelError
-            If a free variable has changed its shape, or the model in context has one that the
-            approximation does not know.
-        """
-        model = pm.Model.get_context(error_if_none=False) or self.model
-        rng = self._rng_for(random_seed)
-        points, _ = self._draw(draws, rng)
-        self.density.check_shapes()
-        values = {s.name: points[:, s.slice].reshape((draws, *s.shape)) for s in self.density.slots}
-        everything = self._draws_functions.of(model)(values, rng)
-        if not return_inferencedata:
-            return _draws.to_multitrace(model, everything)
-        return _draws.to_datatree(model, everything, **kwargs)
-
     # --------------------------------------------------------------------------------- display
 
     def __str__(self) -> str:
@@ -361,7 +224,3 @@ class NormalizingFlow(Approximation):
     def __deepcopy__(self, memo: dict[int, Any]) -> NormalizingFlow:
         """Copy with the model."""
         return deep_copy(self)
-
-
-def _base_log_prob(z0: np.ndarray) -> np.ndarray:
-    return -0.5 * ((z0**2).sum(axis=-1) + z0.shape[-1] * np.log(2 * np.pi)).astype(z0.dtype)

@@ -1,0 +1,211 @@
+"""Draws of a flow, and its density, as arrays."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import numpy as np
+import pymc as pm
+import pytensor
+from numpy.typing import ArrayLike
+from pymc.backends.base import MultiTrace
+from pymc.util import RandomState, _get_seeds_per_chain
+from pymc.variational.opvi import Approximation
+from pytensor.graph.basic import Variable
+from pytensor.tensor.variable import TensorVariable
+from xarray import DataTree
+
+from pymc_flows import draws as _draws
+from pymc_flows.approximation._group import NormalizingFlowGroup
+from pymc_flows.density import ModelDensity
+from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
+from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
+from pymc_flows.importance import Correction, check_correction, check_has_weights, corrected
+from pymc_flows.log_density import LogDensity
+from pymc_flows.objective import base_log_prob
+
+
+class FlowDraws(Approximation):
+    """Draws and densities of an approximation by one flow."""
+
+    groups: list[NormalizingFlowGroup]
+    density: ModelDensity
+    _sample_rng: np.random.Generator
+    _draws_functions: _draws.DrawsFunctions
+
+    @property
+    def _group(self) -> NormalizingFlowGroup:
+        return self.groups[0]
+
+    def sample_and_log_prob(
+        self, n: int, *, random_seed: RandomState = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points of the unconstrained space with their log density under the approximation.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws.
+        random_seed : int, Generator, RandomState, optional
+            Without one, draws continue the approximation's own stream.
+
+        Returns
+        -------
+        points : ndarray, shape (n, dim)
+        log_prob : ndarray, shape (n,)
+            ln q, in nats.
+
+        Raises
+        ------
+        ArgumentError
+            If ``n`` is not an integer of at least 1.
+        """
+        return self._draw(n, self._rng_for(random_seed))
+
+    def _rng_for(self, random_seed: RandomState) -> np.random.Generator:
+        if random_seed is None:
+            return self._sample_rng
+        return np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
+
+    def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ArgumentError(f"the number of draws must be an integer of at least 1, got {n!r}")
+        dtype = np.dtype(pytensor.config.floatX)
+        z0 = rng.standard_normal((n, self.ddim), dtype=dtype)
+        z, log_det = forward_and_log_det(self._group.chain, z0, self._group.values())
+        frame = self._group.frame
+        return frame.place(z), _base_log_prob(z0) - log_det - frame.log_det
+
+    @overload
+    def log_prob(self, points: ArrayLike) -> np.ndarray: ...
+
+    @overload
+    def log_prob(self, points: TensorVariable) -> TensorVariable: ...
+
+    def log_prob(self, points: Any) -> Any:
+        """Log density of the approximation at any points, exact through the chain's inverse.
+
+        Parameters
+        ----------
+        points : array-like or TensorVariable, shape (n, dim) or (dim,)
+            Points of the unconstrained space. A symbolic argument gives a symbolic result.
+
+        Returns
+        -------
+        ndarray or TensorVariable, shape (n,) or ()
+            ln q, in nats.
+
+        Raises
+        ------
+        FlowShapeError
+            If the last axis is not ``dim``.
+        NotInvertibleError
+            If a layer of the chain has no inverse.
+        """
+        frame = self._group.frame
+        if isinstance(points, Variable):
+            self._check_points(points.type.shape)
+            z0, log_det = self._group.chain.inverse_and_log_det(
+                frame.take(points), self._group.blocks, loop=self._group.graph_loop
+            )
+            return base_log_prob(z0) - log_det - frame.log_det
+        array = np.asarray(points, dtype=pytensor.config.floatX)
+        self._check_points(array.shape)
+        flat = frame.take(array.reshape(-1, self.ddim))
+        z0, log_det = inverse_and_log_det(self._group.chain, flat, self._group.values())
+        return (_base_log_prob(z0) - log_det - frame.log_det).reshape(array.shape[:-1])
+
+    def _check_points(self, shape: tuple[int | None, ...]) -> None:
+        if not shape or shape[-1] not in (None, self.ddim):
+            raise FlowShapeError(
+                f"points must have shape (n, {self.ddim}): one column per unconstrained scalar of "
+                f"the model\ngot {shape}"
+            )
+
+    def sample(
+        self,
+        draws: int = 500,
+        *,
+        correct: Correction | None = None,
+        random_seed: RandomState = None,
+        return_inferencedata: bool = True,
+        **kwargs: Any,
+    ) -> DataTree | MultiTrace:
+        """Draw from the approximation, all draws at once.
+
+        Parameters
+        ----------
+        draws : int
+            Number of draws.
+        correct : 'psis' or 'resample', optional
+            Corrects by importance weights p/q, Pareto-smoothed. 'psis' leaves the draws as they
+            are and stores their weights. 'resample' draws from them, with replacement, as often
+            as there are draws (without, nothing would change), so that no weights are needed
+            afterwards; copies of a draw stay side by side, and ArviZ's effective sample sizes
+            and standard errors see them. Neither can bring back what the approximation misses.
+        random_seed : int, Generator, RandomState, optional
+            Without one, draws continue the approximation's own stream.
+        return_inferencedata : bool
+            False gives PyMC's MultiTrace.
+        **kwargs
+            Passed to `pymc.to_inference_data`, such as ``include_transformed``.
+
+        Returns
+        -------
+        DataTree
+            Groups ``posterior`` (free variables and deterministics, with dims and coords),
+            ``observed_data`` and ``constant_data``. With ``correct``, also ``sample_stats``: ``lp``
+            (log density of the model in the unconstrained space, Jacobians included), ``log_q``
+            and ``log_weight`` (normalised; equal if resampled), and in its attrs ``khat``,
+            ``khat_threshold``, ``importance_ess`` and ``n_without_density``.
+
+        Raises
+        ------
+        ArgumentError
+            If ``draws`` is not an integer of at least 1, or ``correct`` is unknown or meets
+            ``return_inferencedata=False``.
+        ModelError
+            If a free variable has changed its shape, or the model in context has one that the
+            approximation does not know; with ``correct``, if the model's log density is random.
+        FitError
+            If there is nothing to resample: no draw has a finite weight.
+
+        Warns
+        -----
+        UserWarning
+            If ``correct`` is given and Pareto k-hat is above its threshold.
+        """
+        check_correction(correct, return_inferencedata=return_inferencedata)
+        model = pm.Model.get_context(error_if_none=False) or self.model
+        rng = self._rng_for(random_seed)
+        points, log_q = self._draw(draws, rng)
+        self.density.check_shapes()
+        stats = None
+        if correct is not None:
+            density = self._density_of(model)
+            log_p = LogDensity(density).value(points)
+            points, stats = corrected(correct, points, log_p, log_q, rng)
+        values = {s.name: points[:, s.slice].reshape((draws, *s.shape)) for s in self.density.slots}
+        everything = self._draws_functions.of(model)(values, rng)
+        if not return_inferencedata:
+            return _draws.to_multitrace(model, everything)
+        tree = _draws.to_datatree(model, everything, **kwargs)
+        if stats is not None:
+            tree["sample_stats"] = _draws.with_coords_of(tree.children["posterior"], stats)
+        return tree
+
+    def _density_of(self, model: pm.Model) -> ModelDensity:
+        density = self.density if model is self.model else ModelDensity(model)
+        if density.slots != self.density.slots:
+            raise ModelError(
+                "the model in context does not have the free variables of this approximation, so "
+                "that its draws have no weights\n"
+                f"expected {', '.join(slot.name for slot in self.density.slots)}, "
+                f"got {', '.join(slot.name for slot in density.slots)}"
+            )
+        check_has_weights(density)
+        return density
+
+
+def _base_log_prob(z0: np.ndarray) -> np.ndarray:
+    return -0.5 * ((z0**2).sum(axis=-1) + z0.shape[-1] * np.log(2 * np.pi)).astype(z0.dtype)

@@ -1,0 +1,254 @@
+"""Importance weights p/q: how good an approximation is, and draws that are corrected by them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pytensor.graph.traversal import graph_inputs
+from pytensor.tensor.random.type import RandomGeneratorType
+from xarray import DataArray, Dataset
+
+from pymc_flows.density import ModelDensity
+from pymc_flows.errors import ArgumentError, FitError, ModelError
+
+type Correction = Literal["psis", "resample"]
+
+# Of fewer weights, the largest fifth is too small to say anything of a tail.
+MIN_DRAWS = 25
+# Weights that differ by less, relative to the log density, differ by rounding.
+ROUNDING = {"float32": 1e-4, "float64": 1e-9}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the importance weights p/q of fresh draws say of an approximation.
+
+    They know nothing of places where the approximation has no draws: a mode that was never visited
+    changes none of these numbers.
+
+    Attributes
+    ----------
+    n_draws : int
+    elbo, elbo_error : float
+        Evidence lower bound and its Monte-Carlo standard error, in nats; −∞ and NaN if a draw has
+        no density.
+    khat : float
+        Shape of the generalised Pareto distribution of the largest weights; −∞ if all weights are
+        equal, ∞ if a weight is not finite or there are too few of them to say.
+    ess : float
+        Effective number of draws after Pareto smoothing.
+    log_evidence, log_evidence_error : float
+        Importance-sampling estimate of log Z and its standard error (delta method), in nats.
+    """
+
+    n_draws: int
+    elbo: float
+    elbo_error: float
+    khat: float
+    ess: float
+    log_evidence: float
+    log_evidence_error: float
+
+    @property
+    def threshold(self) -> float:
+        """Largest k-hat with which estimates from this many draws can be trusted.
+
+        min(1 − 1/log10 S, 0.7), Vehtari, Simpson, Gelman, Yao & Gabry, JMLR 25(72), 2024.
+        """
+        return min(1 - 1 / math.log10(max(self.n_draws, 11)), 0.7)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether k-hat is at most the threshold."""
+        return self.khat <= self.threshold
+
+
+def quality(log_weights: np.ndarray) -> Quality:
+    """Judge by log weights (n,) of draws of the approximation, in nats."""
+    return weigh(log_weights)[0]
+
+
+def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
+    """Judge by log weights, and smooth them.
+
+    Parameters
+    ----------
+    log_weights : ndarray, shape (n,)
+        log p − log q of draws of the approximation, in nats.
+
+    Returns
+    -------
+    quality : Quality
+    smoothed : ndarray, shape (n,)
+        Log weights after Pareto smoothing, normalised: their exponentials sum to 1. −∞ for draws
+        without a density; −∞ throughout if no weight is finite.
+    """
+    n = len(log_weights)
+    finite = np.isfinite(log_weights)
+    usable = (finite | (log_weights == -np.inf)).all()
+    smoothed = np.full(n, -np.inf)
+    if not finite.any():
+        return _unusable(n), smoothed
+    kept = log_weights[finite].astype(float)
+    rounding = ROUNDING.get(log_weights.dtype.name, ROUNDING["float64"])
+    elbo = float(kept.mean())
+    if len(kept) > 1 and np.ptp(kept) < rounding * (
+        1 + abs(elbo)
+    ):  # a fit of the tail would be of rounding
+        smoothed[finite], khat = -math.log(len(kept)), -math.inf
+    else:
+        smoothed[finite], khat = smooth(kept)
+    if not usable:
+        return _unusable(n), smoothed
+    top = float(kept.max())
+    weights = np.exp(log_weights.astype(float) - top)
+    error = math.nan
+    relative_error = math.nan
+    if n > 1:
+        error = float(kept.std(ddof=1) / math.sqrt(n)) if finite.all() else math.nan
+        relative_error = float(weights.std(ddof=1) / weights.mean() / math.sqrt(n))
+    found = Quality(
+        n,
+        elbo if finite.all() else -math.inf,
+        error,
+        khat,
+        float(np.exp(-_log_sum_exp(2 * smoothed[finite]))),
+        top + math.log(weights.mean()),
+        relative_error,
+    )
+    return found, smoothed
+
+
+def _unusable(n: int) -> Quality:
+    return Quality(n, -math.inf, math.nan, math.inf, 0.0, math.nan, math.nan)
+
+
+def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed log weights, normalised, and k-hat.
+
+    Vehtari, Simpson, Gelman, Yao & Gabry, Pareto Smoothed Importance Sampling, JMLR 25(72), 2024.
+    """
+    import arviz  # noqa: F401 - its accessor of xarray objects has PSIS; slow to import
+
+    if len(log_weights) < MIN_DRAWS:
+        return log_weights - _log_sum_exp(log_weights), math.inf
+    # ArviZ takes the log likelihoods of leave-one-out cross-validation: minus the log weights.
+    likelihoods = DataArray(-log_weights, dims="draw")
+    try:
+        smoothed, khat = likelihoods.azstats.psislw(dim="draw")
+    except ValueError:  # the largest weights are all equal: there is no tail
+        return log_weights - _log_sum_exp(log_weights), -math.inf
+    return smoothed.values, float(khat)
+
+
+def _log_sum_exp(values: np.ndarray) -> float:
+    top = float(values.max())
+    return top + math.log(float(np.exp(values - top).sum()))
+
+
+# ------------------------------------------------------------------------------- corrected draws
+
+
+def check_correction(correct: Correction | None, *, return_inferencedata: bool) -> None:
+    """Raise `ArgumentError` if there is no such correction, or nowhere to put it."""
+    if correct is not None and correct not in ("psis", "resample"):
+        raise ArgumentError(f"correct must be None, 'psis' or 'resample', got {correct!r}")
+    if correct is not None and not return_inferencedata:
+        raise ArgumentError(
+            f"correct={correct!r} puts weights next to the draws, and a MultiTrace has no place "
+            "for them\nLeave out return_inferencedata=False."
+        )
+
+
+def check_has_weights(density: ModelDensity) -> None:
+    """Raise `ModelError` if the log density is random: a minibatch, a simulator."""
+    if any(isinstance(v.type, RandomGeneratorType) for v in graph_inputs(density.terms)):
+        raise ModelError(
+            "the model's log density is random (a minibatch or a simulator), so that draws have "
+            "no importance weights\n"
+            "Build the same model with all of the data and use it as the context: "
+            "with full_model: ..."
+        )
+
+
+def corrected(
+    correct: Correction,
+    points: np.ndarray,
+    log_p: np.ndarray,
+    log_q: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, Dataset]:
+    """Weigh draws of an approximation, or resample them by their weights.
+
+    Parameters
+    ----------
+    correct : 'psis' or 'resample'
+    points : ndarray, shape (n, dim)
+    log_p, log_q : ndarray, shape (n,)
+        Log densities of the model and of the approximation at the points.
+    rng : Generator
+        For resampling.
+
+    Returns
+    -------
+    points : ndarray, shape (n, dim)
+    stats : Dataset
+        ``lp``, ``log_q`` and ``log_weight``, shape (chain, draw) each, and in its ``attrs`` what
+        the weights say of the approximation.
+
+    Raises
+    ------
+    FitError
+        If draws are to be resampled and none has a finite weight.
+
+    Warns
+    -----
+    UserWarning
+        If k-hat is above its threshold.
+    """
+    log_weights = log_p - log_q
+    found, smoothed = weigh(log_weights)
+    n_without = int((~np.isfinite(log_weights)).sum())
+    if not found.is_trusted:
+        without = f"; {n_without} of them have no finite density" if n_without else ""
+        warnings.warn(
+            f"Pareto k-hat of the importance weights is {found.khat:.2f}, above "
+            f"{found.threshold:.2f}, for {len(points)} draws{without}: the correction cannot be "
+            "trusted. Use a richer formula or more steps.",
+            stacklevel=3,
+        )
+    if correct == "resample":
+        if n_without == len(points):
+            raise FitError(
+                f"none of {n_without} draws has a finite weight: there is nothing to resample\n"
+                "Fit the approximation, or fit it for longer, before its draws are corrected."
+            )
+        chosen = _resampled(np.exp(smoothed), rng)
+        points, log_p, log_q = points[chosen], log_p[chosen], log_q[chosen]
+        smoothed = np.full(len(points), -math.log(len(points)))
+    values = {"lp": log_p, "log_q": log_q, "log_weight": smoothed}
+    attrs = {
+        "correct": correct,
+        "khat": found.khat,
+        "khat_threshold": found.threshold,
+        "importance_ess": found.ess,
+        "n_without_density": n_without,
+    }
+    stats = {name: (("chain", "draw"), value[None]) for name, value in values.items()}
+    return points, Dataset(stats, attrs=attrs)
+
+
+def _resampled(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Systematic resampling: indices (n,), in order, each n·weight times rounded up or down.
+
+    Copies of a draw stay side by side, so that the effective sample size and the Monte-Carlo error
+    that ArviZ computes from autocorrelations count them as the one draw that they are.
+    """
+    n = len(weights)
+    total = np.cumsum(weights / weights.sum())
+    total[np.flatnonzero(weights)[-1] :] = 1.0  # whatever the sum was rounded to
+    return np.searchsorted(total, (rng.random() + np.arange(n)) / n, side="right")
