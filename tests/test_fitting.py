@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pymc as pm
 import pytest
+from pymc.util import _get_seeds_per_chain
 
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, FormulaError
+from pymc_flows.frame import Frame
+from pymc_flows.modes import NUMPY
 
 JAX = {"backend": "jax", "progressbar": False}
+FRAME = Frame(np.array([3.0]), np.array([0.5]))
 Y = np.array([0.3, 1.2, -0.4, 2.0, 1.1, 0.7, 0.2, 1.6, -0.1, 0.9])
 
 
@@ -51,18 +55,34 @@ def test_everything_reaches_the_inference(model):
         formula="scale-loc",
         model=model,
         random_seed=7,
-        start={"x": 3.0},
+        start=FRAME,
         inf_kwargs={"jitter": 0.0},
         obj_n_mc=5,
         **JAX,
     )
-    inference = pmf.NFVI("scale-loc", model=model, random_seed=7, start={"x": 3.0}, jitter=0.0)
+    _, seed = _get_seeds_per_chain(7, 2)  # the first is for the search
+    inference = pmf.NFVI("scale-loc", model=model, random_seed=seed, start=FRAME, jitter=0.0)
     inference.fit(12, obj_n_mc=5, **JAX)
     np.testing.assert_array_equal(approx.hist, inference.hist)
     for mine, theirs in zip(approx.params, inference.approx.params, strict=True):
         np.testing.assert_array_equal(mine.get_value(), theirs.get_value())
     with model:
         assert pmf.fit(1, **JAX).model is model
+
+
+@pytest.mark.parametrize(("formula", "mixes"), [("scale-loc", False), ("planar", True)])
+def test_the_search_mixes_coordinates_only_if_the_flow_does(formula, mixes):
+    with pm.Model() as model:
+        pm.MvNormal("x", [5, -3], cov=[[4, 1.9], [1.9, 1]])
+    approx = pmf.fit(0, formula=formula, model=model, random_seed=1, **JAX)
+    scale = approx.groups[0].frame.scale
+    assert scale.ndim == 1 + mixes
+    np.testing.assert_allclose(approx.center_point(), [5, -3], atol=0.05)
+
+
+def test_callbacks_need_one_formula(model):
+    with pytest.raises(ArgumentError, match="callbacks= needs one formula"):
+        pmf.fit(3, model=model, callbacks=[print], **JAX)
 
 
 def test_an_inference_is_fitted_as_it_is(model):
@@ -109,7 +129,7 @@ def test_the_defaults_find_a_conjugate_posterior(model):
     ratios = []
     for seed in range(3):
         approx = pmf.fit(model=model, random_seed=seed, **JAX)
-        ratios.append(float(np.log1p(np.exp(approx.params[0].get_value()[0, 0]))) * math.sqrt(11))
-        assert abs(approx.params[1].get_value()[0, 0] - Y.sum() / 11) < 0.03 / math.sqrt(11)
+        ratios.append(float(approx.std.eval(mode=NUMPY)[0]) * math.sqrt(11))
+        assert abs(approx.mean.eval(mode=NUMPY)[0] - Y.sum() / 11) < 0.03 / math.sqrt(11)
     assert abs(np.mean(ratios) - 1) < 0.01
     assert np.abs(np.subtract(ratios, 1)).max() < 0.03

@@ -52,6 +52,7 @@ ORDER = (
     "operators",
     "_step",
     "inference",
+    "ladder",
     "fitting",
     "integration",
     "plots",

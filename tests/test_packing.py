@@ -8,6 +8,7 @@ import pytest
 
 import pymc_flows as pmf
 from pymc_flows._packing import Packing, join, split_by_block
+from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import build_chain
 from pymc_flows.modes import NUMPY
 from pymc_flows.optimizers import ELEMENTWISE, rated
@@ -18,6 +19,14 @@ SHAPES = {"a": (2,), "b": (2, 3), "c": (1, 1)}
 @pytest.fixture
 def params(rng):
     return {k: pytensor.shared(rng.normal(size=s), k, shape=s) for k, s in SHAPES.items()}
+
+
+def test_a_flow_without_parameters_cannot_be_fitted():
+    with pm.Model():
+        pm.Normal("x", shape=2)
+        inference = pmf.NFVI("perm")
+    with pytest.raises(ArgumentError, match="nothing to fit"):
+        inference.fit(5, progressbar=False)
 
 
 def test_gather_and_scatter_are_inverse(params, rng):

@@ -6,8 +6,10 @@ from pymc_flows.errors import FlowError, FormulaError
 from pymc_flows.fitting import fit
 from pymc_flows.flows import FLOWS, register_flow
 from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
 from pymc_flows.inference import NFVI
 from pymc_flows.integration import install, uninstall
+from pymc_flows.search import find_frame
 
 __version__ = "0.1.0"
 
@@ -17,8 +19,10 @@ __all__ = [
     "FlowError",
     "Formula",
     "FormulaError",
+    "Frame",
     "NormalizingFlow",
     "callbacks",
+    "find_frame",
     "fit",
     "flows",
     "install",

@@ -13,6 +13,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.chain import Chain, Loop
 
 
@@ -38,6 +39,8 @@ class Packing:
         self._shapes = [p.type.shape for p in self._params.values()]
         sizes = [math.prod(shape) for shape in self._shapes]
         self._stops = list(itertools.accumulate(sizes))
+        if not self._params:
+            raise ArgumentError("the flow has no parameters, there is nothing to fit")
         [dtype] = {p.dtype for p in self._params.values()}
         self.theta = pytensor.shared(np.zeros(sum(sizes), dtype), "theta", shape=(sum(sizes),))
 

@@ -7,14 +7,19 @@ from typing import Any
 
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.util import RandomState
+from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.density import ModelDensity
 from pymc_flows.errors import ArgumentError
+from pymc_flows.flows import build_chain
 from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
 from pymc_flows.inference import NFVI
+from pymc_flows.ladder import climb
+from pymc_flows.search import find_frame
 
-DEFAULT_FORMULA = "scale-loc"
+AUTO = "auto"
 
 
 def fit(
@@ -24,26 +29,30 @@ def fit(
     method: str | NFVI | None = None,
     model: pm.Model | None = None,
     random_seed: RandomState = None,
-    start: Mapping[str, ArrayLike] | None = None,
+    start: Mapping[str, ArrayLike] | Frame | None = None,
     inf_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a normalizing flow to a model's posterior.
 
+    A flow is fitted in the coordinates of `find_frame`, in which the posterior has about mean 0 and
+    covariance I; for formulas that do not mix coordinates, neither do these.
+
     Parameters
     ----------
     n : int
-        Number of steps.
+        Number of steps; of each fit for ``'auto'``.
     formula : str or Formula, optional
-        Formula of the flow; default ``'scale-loc'``, the mean-field Gaussian.
+        Formula of the flow. Default ``'auto'``: richer and richer flows, until their ELBO gains
+        nothing; the approximation's attribute ``ladder`` is the table of what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional
         Defaults to the model on the context stack.
     random_seed : int, Generator, RandomState, optional
         Seeds start parameters and noise.
-    start : dict of str to array-like, optional
-        Start point; defaults to ``model.initial_point()``.
+    start : dict of str to array-like or Frame, optional
+        Where the search begins; defaults to ``model.initial_point()``. A `Frame` is taken as it is.
     inf_kwargs : dict, optional
         Further arguments of `NFVI`, such as ``jitter``.
     **kwargs
@@ -75,21 +84,31 @@ def fit(
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
-    inference = NFVI(
-        DEFAULT_FORMULA if formula is None else formula,
-        model=model,
-        random_seed=random_seed,
-        start=start,
-        **(inf_kwargs or {}),
-    )
+    if formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO):
+        if kwargs.get("callbacks"):
+            raise ArgumentError("formula='auto' fits several flows: callbacks= needs one formula")
+        return climb(
+            n, model=model, start=start, random_seed=random_seed, inf_kwargs=inf_kwargs, **kwargs
+        )
+    model = pm.modelcontext(model)
+    search_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
+    flow = Formula(formula)
+    if not isinstance(start, Frame):
+        dense = not _is_elementwise(flow, model)
+        start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
+    inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
     return inference.fit(n, **kwargs)
+
+
+def _is_elementwise(formula: Formula, model: pm.Model) -> bool:
+    return build_chain(formula, ModelDensity(model).dim).is_elementwise
 
 
 def _formula_of(method: object) -> str:
     if isinstance(method, str):
         name, equals, text = method.partition("=")
         if name.strip().lower() == "nfvi":
-            return text if equals else DEFAULT_FORMULA
+            return text if equals else AUTO
     raise ArgumentError(
         f"method must be 'nfvi', 'nfvi=<formula>' or an NFVI, got {method!r}\n"
         "For other methods use pymc.fit."

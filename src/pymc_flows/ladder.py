@@ -1,0 +1,197 @@
+"""`formula='auto'`: richer and richer flows, until nothing is gained."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+import pymc as pm
+from numpy.typing import ArrayLike
+from pymc.util import RandomState, _get_seeds_per_chain
+
+from pymc_flows._jax import has_jax
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.diagnostics import Quality, measure
+from pymc_flows.evaluate import forward_and_log_det
+from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
+from pymc_flows.inference import NFVI
+from pymc_flows.search import MAX_DENSE, find_frame
+
+_log = logging.getLogger(__name__)
+
+# Draws that judge a fit.
+JUDGED_BY = 4_000
+# A fit this near to the evidence (nats), with weights that can be trusted, leaves nothing to gain.
+GOOD_ENOUGH = 0.02
+GOOD_KHAT = 0.5
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One formula that was tried.
+
+    Attributes
+    ----------
+    formula : Formula
+    quality : Quality or None
+        None where a minibatch makes the log density random.
+    seconds : float
+        Wall time of its fit, compiling included.
+    """
+
+    formula: Formula
+    quality: Quality | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All formulas that were tried, in order, and which one was taken."""
+
+    rungs: tuple[Rung, ...]
+    taken: int
+    columns: Sequence[str] = field(
+        default=("formula", "ELBO", "± error", "k-hat", "log Z", "seconds", ""), repr=False
+    )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table, as text."""
+        rows: list[tuple[str, ...]] = []
+        for i, rung in enumerate(self.rungs):
+            q = rung.quality
+            numbers = ("–",) * 4
+            if q is not None:
+                numbers = (
+                    f"{q.elbo:,.3f}",
+                    f"{q.elbo_error:.3f}",
+                    f"{q.khat:.2f}",
+                    f"{q.log_evidence:,.3f}",
+                )
+            mark = "taken" if i == self.taken else ""
+            rows.append((str(rung.formula), *numbers, f"{rung.seconds:.1f}", mark))
+        return rows
+
+    def __str__(self) -> str:
+        """Aligned columns."""
+        table = [tuple(self.columns), *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = []
+        for row in table:
+            first, *rest = (
+                text.ljust(w) if i in (0, len(row) - 1) else text.rjust(w)
+                for i, (text, w) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append("  ".join([first, *rest]).rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """An HTML table."""
+        head = "".join(f"<th>{escape(c)}</th>" for c in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>"
+            for row in self.rows()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def climb(
+    n: int,
+    *,
+    model: pm.Model | None = None,
+    start: Mapping[str, ArrayLike] | Frame | None = None,
+    random_seed: RandomState = None,
+    inf_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> NormalizingFlow:
+    """Fit a ladder of flows and return the best.
+
+    First a Gaussian, in the coordinates of `find_frame`. If its importance weights say that there
+    is something to gain, flows with more layers follow, each the identity at its start in the
+    coordinates that the Gaussian has learned. The one with the best ELBO is taken, the simpler one
+    where the difference is within the noise.
+
+    Parameters
+    ----------
+    n : int
+        Steps of each fit.
+    model, start, random_seed, inf_kwargs, **kwargs
+        As for `fit`.
+
+    Returns
+    -------
+    NormalizingFlow
+        Its attribute ``ladder`` is the table of what was tried.
+    """
+    model = pm.modelcontext(model)
+    seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
+    if isinstance(start, Frame):
+        frame = start
+    else:
+        frame = find_frame(model, start=start, random_seed=int(next(seeds)))
+    rungs: list[Rung] = []
+    fitted: list[NormalizingFlow] = []
+    for formula in _formulas(len(frame.center), kwargs.get("backend")):
+        begin = time.perf_counter()
+        inference = NFVI(
+            formula, model=model, start=frame, random_seed=int(next(seeds)), **(inf_kwargs or {})
+        )
+        approx = inference.fit(n, **kwargs)
+        seconds = time.perf_counter() - begin
+        if approx.has_minibatch:
+            return _with_ladder(approx, Ladder((Rung(approx.formula, None, seconds),), 0))
+        quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
+        fitted.append(approx)
+        rungs.append(Rung(approx.formula, quality, seconds))
+        _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
+        gap = quality.log_evidence - quality.elbo
+        was_stopped = len(inference.hist) < n
+        if was_stopped or (gap < GOOD_ENOUGH and quality.khat < GOOD_KHAT):
+            break
+        if len(fitted) == 1:
+            frame = _learned(approx, frame)
+    taken = _best([rung.quality for rung in rungs if rung.quality is not None])
+    ladder = Ladder(tuple(rungs), taken)
+    _log.info("Tried:\n%s", ladder)
+    return _with_ladder(fitted[taken], ladder)
+
+
+def _formulas(dim: int, backend: str | None) -> list[str]:
+    """What is tried, in order."""
+    if dim == 1:
+        return ["scale-loc", "spline*2-scale-loc"]
+    mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
+    if backend == "jax" or (backend is None and has_jax()):
+        return ["scale-loc", f"nvp*4-{mixes}scale-loc", f"nvp*10-{mixes}scale-loc"]
+    # Networks take minutes to compile there.
+    return ["scale-loc", f"planar*16-{mixes}scale-loc"]
+
+
+def _best(qualities: Sequence[Quality]) -> int:
+    """The first whose ELBO no later one exceeds by more than the noise of their difference."""
+    best = 0
+    for i, quality in enumerate(qualities):
+        noise = np.hypot(quality.elbo_error, qualities[best].elbo_error)
+        if not np.isfinite(qualities[best].elbo) or quality.elbo > qualities[best].elbo + 2 * noise:
+            best = i
+    return best
+
+
+def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
+    """The coordinates of ``frame`` after a fitted ``scale-loc``."""
+    ends = np.stack([np.zeros(approx.ddim), np.ones(approx.ddim)])
+    (loc, stop), _ = forward_and_log_det(approx.chain, ends, approx.groups[0].values())
+    scale = stop - loc
+    if frame.scale is None:
+        return Frame(frame.center + loc, scale)
+    return Frame(frame.place(loc), frame.scale * scale)
+
+
+def _with_ladder(approx: NormalizingFlow, ladder: Ladder) -> NormalizingFlow:
+    approx.ladder = ladder
+    return approx

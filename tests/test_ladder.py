@@ -1,0 +1,122 @@
+"""`formula='auto'`: what is tried, what is taken, and what is said of it."""
+
+import numpy as np
+import pymc as pm
+import pytest
+
+import pymc_flows as pmf
+from pymc_flows import ladder
+from pymc_flows.diagnostics import Quality
+from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
+from pymc_flows.ladder import Ladder, Rung
+from pymc_flows.modes import NUMPY
+
+JAX = {"backend": "jax", "progressbar": False}
+
+
+def quality(elbo, error=0.01, khat=0.3, log_evidence=None):
+    evidence = elbo if log_evidence is None else log_evidence
+    return Quality(4000, elbo, error, khat, 1000.0, evidence, error)
+
+
+def test_a_gaussian_posterior_needs_one_rung():
+    with pm.Model() as model:
+        pm.MvNormal("x", [100, 0.1], cov=[[90, 0.05], [0.05, 1e-4]])
+    approx = pmf.fit(300, model=model, random_seed=1, **JAX)
+    assert str(approx.formula) == "scale-loc"
+    assert [str(r.formula) for r in approx.ladder.rungs] == ["scale-loc"]
+    np.testing.assert_allclose(approx.mean.eval(mode=NUMPY), [100, 0.1], rtol=0.01)
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    with pm.Model() as model:
+        pm.Potential("p", -pm.math.exp(pm.Flat("x")) + 1.5 * model["x"])  # log of a gamma
+        pm.Normal("y", model["x"] ** 2, 0.5)
+    return pmf.fit(1_000, model=model, random_seed=3, obj_n_mc=32, **JAX)
+
+
+def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
+    tried = [str(r.formula) for r in skewed.ladder.rungs]
+    assert tried[:2] == ["scale-loc", "nvp*4-scale-loc"]
+    assert str(skewed.formula) == tried[skewed.ladder.taken]
+    first, *_, last = (r.quality.elbo for r in skewed.ladder.rungs)
+    assert last > first + 0.1
+    assert len(skewed.hist) == 1_000
+
+
+def test_the_table_says_what_was_tried(skewed):
+    lines = str(skewed.ladder).splitlines()
+    assert lines[0].split() == ["formula", "ELBO", "±", "error", "k-hat", "log", "Z", "seconds"]
+    assert sum(line.endswith("taken") for line in lines) == 1
+    html = skewed.ladder._repr_html_()
+    assert html.count("<tr>") == len(lines)
+    assert "nvp*4-scale-loc" in html
+
+
+def test_the_same_seed_climbs_the_same_ladder():
+    with pm.Model() as model:
+        pm.Normal("x", 3, 2)
+    one, other = (
+        pmf.fit(50, model=model, random_seed=4, obj_n_mc=8, **JAX).ladder for _ in range(2)
+    )
+    assert [r.quality for r in one.rungs] == [r.quality for r in other.rungs]
+
+
+@pytest.mark.parametrize(
+    ("qualities", "taken"),
+    [
+        ([quality(-3), quality(-2.99)], 0),  # within the noise
+        ([quality(-3), quality(-2.9)], 1),
+        ([quality(-3), quality(-2.9), quality(-2.95)], 1),
+        ([quality(-3), quality(-2.9), quality(-2.89)], 1),
+        ([quality(-np.inf, np.nan), quality(-5)], 1),
+        ([quality(-3), quality(-np.inf, np.nan)], 0),
+    ],
+)
+def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
+    assert ladder._best(qualities) == taken
+
+
+@pytest.mark.parametrize(
+    ("dim", "backend", "expected"),
+    [
+        (1, "jax", ["scale-loc", "spline*2-scale-loc"]),
+        (2, "jax", ["scale-loc", "nvp*4-scale-loc", "nvp*10-scale-loc"]),
+        (2, "numba", ["scale-loc", "planar*16-scale-loc"]),
+        (5000, "jax", ["scale-loc", "nvp*4-scale-hh*10-loc-scale-loc",
+                       "nvp*10-scale-hh*10-loc-scale-loc"]),
+    ],
+)  # fmt: skip
+def test_what_is_tried(dim, backend, expected):
+    assert ladder._formulas(dim, backend) == expected
+
+
+def test_a_minibatch_gets_the_first_rung_unjudged():
+    data = pm.Minibatch(np.linspace(-1, 2, 60), batch_size=10)
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.Normal("y", x, 1, observed=data, total_size=60)
+    approx = pmf.fit(20, model=model, random_seed=1, obj_n_mc=4, **JAX)
+    assert [r.quality for r in approx.ladder.rungs] == [None]
+    assert "–" in str(approx.ladder)
+
+
+def test_later_rungs_start_from_what_the_first_has_learned():
+    start = Frame(np.array([1.0, 2.0]), np.array([[2.0, 0], [3.0, 4.0]]))
+    with pm.Model() as model:
+        pm.Normal("x", shape=2)
+    for frame in (start, Frame(start.center), Frame(start.center, np.array([2.0, 3.0]))):
+        approx = pmf.NormalizingFlow("scale-loc", model=model, start=frame, jitter=0.5)
+        learned = pmf.NormalizingFlow(
+            "perm-perm", model=model, start=ladder._learned(approx, frame), jitter=0
+        )
+        for moment in ("mean", "cov"):
+            one, other = (getattr(a, moment).eval(mode=NUMPY) for a in (learned, approx))
+            np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+def test_a_ladder_of_one_rung_prints():
+    text = str(Ladder((Rung(Formula("loc"), quality(1234.5), 1.0),), 0))
+    assert "1,234.500" in text
