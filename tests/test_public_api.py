@@ -12,7 +12,18 @@ import pymc_flows as pmf
 
 NAMES = {
     *("FLOWS", "FlowError", "Formula", "FormulaError", "NFVI", "NormalizingFlow"),
-    *("callbacks", "fit", "flows", "install", "plots", "register_flow", "targets", "uninstall"),
+    *(
+        "Frame",
+        "callbacks",
+        "find_frame",
+        "fit",
+        "flows",
+        "install",
+        "plots",
+        "register_flow",
+        "targets",
+        "uninstall",
+    ),
 }
 
 # Names of parameters in order; "*" separates those that have to be named.
@@ -22,6 +33,7 @@ SIGNATURES = {
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, **kwargs",
+    "find_frame": "model, *, start, dense, random_seed",
     "install": "",
     "uninstall": "",
     "register_flow": "cls",

@@ -62,6 +62,8 @@ class NormalizingFlow(FlowDraws):
         alphabetical inside.
     hist : ndarray
         Losses of all iterations so far, in nats.
+    ladder : Ladder or None
+        What ``fit(formula='auto')`` tried.
 
     Raises
     ------
@@ -112,6 +114,7 @@ class NormalizingFlow(FlowDraws):
             random_seed=random_seed,
         )
         self.hist = np.asarray(())
+        self.ladder: Any = None
         super().__init__([group], model=model)
         self._sample_rng = np.random.default_rng(group.seeds.spawn(1)[0])
         self._draws_functions = _draws.DrawsFunctions(
@@ -177,11 +180,12 @@ class NormalizingFlow(FlowDraws):
     def problem(self, beta: float = 1.0) -> Problem:
         """What a fit optimises: this flow against the model's log density."""
         group = self._group
-        scale = self.symbolic_normalizing_constant if self._has_minibatch else 1.0
+        scale = self.symbolic_normalizing_constant if self.has_minibatch else 1.0
         return Problem(group.chain, group.blocks, group.frame, self.density, beta, scale)
 
     @property
-    def _has_minibatch(self) -> bool:
+    def has_minibatch(self) -> bool:
+        """Whether a minibatch makes the model's log density random."""
         rvs = [*self.model.observed_RVs, *self.model.free_RVs]
         return any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
 
