@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def measure_sides(sides: Sequence[str]) -> dict[str, Row]:
     return found
 
 
-def checks(medians: dict[str, Row]) -> list[Check]:
+def checks(medians: Mapping[str, Row]) -> list[Check]:
     """Compare the medians with the bars."""
     found = []
     for clock in CLOCKS:

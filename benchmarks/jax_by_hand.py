@@ -7,7 +7,7 @@ the noise drawn inside.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 import optax
 from jax.scipy.stats import norm
 
-from benchmarks.workloads import GAUSSIAN_DIM, Data, Workload
+from benchmarks.workloads import GAUSSIAN_DIM, Workload
 
 type Params = Sequence[dict[str, jax.Array]]
+type Arrays = Mapping[str, jax.Array]
 type LogDensity = Callable[[jax.Array], jax.Array]
 
 
@@ -83,29 +84,29 @@ def forward(
 # -------------------------------------------------------------------- log densities of one draw
 
 
-def _pot1(z: jax.Array, data: Data) -> jax.Array:
+def _pot1(z: jax.Array, data: Arrays) -> jax.Array:
     ring = -0.5 * ((jnp.linalg.norm(z) - 2) / 0.4) ** 2
     left, right = (-0.5 * ((z[0] - centre) / 0.6) ** 2 for centre in (-2, 2))
     return ring + jnp.logaddexp(left, right)
 
 
-def _pot4(z: jax.Array, data: Data) -> jax.Array:
+def _pot4(z: jax.Array, data: Arrays) -> jax.Array:
     height = z[1] - jnp.sin(2 * jnp.pi * z[0] / 4)
     step = 3 * jax.nn.sigmoid((z[0] - 1) / 0.3)
     ridges = -0.5 * (height / 0.4) ** 2, -0.5 * ((height + step) / 0.35) ** 2
     return jnp.logaddexp(*ridges) - 0.1 * jnp.abs(z[0])
 
 
-def _gaussian(z: jax.Array, data: Data) -> jax.Array:
+def _gaussian(z: jax.Array, data: Arrays) -> jax.Array:
     return -0.5 * ((z @ data["whiten"]) ** 2).sum()
 
 
-def _logistic(z: jax.Array, data: Data) -> jax.Array:
+def _logistic(z: jax.Array, data: Arrays) -> jax.Array:
     logit = data["x"] @ z
     return norm.logpdf(z).sum() + (data["y"] * logit - jax.nn.softplus(logit)).sum()
 
 
-def _schools(z: jax.Array, data: Data) -> jax.Array:
+def _schools(z: jax.Array, data: Arrays) -> jax.Array:
     mu, log_tau, raw = z[0], z[1], z[2:]
     tau = jnp.exp(log_tau)
     half_cauchy = jnp.log(2 / (5 * jnp.pi)) - jnp.log1p((tau / 5) ** 2) + log_tau

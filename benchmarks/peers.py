@@ -133,7 +133,7 @@ def flowjax(workload: Workload) -> Fit:
     )
     loss = ElboLoss(density, workload.draws)
     optimizer = optax.adam(LEARNING_RATE)
-    state = [flow, jax.random.key(1)]
+    state: list[Any] = [flow, jax.random.key(1)]
 
     def go_on(n: int) -> None:
         state[1], key = jax.random.split(state[1])

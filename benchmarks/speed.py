@@ -129,7 +129,7 @@ def gemm_rows(
     runs: Mapping[str, Row], workloads: Sequence[Workload], names: Sequence[str]
 ) -> list[Row]:
     """Share of each peer's time that the products with the predictors take at the full rate."""
-    rows = []
+    rows: list[Row] = []
     for workload in workloads:
         if workload.group != "W6 5000x50":
             continue

@@ -174,7 +174,7 @@ def default_backend(runs: Sequence[Measured], chosen: Mapping[str, str]) -> list
 
 def compared_elsewhere(workloads: Sequence[Workload], rates: Rates) -> list[Row]:
     """Rates of peers relative to hand-written JAX, here and on another machine."""
-    rows = []
+    rows: list[Row] = []
     for workload in workloads:
         run = Measured(workload, rates.get(workload.label, {}))
         for name, there in run.elsewhere.items():
