@@ -173,16 +173,16 @@ def test_conjugate(bench, tmp_path):
     assert run["sd_error"] == pytest.approx(np.sqrt(11) - 1, abs=0.7)
 
 
-def test_posteriors_without_a_folder_says_what_is_missing(bench, tmp_path, capsys):
-    arguments = ["--names", "pot1", "--formulas", "scale-hh*k-loc", "--seeds", "1", "--steps", "20"]
-    report = bench.posteriors.main([*arguments, "--out", str(tmp_path)])
+def test_accuracy_without_a_folder_says_what_is_missing(bench, tmp_path, capsys):
+    arguments = ["--names", "pot1", "--methods", "scale-loc", "--seeds", "1", "--steps", "20"]
+    report = bench.accuracy.main([*arguments, "--out", str(tmp_path)])
     assert "No --data: real posteriors are missing" in capsys.readouterr().out
     assert "No --data: real posteriors are missing" in report.about
     (row,) = report.tables["Errors"]
     assert row["dim"] == 2
     assert row["sw1"] is None
     assert np.isfinite([row["mean error, sd"], row["log sd error"], row["ELBO"]]).all()
-    record(tmp_path, "posteriors")
+    record(tmp_path, "accuracy")
 
 
 @pytest.fixture
@@ -210,9 +210,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_posteriors_of_a_folder(bench, tmp_path, folder):
-    arguments = ["--data", str(folder), "--formulas", "loc", "--seeds", "1", "--steps", "20"]
-    report = bench.posteriors.main([*arguments, "--out", str(tmp_path)])
+def test_accuracy_on_a_folder(bench, tmp_path, folder):
+    arguments = ["--data", str(folder), "--methods", "loc", "--seeds", "1", "--steps", "20"]
+    report = bench.accuracy.main([*arguments, "--out", str(tmp_path)])
     good, bad = report.tables["Errors"]
     assert good["sw1"] == 0.5
     assert good["worst mean, sd"] == "x, x"
@@ -227,10 +227,10 @@ def test_posteriors_of_a_folder(bench, tmp_path, folder):
         (["--names", "pot1", "pot9"], "unknown: pot9"),
     ],
 )
-def test_posteriors_refuses(bench, tmp_path, capsys, arguments, message):
+def test_accuracy_refuses(bench, tmp_path, capsys, arguments, message):
     given = [str(tmp_path) if a == "EMPTY" else a for a in arguments]
     with pytest.raises(SystemExit):
-        bench.posteriors.main(given)
+        bench.accuracy.main(given)
     assert message in capsys.readouterr().err
 
 
