@@ -43,6 +43,7 @@ ORDER = (
     "_interrupts",
     "training",
     "draws",
+    "points",
     "approximation",
     "diagnostics",
     "callbacks",

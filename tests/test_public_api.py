@@ -40,7 +40,9 @@ SIGNATURES = {
     "NormalizingFlow.sample": "self, draws, *, correct, random_seed, "
     "return_inferencedata, **kwargs",
     "NormalizingFlow.sample_and_log_prob": "self, n, *, random_seed",
-    "NormalizingFlow.log_prob": "self, points",
+    "NormalizingFlow.log_prob": "self, points, *, space",
+    "NormalizingFlow.forward": "self, z0",
+    "NormalizingFlow.inverse": "self, points",
     "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
     "include_transformed, random_seed, obj_n_mc, obj_optimizer, more_obj_params, more_updates, "
     "more_replacements, total_grad_norm_constraint, compile_kwargs, fn_kwargs, tf_n_mc, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any, Literal, overload
 
 import numpy as np
 import pymc as pm
@@ -13,7 +14,7 @@ from pymc.util import RandomState, _get_seeds_per_chain
 from pymc.variational.opvi import Approximation
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
-from xarray import DataTree
+from xarray import Dataset, DataTree
 
 from pymc_flows import draws as _draws
 from pymc_flows.approximation._group import NormalizingFlowGroup
@@ -23,6 +24,10 @@ from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
 from pymc_flows.importance import Correction, check_correction, check_has_weights, corrected
 from pymc_flows.log_density import LogDensity
 from pymc_flows.objective import base_log_prob
+from pymc_flows.points import is_named, place
+
+type Space = Literal["unconstrained", "constrained"]
+type NamedPoints = Mapping[str, ArrayLike] | Dataset | DataTree
 
 
 class FlowDraws(Approximation):
@@ -77,23 +82,100 @@ class FlowDraws(Approximation):
         return frame.place(z), _base_log_prob(z0) - log_det - frame.log_det
 
     @overload
-    def log_prob(self, points: ArrayLike) -> np.ndarray: ...
+    def log_prob(self, points: ArrayLike | NamedPoints, *, space: Space = ...) -> np.ndarray: ...
 
     @overload
-    def log_prob(self, points: TensorVariable) -> TensorVariable: ...
+    def log_prob(self, points: TensorVariable, *, space: Space = ...) -> TensorVariable: ...
 
-    def log_prob(self, points: Any) -> Any:
+    def log_prob(self, points: Any, *, space: Space = "unconstrained") -> Any:
         """Log density of the approximation at any points, exact through the chain's inverse.
 
         Parameters
         ----------
-        points : array-like or TensorVariable, shape (n, dim) or (dim,)
-            Points of the unconstrained space. A symbolic argument gives a symbolic result.
+        points : array-like, TensorVariable, dict of str to array-like, DataTree or Dataset
+            An array (n, dim) or (dim,) holds points of the unconstrained space; a symbolic one
+            gives a symbolic result. Values by name, of shape (n, *shape of the variable), are
+            mapped there: of the free variables (``"sigma"``) or of their unconstrained forms
+            (``"sigma_log__"``). Of a DataTree, the group ``posterior`` is taken.
+        space : 'unconstrained' or 'constrained'
+            Where the density lives: 'constrained' adds the log-Jacobians of the transforms, so
+            that it is the density of the values of the variables. Only for values by name.
 
         Returns
         -------
-        ndarray or TensorVariable, shape (n,) or ()
-            ln q, in nats.
+        ndarray or TensorVariable, shape (n,), (), or (chain, draw) for a DataTree
+            ln q, in nats; −∞ at values outside of the support.
+
+        Raises
+        ------
+        FlowShapeError
+            If the last axis is not ``dim``, or a value has the wrong shape.
+        ArgumentError
+            If a name is missing, unknown or given twice, or ``space`` is unknown or meets an array.
+        ModelError
+            If ``space='constrained'`` and a transform changes the shape of a variable, or is not
+            one to one.
+        NotInvertibleError
+            If a layer of the chain has no inverse.
+        """
+        named = is_named(points)
+        if space not in ("unconstrained", "constrained"):
+            raise ArgumentError(f"space must be 'unconstrained' or 'constrained', got {space!r}")
+        if space == "constrained" and not named:
+            raise ArgumentError(
+                "space='constrained' needs values by name, a dict or a DataTree\n"
+                "An array holds points of the unconstrained space."
+            )
+        if isinstance(points, Variable):
+            frame = self._group.frame
+            self._check_points(points.type.shape)
+            z0, log_det = self._group.chain.inverse_and_log_det(
+                frame.take(points), self._group.blocks, loop=self._group.graph_loop
+            )
+            return base_log_prob(z0) - log_det - frame.log_det
+        if not named:
+            return self._inverse_and_log_prob(points)[1]
+        placed = place(self.density, points, with_log_det=space == "constrained")
+        # A point that has no place in the unconstrained space has no inverse either.
+        nan = np.isnan(placed.points).any(axis=1)
+        reachable = placed.inside & np.isfinite(placed.points).all(axis=1)
+        safe = np.where(reachable[:, None], placed.points, self.center_point())
+        log_q = self._inverse_and_log_prob(safe)[1] - placed.log_det
+        log_q = np.where(reachable, log_q, np.where(placed.inside & nan, np.nan, -np.inf))
+        return log_q.reshape(placed.batch)
+
+    def forward(self, z0: ArrayLike) -> np.ndarray:
+        """Points of the unconstrained space from draws of the base, N(0, I).
+
+        Parameters
+        ----------
+        z0 : array-like, shape (..., dim)
+
+        Returns
+        -------
+        ndarray, shape (..., dim)
+
+        Raises
+        ------
+        FlowShapeError
+            If the last axis is not ``dim``.
+        """
+        array = np.asarray(z0, dtype=pytensor.config.floatX)
+        self._check_points(array.shape)
+        flat = array.reshape(-1, self.ddim)
+        z, _ = forward_and_log_det(self._group.chain, flat, self._group.values())
+        return self._group.frame.place(z).reshape(array.shape)
+
+    def inverse(self, points: ArrayLike) -> np.ndarray:
+        """Draws of the base, N(0, I), from points of the unconstrained space.
+
+        Parameters
+        ----------
+        points : array-like, shape (..., dim)
+
+        Returns
+        -------
+        ndarray, shape (..., dim)
 
         Raises
         ------
@@ -102,18 +184,20 @@ class FlowDraws(Approximation):
         NotInvertibleError
             If a layer of the chain has no inverse.
         """
+        return self._inverse_and_log_prob(points)[0]
+
+    def center_point(self) -> np.ndarray:
+        """The point (dim,) that the approximation draws from a zero of the base."""
+        return self.forward(np.zeros(self.ddim))
+
+    def _inverse_and_log_prob(self, points: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         frame = self._group.frame
-        if isinstance(points, Variable):
-            self._check_points(points.type.shape)
-            z0, log_det = self._group.chain.inverse_and_log_det(
-                frame.take(points), self._group.blocks, loop=self._group.graph_loop
-            )
-            return base_log_prob(z0) - log_det - frame.log_det
         array = np.asarray(points, dtype=pytensor.config.floatX)
         self._check_points(array.shape)
         flat = frame.take(array.reshape(-1, self.ddim))
         z0, log_det = inverse_and_log_det(self._group.chain, flat, self._group.values())
-        return (_base_log_prob(z0) - log_det - frame.log_det).reshape(array.shape[:-1])
+        log_q = _base_log_prob(z0) - log_det - frame.log_det
+        return z0.reshape(array.shape), log_q.reshape(array.shape[:-1])
 
     def _check_points(self, shape: tuple[int | None, ...]) -> None:
         if not shape or shape[-1] not in (None, self.ddim):

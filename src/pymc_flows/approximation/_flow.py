@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-import pytensor
 from numpy.typing import ArrayLike
 from pymc.util import RandomState
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
@@ -23,7 +22,6 @@ from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation._start import LayerParams
 from pymc_flows.density import ModelDensity
-from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.flows import Chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -170,12 +168,6 @@ class NormalizingFlow(FlowDraws):
     def graph_loop(self) -> Loop:
         """How repeats enter graphs that PyTensor compiles with any backend."""
         return self._group.graph_loop
-
-    def center_point(self) -> np.ndarray:
-        """The point (dim,) that the approximation draws from a zero of the base."""
-        zero = np.zeros((1, self.ddim), pytensor.config.floatX)
-        z, _ = forward_and_log_det(self.chain, zero, self._group.values())
-        return self._group.frame.place(z[0])
 
     def problem(self, beta: float = 1.0) -> Problem:
         """What a fit optimises: this flow against the model's log density."""
