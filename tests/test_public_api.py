@@ -11,7 +11,7 @@ import pytest
 import pymc_flows as pmf
 
 NAMES = {
-    *("FLOWS", "FlowError", "Formula", "FormulaError", "NFVI", "NormalizingFlow"),
+    *("FLOWS", "FlowError", "Formula", "FormulaError", "NFVI", "NormalizingFlow", "Report"),
     *(
         "Frame",
         "callbacks",
@@ -21,6 +21,7 @@ NAMES = {
         "install",
         "plots",
         "register_flow",
+        "report",
         "targets",
         "uninstall",
     ),
@@ -37,6 +38,7 @@ SIGNATURES = {
     "install": "",
     "uninstall": "",
     "register_flow": "cls",
+    "report": "approx, n, *, reference, random_seed",
     "NormalizingFlow.sample": "self, draws, *, correct, random_seed, "
     "return_inferencedata, **kwargs",
     "NormalizingFlow.sample_and_log_prob": "self, n, *, random_seed",

@@ -26,6 +26,7 @@ SHORTER = {
         ("sample_and_log_prob(1_000)", "sample_and_log_prob(100)"),
     ],
     "error": [],
+    "trust": [("random_seed=1", "200, random_seed=1")],
 }
 
 

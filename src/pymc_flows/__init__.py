@@ -9,6 +9,7 @@ from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
 from pymc_flows.inference import NFVI
 from pymc_flows.integration import install, uninstall
+from pymc_flows.report import Report, report
 from pymc_flows.search import find_frame
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "FormulaError",
     "Frame",
     "NormalizingFlow",
+    "Report",
     "callbacks",
     "find_frame",
     "fit",
@@ -28,6 +30,7 @@ __all__ = [
     "install",
     "plots",
     "register_flow",
+    "report",
     "targets",
     "uninstall",
 ]

@@ -50,7 +50,7 @@ class BackendError(FlowError, ValueError):
 
 
 class FitError(FlowError, FloatingPointError):
-    """Training met a value that is not finite."""
+    """Training, or a correction of draws, met values that are not finite."""
 
 
 class FormulaError(FlowError, ValueError):

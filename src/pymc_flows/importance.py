@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pytensor
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.random.type import RandomGeneratorType
 from xarray import DataArray, Dataset
@@ -94,7 +95,7 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     if not finite.any():
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
-    rounding = ROUNDING.get(log_weights.dtype.name, ROUNDING["float64"])
+    rounding = ROUNDING[pytensor.config.floatX]
     elbo = float(kept.mean())
     if len(kept) > 1 and np.ptp(kept) < rounding * (
         1 + abs(elbo)

@@ -72,6 +72,10 @@ class FlowDraws(Approximation):
             return self._sample_rng
         return np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
 
+    def draw_seeds(self, n: int, random_seed: RandomState = None) -> list[int]:
+        """Seeds of n sets of draws; without a seed, from the approximation's own stream."""
+        return self._rng_for(random_seed).integers(2**32, size=n).tolist()
+
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise ArgumentError(f"the number of draws must be an integer of at least 1, got {n!r}")
