@@ -54,7 +54,7 @@ $(VENV)/bench.stamp: requirements/bench.lock $(SETUP)
 
 COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.12 \
 	--generate-hashes --custom-compile-command "make lock" pyproject.toml --group build \
-	--extra plots --extra jax
+	--extra plots --extra jax --extra files
 
 lock:
 	$(COMPILE) --group dev --output-file requirements/dev.lock
