@@ -22,6 +22,7 @@ ORDER = (
     "flows",
     "frame",
     "targets",
+    "_files",
     "modes",
     "evaluate",
     "_graphs",
@@ -52,10 +53,13 @@ ORDER = (
     "callbacks",
     "_progress",
     "_session",
+    "_checkpoint",
     "_arguments",
     "operators",
     "_step",
+    "_prepare",
     "inference",
+    "storage",
     "ladder",
     "fitting",
     "integration",
@@ -78,7 +82,7 @@ MEET_PYMC_VARIATIONAL = {"approximation", "operators", "inference", "integration
 PLAIN_PYMC_VARIATIONAL = {"updates", "callbacks"}
 
 # Optional dependencies, and slow to import: only inside the functions that need them.
-LAZY = {"jax", "jaxlib", "matplotlib"}
+LAZY = {"h5netcdf", "h5py", "jax", "jaxlib", "matplotlib"}
 
 
 def layer_of(path: Path) -> str:

@@ -19,9 +19,11 @@ NAMES = {
         "fit",
         "flows",
         "install",
+        "load",
         "plots",
         "register_flow",
         "report",
+        "resume",
         "targets",
         "uninstall",
     ),
@@ -36,6 +38,9 @@ SIGNATURES = {
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, **kwargs",
     "find_frame": "model, *, start, dense, random_seed",
     "install": "",
+    "load": "path, model",
+    "resume": "path, model, *, callbacks, progressbar, progressbar_theme, obj_optimizer, "
+    "more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, compile_kwargs",
     "uninstall": "",
     "register_flow": "cls",
     "report": "approx, n, *, reference, random_seed",
@@ -46,9 +51,11 @@ SIGNATURES = {
     "NormalizingFlow.forward": "self, z0",
     "NormalizingFlow.inverse": "self, points",
     "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
-    "include_transformed, random_seed, obj_n_mc, obj_optimizer, more_obj_params, more_updates, "
-    "more_replacements, total_grad_norm_constraint, compile_kwargs, fn_kwargs, tf_n_mc, "
-    "test_optimizer, more_tf_params",
+    "include_transformed, random_seed, checkpoint, every, obj_n_mc, obj_optimizer, "
+    "more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
+    "compile_kwargs, fn_kwargs, tf_n_mc, test_optimizer, more_tf_params",
+    "NormalizingFlow.save": "self, path",
+    "NFVI.save": "self, path",
     "NFVI.refine": "self, n, progressbar, progressbar_theme, *, learning_rate",
 }
 DEFAULTS = {

@@ -11,6 +11,7 @@ from pymc_flows.inference import NFVI
 from pymc_flows.integration import install, uninstall
 from pymc_flows.report import Report, report
 from pymc_flows.search import find_frame
+from pymc_flows.storage import load, resume
 
 __version__ = "0.1.0"
 
@@ -28,9 +29,11 @@ __all__ = [
     "fit",
     "flows",
     "install",
+    "load",
     "plots",
     "register_flow",
     "report",
+    "resume",
     "targets",
     "uninstall",
 ]

@@ -6,8 +6,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,14 @@ class FitState:
         Steps so far.
     chunk : int
         Steps of the next call, unless something else limits them.
+    n, done, failed : int
+        Of the last `Run`: its steps, those taken, and those of them that failed.
+    recipe : mapping
+        What else it takes to build the loop again, as JSON has it.
+    checkpoint : Path, optional
+        Where the fit is kept.
+    every : int
+        Steps between checkpoints; 0 for none.
     """
 
     loop: TrainingLoop
@@ -65,6 +74,20 @@ class FitState:
     replacements: Replacements = None
     i: int = 0
     chunk: int = 1
+    n: int = 0
+    done: int = 0
+    failed: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    every: int = 0
+
+    def begin(self, n: int) -> None:
+        """Plan ``n`` further steps."""
+        self.n, self.done, self.failed = n, 0, 0
+
+    def __getstate__(self) -> dict[str, object]:
+        """Let a copy keep away from the file."""
+        return {**self.__dict__, "checkpoint": None, "every": 0}
 
 
 class Run:
@@ -72,15 +95,32 @@ class Run:
 
     Whenever something other than this class can act (a callback, an exception, an interrupt), the
     parameters, the optimizer's state, the losses and the state of the fit belong to one step.
+
+    Parameters
+    ----------
+    approx : NormalizingFlow
+    state : FitState
+    n : int
+    earlier : ndarray, optional
+        Losses of those ``state.done`` of the steps that another process has taken; None, if the
+        run begins now.
     """
 
-    def __init__(self, approx: NormalizingFlow, state: FitState, n: int):
+    def __init__(
+        self,
+        approx: NormalizingFlow,
+        state: FitState,
+        n: int,
+        earlier: np.ndarray | None = None,
+    ):
+        if earlier is None:
+            state.begin(n)
+            earlier = np.empty(0)
         self._approx = approx
         self._state = state
         self._n = n
-        self._done = 0
-        self._failed = 0
         self._losses = np.empty(n if state.score else 0)
+        self._losses[: len(earlier)] = earlier
         self._error: BaseException | None = None  # the last one that compiled code raised
         self._trackers = [c for c in state.callbacks if isinstance(c, Tracker)]
         for tracker in self._trackers:
@@ -90,10 +130,10 @@ class Run:
     @property
     def losses(self) -> np.ndarray:
         """Losses of this run so far, in nats; none if they are not kept."""
-        return self._losses[: self._done]
+        return self._losses[: self._state.done]
 
-    def advance(self, bar: FitProgress) -> None:
-        """Take the steps.
+    def advance(self, bar: FitProgress, save: Callable[[], None] | None = None) -> None:
+        """Take the steps; call ``save`` after each multiple of ``state.every``.
 
         Raises
         ------
@@ -106,17 +146,21 @@ class Run:
         if state.loop.failures >= MAX_FAILURES:  # a fit that had given up gets another chance
             state.loop.failures = 0
         every = call_interval(self._callbacks)
-        if self._n:
+        if state.done < self._n:
             state.loop.compile()
         bar.begin()
-        while self._done < self._n:
-            steps = min(state.chunk, self._n - self._done)
+        while state.done < self._n:
+            steps = min(state.chunk, self._n - state.done)
             if every:
                 steps = min(steps, 1 if state.i == 0 else every - state.i % every)
+            if state.every:
+                steps = min(steps, state.every - state.i % state.every)
             if not self._call(steps):
                 continue
-            bar.update(self._done, self.losses)
+            bar.update(state.done, self.losses)
             self._call_back()
+            if save is not None and state.every and state.i % state.every == 0:
+                save()
             if state.loop.failures >= MAX_FAILURES:
                 raise FitError(self._why_stuck()) from self._error
 
@@ -142,12 +186,12 @@ class Run:
     def _record(self, chunk: Chunk) -> None:
         n = len(chunk.losses)
         if self._state.score:
-            self._losses[self._done : self._done + n] = chunk.losses
+            self._losses[self._state.done : self._state.done + n] = chunk.losses
         for tracker in self._trackers:
             tracker.record(chunk.tracked)
-        self._done += n
+        self._state.done += n
         self._state.i += n
-        self._failed += int(chunk.failed.sum())
+        self._state.failed += int(chunk.failed.sum())
 
     def _call_back(self) -> None:
         i = self._state.i
@@ -168,11 +212,11 @@ class Run:
 
     def report(self) -> None:
         """Say what went wrong on the way, and log how it ended."""
-        if self._failed:
+        if self._state.failed:
             raised = f"; the last exception was {_brief(self._error)}" if self._error else ""
             warnings.warn(
-                f"{self._failed} of {self._done} steps were skipped: they raised, or their loss or "
-                f"update was not finite{raised}",
+                f"{self._state.failed} of {self._state.done} steps were skipped: they raised, or "
+                f"their loss or update was not finite{raised}",
                 UserWarning,
                 stacklevel=4,
             )
@@ -181,13 +225,14 @@ class Run:
         _log.info("%s", self._how_it_ended())
 
     def _how_it_ended(self) -> str:
-        steps = "step" if self._done == 1 else "steps"
-        if self._done < self._n:
-            text = f"Stopped after {self._done} of {self._n} steps"
-        elif self._done < self._state.i:
-            text = f"Finished after {self._done} further {steps}"
+        done = self._state.done
+        steps = "step" if done == 1 else "steps"
+        if done < self._n:
+            text = f"Stopped after {done} of {self._n} steps"
+        elif done < self._state.i:
+            text = f"Finished after {done} further {steps}"
         else:
-            text = f"Finished after {self._done} {steps}"
+            text = f"Finished after {done} {steps}"
         recent = self.losses[-WINDOW:]
         recent = recent[np.isfinite(recent)]
         return f"{text}: average loss {recent.mean():.5g}." if len(recent) else f"{text}."

@@ -16,6 +16,7 @@ __all__ = [
     "ModelError",
     "NotInvertibleError",
     "RegistrationError",
+    "StorageError",
 ]
 
 _EXCERPT_CHARACTERS = 72
@@ -51,6 +52,10 @@ class BackendError(FlowError, ValueError):
 
 class FitError(FlowError, FloatingPointError):
     """Training, or a correction of draws, met values that are not finite."""
+
+
+class StorageError(FlowError, ValueError):
+    """A file cannot be used: it is damaged, not one of ours, or belongs to another model."""
 
 
 class FormulaError(FlowError, ValueError):

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.progress_bar import default_progress_theme
-from pymc.util import RandomState, _get_seeds_per_chain
+from pymc.util import RandomState
 from pymc.variational.inference import Inference, KLqp
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows._arguments import check_integer, renamed, requested_backend, warn_unused
+from pymc_flows._arguments import check_integer, renamed, warn_unused
+from pymc_flows._checkpoint import save_fit
 from pymc_flows._interrupts import Interrupts
+from pymc_flows._prepare import prepare
 from pymc_flows._progress import FitProgress
-from pymc_flows._session import Callback, FitState, Run, call_interval
-from pymc_flows._step import build_step
+from pymc_flows._session import Callback, Run
 from pymc_flows.approximation import NormalizingFlow, deep_copy
-from pymc_flows.backend import choose_backend, layer_loop
-from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
-from pymc_flows.examine import check_start, plan_draws
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
 from pymc_flows.operators import FlowKL
-from pymc_flows.optimizers import Optimizer, Rated, Schedule, rated
-from pymc_flows.training import MAX_CHUNK, TrainingLoop
+from pymc_flows.optimizers import Optimizer, Schedule, rated
 
 _log = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY = 1_000
 
 
 class NFVI(KLqp):
@@ -108,6 +109,8 @@ class NFVI(KLqp):
         backend: str | None = None,
         include_transformed: bool = False,
         random_seed: RandomState = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int | None = None,
         obj_n_mc: int | None = 64,
         obj_optimizer: Optimizer | None = None,
         more_obj_params: Sequence[SharedVariable] | None = None,
@@ -149,6 +152,12 @@ class NFVI(KLqp):
             Seeds the base noise and the model's own randomness (minibatches); without one, the
             seed of the inference does. The same seed gives the same bits on one backend and
             machine.
+        checkpoint : str or path-like, optional
+            File that keeps the fit, for `pymc_flows.resume` after a crash. It is written before
+            the first step, in place of a file that is there, then as ``every`` says, and when the
+            fit ends, is interrupted or fails; also by `refine`.
+        every : int, optional
+            Steps between checkpoints; default 1,000.
         obj_n_mc : int, optional
             Draws per step; None means one.
         obj_optimizer : callable, optional
@@ -188,10 +197,14 @@ class NFVI(KLqp):
             or gradient. The approximation keeps the parameters of the last good step.
         """
         n = check_integer("n", n, minimum=0)
+        if every is not None and checkpoint is None:
+            raise ArgumentError("every= says how often checkpoint= is written: give both")
+        every = check_integer("every", CHECKPOINT_EVERY if every is None else every)
         warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
         with Interrupts(deferred=False):
-            self.state = self._prepare(
-                n,
+            self.state = prepare(
+                self.approx,
+                beta=float(self.objective.op.beta),
                 score=bool(self._maybe_score(score)),
                 callbacks=list(callbacks or []),
                 backend=backend,
@@ -205,7 +218,11 @@ class NFVI(KLqp):
                 compile_kwargs=renamed(fn_kwargs, compile_kwargs),
             )
         self.approx.groups[0].include_transformed = include_transformed
-        self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
+        self.state.begin(n)
+        if checkpoint is not None:
+            self.state.checkpoint, self.state.every = Path(checkpoint), every
+            save_fit(checkpoint, self.approx, self.state, self.hist, every=every)
+        self._iterate(progressbar=progressbar, theme=progressbar_theme)
         return self.approx
 
     def refine(
@@ -248,7 +265,22 @@ class NFVI(KLqp):
                 )
             self.state.schedule = Schedule(float(learning_rate))
         self.approx.density.check_shapes()
-        self._iterate(n, progressbar=progressbar, theme=progressbar_theme)
+        self.state.begin(n)
+        self._iterate(progressbar=progressbar, theme=progressbar_theme)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a netCDF file with the approximation and all that `refine` continues from.
+
+        `pymc_flows.resume` makes an inference of it, `pymc_flows.load` the approximation alone.
+
+        Parameters
+        ----------
+        path : str or path-like
+        """
+        if self.state is None:
+            self.approx.save(path)
+        else:
+            save_fit(path, self.approx, self.state, self.hist, every=0)
 
     def run_profiling(
         self,
@@ -284,78 +316,30 @@ class NFVI(KLqp):
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _prepare(
-        self,
-        n: int,
-        *,
-        score: bool,
-        callbacks: list[Callback],
-        backend: str | None,
-        random_seed: RandomState,
-        n_draws: int,
-        optimizer: Rated,
-        replacements: Mapping[Variable, Variable] | None,
-        compile_kwargs: Mapping[str, Any],
-        **step_kwargs: Any,
-    ) -> FitState:
-        """Check everything, then build the loop, which is not compiled yet."""
-        approx = self.approx
-        for callback in callbacks:
-            if not callable(callback):
-                raise ArgumentError(f"a callback must be callable, got {callback!r}")
-        every = call_interval([c for c in callbacks if not isinstance(c, Tracker)])
-        given = requested_backend(backend, compile_kwargs)
-        approx.density.check_shapes()
-        start = approx.center_point()
-        check_start(approx.density, start, replacements)
-        chosen = choose_backend(given, approx.chain, approx.density, n_draws, replacements)
-        trackers = [c for c in callbacks if isinstance(c, Tracker)]
-        for tracker in trackers:
-            tracker.prepare(approx.chain)
-        step = build_step(
-            approx,
-            plan_draws(approx.density, n_draws, start, chosen, replacements),
-            n_draws,
-            optimizer,
-            beta=float(self.objective.op.beta),
-            loop=layer_loop(chosen),
-            replacements=replacements,
-            track_params=any(t.params for t in trackers),
-            track_grads=any(t.grads for t in trackers),
-            **step_kwargs,
-        )
-        noise_seed, model_seed = self._seeds(random_seed)
-        loop = TrainingLoop(
-            step,
-            backend=chosen,
-            noise_seed=noise_seed,
-            model_seed=model_seed,
-            max_chunk=every or MAX_CHUNK,
-            compile_kwargs=compile_kwargs,
-        )
-        has_rate = optimizer.rate is not None
-        return FitState(loop, callbacks, optimizer.schedule, has_rate, score, replacements)
+    def _iterate(self, *, progressbar: bool, theme: Any) -> None:
+        """Take the steps that are planned, also those that another process began with."""
+        state = self.state
+        split = len(self.hist) - (state.done if state.score else 0)
+        before, earlier = self.hist[:split], self.hist[split:]
+        run = Run(self.approx, state, state.n, earlier)
 
-    def _seeds(self, random_seed: RandomState) -> list[np.random.SeedSequence]:
-        if random_seed is None:
-            entropy = int(self.approx.rng.randint(2**30, dtype=np.int64))
-        else:
-            entropy = int(_get_seeds_per_chain(random_seed, 1)[0])
-        return np.random.SeedSequence(entropy).spawn(2)
+        def save() -> None:
+            if state.checkpoint is not None:
+                hist = np.concatenate([before, run.losses])
+                save_fit(state.checkpoint, self.approx, state, hist, every=state.every)
 
-    def _iterate(self, n: int, *, progressbar: bool, theme: Any) -> None:
-        """Run ``n`` more steps of the current state."""
-        run = Run(self.approx, self.state, n)
         try:
-            with FitProgress(n, theme, show=progressbar) as bar:
-                run.advance(bar)
+            with FitProgress(state.n, theme, show=progressbar) as bar:
+                run.advance(bar, save)
         except StopIteration as stop:
+            state.n = state.done  # nothing is left to resume
             _log.info("%s", stop)
         except KeyboardInterrupt:
-            if not self.state.loop.is_compiled:
+            if not state.loop.is_compiled:
                 raise
             _log.info("Interrupted.")
         finally:
-            self.hist = np.concatenate([self.hist, run.losses])
+            self.hist = np.concatenate([before, run.losses])
             self.approx.hist = self.hist
+            save()
         run.report()

@@ -9,6 +9,7 @@ import numpy as np
 import pymc as pm
 import pytensor
 from pymc.initial_point import make_initial_point_fn
+from pymc.logprob.transforms import ChainedTransform
 from pymc.vartypes import discrete_types
 from pytensor.tensor.variable import TensorVariable
 
@@ -74,6 +75,31 @@ def _check_free_variables(model: pm.Model) -> None:
                 "Variables of pymc.dims are not supported: use the distribution of the same name "
                 "in pymc, with dims=."
             )
+
+
+def fingerprint(model: pm.Model, slots: tuple[Slot, ...]) -> list[dict[str, str | list[int]]]:
+    """What the free variables of a model are, in order, as JSON has it.
+
+    Not in it: distributions, data, and the bounds of a transform.
+    """
+    return [
+        {
+            "name": rv.name,
+            "value": slot.name,
+            "shape": [int(n) for n in slot.shape],
+            "dtype": slot.dtype,
+            "transform": _transform_name(model.rvs_to_transforms[rv]),
+        }
+        for rv, slot in zip(model.free_RVs, slots, strict=True)
+    ]
+
+
+def _transform_name(transform: object) -> str:
+    if transform is None:
+        return "none"
+    if isinstance(transform, ChainedTransform):
+        return " ∘ ".join(map(_transform_name, reversed(transform.transform_list)))
+    return type(transform).__name__
 
 
 def initial_point(model: pm.Model) -> Point:

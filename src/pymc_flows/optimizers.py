@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -76,12 +77,15 @@ class Rated:
         The step sizes.
     is_elementwise : bool
         Whether an update of an entry depends on that entry and its gradients alone.
+    recipe : dict, optional
+        What `from_recipe` makes the optimizer from, as JSON has it; None if it is code.
     """
 
     optimizer: Optimizer
     rate: SharedVariable | None
     schedule: Schedule
     is_elementwise: bool = False
+    recipe: dict[str, Any] | None = None
 
 
 def rated(optimizer: Optimizer | None, n: int) -> Rated:
@@ -102,12 +106,43 @@ def rated(optimizer: Optimizer | None, n: int) -> Rated:
     if optimizer in ELEMENTWISE:
         optimizer = partial(optimizer)
     if isinstance(optimizer, partial) and optimizer.func in ELEMENTWISE:
+        recipe = _recipe(optimizer)
         learning_rate = optimizer.keywords.get("learning_rate")
         if isinstance(learning_rate, int | float | np.number):
             value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
             rate = pytensor.shared(value, name="learning_rate", shape=())
             schedule = Schedule(float(learning_rate), schedule.decay_steps)
             optimizer = partial(optimizer, learning_rate=rate)
-            return Rated(optimizer, rate, schedule, is_elementwise=True)
-        return Rated(optimizer, None, schedule, is_elementwise=True)
+            return Rated(optimizer, rate, schedule, is_elementwise=True, recipe=recipe)
+        return Rated(optimizer, None, schedule, is_elementwise=True, recipe=recipe)
     return Rated(optimizer, None, schedule)
+
+
+def _recipe(optimizer: partial[Any]) -> dict[str, Any] | None:
+    """Name and keywords of one of PyMC's optimizers, if all of them are plain numbers."""
+    numbers = {k: v for k, v in optimizer.keywords.items() if _is_number(v)}
+    if optimizer.args or numbers.keys() != optimizer.keywords.keys():
+        return None
+    plain = {k: v.item() if isinstance(v, np.number) else v for k, v in numbers.items()}
+    return {"name": optimizer.func.__name__, "keywords": plain}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def from_recipe(recipe: dict[str, Any]) -> Optimizer:
+    """Make the optimizer again; the recipe may come from a file.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is not one of PyMC's with plain numbers.
+    """
+    function = {f.__name__: f for f in ELEMENTWISE}[recipe["name"]]
+    keywords = dict(recipe["keywords"])
+    known = inspect.signature(function).parameters
+    for name, value in keywords.items():
+        if name not in known or not _is_number(value):
+            raise ValueError(f"{recipe['name']} takes no {name}={value!r}")
+    return partial(function, **keywords)

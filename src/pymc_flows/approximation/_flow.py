@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,11 @@ from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset
 
 from pymc_flows import draws as _draws
+from pymc_flows._files import write
 from pymc_flows.approximation._draws import FlowDraws
 from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
+from pymc_flows.approximation._saving import contents
 from pymc_flows.approximation._start import LayerParams
 from pymc_flows.density import ModelDensity
 from pymc_flows.flows import Chain
@@ -204,6 +207,26 @@ class NormalizingFlow(FlowDraws):
 
     def _repr_html_(self) -> str:
         return self.formula.table(self.ddim)._repr_html_()
+
+    # -------------------------------------------------------------------------------- keeping
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a netCDF file that `pymc_flows.load` reads, with the same model at hand.
+
+        In it are the formula, the frame, the raw parameters, ``hist``, the random states of the
+        draws, and what the free variables of the model are; nothing of the model else. It takes the
+        place of an existing file in one step.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+        """
+        write(path, contents(self))
 
     # -------------------------------------------------------------------------------- copying
 
