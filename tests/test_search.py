@@ -95,3 +95,16 @@ def test_a_start_without_density_is_named():
     frame = find_frame(model, start={"x": 6.0})
     assert frame.center[0] == 6
     assert frame.scale is None
+
+
+def test_a_search_that_runs_off_leaves_the_start(rng):
+    """A log density without a mode, which is infinite far out."""
+
+    def evaluate(points):
+        with np.errstate(all="ignore"):
+            value = np.exp(points.sum(axis=1) ** 2)
+            gradient = 2 * points.sum(axis=1, keepdims=True) * value[:, None] + 0 * points
+        return np.where(value < 1e300, value, np.nan), gradient
+
+    frame = search(evaluate, np.full(2, 0.1), rng)
+    assert np.isfinite(frame.center).all()

@@ -15,6 +15,8 @@ from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.link.vm import VMLinker
 
+from pymc_flows._rewrites import TAGS
+
 BACKENDS = ("numba", "jax")
 
 
@@ -72,4 +74,4 @@ def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
 def training_mode(backend: str) -> Mode:
     """Return the mode that compiles the training loop on ``backend`` ("numba" or "jax")."""
     mode = get_mode(backend.upper())
-    return _Mode(mode.linker, mode.provided_optimizer).including(_CHECKS)
+    return _Mode(mode.linker, mode.provided_optimizer).including(_CHECKS, TAGS[backend])

@@ -42,6 +42,9 @@ SAME_MODE = 3.0
 MIN_SHARE = 0.01
 # Searches of one mode, each in the coordinates that the last one found.
 MAX_CLIMBS = 4
+# A Gaussian whose ELBO is this much lower than the log density at the start, in nats per dimension,
+# is no place to begin.
+LOST = 10.0
 # Points on the way to the first mode that are candidates too.
 WAY_POINTS = 5
 # Of the curvature in units of its diagonal: below it, a direction is flat.
@@ -146,7 +149,8 @@ def search(
     for candidate in sorted(found, key=lambda c: -c.elbo):
         if all(_distance(c.frame, candidate.frame.center) > SAME_MODE for c in apart):
             apart.append(candidate)
-    if not math.isfinite(apart[0].elbo):  # every Gaussian has draws without density
+    [log_density], _ = evaluate(start[None])
+    if apart[0].elbo < log_density - LOST * len(start):  # nowhere, or somewhere far off
         return Frame(start)
     share = np.exp([c.elbo - apart[0].elbo for c in apart])
     kept = [c.frame for c, w in zip(apart, share, strict=True) if w > MIN_SHARE]
@@ -183,7 +187,8 @@ def _ascend(evaluate: Evaluate, start: np.ndarray) -> list[np.ndarray]:
             options={"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": 1e-10, "gtol": 0.0},
         )
     on_the_way = np.linspace(0, max(len(path) - 1, 0), WAY_POINTS + 1)[1:-1].astype(int).tolist()
-    return [*(path[i] for i in dict.fromkeys(on_the_way) if path), result.x]
+    points = [*(path[i] for i in dict.fromkeys(on_the_way) if path), result.x]
+    return [point for point in points if np.isfinite(point).all()]
 
 
 def _climb(evaluate: Evaluate, frame: Frame, *, dense: bool) -> Frame:

@@ -3,12 +3,15 @@
 import re
 
 import numpy as np
+import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import ALL_FIVE, compiled, evaluate, fixed, normal_params, shared_params
+from pytensor.graph.traversal import toposort
 
 from pymc_flows.errors import FlowError, FlowShapeError, FormulaError
 from pymc_flows.flows import Block, Chain, Loc, Planar, Scale, build_chain
+from pymc_flows.modes import NUMPY
 
 
 def test_direction_a_formula_reads_from_base_to_posterior():
@@ -151,3 +154,18 @@ def test_an_unknown_loop_is_refused(rng):
     chain = build_chain("loc", 2)
     with pytest.raises(FlowError, match="'scan' or 'kernel', got 'while'"):
         chain.forward_and_log_det(fixed([0, 0]), normal_params(chain, rng), loop="while")
+
+
+@pytest.mark.parametrize(("n", "copied"), [(3, True), (300, False), (None, False)])
+def test_a_fused_block_takes_few_points_layer_by_layer_in_loops(n, copied, rng):
+    chain = build_chain("hh*4", 2)
+    params = chain.initial_params(jitter=1.0, rng=rng, dtype="float64")
+    z = pt.tensor("z", shape=(n, 2), dtype="float64")
+    value = rng.normal(size=(n or 5, 2))
+    by_loop, plain = (
+        chain.forward_and_log_det(z, params, loop=loop)[0] for loop in ("scan", "unroll")
+    )
+    names = {str(node.op) for node in toposort([by_loop])}
+    assert any("SolveTriangular" in name for name in names) is not copied
+    one, other = (pytensor.function([z], out, mode=NUMPY)(value) for out in (by_loop, plain))
+    np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13)

@@ -1,0 +1,85 @@
+"""Rewrites of the training graph for one backend, where PyTensor's own form is slow there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor import scalar as ps
+from pytensor.compile.mode import optdb
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.math import Dot
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.flows._dispatch import on_first_use
+
+# Which of them a mode includes, by backend.
+TAGS = {"numba": "pymc_flows_numba", "jax": "pymc_flows_jax"}
+# After all rewrites that simplify, which would undo these, and before those that fuse (49).
+_POSITION = 48.5
+
+
+class QuickDot(Op):
+    """The product of two matrices of floats; its gradient is taken before it comes in."""
+
+    __props__ = ()
+
+    def make_node(self, x: Any, y: Any) -> Apply:
+        """Shape and type of the product."""
+        x, y = pt.as_tensor_variable(x), pt.as_tensor_variable(y)
+        shape = (x.type.shape[0], y.type.shape[1])
+        return Apply(self, [x, y], [pt.tensor(dtype=x.dtype, shape=shape)])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shape of the product."""
+        return [(shapes[0][0], shapes[1][1])]
+
+    def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
+        """Multiply in NumPy."""
+        output_storage[0][0] = np.dot(*inputs)
+
+
+@node_rewriter([Dot])
+def _quick_dot(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """PyTensor's own product takes numba 15 seconds to compile, for each layout of the inputs."""
+    x, y = node.inputs
+    if not x.dtype == y.dtype == node.outputs[0].dtype or x.dtype not in ("float32", "float64"):
+        return None
+    product = QuickDot()(x, y)
+    return [product] if node.outputs[0].type.is_super(product.type) else None
+
+
+@node_rewriter([Elemwise])
+def _plain_softplus(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """PyTensor chooses between five forms of softplus, and JAX computes them all."""
+    if not isinstance(node.op.scalar_op, ps.Softplus):
+        return None
+    x: TensorVariable = node.inputs[0]
+    if not x.dtype.startswith("float"):
+        return None
+    return [pt.maximum(x, np.asarray(0, x.dtype)) + pt.log1p(pt.exp(-pt.abs(x)))]
+
+
+optdb.register("pymc_flows_quick_dot", in2out(_quick_dot), TAGS["numba"], position=_POSITION)
+optdb.register(
+    "pymc_flows_plain_softplus", in2out(_plain_softplus), TAGS["jax"], position=_POSITION
+)
+
+
+@on_first_use("numba")
+def _register_numba() -> None:
+    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+
+    @numba_njit
+    def product(x, y):  # type: ignore[no-untyped-def]
+        return np.dot(x, y)
+
+    @register_funcify_and_cache_key(QuickDot)
+    def _(op: QuickDot, node: Apply, **_: Any) -> tuple[Any, str]:
+        return product, "QuickDot 1"
