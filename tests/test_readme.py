@@ -9,6 +9,7 @@ import pymc_flows as pmf
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jax")
+pytest.importorskip("h5netcdf")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -25,6 +26,10 @@ SHORTER = {
         ("refine(2_000, ", "refine(100, progressbar=False, "),
         ("sample_and_log_prob(1_000)", "sample_and_log_prob(100)"),
     ],
+    "keep": [
+        ("inference.fit(10_000, ", "inference.fit(200, progressbar=False, "),
+        ('"fit.nc", model)', '"fit.nc", model, progressbar=False)'),
+    ],
     "error": [],
     "trust": [("random_seed=1", "200, random_seed=1")],
 }
@@ -37,7 +42,8 @@ def shortened(name: str, code: str) -> str:
     return code
 
 
-def test_python_blocks_run_in_order(capsys):
+def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = {name: (code, output) for name, code, output in BLOCK.findall(README)}
     assert list(blocks) == list(SHORTER)
     assert README.count("```python") == len(blocks)
@@ -46,7 +52,7 @@ def test_python_blocks_run_in_order(capsys):
     for name, (code, _) in blocks.items():
         exec(compile(shortened(name, code), f"README.md, {name}", "exec"), namespace)
         printed[name] = capsys.readouterr().out
-    assert len(namespace["inference"].hist) == 300
+    assert len(namespace["inference"].hist) == 500
     assert namespace["idata"].posterior["theta"].shape == (1, 400, 8)
     # The numbers of a shortened fit differ; rows and columns do not.
     assert words(printed["fit"]) == words(blocks["fit"][1])
