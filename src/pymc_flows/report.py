@@ -277,7 +277,8 @@ def report(
     reference : DataTree, Dataset or dict of str to array-like, optional
         Draws of the same model's posterior: what `pm.sample` returns, or ``sample`` of another
         fit. The arrays of a dict have shape (chain, draw, *shape of the variable). At most about
-        ``n`` draws are used, evenly spaced.
+        ``n`` draws are used, evenly spaced. Weights are not: of an approximation take
+        ``sample(correct='resample')``.
     random_seed : int, Generator, RandomState, optional
         Without one, draws continue the approximation's own stream.
 
