@@ -80,9 +80,11 @@ def test_the_search_mixes_coordinates_only_if_the_flow_does(formula, mixes):
     np.testing.assert_allclose(approx.center_point(), [5, -3], atol=0.05)
 
 
-def test_callbacks_need_one_formula(model):
-    with pytest.raises(ArgumentError, match="callbacks= needs one formula"):
-        pmf.fit(3, model=model, callbacks=[print], **JAX)
+@pytest.mark.parametrize("given", [{"callbacks": [print]}, {"checkpoint": "fit.nc"}])
+def test_callbacks_and_checkpoints_need_one_formula(given, model):
+    [name] = given
+    with pytest.raises(ArgumentError, match=f"{name}= needs one formula"):
+        pmf.fit(3, model=model, **given, **JAX)
 
 
 def test_an_inference_is_fitted_as_it_is(model):

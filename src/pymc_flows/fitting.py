@@ -85,8 +85,9 @@ def fit(
     if method is not None:
         formula = _formula_of(method)
     if formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO):
-        if kwargs.get("callbacks"):
-            raise ArgumentError("formula='auto' fits several flows: callbacks= needs one formula")
+        for name in ("callbacks", "checkpoint"):
+            if kwargs.get(name):
+                raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
         return climb(
             n, model=model, start=start, random_seed=random_seed, inf_kwargs=inf_kwargs, **kwargs
         )

@@ -155,7 +155,8 @@ class NFVI(KLqp):
         checkpoint : str or path-like, optional
             File that keeps the fit, for `pymc_flows.resume` after a crash. It is written before
             the first step, in place of a file that is there, then as ``every`` says, and when the
-            fit ends, is interrupted or fails; also by `refine`.
+            fit ends, is interrupted or fails; also by `refine`. A process that is killed while it
+            writes leaves the last whole file, and a hidden one, ``.*.tmp``, beside it.
         every : int, optional
             Steps between checkpoints; default 1,000.
         obj_n_mc : int, optional
