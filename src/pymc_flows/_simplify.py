@@ -45,7 +45,10 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for rule in (_certain, _decided, _bernoulli):
         for node in fgraph.toposort():
-            if node not in fgraph.apply_nodes or not isinstance(old := node.out, TensorVariable):
+            if node not in fgraph.apply_nodes or len(node.outputs) > 1:
+                continue
+            [old] = node.outputs
+            if not isinstance(old, TensorVariable):
                 continue
             new = rule(node)
             if new is not None and old.type.is_super(new.type):
