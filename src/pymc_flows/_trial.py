@@ -71,7 +71,9 @@ class Trial:
         try:
             prior, data, _ = self._evaluate(point)
             if not np.isfinite([prior, data]).all():  # the stable form of the graph may be finite
-                fn = pytensor.function([self._row], self._one[:2], mode=NUMPY)
+                fn = pytensor.function(
+                    [self._row], self._one[:2], mode=NUMPY, on_unused_input="ignore"
+                )
                 prior, data = fn(point)
         except Exception as error:
             raise ModelError(
@@ -102,7 +104,8 @@ class Trial:
 
     @cached_property
     def _function(self) -> Any:
-        fn = pytensor.function([self._row], self._one, mode=metered(self._mode, self._meter))
+        mode = metered(self._mode, self._meter)
+        fn = pytensor.function([self._row], self._one, mode=mode, on_unused_input="ignore")
         self._dependent = set(fn.maker.fgraph.inputs[:1])
         for node in fn.maker.fgraph.toposort():
             if not self._dependent.isdisjoint(node.inputs):

@@ -77,4 +77,5 @@ class LogDensity:
         else:
             evaluate = density.looped if plan.micro_batch is None else density.batched
             outputs = [sum(evaluate(z))]
-        return pytensor.function([z], outputs, mode=training_mode("jax") if self._in_jax else NUMPY)
+        mode = training_mode("jax") if self._in_jax else NUMPY
+        return pytensor.function([z], outputs, mode=mode, on_unused_input="ignore")
