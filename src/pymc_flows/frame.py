@@ -8,7 +8,6 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 from pytensor.tensor.linalg import solve_triangular
-from scipy import linalg
 
 from pymc_flows.errors import FlowShapeError
 
@@ -79,6 +78,8 @@ class Frame:
         if self.is_elementwise:
             return z / self.scale
         if isinstance(z, np.ndarray):
+            from scipy import linalg  # slow to import
+
             return linalg.solve_triangular(
                 self.scale, z.reshape(-1, z.shape[-1]).T, lower=True
             ).T.reshape(z.shape)

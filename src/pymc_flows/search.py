@@ -16,7 +16,6 @@ import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
-from scipy import linalg, optimize
 
 from pymc_flows.density import ModelDensity
 from pymc_flows.examine import check_start
@@ -167,6 +166,8 @@ def _ascend(evaluate: Evaluate, start: np.ndarray) -> list[np.ndarray]:
     """Points on the way to a mode, the last one there; none if the start is no start."""
     path: list[np.ndarray] = []
 
+    from scipy import optimize  # slow to import
+
     def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = evaluate(x[None])
         if not (np.isfinite(value).all() and np.isfinite(gradient).all()):
@@ -224,7 +225,7 @@ def _laplace(evaluate: Evaluate, point: np.ndarray, *, dense: bool) -> Frame:
     scaled = np.where(np.isfinite(curvature), curvature, 0.0) * sd * sd[:, None]
     scaled[~is_peak] = scaled[:, ~is_peak] = 0.0
     scaled[~is_peak, ~is_peak] = 1.0
-    values, vectors = linalg.eigh((scaled + scaled.T) / 2)
+    values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
     # In a direction without a peak: the scale of the coordinates.
     values = np.where(values > MIN_CURVATURE, values, 1.0)
     root = sd[:, None] * vectors / np.sqrt(values)
@@ -235,7 +236,7 @@ def _cholesky(cov: np.ndarray) -> np.ndarray:
     sd = np.sqrt(np.diagonal(cov))
     correlation = cov / sd / sd[:, None]
     jitter = 1e-12 * len(cov) * np.eye(len(cov))
-    return sd[:, None] * linalg.cholesky(correlation + jitter, lower=True)
+    return sd[:, None] * np.linalg.cholesky(correlation + jitter)
 
 
 def _cover(frames: Sequence[Frame], weights: np.ndarray, *, dense: bool) -> Frame:
