@@ -131,14 +131,17 @@ def read(path: str | os.PathLike[str]) -> Content:
         If it has not, or the file has changed since.
     """
     require_netcdf()
-    data = Path(path).read_bytes()
-    end = _END.fullmatch(data[-_END_BYTES:])
+    with Path(path).open("rb") as file:
+        size = max(0, file.seek(0, os.SEEK_END) - _END_BYTES)
+        file.seek(size)
+        end = _END.fullmatch(file.read(_END_BYTES))
+        file.seek(0)
+        data = file.read(size) if end else b""
     if end is None:
         raise StorageError(
             f"{os.fspath(path)!r} does not end in a digest: it was not written by pymc-flows, or "
             "is cut off or damaged"
         )
-    data = data[:-_END_BYTES]
     if hashlib.sha256(data).hexdigest().encode() != end[1]:
         raise StorageError(
             f"{os.fspath(path)!r} is damaged: its content does not have the digest that stands at "

@@ -80,7 +80,9 @@ def resume(
     """Go on with a fit from its checkpoint, and finish it.
 
     On the same machine, with the same versions, the result has the bits of the fit that was not
-    interrupted. If the file is a checkpoint, it goes on being one. A fit that had finished is
+    interrupted. (On numba a process that compiles a fit for the very first time may round in
+    another way than those that then find it in PyTensor's cache on disk; only those agree to the
+    last bit.) If the file is a checkpoint, it goes on being one. A fit that had finished is
     restored and takes no step; `NFVI.refine` continues it.
 
     Parameters
