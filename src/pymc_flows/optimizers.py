@@ -103,16 +103,15 @@ def rated(optimizer: Optimizer | None, n: int) -> Rated:
     if optimizer is None:
         optimizer = pm.adam(learning_rate=LEARNING_RATE)
         schedule = Schedule(LEARNING_RATE, decay_steps=n)
-    if optimizer in ELEMENTWISE:
-        optimizer = partial(optimizer)
-    if isinstance(optimizer, partial) and optimizer.func in ELEMENTWISE:
-        recipe = _recipe(optimizer)
-        learning_rate = optimizer.keywords.get("learning_rate")
+    made = partial(optimizer) if optimizer in ELEMENTWISE else optimizer
+    if isinstance(made, partial) and made.func in ELEMENTWISE:
+        recipe = _recipe(made)
+        learning_rate = made.keywords.get("learning_rate")
         if isinstance(learning_rate, int | float | np.number):
             value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
             rate = pytensor.shared(value, name="learning_rate", shape=())
             schedule = Schedule(float(learning_rate), schedule.decay_steps)
-            optimizer = partial(optimizer, learning_rate=rate)
+            optimizer = partial(made, learning_rate=rate)
             return Rated(optimizer, rate, schedule, is_elementwise=True, recipe=recipe)
         return Rated(optimizer, None, schedule, is_elementwise=True, recipe=recipe)
     return Rated(optimizer, None, schedule)
