@@ -169,8 +169,9 @@ def test_conjugate(bench, tmp_path):
     report = bench.conjugate.main(arguments)
     assert [check.bar for check in report.checks] == ["< 0.01", "< 0.03"]
     (run,) = record(tmp_path, "conjugate")["details"]["runs"]["pmf.fit()"]
-    # After 20 steps of size 0.01 the standard deviation is still near that of the base.
-    assert run["sd_error"] == pytest.approx(np.sqrt(11) - 1, abs=0.7)
+    # The search before the fit finds a normal posterior; 20 steps do not lose it.
+    assert abs(run["sd_error"]) < 0.1
+    assert run["cpu_seconds"] > 0
 
 
 def test_accuracy_without_a_folder_says_what_is_missing(bench, tmp_path, capsys):

@@ -108,3 +108,15 @@ def test_a_search_that_runs_off_leaves_the_start(rng):
 
     frame = search(evaluate, np.full(2, 0.1), rng)
     assert np.isfinite(frame.center).all()
+
+
+def test_a_gradient_that_is_infinite_nearby_is_no_error(rng):
+    """|x|^1.5 has an infinite curvature at its mode, and sqrt(x) a gradient that is."""
+
+    def evaluate(points):
+        size = np.abs(points)
+        with np.errstate(all="ignore"):
+            return -np.sqrt(size).sum(axis=1), -np.sign(points) * 0.5 / np.sqrt(size)
+
+    frame = search(evaluate, np.zeros(2), rng)
+    assert np.isfinite(frame.center).all()

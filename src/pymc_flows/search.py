@@ -216,7 +216,8 @@ def _laplace(evaluate: Evaluate, point: np.ndarray, *, dense: bool) -> Frame:
     for _ in range(2):  # the first time finds the scale of the differences for the second
         steps = 0.02 * sd
         _, gradients = evaluate(np.concatenate([point + np.diag(steps), point - np.diag(steps)]))
-        curvature = (gradients[dim:] - gradients[:dim]) / (2 * steps[:, None])
+        with np.errstate(all="ignore"):  # what is not finite is not used
+            curvature = (gradients[dim:] - gradients[:dim]) / (2 * steps[:, None])
         diagonal = np.diagonal(curvature)
         is_peak = np.isfinite(curvature).all(axis=1) & (diagonal > 0)
         sd = np.where(is_peak, 1 / np.sqrt(np.where(is_peak, diagonal, 1.0)), 1.0)
