@@ -8,7 +8,7 @@ import pytest
 from pymc.util import _get_seeds_per_chain
 
 import pymc_flows as pmf
-from pymc_flows.errors import ArgumentError, FormulaError
+from pymc_flows.errors import ArgumentError, BackendError, FormulaError
 from pymc_flows.frame import Frame
 from pymc_flows.modes import NUMPY
 
@@ -135,3 +135,23 @@ def test_the_defaults_find_a_conjugate_posterior(model):
         assert abs(approx.mean.eval(mode=NUMPY)[0] - Y.sum() / 11) < 0.03 / math.sqrt(11)
     assert abs(np.mean(ratios) - 1) < 0.01
     assert np.abs(np.subtract(ratios, 1)).max() < 0.03
+
+
+@pytest.mark.parametrize("n", ["scale-loc", pmf.Formula("planar*2")])
+def test_a_formula_in_place_of_the_number_of_steps(model, n):
+    with pytest.raises(ArgumentError, match=r"n is the number of steps.*\nWrite formula="):
+        pmf.fit(n, model=model)
+
+
+def test_simple_mistakes_are_told_before_the_search(model, monkeypatch):
+    monkeypatch.setattr("pymc_flows.fitting.find_frame", None)
+    monkeypatch.setattr("pymc_flows.ladder.find_frame", None)
+    with pytest.raises(ArgumentError, match="n must be an integer of at least 0, got -5"):
+        pmf.fit(-5, model=model)
+    with pytest.raises(BackendError, match="unknown backend 'torch'"):
+        pmf.fit(5, model=model, backend="torch")
+
+
+def test_callbacks_that_are_no_list(model):
+    with pytest.raises(ArgumentError, match=r"callbacks must be a list.*\nWrite callbacks=\["):
+        pmf.fit(3, formula="loc", model=model, callbacks=pmf.callbacks.Tracker(), **JAX)

@@ -83,9 +83,10 @@ def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
     ("dim", "backend", "expected"),
     [
         (1, "jax", ["scale-loc", "spline*2-scale-loc"]),
-        (2, "jax", ["scale-loc", "nvp*4-scale-loc", "nvp*10-scale-loc"]),
+        (2, "jax", ["scale-loc", "nvp*4-scale-loc", "planar*8-scale-loc", "nvp*10-scale-loc"]),
         (2, "numba", ["scale-loc", "planar*16-scale-loc"]),
         (5000, "jax", ["scale-loc", "nvp*4-scale-hh*10-loc-scale-loc",
+                       "planar*8-scale-hh*10-loc-scale-loc",
                        "nvp*10-scale-hh*10-loc-scale-loc"]),
     ],
 )  # fmt: skip

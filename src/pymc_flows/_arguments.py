@@ -20,6 +20,15 @@ def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_list(name: str, value: Any) -> list[Any]:
+    """Return a list or tuple as a list, None as an empty one, or raise `ArgumentError`."""
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise ArgumentError(f"{name} must be a list, got {value!r}\nWrite {name}=[...].")
+    return list(value)
+
+
 def requested_backend(backend: str | None, compile_kwargs: Mapping[str, Any]) -> str | None:
     """Return the backend that was asked for: by its name, by a PyTensor mode, or not at all.
 

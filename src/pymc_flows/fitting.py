@@ -9,9 +9,11 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
+from pymc_flows._arguments import check_integer
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.density import ModelDensity
 from pymc_flows.errors import ArgumentError
+from pymc_flows.examine import check_backend
 from pymc_flows.flows import build_chain
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
@@ -65,8 +67,12 @@ def fit(
     Raises
     ------
     ArgumentError
-        If formula and method are both given, or the method is not NFVI.
+        If formula and method are both given, the method is not NFVI, or ``n`` is no number.
     """
+    if isinstance(n, str | Formula):
+        raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
+    n = check_integer("n", n, minimum=0)
+    check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
     if isinstance(method, NFVI):

@@ -18,7 +18,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows._arguments import check_integer, renamed, warn_unused
+from pymc_flows._arguments import check_integer, check_list, renamed, warn_unused
 from pymc_flows._checkpoint import save_fit
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._prepare import prepare
@@ -207,7 +207,7 @@ class NFVI(KLqp):
                 self.approx,
                 beta=float(self.objective.op.beta),
                 score=bool(self._maybe_score(score)),
-                callbacks=list(callbacks or []),
+                callbacks=check_list("callbacks", callbacks),
                 backend=backend,
                 random_seed=random_seed,
                 n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),

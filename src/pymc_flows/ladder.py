@@ -50,7 +50,7 @@ class Rung:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ladder:
     """All formulas that were tried, in order, and which one was taken."""
 
@@ -89,6 +89,8 @@ class Ladder:
             )
             lines.append("  ".join([first, *rest]).rstrip())
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """An HTML table."""
@@ -155,9 +157,17 @@ def climb(
             break
         if len(fitted) == 1:
             frame = _learned(approx, frame)
-    taken = _best([rung.quality for rung in rungs if rung.quality is not None])
+    qualities = [rung.quality for rung in rungs if rung.quality is not None]
+    taken = _best(qualities)
     ladder = Ladder(tuple(rungs), taken)
     _log.info("Tried:\n%s", ladder)
+    if qualities[taken].khat > qualities[taken].threshold:
+        _log.warning(
+            "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you use "
+            "it, and try more steps or a formula of your own.",
+            len(rungs),
+            qualities[taken].khat,
+        )
     return _with_ladder(fitted[taken], ladder)
 
 
@@ -167,7 +177,8 @@ def _formulas(dim: int, backend: str | None) -> list[str]:
         return ["scale-loc", "spline*2-scale-loc"]
     mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
     if backend == "jax" or (backend is None and has_jax()):
-        return ["scale-loc", f"nvp*4-{mixes}scale-loc", f"nvp*10-{mixes}scale-loc"]
+        rungs = [f"nvp*4-{mixes}scale-loc", f"planar*8-{mixes}scale-loc"]
+        return ["scale-loc", *rungs, f"nvp*10-{mixes}scale-loc"]
     # Networks take minutes to compile there.
     return ["scale-loc", f"planar*16-{mixes}scale-loc"]
 
