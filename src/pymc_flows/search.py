@@ -35,7 +35,8 @@ MAX_DENSE = 300
 MAX_DIAGONAL = 3_000
 # Draws behind the ELBO by which candidates are compared.
 ELBO_DRAWS = 200
-# Modes nearer than this, in standard deviations of either, are one.
+# Modes nearer than this, in standard deviations of the better one (the root of their mean square
+# over the coordinates), are one.
 SAME_MODE = 3.0
 # One with a smaller share of the mass, judged by ELBOs, is left out.
 MIN_SHARE = 0.01
