@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -30,6 +30,7 @@ JUDGED_BY = 4_000
 # A fit this near to the evidence (nats), with weights that can be trusted, leaves nothing to gain.
 GOOD_ENOUGH = 0.02
 GOOD_KHAT = 0.5
+COLUMNS = ("formula", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,6 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     taken: int
-    columns: Sequence[str] = field(
-        default=("formula", "ELBO", "± error", "k-hat", "log Z", "seconds", ""), repr=False
-    )
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table, as text."""
@@ -79,7 +77,7 @@ class Ladder:
 
     def __str__(self) -> str:
         """Aligned columns."""
-        table = [tuple(self.columns), *self.rows()]
+        table = [COLUMNS, *self.rows()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = []
         for row in table:
@@ -94,7 +92,7 @@ class Ladder:
 
     def _repr_html_(self) -> str:
         """An HTML table."""
-        head = "".join(f"<th>{escape(c)}</th>" for c in self.columns)
+        head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>"
             for row in self.rows()
@@ -146,7 +144,8 @@ def climb(
         approx = inference.fit(n, **kwargs)
         seconds = time.perf_counter() - begin
         if approx.has_minibatch:
-            return _with_ladder(approx, Ladder((Rung(approx.formula, None, seconds),), 0))
+            approx.ladder = Ladder((Rung(approx.formula, None, seconds),), 0)
+            return approx
         quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
         fitted.append(approx)
         rungs.append(Rung(approx.formula, quality, seconds))
@@ -159,8 +158,9 @@ def climb(
             frame = _learned(approx, frame)
     qualities = [rung.quality for rung in rungs if rung.quality is not None]
     taken = _best(qualities)
-    ladder = Ladder(tuple(rungs), taken)
-    _log.info("Tried:\n%s", ladder)
+    best = fitted[taken]
+    best.ladder = Ladder(tuple(rungs), taken)
+    _log.info("Tried:\n%s", best.ladder)
     if qualities[taken].khat > qualities[taken].threshold:
         _log.warning(
             "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you use "
@@ -168,7 +168,7 @@ def climb(
             len(rungs),
             qualities[taken].khat,
         )
-    return _with_ladder(fitted[taken], ladder)
+    return best
 
 
 def _formulas(dim: int, backend: str | None) -> list[str]:
@@ -201,8 +201,3 @@ def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
     if frame.scale is None:
         return Frame(frame.center + loc, scale)
     return Frame(frame.place(loc), frame.scale * scale)
-
-
-def _with_ladder(approx: NormalizingFlow, ladder: Ladder) -> NormalizingFlow:
-    approx.ladder = ladder
-    return approx
