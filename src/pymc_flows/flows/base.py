@@ -20,7 +20,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import NotInvertibleError
 
-__all__ = ["Flow", "FusedFlow", "KernelFlow"]
+__all__ = ["FixedFlow", "Flow", "FusedFlow", "KernelFlow"]
 
 
 class Flow(ABC):
@@ -126,6 +126,24 @@ class Flow(ABC):
     def note(self, dim: int) -> str:
         """What a reader of a formula's table should know of this layer in ``dim`` dimensions."""
         return ""
+
+
+class FixedFlow(Flow):
+    """A layer without parameters."""
+
+    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Nothing."""
+        return {}
+
+    def reference_params(
+        self, dim: int, count: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
+    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+        """Nothing."""
+        return {}
 
 
 class FusedFlow(Flow):

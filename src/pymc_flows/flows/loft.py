@@ -10,7 +10,7 @@ import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import FixedFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["Loft"]
@@ -22,7 +22,7 @@ _LAST = 1e30
 
 @register_flow
 @dataclass(frozen=True)
-class Loft(Flow):
+class Loft(FixedFlow):
     r"""Log soft extension: the identity up to the threshold t, logarithmic beyond it.
 
     .. math::
@@ -54,20 +54,6 @@ class Loft(Flow):
         """Refuse a threshold that is not a size."""
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ArgumentError(f"threshold must be finite and at least 0, got {self.threshold!r}")
-
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
-        """Nothing."""
-        return {}
-
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """Nothing."""
-        return {}
-
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
-        """Nothing."""
-        return {}
 
     def forward_and_log_det(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]

@@ -10,7 +10,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows._numerics import zeros_of_batch
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import FixedFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["Perm"]
@@ -20,7 +20,7 @@ _KINDS = ("random", "reverse", "rotate")
 
 @register_flow
 @dataclass(frozen=True)
-class Perm(Flow):
+class Perm(FixedFlow):
     """Fixed mixing: z' = Q z, with an orthogonal Q that has no parameters.
 
     Between layers that treat coordinates differently, it lets each layer see them in another order,
@@ -55,20 +55,6 @@ class Perm(Flow):
             raise ArgumentError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}")
         if self.seed < 0:
             raise ArgumentError(f"seed must be at least 0, got {self.seed!r}")
-
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
-        """Nothing."""
-        return {}
-
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """Nothing."""
-        return {}
-
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
-        """Nothing."""
-        return {}
 
     def forward_and_log_det(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
