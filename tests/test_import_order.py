@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Low to high. A subpackage is one layer: its own modules may import each other.
 ORDER = (
     "errors",
+    "_tables",
     "registry",
     "formula",
     "flows",
@@ -72,6 +73,7 @@ ORDER = (
 # What the low layers may import besides the standard library and this package.
 THIRD_PARTY = {
     "errors": set(),
+    "_tables": set(),
     "registry": set(),
     "formula": set(),
     "flows": {"numpy", "pytensor", "jax"},

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows._jax import has_jax
+from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics import Quality, measure
 from pymc_flows.evaluate import forward_and_log_det
@@ -31,6 +31,7 @@ JUDGED_BY = 4_000
 GOOD_ENOUGH = 0.02
 GOOD_KHAT = 0.5
 COLUMNS = ("formula", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
+NUMBERS = range(1, 6)  # of the columns
 
 
 @dataclass(frozen=True)
@@ -77,27 +78,13 @@ class Ladder:
 
     def __str__(self) -> str:
         """Aligned columns."""
-        table = [COLUMNS, *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for row in table:
-            first, *rest = (
-                text.ljust(w) if i in (0, len(row) - 1) else text.rjust(w)
-                for i, (text, w) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join([first, *rest]).rstrip())
-        return "\n".join(lines)
+        return text_table([COLUMNS, *self.rows()], right=NUMBERS, indent="")
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """An HTML table."""
-        head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>"
-            for row in self.rows()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.rows(), header=COLUMNS, right=NUMBERS)
 
 
 def climb(

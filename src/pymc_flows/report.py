@@ -19,6 +19,7 @@ from pymc_flows._reliability import (
     differences,
     worst_first,
 )
+from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
 from pymc_flows.importance import Quality, weigh
@@ -32,6 +33,7 @@ _MIN_DRAWS = 100
 _TOLERANCE, _CONTRADICTION = 0.1, 0.3
 # Coordinates that are named, and shown.
 _NAMED, _SHOWN = 1_000, 10
+_NUMBERS = range(1, 5)  # columns of the table
 
 _CAVEAT = (
     "k-hat and all that is computed from the approximation's own draws cannot see modes that it "
@@ -226,33 +228,22 @@ class Report:
         return _CAVEAT if self.coverage is not None else f"{_CAVEAT} {_ADVICE}"
 
     def __str__(self) -> str:
-        facts = [f"  {name:<16} {value}" for name, value in self._facts()]
         title, header, rows, footer = self._table()
-        lines = [header, *rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-            for line in lines
-        ]
-        body = [*(f"  {line}" for line in table), *([f"  {footer}"] if footer else [])]
+        body = [text_table([header, *rows], right=_NUMBERS)]
+        if footer:
+            body.append(f"  {footer}")
         prose = [textwrap.fill(text, 100) for text in (self.verdict, self._caveat)]
         title = textwrap.fill(f"{title}:", 100)
-        return "\n".join([self.title, *facts, title, *body, "", *prose])
+        return "\n".join([self.title, text_table(self._facts()), title, *body, "", *prose])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        # No colours: the theme of the notebook decides.
-        facts = "".join(_html_row("td", fact) for fact in self._facts())
         title, header, rows, footer = self._table()
-        body = "".join(_html_row("td", row) for row in rows)
-        return (
-            f"<p><strong>{escape(self.verdict)}</strong></p>"
-            f"<table><caption>{escape(self.title)}</caption><tbody>{facts}</tbody></table>"
-            f"<table><caption>{escape(title)}</caption>"
-            f"<thead>{_html_row('th', header)}</thead><tbody>{body}</tbody></table>"
-            f"<p>{escape(footer)}</p><p>{escape(self._caveat)}</p>"
-        )
+        facts = html_table(self._facts(), caption=self.title)
+        table = html_table(rows, header=header, right=_NUMBERS, caption=title)
+        prose = "".join(f"<p>{escape(text)}</p>" for text in (footer, self._caveat) if text)
+        return f"<p><strong>{escape(self.verdict)}</strong></p>{facts}{table}{prose}"
 
 
 def report(
@@ -344,8 +335,3 @@ def _percent(share: float) -> str:
 
 def _signed(error: float) -> str:
     return f"{round(error, 2) + 0.0:+.2f}"  # no -0.00
-
-
-def _html_row(tag: str, cells: tuple[str, ...]) -> str:
-    row = "".join(f'<{tag} style="text-align: left">{escape(cell)}</{tag}>' for cell in cells)
-    return f"<tr>{row}</tr>"

@@ -1,12 +1,13 @@
 """Tables of the layers of a formula, with their numbers of parameters."""
 
-import html
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
+from pymc_flows._tables import html_table, text_table
 from pymc_flows.errors import FlowError
 from pymc_flows.formula._steps import Step
 
@@ -38,22 +39,15 @@ class FormulaTable:
     footer: str
 
     def __str__(self) -> str:
-        lines = [self.header, *self._shown_rows()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        body = ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        return "\n".join([self.title, *body, self.footer])
+        table = text_table([self.header, *self._shown_rows()])
+        return f"{self.title}\n{table}\n{self.footer}"
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        # No colours: the theme of the notebook decides.
-        body = "".join(_html_row("td", row) for row in self._shown_rows())
-        return (
-            f"<table><caption>{html.escape(self.title)}</caption>"
-            f"<thead>{_html_row('th', self.header)}</thead><tbody>{body}</tbody></table>"
-            f"<p>{html.escape(self.footer)}</p>"
-        )
+        table = html_table(self._shown_rows(), header=self.header, caption=self.title)
+        return f"{table}<p>{escape(self.footer)}</p>"
 
     def _shown_rows(self) -> tuple[tuple[str, ...], ...]:
         n_hidden = len(self.rows) - _MAX_ROWS
@@ -146,8 +140,3 @@ def _times(count: int, expression: str) -> str:
     if count == 1 or expression == _NO_EXPRESSION:
         return expression
     return f"{count}·({expression})" if set("+-") & set(expression) else f"{count}·{expression}"
-
-
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    row = "".join(f'<{tag} style="text-align: left">{html.escape(cell)}</{tag}>' for cell in cells)
-    return f"<tr>{row}</tr>"

@@ -1,0 +1,68 @@
+"""Tables, as text and as HTML: the one place that knows how columns are set.
+
+HTML has no colours and no borders of its own, so that the theme of a notebook decides, light or
+dark.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+type Row = Sequence[str]
+
+
+def text_table(rows: Sequence[Row], *, right: Sequence[int] = (), indent: str = "  ") -> str:
+    """Aligned columns, two spaces apart; a line for each row.
+
+    Parameters
+    ----------
+    rows : sequence of sequence of str
+        The header, if there is one, is the first.
+    right : sequence of int
+        Columns that are aligned on the right, as numbers are.
+    indent : str
+        Before each line.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def html_table(
+    rows: Sequence[Row],
+    *,
+    header: Row = (),
+    right: Sequence[int] = (),
+    caption: str = "",
+) -> str:
+    """Return the same as HTML.
+
+    Parameters
+    ----------
+    rows : sequence of sequence of str
+        Without the header.
+    header : sequence of str
+    right : sequence of int
+        As in `text_table`.
+    caption : str
+        Above the table.
+    """
+    # Themes disagree on where the text of a cell and of a caption goes.
+    title = f'<caption style="text-align: left">{escape(caption)}</caption>' if caption else ""
+    head = f"<thead>{_html_row('th', header, right)}</thead>" if header else ""
+    body = "".join(_html_row("td", row, right) for row in rows)
+    return f"<table>{title}{head}<tbody>{body}</tbody></table>"
+
+
+def _html_row(tag: str, cells: Row, right: Sequence[int]) -> str:
+    sides = ("right" if i in right else "left" for i in range(len(cells)))
+    row = "".join(
+        f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+        for side, cell in zip(sides, cells, strict=True)
+    )
+    return f"<tr>{row}</tr>"
