@@ -126,7 +126,7 @@ def wide_start(n_planar: int) -> dict[int, dict[str, object]]:
 
 def shares(target: pmf.targets.Target, z: np.ndarray) -> dict[str, float]:
     """Parts of the density that a fit may miss, and the share of the draws in each."""
-    if isinstance(target, pmf.targets.Ring):
+    if isinstance(target, pmf.targets.SplitRing):
         return {"right side": np.mean(z[:, 0] > 0)}
     found = {"|z[0]| > 20": np.mean(np.abs(z[:, 0]) > 20)}
     if len(target.ridges) > 1:

@@ -17,10 +17,12 @@ from pymc_flows.errors import FlowShapeError
 
 CHEAP = Mode(linker="py", optimizer=None)
 GAUSSIAN = targets.gaussian([1.0, -2.0, 0.5], [[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
-ALL = (*targets.POTENTIALS, GAUSSIAN)
+SHAPES = (targets.eight_gaussians, targets.banana, targets.ring)
+ALL = (*targets.POTENTIALS, GAUSSIAN, *SHAPES)
 KNOWN_LOG_Z = {"pot1": 1.8775016, "pot2": 2.9983801, "pot3": 3.5579959, "pot4": 3.6269887}
 
 each_target = pytest.mark.parametrize("target", ALL, ids=lambda target: target.name)
+each_shape = pytest.mark.parametrize("target", SHAPES, ids=lambda target: target.name)
 each_potential = pytest.mark.parametrize(
     "target", targets.POTENTIALS, ids=lambda target: target.name
 )
@@ -104,6 +106,12 @@ def test_density_is_the_published_one(target):
         ("pot2", (-2, 0.4), -0.7),
         ("pot3", (1, -2), -0.1 + np.log1p(np.exp(-0.5 * (3 / 0.35) ** 2))),
         ("pot4", (1, -0.5), -0.1 + np.log(np.exp(-0.5 * (1.5 / 0.4) ** 2) + 1)),
+        ("eight_gaussians", (0, 0), np.log(8) - 50),
+        ("eight_gaussians", (-1000, 0), -2 * 995**2),
+        ("banana", (2, 2), -0.5),
+        ("banana", (-2, 1), -2.5),
+        ("ring", (0, 0), -50),
+        ("ring", (-2.4, 1.8), 0),
     ],
 )
 def test_density_by_hand(name, point, expected):
@@ -191,6 +199,15 @@ def test_log_z_by_quadrature(target):
     assert target.log_z == pytest.approx(KNOWN_LOG_Z[target.name], abs=1e-7)
 
 
+@each_shape
+def test_log_z_by_a_grid(target):
+    # Trapezia of what is 0 at the ends; all three are wide on the scale of the steps.
+    x, y = np.linspace(-12, 12, 1201), np.linspace(-12, 90, 5101)
+    density = np.exp(target.log_density(np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1)))
+    by_grid = np.log(integrate.trapezoid(integrate.trapezoid(density, y), x))
+    assert target.log_z == pytest.approx(by_grid, abs=1e-8)
+
+
 def test_gaussian_log_z():
     assert GAUSSIAN.log_z == pytest.approx(
         0.5 * np.linalg.slogdet(2 * np.pi * np.array(GAUSSIAN.cov))[1], abs=1e-13
@@ -235,6 +252,36 @@ def test_gaussian_draws():
     for column in deviation.T:
         assert stats.kstest(column, "norm").pvalue > 1e-3
     np.testing.assert_allclose(np.corrcoef(deviation.T), np.eye(3), atol=4 / np.sqrt(20_000))
+
+
+def test_draws_of_eight_gaussians():
+    target = targets.eight_gaussians
+    z = target.sample(20_000, random_seed=13)
+    mode = target.nearest(z)
+    assert stats.chisquare(np.bincount(mode, minlength=8)).pvalue > 1e-3
+    angle = 2 * np.pi * mode / 8
+    for column in (z - 5 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)).T / 0.5:
+        assert stats.kstest(column, "norm").pvalue > 1e-3
+
+
+def test_draws_of_the_banana():
+    z0, z1 = targets.banana.sample(20_000, random_seed=14).T
+    along, across = z0 / 2, (z1 - z0**2 / 2) / 0.5
+    assert stats.kstest(along, "norm").pvalue > 1e-3
+    assert stats.kstest(across, "norm").pvalue > 1e-3
+    assert stats.spearmanr(along, across).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("target", [targets.ring, targets.Ring("wide", 1.0, 2.0)])
+def test_draws_of_rings(target):
+    z = target.sample(20_000, random_seed=15)
+    radius = np.linspace(0, target.radius + 10 * target.width, 20_001)
+    density = radius * np.exp(-0.5 * ((radius - target.radius) / target.width) ** 2)
+    cdf = integrate.cumulative_simpson(density, x=radius, initial=0)
+    found = np.linalg.norm(z, axis=-1)
+    assert stats.kstest(found, lambda r: np.interp(r, radius, cdf / cdf[-1])).pvalue > 1e-3
+    angle = np.arctan2(z[:, 1], z[:, 0])
+    assert stats.kstest(angle, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3
 
 
 @each_target
@@ -306,6 +353,7 @@ def test_targets_are_values(target):
 def test_names():
     assert [target.name for target in targets.POTENTIALS] == ["pot1", "pot2", "pot3", "pot4"]
     assert (targets.pot1, targets.pot4) == (targets.POTENTIALS[0], targets.POTENTIALS[3])
+    assert [target.name for target in SHAPES] == ["eight_gaussians", "banana", "ring"]
     assert targets.gaussian([0.0], [[1.0]], name="z").name == "z"
 
 

@@ -1,4 +1,4 @@
-"""The potentials of Rezende & Mohamed: a ring and wavy ridges."""
+"""The potentials of Rezende & Mohamed: two sides of a ring, and wavy ridges."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pytensor.tensor as pt
 
+from pymc_flows.targets._shapes import Ring
 from pymc_flows.targets._target import Target
 
 
 @dataclass(frozen=True)
-class Ring(Target):
+class SplitRing(Target):
     """U(z) = ½ ((‖z‖ − 2) / 0.4)² − ln(e^{−½ ((z[0] − 2) / 0.6)²} + e^{−½ ((z[0] + 2) / 0.6)²}).
 
     The left and the right side of a ring, two modes of equal mass. U1 of Rezende & Mohamed
     (2015), Table 1.
     """
 
-    _radius: ClassVar[float] = 2.0
-    _width: ClassVar[float] = 0.4
+    _ring: ClassVar[Ring] = Ring("ring", 2.0, 0.4)
     _mode_width: ClassVar[float] = 0.6
 
     @property
@@ -41,49 +41,29 @@ class Ring(Target):
         angle = 2 * pi * np.arange(256) / 256
         direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
         node, weight = np.polynomial.legendre.leggauss(200)
-        half = (self._radius + 10 * self._width) / 2
+        half = (self._ring.radius + 10 * self._ring.width) / 2
         radius = half * (node + 1)
         density = np.exp(self.log_density(radius[:, None, None] * direction))
         return log(half * (weight * radius) @ density.mean(-1) * 2 * pi)
 
+    def _sides(self, z0: Any) -> tuple[Any, Any]:
+        """Log densities of the right and of the left mode along z[0]."""
+        reach, width = self._ring.radius, self._mode_width
+        return -0.5 * ((z0 - reach) / width) ** 2, -0.5 * ((z0 + reach) / width) ** 2
+
     def _log_density(self, z: Any, xp: ModuleType) -> Any:
-        z0, z1 = z[..., 0], z[..., 1]
-        square = z0**2 + z1**2
-        # The square root has no derivative at 0. Taking it of 1 there makes the gradient 0, the
-        # mean over the directions, where it would be NaN.
-        at_origin = xp.equal(square, 0.0)
-        radius = xp.where(at_origin, 0.0, xp.sqrt(xp.where(at_origin, 1.0, square)))
-        right, left = (
-            -0.5 * ((z0 - centre) / self._mode_width) ** 2
-            for centre in (self._radius, -self._radius)
-        )
-        ring = -0.5 * ((radius - self._radius) / self._width) ** 2
-        return ring + _logaddexp(right, left, xp)
+        return self._ring._log_density(z, xp) + _logaddexp(*self._sides(z[..., 0]), xp)
 
     def _sample(self, n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-        """Rejection from the plain ring; half of the proposals are accepted.
-
-        The radius has density r exp(−½ ((r − 2) / 0.4)²). Since r ≤ m exp(r / m − 1), a Gaussian
-        tilted by exp(r / m) bounds it, tightly for m near the mode; this is a normal distribution
-        around 2 + 0.4² / m.
-        """
-        tilt = self._radius
+        """Rejection from the plain ring; half of the proposals are accepted."""
         # At z[0] ≥ 0 the right mode is at most 1 and the left at most its value at z[0] = 0.
-        modes_bound = 1 + exp(-0.5 * (self._radius / self._mode_width) ** 2)
+        bound = 1 + exp(-0.5 * (self._ring.radius / self._mode_width) ** 2)
         draws = np.empty((n, 2))
         filled = 0
         while filled < n:
-            size = ceil(2.2 * (n - filled)) + 16
-            radius = rng.normal(self._radius + self._width**2 / tilt, self._width, size)
-            angle = rng.uniform(0, 2 * pi, size)
-            z = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-            modes = sum(
-                np.exp(-0.5 * ((z[:, 0] - centre) / self._mode_width) ** 2)
-                for centre in (self._radius, -self._radius)
-            )
-            # A negative radius is accepted with probability 0.
-            accept = radius / tilt * np.exp(1 - radius / tilt) * modes / modes_bound
-            accepted = z[rng.uniform(size=size) < accept][: n - filled]
+            z = self._ring.sample(ceil(2.2 * (n - filled)) + 16, random_seed=rng)
+            sides = sum(np.exp(side) for side in self._sides(z[:, 0]))
+            accepted = z[rng.uniform(size=len(z)) < sides / bound][: n - filled]
             draws[filled : filled + len(accepted)] = accepted
             filled += len(accepted)
         return draws
@@ -183,7 +163,7 @@ def _logaddexp(a: Any, b: Any, xp: ModuleType) -> Any:
     return a + pt.softplus(b - a)
 
 
-pot1 = Ring("pot1")
+pot1 = SplitRing("pot1")
 pot2 = Ridges("pot2", (Ridge(0.4),))
 pot3 = Ridges("pot3", (Ridge(0.35), Ridge(0.35, _bump)))
 pot4 = Ridges("pot4", (Ridge(0.4), Ridge(0.35, _step)))

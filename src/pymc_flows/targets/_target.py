@@ -53,8 +53,8 @@ class Target(ABC):
     def log_density(self, z: Any, xp: ModuleType | None = None) -> Any:
         """Unnormalised log density, −U(z).
 
-        Values and gradients are finite wherever the squares of the coordinates are, the origin
-        and the ties between modes included.
+        Values and gradients are finite wherever the squares of the coordinates are (for a banana
+        their fourth powers), the origin and the ties between modes included.
 
         Parameters
         ----------
