@@ -271,6 +271,29 @@ def test_draws_in_several_parts_give_the_same_moments(model, data, monkeypatch):
     assert abs(found.quality.log_evidence - log_z) < 4 * found.quality.log_evidence_error
 
 
+@pytest.mark.parametrize("khat", [0.698, 0.70, 0.7049, 0.7051, 0.75])
+def test_a_k_hat_is_judged_as_it_is_shown(khat):
+    found = pmf.Report("a fit", Quality(10_000, 0, 0, khat, 7_000, 0, 0), 0, (), 1, 0.04)
+    fine = f"{khat:.2f}" == "0.70"
+    assert (found.status == "good") == fine == found.quality.is_trusted
+    assert ("0.70, trusted up to 0.70" in str(found)) == fine
+    assert ("not trusted above 0.70" in str(found)) != fine
+    assert ("is above 0.70" in found.verdict) != fine
+
+
+def test_a_fit_in_the_units_of_the_data_is_sent_to_find_frame(model, data):
+    mean, sd, _ = conjugate(data)
+    plain = pmf.NormalizingFlow("loc", model=model, jitter=0, start={"mu": mean + 9 * sd})
+    assert "find_frame" in pmf.report(plain, 500, random_seed=1).verdict
+    assert "find_frame" not in pmf.report(gaussian(model, mean + 9 * sd, sd), 500).verdict
+
+
+def test_what_is_no_approximation_is_refused(model):
+    for thing in (model, pmf.NFVI("loc", model=model)):
+        with pytest.raises(ArgumentError, match=f"got {type(thing).__name__}\n.*pymc_flows.fit"):
+            pmf.report(thing)
+
+
 def test_seeds(model):
     approx = gaussian(model, 1.0, 1.0)
     assert pmf.report(approx, 500, random_seed=1) == pmf.report(approx, 500, random_seed=1)

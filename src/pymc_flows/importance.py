@@ -64,8 +64,11 @@ class Quality:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether k-hat is at most the threshold."""
-        return self.khat <= self.threshold
+        """Whether k-hat is at most the threshold, both to the two decimals that are shown.
+
+        A number that is shown must not be both fine and too large; its noise is larger, anyway.
+        """
+        return round(self.khat, 2) <= round(self.threshold, 2)
 
 
 def quality(log_weights: np.ndarray) -> Quality:

@@ -148,7 +148,7 @@ def climb(
     best = fitted[taken]
     best.ladder = Ladder(tuple(rungs), taken)
     _log.info("Tried:\n%s", best.ladder)
-    if qualities[taken].khat > qualities[taken].threshold:
+    if not qualities[taken].is_trusted:
         _log.warning(
             "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you use "
             "it, and try more steps or a formula of your own.",

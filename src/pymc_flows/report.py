@@ -88,6 +88,8 @@ class Report:
     contradiction : float or None
         Largest error against the reference, in standard deviations; of weighted draws if k-hat
         says that the weights can be trusted.
+    is_framed : bool
+        Whether the flow was fitted in scaled coordinates, as `fit` does.
     """
 
     title: str
@@ -98,6 +100,7 @@ class Report:
     worst: float
     coverage: Coverage | None = None
     contradiction: float | None = None
+    is_framed: bool = True
 
     @property
     def status(self) -> str:
@@ -125,6 +128,15 @@ class Report:
             return False
         noise = 4 / math.sqrt(self.coverage.n_draws) + 4 / math.sqrt(max(self.quality.ess, 1))
         return not self.contradiction <= _CONTRADICTION + noise
+
+    @property
+    def _remedy(self) -> str:
+        if self.is_framed:
+            return "a richer formula or more steps"
+        return (
+            "start=pymc_flows.find_frame(model), without which steps have the units of the "
+            "unconstrained variables, then a richer formula or more steps"
+        )
 
     @property
     def verdict(self) -> str:
@@ -158,20 +170,20 @@ class Report:
             case "unreliable":
                 return (
                     f"Do not rely on it: k-hat {quality.khat:.2f} is above "
-                    f"{quality.threshold:.2f}, so use a richer formula or more steps; importance "
-                    "weights cannot repair this."
+                    f"{quality.threshold:.2f}, so use {self._remedy}; importance weights cannot "
+                    "repair this."
                 )
             case "light-tailed":
                 return (
                     f"Close, but with tails that are too light (k-hat {quality.khat:.2f} is above "
-                    f"{quality.threshold:.2f}): use its means and central intervals, and a richer "
-                    "formula or more steps where tails or the evidence matter."
+                    f"{quality.threshold:.2f}): use its means and central intervals, and "
+                    f"{self._remedy} where tails or the evidence matter."
                 )
             case "correctable":
                 return (
                     f"Usable with a correction: errors of up to {self.worst:.2g} standard "
-                    "deviations can be removed by sample(correct='resample'), or use a richer "
-                    "formula or more steps."
+                    "deviations can be removed by sample(correct='resample'), or use "
+                    f"{self._remedy}."
                 )
         if coverage is None:
             return (
@@ -184,10 +196,11 @@ class Report:
 
     def _facts(self) -> list[tuple[str, str]]:
         q, n = self.quality, self.quality.n_draws
+        word = "trusted up to" if q.is_trusted else "too large: not trusted above"
         facts = [
             ("ELBO", f"{q.elbo:,.3f} ± {q.elbo_error:.3f}"),
             ("log evidence", f"{q.log_evidence:,.3f} ± {q.log_evidence_error:.3f}"),
-            ("Pareto k-hat", f"{q.khat:.2f}, trusted up to {q.threshold:.2f}"),
+            ("Pareto k-hat", f"{q.khat:.2f}, {word} {q.threshold:.2f}"),
             ("effective draws", f"{q.ess:,.0f} of {n:,} ({_percent(q.ess / n)})"),
         ]
         if q.khat == -math.inf:
@@ -280,13 +293,19 @@ def report(
     Raises
     ------
     ArgumentError
-        If ``n`` is not an integer of at least 100, or the reference lacks a variable or has no
-        draw with a density.
+        If ``approx`` is not an approximation, ``n`` is not an integer of at least 100, or the
+        reference lacks a variable or has no draw with a density.
     ModelError
         If the model's log density is random: a minibatch, a simulator.
     NotInvertibleError
         If a reference is given and the flow has no inverse.
     """
+    if not isinstance(approx, NormalizingFlow):
+        raise ArgumentError(
+            f"approx must be a NormalizingFlow, got {type(approx).__name__}\n"
+            "Fit first and report on the result: approx = pymc_flows.fit(model=model), or the "
+            "attribute approx of an NFVI."
+        )
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < _MIN_DRAWS:
         raise ArgumentError(f"n must be an integer of at least {_MIN_DRAWS}, got {n!r}")
     approx.density.check_shapes()
@@ -320,6 +339,7 @@ def report(
         worst=float(np.abs(errors[:2]).max()),
         coverage=coverage,
         contradiction=contradiction,
+        is_framed=approx.groups[0].frame.scale is not None,
     )
 
 
