@@ -112,6 +112,11 @@ BAD = [
     ("<PLANER>", "unknown flow 'PLANER'", f"Did you mean 'planar'? {FLOWS_LIST}"),
     ("<scalehh>-\x20loc", "unknown flow 'scalehh'", f"Did you mean 'scale'? {FLOWS_LIST}"),
     ("loc-<_>", "unknown flow '_'", FLOWS_LIST),
+    (
+        "<auto>",
+        "unknown flow 'auto'",
+        "'auto' is no flow: pymc_flows.fit(formula='auto') tries several formulas in turn.",
+    ),
     ("<true>", "unknown flow 'true'", FLOWS_LIST),
     (f"<{'z' * 50}>", f"unknown flow '{'z' * 37}...'", FLOWS_LIST),
     ("(planar-<oops>(hidden=1))*2", "unknown flow 'oops'", FLOWS_LIST),

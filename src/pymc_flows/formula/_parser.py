@@ -42,6 +42,7 @@ _EXPECTED_VALUE: dict[OptionType, str] = {
 _LOOKALIKES = dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-") | dict.fromkeys(
     "\u00b7\u00d7\u2217\u22c5", "*"
 )
+_AUTO_HINT = "'auto' is no flow: pymc_flows.fit(formula='auto') tries several formulas in turn."
 _COUNT_HINT = "Write how often to repeat as a whole number of at least 1, such as 'planar*8'."
 _LAYERS_HINT = f"All repeats together may give at most {MAX_LAYERS:,} layers; use smaller counts."
 
@@ -234,7 +235,7 @@ class _Parser:
             raise self.unexpected("a flow", hint)
         word = name.text.lower()
         if word not in FLOWS:
-            hint = _did_you_mean(word, FLOWS) + _known_flows()
+            hint = _AUTO_HINT if word == "auto" else _did_you_mean(word, FLOWS) + _known_flows()
             raise self.error(f"unknown flow {_quote(name.text)}", hint, name)
         self.advance()
         cls = FLOWS[word]
