@@ -1,5 +1,6 @@
 """When callbacks are called and what ends a fit, on a loop made of Python."""
 
+import re
 import signal
 from types import SimpleNamespace
 
@@ -285,6 +286,22 @@ def test_a_loss_that_rises_is_a_concern(rng):
     [said] = concerns(noise + np.linspace(0, 5, 2000))
     assert "The loss rose, from 0." in said
     assert "first and last 200 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("fall", "noise", "is_told"), [(1, 0.1, True), (1, 1, False), (0.1, 0, False)]
+)
+def test_a_loss_that_still_falls_is_a_concern(rng, fall, noise, is_told):
+    """A fall that lasts; one that is within the noise or next to nothing is none."""
+    falling = np.linspace(2 * fall, 0, 2000) + noise * rng.standard_normal(2000)
+    said = concerns(falling)
+    assert len(said) == is_told
+    for text in said:
+        [nats] = re.findall(r"still falling, by ([\d.]+) nats", text)
+        assert float(nats) == pytest.approx(0.8, abs=0.05)  # medians of the 6th and the last tenth
+        assert "find_frame" in text
+    settled = np.where(np.arange(2000) < 1000, falling + 5, falling[-1])
+    assert concerns(settled) == []
 
 
 def test_rare_huge_losses_are_a_concern(rng):

@@ -31,6 +31,8 @@ from pymc_flows.training import MAX_FAILURES, Chunk, StepError, TrainingLoop
 
 _log = logging.getLogger(__name__)
 
+# Nats over the second half of a fit; to lose less hardly matters.
+STILL_FALLING = 0.1
 # An interrupt waits for the end of a call, so a call should take about this long.
 CHUNK_SECONDS = 0.25
 
@@ -255,6 +257,14 @@ def concerns(losses: np.ndarray) -> list[str]:
         found.append(
             f"The loss rose, from {before:,.5g} to {after:,.5g} (medians of the first and last "
             f"{width:,} steps): the fit diverges, or the step size is too large."
+        )
+    middle = losses[5 * width : 6 * width]
+    middle = middle[np.isfinite(middle)]
+    fall = np.median(middle) - after if len(middle) else 0.0
+    if fall > max(STILL_FALLING, 2 * np.subtract(*np.quantile(last, [0.75, 0.25]))):
+        found.append(
+            f"The loss was still falling, by {fall:,.3g} nats over the second half of the steps: "
+            "fit for longer, or with start=pymc_flows.find_frame(model) if scales differ."
         )
     low, high = np.quantile(last, [0.05, 0.95])
     if last.mean() - after > 10 * (high - low):
