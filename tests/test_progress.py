@@ -16,7 +16,13 @@ def test_the_bar_shows_steps_loss_and_speed(capsys, monkeypatch):
     theme = Theme({"bar.complete": "green", "bar.finished": "green", "bar.pulse": "green"})
     inf.fit(500, progressbar_theme=theme, progressbar=True, backend="jax")
     shown = capsys.readouterr().out
-    for text in ("Compiling:", "Fitting:", "Average Loss = ", "steps/s", "100%"):
+    for text in (
+        "Compiling scale-loc:",
+        "Fitting scale-loc:",
+        "Average Loss = ",
+        "steps/s",
+        "100%",
+    ):
         assert text in shown
     inf.refine(5, progressbar=False)
     assert capsys.readouterr().out == ""
@@ -42,16 +48,18 @@ def jupyter(monkeypatch):
 
 
 def test_without_widgets_a_notebook_shows_a_line_of_text(jupyter):
-    with FitProgress(20, default_progress_theme, show=True) as bar:
+    formula = "nvp(hidden=32)*4-scale-hh*10-loc-scale-loc"
+    with FitProgress(20, default_progress_theme, show=True, label=formula) as bar:
         bar.begin()
         bar.update(10, np.full(10, 3.0))
         bar.update(20, np.array([2.0, np.nan]))
     [shown] = jupyter.values()
-    assert shown[0] == "Compiling"
-    assert shown[1].startswith("Fitting: 10 of 20 steps  Average Loss = 3  ")
-    assert shown[2].startswith("Fitting: 20 of 20 steps  Average Loss = 2  ")
+    label = "nvp(hidden=32)*4-scale-hh*10-lo…"
+    assert shown[0] == f"Compiling {label}"
+    assert shown[1].startswith(f"Fitting {label}: 10 of 20 steps  Average Loss = 3  ")
+    assert shown[2].startswith(f"Fitting {label}: 20 of 20 steps  Average Loss = 2  ")
     assert len(shown) == 3
-    with FitProgress(20, default_progress_theme, show=False) as bar:
+    with FitProgress(20, default_progress_theme, show=False, label="loc") as bar:
         bar.update(20, np.zeros(0))
     assert len(jupyter) == 1
 

@@ -17,6 +17,8 @@ from rich.progress import Progress, TextColumn
 INTERVAL = 0.1
 # The loss shown is an average over this many steps, as in PyMC.
 WINDOW = 1000
+# Characters of a formula that are shown.
+MAX_LABEL = 32
 
 
 class FitProgress:
@@ -31,9 +33,11 @@ class FitProgress:
         Steps.
     theme : rich.theme.Theme
     show : bool
+    label : str
+        What is fitted; a long one is cut.
     """
 
-    def __init__(self, total: int, theme: Any, *, show: bool):
+    def __init__(self, total: int, theme: Any, *, show: bool, label: str):
         console = Console(theme=theme)
         self._is_text = show and console.is_jupyter and find_spec("ipywidgets") is None
         self._progress = CustomProgress(
@@ -43,6 +47,7 @@ class FitProgress:
             console=console,
             disable=self._is_text or not show,
         )
+        self._label = label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
         self._total = total
         self._shows = show
         self._state: tuple[int, np.ndarray] | None = None
@@ -51,9 +56,11 @@ class FitProgress:
     def __enter__(self) -> FitProgress:
         """Show that compiling begins."""
         self._progress.__enter__()
-        self._task = self._progress.add_task("Compiling:", total=self._total, loss="", speed="")
+        self._task = self._progress.add_task(
+            f"Compiling {self._label}:", total=self._total, loss="", speed=""
+        )
         if self._is_text:
-            self._write("Compiling", update=False)
+            self._write(f"Compiling {self._label}", update=False)
         return self
 
     def __exit__(
@@ -68,7 +75,7 @@ class FitProgress:
 
     def begin(self) -> None:
         """Say that compiling is over; the time of the steps starts."""
-        self._progress.update(self._task, description="Fitting:")
+        self._progress.update(self._task, description=f"Fitting {self._label}:")
         self._begin = time.perf_counter()
 
     def update(self, done: int, losses: np.ndarray) -> None:
@@ -88,7 +95,7 @@ class FitProgress:
         loss = f"Average Loss = {recent.mean():,.5g}" if len(recent) else ""
         self._progress.update(self._task, completed=done, loss=loss, speed=speed)
         if self._is_text:
-            text = f"Fitting: {done:,} of {self._total:,} steps  {loss}  {speed}"
+            text = f"Fitting {self._label}: {done:,} of {self._total:,} steps  {loss}  {speed}"
             self._write(text, update=True)
 
     def _write(self, text: str, *, update: bool) -> None:

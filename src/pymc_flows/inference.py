@@ -330,7 +330,9 @@ class NFVI(KLqp):
                 save_fit(state.checkpoint, self.approx, state, hist, every=state.every)
 
         try:
-            with FitProgress(state.n, theme, show=progressbar) as bar:
+            with FitProgress(
+                state.n, theme, show=progressbar, label=str(self.approx.formula)
+            ) as bar:
                 run.advance(bar, save)
         except StopIteration as stop:
             state.n = state.done  # nothing is left to resume
