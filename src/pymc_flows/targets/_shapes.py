@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil, cos, exp, log, pi, sin, sqrt
+from math import ceil, cos, erfc, exp, log, pi, sin, sqrt
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from pymc_flows.targets._target import Target
 
@@ -130,7 +129,7 @@ class Ring(Target):
     def log_z(self) -> float:
         """Log normalising constant, in nats: ln(2π ∫ r e^{−½ ((r − radius) / width)²} dr)."""
         edge = self.radius / self.width
-        profile = exp(-0.5 * edge**2) + edge * sqrt(2 * pi) * float(ndtr(edge))
+        profile = exp(-0.5 * edge**2) + edge * sqrt(pi / 2) * erfc(-edge / sqrt(2))
         return log(2 * pi * self.width**2 * profile)
 
     def _log_density(self, z: Any, xp: ModuleType) -> Any:
