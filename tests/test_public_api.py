@@ -118,6 +118,12 @@ def test_every_plot_takes_its_subject_first_and_axes_by_name():
         "draws": ["samples", "ax"],
         "history": ["hist", "ax"],
         "joint_kde": ["samples", "figure"],
+        "ladder": ["ladder", "figure"],
+        "layers": ["approx", "figure"],
+        "layers_animation": ["approx", "path"],
+        "log_weights": ["samples", "ax"],
+        "pairs": ["samples", "figure"],
+        "pareto_tail": ["samples", "ax"],
         "traces": ["tracker", "figure"],
     }
 

@@ -7,7 +7,7 @@ process; repeats are a Python loop over whole arrays. So the first draw costs th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -47,6 +47,20 @@ def forward_and_log_det(
             z, log_det = one(z, *values)
             total = total + log_det
     return z, total
+
+
+def passage(chain: Chain, z: np.ndarray, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Follow base draws (n, dim) through the layers: each one's word, and the points after it.
+
+    Repeats that are one map, such as those of `hh`, are one step, as in ``'hh*4'``.
+    """
+    for block, raw in zip(chain.blocks, params, strict=True):
+        stages = _stages(block, chain.dim, raw, z.dtype.name, inverse=False)
+        word = block.layer.word
+        name = f"{word}*{block.count}" if len(stages) < block.count else word
+        for one, values in stages:
+            z, _ = one(z, *values)
+            yield name, z
 
 
 def inverse_and_log_det(

@@ -27,7 +27,19 @@ def test_history_lines():
     assert mean.get_ydata()[0] == pytest.approx(losses[:3].mean())
     np.testing.assert_array_equal(bound.get_ydata(), [-1.5, -1.5])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss (nats)")
-    assert legend_texts(ax) == ["each step", "mean over 5 steps", "−log Z"]
+    assert legend_texts(ax) == [
+        "each step",
+        "mean over 5 steps",
+        "± 2 standard errors",
+        "−log Z",
+    ]
+    [band] = ax.collections
+    at_100 = band.get_paths()[0].vertices
+    low, high = np.unique(at_100[at_100[:, 0] == 100][:, 1])
+    half_width = 2 * losses[97:102].std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(
+        ((low + high) / 2, (high - low) / 2), (losses[97:102].mean(), half_width)
+    )
 
 
 def test_history_of_an_inference():
@@ -91,7 +103,17 @@ def test_histories_can_be_compared():
     assert low < 0 < 5 < high
     first, _, second, mean = ax.get_lines()
     assert first.get_color() != second.get_color() == mean.get_color()
-    assert legend_texts(ax)[2:] == ["planar*8: each step", "planar*8: mean over 1 steps"]
+    assert legend_texts(ax)[3:5] == ["planar*8: each step", "planar*8: mean over 1 steps"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "texts"), [([60], [""]), ({60: "refine", 90: ""}, ["refine", ""])]
+)
+def test_history_marks_stops(stops, texts):
+    ax = plots.history(np.zeros(100), stops=stops)
+    lines = ax.get_lines()[2:]
+    assert [line.get_xdata()[0] for line in lines] == [stop + 0.5 for stop in stops]
+    assert [text.get_text() for text in ax.texts] == texts
 
 
 @pytest.mark.parametrize(
@@ -100,6 +122,7 @@ def test_histories_can_be_compared():
         ([], {}, r"got shape \(0,\)"),
         (np.ones((3, 2)), {}, r"got shape \(3, 2\)"),
         ([1.0], {"window": 0}, "expected a window of at least 1 step"),
+        ([1.0], {"stops": [2]}, "expected stops from 0 to 1"),
     ],
 )
 def test_history_refuses(hist, options, message):

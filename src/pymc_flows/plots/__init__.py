@@ -1,13 +1,30 @@
-"""Pictures of targets, approximations, draws and training, on Matplotlib.
+"""Pictures of targets, approximations, draws, weights and training, on Matplotlib.
 
-Every function draws what it is given and returns the axes: it neither fits nor samples, shows no
-figure, and leaves Matplotlib's settings as they are. Without ``ax`` or ``figure`` it makes a new
-figure. Matplotlib comes with ``pip install 'pymc-flows[plots]'`` and is imported when the first
-figure is drawn.
+Every function draws what it is given and returns the axes (`layers_animation` writes a file and
+returns its path): it neither fits nor samples, shows no figure, and leaves Matplotlib's settings as
+they are. Without ``ax`` or ``figure`` it makes a new figure. Matplotlib comes with
+``pip install 'pymc-flows[plots]'`` and is imported when the first figure is drawn.
 """
 
 from pymc_flows.plots._densities import approximation_density, density_contour
+from pymc_flows.plots._ladder import ladder
+from pymc_flows.plots._layers import layers, layers_animation
+from pymc_flows.plots._pairs import pairs
 from pymc_flows.plots._samples import draws, joint_kde
 from pymc_flows.plots._training import history, traces
+from pymc_flows.plots._weights import log_weights, pareto_tail
 
-__all__ = ["approximation_density", "density_contour", "draws", "history", "joint_kde", "traces"]
+__all__ = [
+    "approximation_density",
+    "density_contour",
+    "draws",
+    "history",
+    "joint_kde",
+    "ladder",
+    "layers",
+    "layers_animation",
+    "log_weights",
+    "pairs",
+    "pareto_tail",
+    "traces",
+]

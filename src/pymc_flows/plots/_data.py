@@ -1,6 +1,7 @@
 """What the plots show, as plain arrays: draws in the plane, thinned losses, tracked parameters."""
 
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -27,8 +28,40 @@ def plane(samples: Any, var_names: Names) -> tuple[Floats, tuple[str, str]]:
 
     Draws that are not finite are left out, with a warning that says how many.
     """
-    if isinstance(samples, xr.DataTree | xr.Dataset | xr.DataArray):
-        z, labels = _two_coordinates(_as_dataset(samples), var_names)
+    if is_named(samples):
+        variables = _variables(samples, var_names)
+        if sum(_n_entries(variable) for variable in variables.values()) != 2:
+            found = ", ".join(f"{name} {_event_shape(v)}" for name, v in variables.items())
+            raise FlowShapeError(
+                "expected one variable of length 2 or two scalar variables\n"
+                f"got {found or 'none'}\n"
+                "choose with var_names, or pass an array of shape (n, 2)"
+            )
+    elif var_names is None and (np.ndim(samples) < 2 or np.shape(samples)[-1] != 2):
+        raise FlowShapeError(
+            "expected draws of shape (..., 2)\n"
+            f"got shape {np.shape(samples)}\n"
+            "choose two coordinates as array[..., [i, j]]"
+        )
+    z, labels = columns(samples, var_names)
+    return z, (labels[0], labels[1])
+
+
+def is_named(samples: Any) -> bool:
+    """Whether samples are variables with names, not an array."""
+    return isinstance(samples, xr.DataTree | xr.Dataset | xr.DataArray)
+
+
+def columns(samples: Any, var_names: Names) -> tuple[Floats, list[str]]:
+    """Draws of all coordinates, shape (n, k), and the names of the coordinates.
+
+    Draws that are not finite are left out, with a warning that says how many.
+    """
+    if is_named(samples):
+        variables = _variables(samples, var_names)
+        parts = [_flat(variable) for variable in variables.values()]
+        z = np.concatenate([np.empty((len(parts[0]), 0)), *parts], axis=-1, dtype=float)
+        labels = [label for name, v in variables.items() for label in _entry_names(name, v)]
     elif var_names is not None:
         raise TypeError(
             "expected samples with named variables, a DataTree or a Dataset, for var_names\n"
@@ -36,19 +69,16 @@ def plane(samples: Any, var_names: Names) -> tuple[Floats, tuple[str, str]]:
             "leave out var_names, or choose the coordinates as array[..., [i, j]]"
         )
     else:
-        z, labels = np.asarray(samples, dtype=float), ("z[0]", "z[1]")
-        if z.ndim < 2 or z.shape[-1] != 2:
-            raise FlowShapeError(
-                "expected draws of shape (..., 2)\n"
-                f"got shape {z.shape}\n"
-                "choose two coordinates as array[..., [i, j]]"
-            )
-        z = z.reshape(-1, 2)
+        z = np.asarray(samples, dtype=float)
+        if z.ndim < 2:
+            raise FlowShapeError(f"expected draws of shape (..., k)\ngot shape {z.shape}")
+        z = z.reshape(-1, z.shape[-1])
+        labels = [f"z[{i}]" for i in range(z.shape[-1])]
     finite = np.isfinite(z).all(-1)
     if not finite.all():
         warnings.warn(
             f"{(~finite).sum():,} of {len(z):,} draws are not finite and are left out",
-            stacklevel=3,
+            stacklevel=4,
         )
     return z[finite], labels
 
@@ -61,32 +91,35 @@ def _as_dataset(samples: xr.DataTree | xr.Dataset | xr.DataArray) -> xr.Dataset:
     return samples
 
 
-def _two_coordinates(dataset: xr.Dataset, var_names: Names) -> tuple[Floats, tuple[str, str]]:
-    variables = {str(name): variable for name, variable in dataset.data_vars.items()}
-    names = _checked_names(var_names, variables)
-    sizes = {name: _event_sizes(variables[name]) for name in names}
-    if sum(int(np.prod(list(size.values()))) for size in sizes.values()) != 2:
-        found = ", ".join(f"{name} {tuple(size.values())}" for name, size in sizes.items())
-        raise FlowShapeError(
-            "expected one variable of length 2 or two scalar variables\n"
-            f"got {found or 'none'}\n"
-            "choose with var_names, or pass an array of shape (n, 2)"
-        )
-    columns, labels = [], []
-    for name in names:
-        variable, event = variables[name], sizes[name]
-        sample_dims = [dim for dim in _SAMPLE_DIMS if dim in variable.dims]
-        values = variable.transpose(*sample_dims, *event).values
-        columns.append(values.reshape(-1, int(np.prod(list(event.values())))))
-        labels += [
-            f"{name}[{', '.join(index)}]" if index else name
-            for index in _coordinate_values(variable, list(event))
-        ]
-    return np.concatenate(columns, axis=-1, dtype=float), (labels[0], labels[1])
+def _variables(samples: Any, var_names: Names) -> dict[str, xr.DataArray]:
+    known = {str(name): variable for name, variable in _as_dataset(samples).data_vars.items()}
+    return {name: known[name] for name in _checked_names(var_names, known)}
 
 
-def _event_sizes(variable: xr.DataArray) -> dict[Hashable, int]:
-    return {dim: size for dim, size in variable.sizes.items() if dim not in _SAMPLE_DIMS}
+def _event_dims(variable: xr.DataArray) -> list[Hashable]:
+    return [dim for dim in variable.dims if dim not in _SAMPLE_DIMS]
+
+
+def _event_shape(variable: xr.DataArray) -> tuple[int, ...]:
+    return tuple(variable.sizes[dim] for dim in _event_dims(variable))
+
+
+def _n_entries(variable: xr.DataArray) -> int:
+    return math.prod(_event_shape(variable))
+
+
+def _flat(variable: xr.DataArray) -> Floats:
+    """Draws (n, entries)."""
+    sample_dims = [dim for dim in _SAMPLE_DIMS if dim in variable.dims]
+    values: Floats = variable.transpose(*sample_dims, *_event_dims(variable)).values
+    return values.reshape(-1, _n_entries(variable))
+
+
+def _entry_names(name: str, variable: xr.DataArray) -> list[str]:
+    return [
+        f"{name}[{', '.join(index)}]" if index else name
+        for index in _coordinate_values(variable, _event_dims(variable))
+    ]
 
 
 def _coordinate_values(variable: xr.DataArray, dims: Sequence[Hashable]) -> list[tuple[str, ...]]:
@@ -136,17 +169,26 @@ def extremes(values: Floats, most: int) -> npt.NDArray[np.intp]:
     )
 
 
-def running_mean(values: Floats, centres: npt.NDArray[np.intp], window: int) -> Floats:
-    """Mean of the finite values in a window around each centre; NaN where there is none.
+def running_mean(
+    values: Floats, centres: npt.NDArray[np.intp], window: int
+) -> tuple[Floats, Floats]:
+    """Mean of the finite values in a window around each centre, and its standard error.
 
-    Each window is summed afresh: differences of one cumulative sum would carry the rounding error
-    of a huge first loss into all later means.
+    Both are NaN where there is no value, and the error is where there is only one. Each window is
+    summed afresh: differences of one cumulative sum would carry the rounding error of a huge first
+    loss into all later means. The noise of one step is independent of that of the next.
     """
     starts = np.maximum(0, centres - (window - 1) // 2)
     stops = np.minimum(len(values), centres + window // 2 + 1)
-    windows = (values[start:stop] for start, stop in zip(starts, stops, strict=True))
-    finite = (window[np.isfinite(window)] for window in windows)
-    return np.array([window.mean() if len(window) else np.nan for window in finite])
+    means, errors = np.full(len(centres), np.nan), np.full(len(centres), np.nan)
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        inside = values[start:stop]
+        inside = inside[np.isfinite(inside)]
+        if len(inside):
+            means[i] = inside.mean()
+        if len(inside) > 1:
+            errors[i] = inside.std(ddof=1) / math.sqrt(len(inside))
+    return means, errors
 
 
 def typical_range(values: Floats) -> tuple[float, float]:

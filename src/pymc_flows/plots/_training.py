@@ -1,6 +1,7 @@
 """Training: losses, parameters and gradients against steps."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +35,9 @@ def history(
     window: int | None = None,
     log_z: float | None = None,
     label: str | None = None,
+    stops: Mapping[int, str] | Sequence[int] = (),
 ) -> "Axes":
-    """Draw the loss of each step and its running mean.
+    """Draw the loss of each step, and its running mean with a band of two standard errors.
 
     A long history is thinned to the lowest and the highest loss of equal stretches, so that no
     spike is lost. The frame leaves out losses far from the bulk, such as the first ones; the
@@ -55,6 +57,9 @@ def history(
         that exists: the distance to it is KL(q ‖ p).
     label : str, optional
         Name of this history in the legend.
+    stops : sequence of int, or dict of int to str, optional
+        Steps after which something began or ended, such as a fit that `refine` continued, and maybe
+        what it was: a vertical line for each.
 
     Returns
     -------
@@ -65,7 +70,7 @@ def history(
     FlowShapeError
         If the history is not one-dimensional, or is empty.
     ValueError
-        If ``window`` is less than 1.
+        If ``window`` is less than 1, or a stop is not among the steps.
     """
     losses = np.asarray(getattr(hist, "hist", hist), dtype=float)
     if losses.ndim != 1 or not len(losses):
@@ -77,6 +82,9 @@ def history(
     window = max(1, len(losses) // 50) if window is None else window
     if window < 1:
         raise ValueError(f"expected a window of at least 1 step\ngot {window}")
+    texts = stops if isinstance(stops, Mapping) else dict.fromkeys(stops, "")
+    if wrong := [stop for stop in texts if not 0 <= stop <= len(losses)]:
+        raise ValueError(f"expected stops from 0 to {len(losses)}\ngot {wrong}")
     ax = new_axes(figsize=(7, 4)) if ax is None else ax
 
     frame = ax.get_ylim() if ax.lines else None
@@ -85,11 +93,16 @@ def history(
     kept = extremes(losses, _MAX_LINE_POINTS)
     [each] = ax.plot(kept + 1, np.where(finite, losses, np.nan)[kept], linewidth=0.6, alpha=0.35)
     centres = np.unique(np.linspace(0, len(losses) - 1, _MAX_LINE_POINTS // 2).astype(int))
-    ax.plot(
+    mean, error = running_mean(losses, centres, window)
+    ax.plot(centres + 1, mean, color=each.get_color(), label=f"{name}mean over {window:,} steps")
+    ax.fill_between(
         centres + 1,
-        running_mean(losses, centres, window),
+        mean - 2 * error,
+        mean + 2 * error,
         color=each.get_color(),
-        label=f"{name}mean over {window:,} steps",
+        alpha=0.3,
+        linewidth=0,
+        label=f"{name}± 2 standard errors",
     )
     outside = _frame_losses(ax, losses[finite], log_z, frame)
     each.set_label(f"{name}each step" + (f" ({outside:,} outside the frame)" if outside else ""))
@@ -106,6 +119,18 @@ def history(
         )
     if log_z is not None:
         ax.axhline(-log_z, color="black", linestyle="--", linewidth=1, label="−log Z")
+    for stop, text in texts.items():
+        ax.axvline(stop + 0.5, color="grey", linestyle=":", linewidth=1)
+        ax.annotate(
+            text,
+            (stop + 0.5, 0.98),
+            (3, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            rotation=90,
+            fontsize="small",
+        )
     ax.set_xlabel("step")
     ax.set_ylabel("loss (nats)")
     ax.legend()
