@@ -81,6 +81,11 @@ class Check:
     bar: str
     holds: bool
 
+    def row(self) -> Row:
+        """The line of a table."""
+        verdict = "yes" if self.holds else "NO"
+        return {"bar": f"{self.what} {self.bar}", "measured": self.value, "holds": verdict}
+
 
 @dataclass
 class Report:
@@ -108,8 +113,8 @@ class Report:
     checks: list[Check] = field(default_factory=list)
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, arguments: argparse.Namespace) -> None:
-        """Write ``NAME.json`` and ``NAME.md`` to ``arguments.out`` and show the tables."""
+    def save(self, arguments: argparse.Namespace, *, show: bool = True) -> None:
+        """Write ``NAME.json`` and ``NAME.md`` to ``arguments.out``; by default show the tables."""
         record = {"environment": environment(), "command": arguments.command, **asdict(self)}
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
@@ -117,21 +122,14 @@ class Report:
         (out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
         page = self.markdown(record)
         (out / f"{self.name}.md").write_text(page, encoding="utf-8")
-        say(page)
+        if show:
+            say(page)
 
     def markdown(self, record: Mapping[str, Any]) -> str:
         """Return the page of the run."""
         parts = [f"# {self.name}", self.about]
         if self.checks:
-            rows = [
-                {
-                    "bar": f"{c.what} {c.bar}",
-                    "measured": c.value,
-                    "holds": "yes" if c.holds else "NO",
-                }
-                for c in self.checks
-            ]
-            parts.append(markdown_table(rows))
+            parts.append(markdown_table([check.row() for check in self.checks]))
         for heading, rows in self.tables.items():
             parts += [f"## {heading}", markdown_table(rows)]
         facts = {"command": f"`{record['command']}`", **self.settings, **record["environment"]}

@@ -3,222 +3,193 @@
 With ``--data FOLDER`` the posteriors are those of a folder outside of this repository:
 
     FOLDER/models.py            build(name) -> pymc.Model, and the list NAMES
-    FOLDER/reference/NAME.npz   what score.py needs to know of the exact posterior
-    FOLDER/score.py             load_reference(path); score(draws, reference) -> dict with
-                                max_mean, max_logsd, sw1, sw1_white, worst_mean, worst_sd
+    FOLDER/reference/NAME.npz   what is known of the exact posterior
+    FOLDER/score.py             load_reference(path) -> dict with mean, sd and draws by variable;
+                                score(draws, reference) -> dict with max_mean, mean_mean, max_logsd,
+                                mean_logsd, worst_mean, worst_sd, sw1, sw1_white
+    FOLDER/floor.json           scores of exact draws by name (optional)
 
-Without it only the project's own targets are fitted, and the report says what is missing.
+With ``--held-out CACHE`` they are those of `benchmarks.held_out`, whose references are made by long
+runs of NUTS and kept in the folder CACHE. With neither, only the project's own targets are fitted,
+and the report says what is missing.
 
 A method is ``auto`` or a formula, both for `pymc_flows.fit` with its defaults, or one of others:
 ``advi`` and ``fullrank_advi`` of `pymc.fit` (30,000 steps, else defaults), ``pathfinder`` of
-pymc-extras and ``nuts`` (nutpie where it is installed, else PyMC's own), both with defaults.
+pymc-extras, ``nuts`` of nutpie, both with defaults, and ``best Gaussian``, which is told the
+answer: the Gaussian with the moments of the reference in the unconstrained space.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pymc as pm
 
-import pymc_flows as pmf
-from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
-from pymc_flows.diagnostics import measure
+from benchmarks import _accuracy_plots, _accuracy_tables
+from benchmarks._accuracy_tables import Bars, Rows
+from benchmarks._common import Parser, Report, Row, environment, say, stopwatch
+from benchmarks._compile_clock import compile_clock
+from benchmarks._methods import BEST_GAUSSIAN, DRAWS, METHODS, Fitted, best_gaussian, ours
+from benchmarks._posteriors import Collection, Folder, OwnTargets, sd_ratios, summarized
+from benchmarks.held_out import HeldOut
 from pymc_flows.errors import FlowError
-from pymc_flows.targets import POTENTIALS, Target, gaussian
 
-DRAWS = 4_000
-METHODS = ("auto", "advi", "fullrank_advi")
-OTHERS = ("advi", "fullrank_advi", "nuts", "pathfinder")
-ADVI_STEPS = 30_000
-# Bars of a good fit: mean error in standard deviations, log ratio of standard deviations.
-MEAN_BAR, SD_BAR = 0.1, -np.log(0.9)
-SHARE_BAR = 0.8
-LAYOUT = ("models.py", "score.py", "reference")
+DEFAULT_METHODS = ("auto", "advi", "fullrank_advi")
+# The best Gaussian is scored without noise of its own.
+MANY_DRAWS = 100_000
+FAILURES = (
+    *(FlowError, ArithmeticError, ImportError, RuntimeError, ValueError),
+    *(np.linalg.LinAlgError, NotImplementedError, TypeError),
+)
 COLUMNS = (
-    "posterior",
-    "method",
-    "seed",
-    "dim",
-    "mean error, sd",
-    "log sd error",
-    "sw1",
-    "white",
-    "ELBO",
-    "k-hat",
-    "wall s",
-    "CPU s",
-    "worst mean, sd",
-    "note",
+    *("posterior", "method", "seed", "dim"),
+    *("worst mean error", "mean mean error", "lowest sd ratio", "highest sd ratio"),
+    *("worst log sd error", "mean log sd error", "sw1", "white"),
+    *("ELBO", "ELBO error", "k-hat"),
+    *("compile wall s", "compile CPU s", "run wall s", "run CPU s", "share of run"),
+    *("is good", "worst mean at", "worst sd at", "note", "source"),
 )
 WITHOUT_DATA = (
     "No --data: real posteriors are missing here, only the project's own targets were fitted, "
-    "scored against exact draws; the columns sw1 and white need the folder's score.py."
+    "scored against exact draws; the column white needs the folder's score.py."
+)
+ABOUT = (
+    f"Defaults of `pymc_flows.fit` and of others, {DRAWS:,} draws each. Errors of means are in "
+    "exact standard deviations; worst and mean are over all scalars. sw1 is the sliced "
+    "Wasserstein-1 distance of standardised draws, white the same of whitened ones. ELBO ± its "
+    "Monte-Carlo error and k-hat come from 10,000 fresh draws (PyMC's Gaussians included). *best "
+    "Gaussian* has the moments of the reference's draws in the unconstrained space and is scored "
+    f"against the same draws, by {MANY_DRAWS:,} of its own. Seconds to compile are those in "
+    "`pytensor.function`, in the first call of a training loop, in numba's and JAX's compilers and "
+    "in nutpie's; seconds of the run are the rest, with the search for a start and the draws. CPU "
+    "seconds count; wall seconds, in the JSON file, depend on what else the machine did. "
+    f"Good: {_accuracy_tables.BAR}."
 )
 
 
-class Collection(ABC):
-    """Models with known answers."""
-
-    names: Sequence[str]
-
-    @abstractmethod
-    def model(self, name: str) -> pm.Model:
-        """Build a model."""
-
-    @abstractmethod
-    def score(self, name: str, draws: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """Compare draws (draw, ...) by variable with the reference."""
-
-
-@dataclass(frozen=True)
-class Folder(Collection):
-    """The posteriors of a folder."""
-
-    path: Path
-    models: ModuleType
-    scoring: ModuleType
-
-    @classmethod
-    def open(cls, path: Path) -> Folder:
-        """Load a folder's modules; say what it lacks."""
-        lacking = [item for item in LAYOUT if not (path / item).exists()]
-        if lacking:
-            raise FileNotFoundError(f"{path} has no {', '.join(lacking)}\n{__doc__}")
-        return cls(path, *(_load(path / item) for item in LAYOUT[:2]))
-
-    @property
-    def names(self) -> Sequence[str]:  # type: ignore[override]
-        """Names that the folder lists."""
-        return tuple(self.models.NAMES)
-
-    def model(self, name: str) -> pm.Model:
-        """Build a model."""
-        return self.models.build(name)
-
-    def score(self, name: str, draws: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """Score with the folder's own function."""
-        reference = self.scoring.load_reference(self.path / "reference" / f"{name}.npz")
-        return self.scoring.score(draws, reference)
-
-
-class OwnTargets(Collection):
-    """The project's own targets, scored against exact draws."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        factor = rng.standard_normal((20, 20))
-        wide = gaussian(rng.standard_normal(20), factor @ factor.T + np.eye(20), name="gaussian20")
-        self._targets: dict[str, Target] = {t.name: t for t in (*POTENTIALS, wide)}
-        self.names = tuple(self._targets)
-
-    def model(self, name: str) -> pm.Model:
-        """Build a model."""
-        return self._targets[name].model()
-
-    def score(self, name: str, draws: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """Errors of mean and standard deviation relative to 100,000 exact draws."""
-        exact = self._targets[name].sample(100_000, random_seed=0)
-        error = np.abs(draws[name].mean(0) - exact.mean(0)) / exact.std(0)
-        log_sd = np.abs(np.log(draws[name].std(0) / exact.std(0)))
-        return {
-            "max_mean": error.max(),
-            "max_logsd": log_sd.max(),
-            "worst_mean": f"{name}[{error.argmax()}]",
-            "worst_sd": f"{name}[{log_sd.argmax()}]",
-        }
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_data_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-type Draws = Mapping[str, np.ndarray]
-
-
-def ours(model: pm.Model, formula: str, seed: int, steps: int | None) -> tuple[Draws, Row]:
-    """Fit with the defaults of `pymc_flows.fit`."""
-    given = {} if steps is None else {"n": steps}
-    approx = pmf.fit(formula=formula, model=model, random_seed=seed, progressbar=False, **given)
-    found: Row = {"dim": approx.ddim, "note": str(approx.formula)}
-    if not approx.has_minibatch:
-        quality = measure(approx, random_seed=seed)
-        found = found | {"ELBO": quality.elbo, "k-hat": quality.khat}
-    return _by_variable(approx.sample(DRAWS, random_seed=seed)), found
-
-
-def others(model: pm.Model, method: str, seed: int, steps: int | None) -> tuple[Draws, Row]:
-    """Fit or sample with another library."""
-    with model:
-        if method == "pathfinder":
-            from pymc_extras import fit_pathfinder
-
-            idata = fit_pathfinder(random_seed=seed, num_draws=DRAWS, display_summary=False)
-            return _by_variable(idata), {}
-        if method == "nuts":
-            sampler = "nutpie" if importlib.util.find_spec("nutpie") else "pymc"
-            idata = pm.sample(
-                draws=steps or 1_000,
-                chains=4,
-                nuts_sampler=sampler,
-                random_seed=seed,
-                progressbar=False,
-            )
-            return _by_variable(idata), {"note": sampler}
-        approx = pm.fit(steps or ADVI_STEPS, method=method, random_seed=seed, progressbar=False)
-        elbo = -float(np.nanmean(approx.hist[-1_000:]))
-        return _by_variable(approx.sample(DRAWS, random_seed=seed)), {"ELBO": elbo}
-
-
-def _by_variable(idata: Any) -> Draws:
-    posterior = idata["posterior"].dataset
-    return {str(k): v.stack(s=("chain", "draw")).transpose("s", ...).values
-            for k, v in posterior.items()}  # fmt: skip
-
-
-def fit_once(collection: Collection, name: str, method: str, seed: int, steps: int | None) -> Row:
+def fit_once(
+    collection: Collection, name: str, method: str, seed: int, steps: int | None, bars: Bars
+) -> Row:
     """Fit one posterior and score it; a failure becomes a line too."""
-    row = dict.fromkeys(COLUMNS) | {"posterior": name, "method": method, "seed": seed}
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {"posterior": name, "method": method, "seed": seed, "source": 0}
+    reference = collection.reference(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             model = collection.model(name)
-            with stopwatch() as seconds:
-                fit = others if method in OTHERS else ours
-                draws, found = fit(model, method, seed, steps)
-        except (FlowError, ArithmeticError, ImportError, RuntimeError, ValueError) as error:
+            with compile_clock() as clock, stopwatch() as seconds:
+                if method == BEST_GAUSSIAN:
+                    fitted = best_gaussian(model, reference, seed, MANY_DRAWS)
+                else:
+                    fitted = METHODS.get(method, ours(method))(model, seed, steps, clock)
+        except FAILURES as error:
             return row | {"note": f"{type(error).__name__}: {error}".split("\n")[0]}
-    scores = collection.score(name, draws)
-    return row | {
-        "mean error, sd": scores["max_mean"],
-        "log sd error": scores["max_logsd"],
-        "sw1": scores.get("sw1"),
+        row |= fitted.facts()
+    if method == BEST_GAUSSIAN:
+        # Its draws are few, so their own moments are what it can be held to.
+        reference = reference | summarized(reference["draws"])
+    else:
+        row |= {
+            "compile wall s": clock.seconds.wall,
+            "compile CPU s": clock.seconds.cpu,
+            "run wall s": seconds.wall - clock.seconds.wall,
+            "run CPU s": seconds.cpu - clock.seconds.cpu,
+        }
+    row |= scored(collection, fitted, reference)
+    row["is good"] = bars.holds(row)
+    row["share of run"] = share_until_good(collection, fitted, reference, bars)
+    return row
+
+
+def scored(collection: Collection, fitted: Fitted, reference: Any, n: int | None = None) -> Row:
+    """Columns of a comparison of the first n draws with a reference."""
+    draws = {name: x[:n] for name, x in fitted.draws.items()}
+    scores, ratios = collection.score(draws, reference), sd_ratios(draws, reference)
+    return {
+        "worst mean error": scores["max_mean"],
+        "mean mean error": scores["mean_mean"],
+        "lowest sd ratio": float(ratios.min()),
+        "highest sd ratio": float(ratios.max()),
+        "worst log sd error": scores["max_logsd"],
+        "mean log sd error": scores["mean_logsd"],
+        "sw1": scores["sw1"],
         "white": scores.get("sw1_white"),
-        "wall s": seconds.wall,
-        "CPU s": seconds.cpu,
-        "worst mean, sd": f"{scores['worst_mean']}, {scores['worst_sd']}",
-        **found,
+        "worst mean at": scores["worst_mean"],
+        "worst sd at": scores["worst_sd"],
     }
 
 
-def is_good(row: Row) -> bool:
-    """Whether means and standard deviations are within the bars."""
-    return (
-        row["mean error, sd"] is not None
-        and row["mean error, sd"] < MEAN_BAR
-        and row["log sd error"] < SD_BAR
+def share_until_good(
+    collection: Collection, fitted: Fitted, reference: Any, bars: Bars
+) -> float | None:
+    """Share of a run after which it was good and stayed so; None if it never was."""
+    share = None
+    for n, so_far in reversed(fitted.course or [(None, 1.0)]):
+        if not bars.holds(scored(collection, fitted, reference, n)):
+            break
+        share = so_far
+    return share
+
+
+def read_rows(paths: Sequence[Path]) -> tuple[list[Row], list[Row]]:
+    """Rows of earlier runs and the sources that they name; source 0 is left for this run."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    sources: list[Row] = []
+    for path in paths:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = record["details"]["sources"]
+        # One run after the other, and the same one once.
+        places = {}
+        for number, source in enumerate(known):
+            if source not in sources:
+                sources.append(source)
+            places[number] = sources.index(source) + 1
+        for row in record["details"]["rows"]:
+            rows[_key(row)] = row | {"source": places[row["source"]]}
+    return list(rows.values()), sources
+
+
+def together(new: Rows, added: Rows) -> list[Row]:
+    """All rows; a new one instead of an added one of the same posterior, method and seed."""
+    return list({_key(row): row for row in [*added, *new]}.values())
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["posterior"], row["method"], row["seed"]
+
+
+def open_collection(parser: Parser, data: Path | None, held_out: Path | None) -> Collection:
+    """The posteriors that the arguments ask for."""
+    if data is not None and held_out is not None:
+        parser.error("give --data or --held-out, not both")
+    try:
+        if data is not None:
+            return Folder(data)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    return OwnTargets() if held_out is None else HeldOut(held_out)
+
+
+def report_of(
+    rows: list[Row], sources: list[Row], names: Sequence[str], about: str, arguments: Any
+) -> Report:
+    """Sort rows into tables."""
+    own = {**environment(), "command": arguments.command}
+    all_sources = [own, *sources]
+    place = {name: i for i, name in enumerate(names)}
+    rows = sorted((r for r in rows if r["posterior"] in place), key=lambda r: place[r["posterior"]])
+    return Report(
+        arguments.name,
+        about,
+        {"seeds": ", ".join(str(s) for s in sorted({row["seed"] for row in rows}))},
+        _accuracy_tables.tables(rows) | {"Runs": _accuracy_tables.source_rows(rows, all_sources)},
+        _accuracy_tables.checks(rows),
+        {"sources": all_sources, "rows": rows},
     )
 
 
@@ -226,64 +197,51 @@ def main(argv: Sequence[str] | None = None) -> Report:
     """Fit all posteriors with all methods and seeds, and save the report."""
     parser = Parser("accuracy", (__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with models.py, score.py and reference/")
+    parser.add_argument(
+        "--held-out", type=Path, help="folder for references of benchmarks.held_out"
+    )
     parser.add_argument("--names", nargs="+", help="only these posteriors")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (3)")
+    parser.add_argument("--methods", nargs="*", default=list(DEFAULT_METHODS))
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (0)")
     parser.add_argument("--steps", type=int, help="other number of steps, to try the script")
+    parser.add_argument(
+        "--add",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="JSON",
+        help="take other rows from earlier runs, which should be of the same machine",
+    )
+    parser.add_argument("--page", type=Path, help="write a short page to this file, too")
     arguments = parser.read(argv)
-    try:
-        collection = OwnTargets() if arguments.data is None else Folder.open(arguments.data)
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    collection = open_collection(parser, arguments.data, arguments.held_out)
+    arguments.name = "accuracy" if arguments.held_out is None else "held_out"
     names = arguments.names or collection.names
     if unknown := sorted(set(names) - set(collection.names)):
         parser.error(f"unknown: {', '.join(unknown)}\nknown: {', '.join(collection.names)}")
-    about = (
-        f"Defaults of `pymc_flows.fit` and of others, {DRAWS:,} draws. Errors are the largest over "
-        "all scalars: |mean difference| in exact standard deviations, |log ratio of standard "
-        "deviations|; sw1 is the sliced Wasserstein-1 distance of standardised draws, white the "
-        "same of whitened ones. ELBO and k-hat from 10,000 fresh draws (ADVI: mean loss of the "
-        "last 1,000 steps). Seconds include the search for a start and compiling. Good: mean error "
-        f"below {MEAN_BAR} and log sd error below {SD_BAR:.3f}, in every seed."
-    )
-    if arguments.data is None:
+    about = ABOUT
+    if isinstance(collection, OwnTargets):
         about += f"\n\n{WITHOUT_DATA}"
         say(WITHOUT_DATA)
-    rows = []
+    added, sources = read_rows(arguments.add)
+    new: list[Row] = []
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for name in names:
+        bars = Bars.of(collection.floor(name))
         for method in arguments.methods:
-            for seed in range(arguments.seeds):
-                rows.append(fit_once(collection, name, method, seed, arguments.steps))
-                say(", ".join(f"{k} {v}" for k, v in rows[-1].items()))
-    shares = [
-        {
-            "method": method,
-            "good posteriors": sum(
-                all(is_good(r) for r in rows if (r["posterior"], r["method"]) == (name, method))
-                for name in names
-            ),
-            "of": len(names),
-        }
-        for method in arguments.methods
-    ]
-    checks = [
-        Check(
-            f"{row['method']}: share of good posteriors",
-            row["good posteriors"] / row["of"],
-            f"≥ {SHARE_BAR}",
-            row["good posteriors"] >= SHARE_BAR * row["of"],
-        )
-        for row in shares
-        if row["method"] == "auto" and arguments.data is not None
-    ]
-    report = Report(
-        "accuracy",
-        about,
-        {"seeds": f"0 to {arguments.seeds - 1}", "steps": arguments.steps or "the default"},
-        {"Good posteriors": shares, "Errors": rows},
-        checks,
-    )
+            for seed in seeds:
+                new.append(fit_once(collection, name, method, seed, arguments.steps, bars))
+                say(", ".join(f"{k} {v}" for k, v in new[-1].items()))
+        report = report_of(together(new, added), sources, names, about, arguments)
+        if name != names[-1]:  # what is there if the rest fails
+            report.save(arguments, show=False)
     report.save(arguments)
+    out = Path(arguments.out)
+    _accuracy_plots.save(report.details["rows"], out / f"{report.name}.png")
+    if arguments.page:
+        page = _accuracy_tables.page(report, out / f"{report.name}.png", arguments.page)
+        arguments.page.write_text(page, encoding="utf-8")
     return report
 
 

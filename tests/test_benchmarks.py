@@ -174,67 +174,6 @@ def test_conjugate(bench, tmp_path):
     assert run["cpu_seconds"] > 0
 
 
-def test_accuracy_without_a_folder_says_what_is_missing(bench, tmp_path, capsys):
-    arguments = ["--names", "pot1", "--methods", "scale-loc", "--seeds", "1", "--steps", "20"]
-    report = bench.accuracy.main([*arguments, "--out", str(tmp_path)])
-    assert "No --data: real posteriors are missing" in capsys.readouterr().out
-    assert "No --data: real posteriors are missing" in report.about
-    (row,) = report.tables["Errors"]
-    assert row["dim"] == 2
-    assert row["sw1"] is None
-    assert np.isfinite([row["mean error, sd"], row["log sd error"], row["ELBO"]]).all()
-    record(tmp_path, "accuracy")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with two posteriors, one of which cannot be fitted."""
-    path = tmp_path / "data"
-    (path / "reference").mkdir(parents=True)
-    (path / "reference" / "good.npz").touch()
-    (path / "models.py").write_text(
-        "import pymc as pm\n"
-        "NAMES = ['good', 'bad']\n"
-        "def build(name):\n"
-        "    with pm.Model() as model:\n"
-        "        (pm.Normal if name == 'good' else pm.Poisson)('x', 1.0)\n"
-        "    return model\n"
-    )
-    (path / "score.py").write_text(
-        "def load_reference(path):\n"
-        "    return path.name\n"
-        "def score(draws, reference):\n"
-        "    assert draws['x'].shape == (4000,) and reference == 'good.npz'\n"
-        "    keys = ('max_mean', 'max_logsd', 'sw1', 'sw1_white')\n"
-        "    return dict.fromkeys(keys, 0.5) | {'worst_mean': 'x', 'worst_sd': 'x'}\n"
-    )
-    return path
-
-
-def test_accuracy_on_a_folder(bench, tmp_path, folder):
-    arguments = ["--data", str(folder), "--methods", "loc", "--seeds", "1", "--steps", "20"]
-    report = bench.accuracy.main([*arguments, "--out", str(tmp_path)])
-    good, bad = report.tables["Errors"]
-    assert good["sw1"] == 0.5
-    assert good["worst mean, sd"] == "x, x"
-    assert bad["note"].startswith("ModelError: ")
-    assert bad["ELBO"] is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data", "EMPTY"], "has no models.py, score.py, reference"),
-        (["--names", "pot1", "pot9"], "unknown: pot9"),
-    ],
-)
-def test_accuracy_refuses(bench, tmp_path, capsys, arguments, message):
-    given = [str(tmp_path) if a == "EMPTY" else a for a in arguments]
-    with pytest.raises(SystemExit):
-        bench.accuracy.main(given)
-    assert message in capsys.readouterr().err
-
-
 # ------------------------------------------------------------------------------- speed and peers
 
 
