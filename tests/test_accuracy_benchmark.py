@@ -19,7 +19,7 @@ from pymc_flows.modes import NUMPY
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("accuracy", "_accuracy_tables", "_compile_clock", "_methods", "_posteriors"),
-    *("held_out", "_held_out_models"),
+    *("accuracy_bars", "held_out", "_held_out_models"),
 )
 
 
@@ -301,6 +301,78 @@ def test_it_refuses(bench, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):
         bench.accuracy.main(given)
     assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ two further bars
+
+
+def test_the_reference_of_the_regression_is_its_posterior(bench):
+    logistic = bench.accuracy_bars.Logistic(rows=2_000, predictors=2)
+    reference = logistic.reference("any")
+    mean, sd = reference["mean"]["beta"], reference["sd"]["beta"]
+    # By a grid, ten standard deviations wide.
+    axes = [np.linspace(m - 5 * s, m + 5 * s, 61) for m, s in zip(mean, sd, strict=True)]
+    grid = np.stack([x.ravel() for x in np.meshgrid(*axes)], axis=1)
+    log_p = np.concatenate([logistic.log_density(part) for part in np.array_split(grid, 100)])
+    p = np.exp(log_p - log_p.max())
+    exact = p @ grid / p.sum()
+    np.testing.assert_allclose((mean - exact) / sd, 0, atol=0.005)
+    np.testing.assert_allclose(sd, np.sqrt(p @ (grid - exact) ** 2 / p.sum()), rtol=0.04)
+    np.testing.assert_allclose(reference["draws"]["beta"].mean(0), mean, atol=0.15 * sd.max())
+    density = ModelDensity(logistic.model("any"))
+    shift = LogDensity(density).value(grid[:2]) - logistic.log_density(grid[:2])
+    np.testing.assert_allclose(shift[0], shift[1], rtol=1e-9)
+
+
+def test_the_correlated_normal_has_the_condition_of_the_bar(bench):
+    target = bench.accuracy_bars.correlated_normal(6)
+    assert np.linalg.cond(np.array(target.cov)) == pytest.approx(1e4)
+    assert bench.accuracy_bars.sd_error(np.sqrt(np.diagonal(target.cov)) * 1.02, target) == (
+        pytest.approx(0.02)
+    )
+
+
+def test_bars_of_the_correlated_normal(bench):
+    keys = ("method", "largest sd error", "run CPU s")
+    values = [
+        *(("auto", 0.01, 10.0), ("tril-loc", 0.04, 2.0)),
+        *(("full-rank ADVI, its default", 0.5, 1.0), ("full-rank ADVI, adam(0.01)", 0.02, 3.0)),
+    ]
+    rows = [dict(zip(keys, x, strict=True)) for x in values]
+    found = [(c.value, c.holds) for c in bench.accuracy_bars.correlated_checks(rows)]
+    third = pytest.approx(10 / 3), pytest.approx(2 / 3)
+    assert found == [(0.01, True), (third[0], False), (0.04, False), (third[1], True)]
+    checks = bench.accuracy_bars.correlated_checks(rows[:3])
+    assert checks[1].what.endswith("which never was as accurate")
+    assert checks[1].value == 10
+
+
+def test_full_rank_advi_goes_on_until_it_is_as_accurate(bench, monkeypatch):
+    monkeypatch.setattr(bench.accuracy_bars, "ADVI_PART", 10)
+    monkeypatch.setattr(bench.accuracy_bars, "SD_BAR", 0.0)
+    target = bench.accuracy_bars.correlated_normal(2)
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        found = bench.accuracy_bars.full_rank_advi(target, "adam(0.01)", 0, 25)
+    assert found["note"] == "25 steps"
+    assert found["largest sd error"] > 0
+
+
+def test_two_further_bars(bench, tmp_path, monkeypatch):
+    seconds = {"auto": 3.0, "nuts": 40.0}
+    asked = []
+
+    def fit_once(collection, name, method, seed, steps, bars):
+        asked.append((name, method, seed, steps))
+        given = {"run CPU s": seconds[method], "run wall s": 1.0, "share of run": 0.5}
+        return row(method, name, seed=seed, **given)
+
+    monkeypatch.setattr(bench.accuracy_bars, "fit_once", fit_once)
+    arguments = ["--targets", "logistic", "--rows", "300", "--out", str(tmp_path)]
+    report = bench.accuracy_bars.main(arguments)
+    assert asked == [("logistic 300 × 50", "auto", 0, None), ("logistic 300 × 50", "nuts", 0, 400)]
+    assert len(report.tables["Logistic regression"]) == 2
+    [check] = report.checks
+    assert (check.value, check.holds) == (pytest.approx(3 / 40), True)
 
 
 # ------------------------------------------------------------------------------- held-out models
