@@ -28,6 +28,7 @@ ORDER = (
     "modes",
     "evaluate",
     "_graphs",
+    "_products",
     "_simplify",
     "layout",
     "_replacements",

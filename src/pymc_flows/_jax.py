@@ -39,10 +39,11 @@ from pytensor.tensor.subtensor import (
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._graphs import ops_inside, ops_of
+from pymc_flows._products import DataProduct
 from pymc_flows.modes import training_mode
 
 # Of a Blockwise, what it repeats.
-_SAFE_BLOCKWISE = (Elemwise, CAReduce, DimShuffle, Dot)
+_SAFE_BLOCKWISE = (Elemwise, CAReduce, DimShuffle, Dot, DataProduct)
 _SAFE = (
     *_SAFE_BLOCKWISE,
     Softmax,

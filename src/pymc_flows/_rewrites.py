@@ -15,7 +15,6 @@ from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Dot
-from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.flows._dispatch import on_first_use
 
@@ -55,21 +54,40 @@ def _quick_dot(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     return [product] if node.outputs[0].type.is_super(product.type) else None
 
 
+class PlainSoftplus(ps.UnaryScalarOp):
+    """The softplus in one form for all numbers; PyTensor's has five, and JAX computes them all."""
+
+    def impl(self, x: Any) -> Any:
+        """Compute it in NumPy."""
+        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+class PlainSigmoid(ps.UnaryScalarOp):
+    """The sigmoid from the exponential of which the softplus is made, so that both share it."""
+
+    def impl(self, x: Any) -> Any:
+        """Compute it in NumPy."""
+        small = np.exp(-np.abs(x))
+        return np.where(x < 0, small, 1) / (1 + small)
+
+
+_PLAIN = {
+    scalar_op: Elemwise(plain(ps.upgrade_to_float, name=plain.__name__))
+    for scalar_op, plain in ((ps.Softplus, PlainSoftplus), (ps.Sigmoid, PlainSigmoid))
+}
+
+
 @node_rewriter([Elemwise])
-def _plain_softplus(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
-    """PyTensor chooses between five forms of softplus, and JAX computes them all."""
-    if not isinstance(node.op.scalar_op, ps.Softplus):
+def _plain_forms(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Choose forms that no later rewrite looks into."""
+    plain = _PLAIN.get(type(node.op.scalar_op))
+    if plain is None or not node.outputs[0].dtype.startswith("float"):
         return None
-    x: TensorVariable = node.inputs[0]
-    if not x.dtype.startswith("float"):
-        return None
-    return [pt.maximum(x, np.asarray(0, x.dtype)) + pt.log1p(pt.exp(-pt.abs(x)))]
+    return [plain(node.inputs[0].astype(node.outputs[0].dtype))]
 
 
 optdb.register("pymc_flows_quick_dot", in2out(_quick_dot), TAGS["numba"], position=_POSITION)
-optdb.register(
-    "pymc_flows_plain_softplus", in2out(_plain_softplus), TAGS["jax"], position=_POSITION
-)
+optdb.register("pymc_flows_plain_forms", in2out(_plain_forms), TAGS["jax"], position=_POSITION)
 
 
 @on_first_use("numba")
@@ -83,3 +101,24 @@ def _register_numba() -> None:
     @register_funcify_and_cache_key(QuickDot)
     def _(op: QuickDot, node: Apply, **_: Any) -> tuple[Any, str]:
         return product, "QuickDot 1"
+
+
+@on_first_use("jax")
+def _register_jax() -> None:
+    import jax.numpy as jnp
+    from pytensor.link.jax.dispatch import jax_funcify
+
+    def softplus(x: Any) -> Any:
+        return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+    def sigmoid(x: Any) -> Any:
+        small = jnp.exp(-jnp.abs(x))
+        return jnp.where(x < 0, small, 1) / (1 + small)
+
+    @jax_funcify.register(PlainSoftplus)
+    def _(op: PlainSoftplus, **_: Any) -> Any:
+        return softplus
+
+    @jax_funcify.register(PlainSigmoid)
+    def _(op: PlainSigmoid, **_: Any) -> Any:
+        return sigmoid

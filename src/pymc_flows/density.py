@@ -20,6 +20,7 @@ from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._graphs import frontier, join_batches, lift_constants, switch_parameter_checks
+from pymc_flows._products import join_products
 from pymc_flows._replacements import Replacements, check_replacements, named_terms
 from pymc_flows._simplify import simplify
 from pymc_flows.errors import ModelError
@@ -147,7 +148,7 @@ class ModelDensity:
         with no_compiler():
             outputs = [_total(sums[:n_free]), _total(sums[n_free:])]
             outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
-            return lift_constants(simplify(outputs))
+            return join_products(lift_constants(simplify(outputs)), model.value_vars)
 
     def replaced(self, replacements: Replacements) -> ModelDensity:
         """Return the same density with variables of the model replaced, made once; itself if none.
