@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pymc as pm
@@ -27,7 +28,7 @@ from pymc_flows.errors import ModelError
 from pymc_flows.layout import Slot, initial_point, layout, start_point
 from pymc_flows.modes import no_compiler
 
-__all__ = ["ModelDensity", "Replacements", "Slot"]
+__all__ = ["ModelDensity", "Replacements", "Slot", "density_of"]
 
 
 class ModelDensity:
@@ -57,6 +58,21 @@ class ModelDensity:
         self.dim = self.slots[-1].slice.stop
         self._replacements: Replacements = None
         self._replaced: ModelDensity | None = None
+        self._parts = _parts(model)
+
+    def is_current(self) -> bool:
+        """Whether the model still has the variables that it had, in shape and number."""
+        parts = _parts(self.model)
+        return (
+            len(parts) == len(self._parts)
+            and all(a is b for a, b in zip(parts, self._parts, strict=True))
+            and (self._is_static or layout(self.model) == self.slots)
+        )
+
+    @property
+    def _is_static(self) -> bool:
+        """Whether neither data nor coords can change the shape of a free variable."""
+        return all(None not in value.type.shape for value in self.model.value_vars)
 
     # ------------------------------------------------------------------ flat vector <-> variables
 
@@ -112,7 +128,7 @@ class ModelDensity:
         Only variables whose shape depends on mutable data or coords can change; without any, this
         costs nothing.
         """
-        if all(None not in value.type.shape for value in self.model.value_vars):
+        if self._is_static:
             return
         current = initial_point(self.model)
         for slot in self.slots:
@@ -288,6 +304,34 @@ class ModelDensity:
         return pytensor.scan(
             step, sequences=sequences, non_sequences=[*fixed, *outer], return_updates=False
         )
+
+
+# By id of the model, which its density keeps alive.
+_DENSITIES: WeakValueDictionary[int, ModelDensity] = WeakValueDictionary()
+
+
+def density_of(model: pm.Model) -> ModelDensity:
+    """Return the density of a model: the same as before, while something uses that one.
+
+    So what has been found out about it, and compiled for it, need not be again: a model with a Scan
+    takes seconds. A model that has got other variables since has another density.
+
+    Raises
+    ------
+    ModelError
+        If the model has no free variable or a discrete one.
+    """
+    found = _DENSITIES.get(id(model))
+    if found is None or not found.is_current():
+        found = _DENSITIES[id(model)] = ModelDensity(model)
+    return found
+
+
+def _parts(model: pm.Model) -> list[object]:
+    """What the log density of a model is made of, besides values of data."""
+    maps = model.rvs_to_values, model.rvs_to_transforms
+    pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
+    return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]
 
 
 def _total(terms: list[TensorVariable]) -> TensorVariable:

@@ -11,7 +11,7 @@ from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows._arguments import check_integer
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.density import ModelDensity
+from pymc_flows.density import density_of
 from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import check_backend
 from pymc_flows.flows import build_chain
@@ -108,7 +108,7 @@ def fit(
 
 
 def _is_elementwise(formula: Formula, model: pm.Model) -> bool:
-    return build_chain(formula, ModelDensity(model).dim).is_elementwise
+    return build_chain(formula, density_of(model).dim).is_elementwise
 
 
 def _formula_of(method: object) -> str:

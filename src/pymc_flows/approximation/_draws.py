@@ -18,7 +18,7 @@ from xarray import Dataset, DataTree
 
 from pymc_flows import draws as _draws
 from pymc_flows.approximation._group import NormalizingFlowGroup
-from pymc_flows.density import ModelDensity
+from pymc_flows.density import ModelDensity, density_of
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
 from pymc_flows.importance import Correction, check_correction, check_has_weights, corrected
@@ -283,7 +283,7 @@ class FlowDraws(Approximation):
         return tree
 
     def _density_of(self, model: pm.Model) -> ModelDensity:
-        density = self.density if model is self.model else ModelDensity(model)
+        density = self.density if model is self.model else density_of(model)
         if density.slots != self.density.slots:
             raise ModelError(
                 "the model in context does not have the free variables of this approximation, so "

@@ -22,7 +22,7 @@ from pymc_flows.approximation._start import (
     check_jitter,
     set_layer_params,
 )
-from pymc_flows.density import ModelDensity
+from pymc_flows.density import density_of
 from pymc_flows.flows import Loc, build_chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -80,7 +80,7 @@ class NormalizingFlowGroup(Group):
 
     def __init_group__(self, group: Sequence[TensorVariable]) -> None:
         """Lay the variables out and create the parameters; PyMC may delay this."""
-        density = ModelDensity(self.model)
+        density = density_of(self.model)
         super().__init_group__(group)
         self.chain = build_chain(self.formula, self.ddim)
         dtype = pytensor.config.floatX
