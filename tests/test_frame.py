@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import pymc_flows as pmf
-from pymc_flows.errors import FlowShapeError
+from pymc_flows.errors import ArgumentError, FlowShapeError
 from pymc_flows.frame import Frame
 from pymc_flows.modes import NUMPY
 
@@ -94,3 +94,17 @@ def test_a_copy_keeps_the_frame():
 def test_a_frame_of_another_dimension_is_refused():
     with pytest.raises(FlowShapeError, match=r"needs a center \(3,\)"):
         pmf.NormalizingFlow("loc", model=model(), start=Frame(np.zeros(2)))
+
+
+def test_a_frame_of_another_model_is_refused():
+    with pm.Model() as other:
+        pm.Normal("a")
+        pm.HalfNormal("b", shape=2)
+    frame = pmf.find_frame(other, random_seed=1)
+    assert frame.variables == (("a", 1), ("b_log__", 2))
+    assert frame.astype("float32").variables == frame.variables
+    assert pmf.NormalizingFlow("loc", model=other, start=frame).ddim == 3
+    with pytest.raises(ArgumentError, match=r"model\n.*'x' \(2\), 'y' \(1\), got .*'a' \(1\)"):
+        pmf.NormalizingFlow("loc", model=model(), start=frame)
+    nameless = Frame(frame.center, frame.scale)
+    assert pmf.NormalizingFlow("loc", model=model(), start=nameless).ddim == 3

@@ -24,10 +24,14 @@ class Frame:
     center : ndarray, shape (dim,)
     scale : ndarray, shape (dim,) or (dim, dim), optional
         Positive factors, or a lower-triangular matrix with a positive diagonal; None is 1.
+    variables : tuple of (str, int), optional
+        Names and sizes of the unconstrained variables that the coordinates are, in order. With them
+        the frame of one model is not taken for that of another.
     """
 
     center: np.ndarray
     scale: np.ndarray | None = None
+    variables: tuple[tuple[str, int], ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not an invertible map of the space."""
@@ -54,7 +58,7 @@ class Frame:
     def astype(self, dtype: str) -> Frame:
         """The same in another precision."""
         scale = None if self.scale is None else self.scale.astype(dtype)
-        return Frame(self.center.astype(dtype), scale)
+        return Frame(self.center.astype(dtype), scale, self.variables)
 
     def place[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
         """Points (..., dim) of the flow, in the unconstrained space."""

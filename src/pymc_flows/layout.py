@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,11 @@ def _check_free_variables(model: pm.Model) -> None:
                 "Variables of pymc.dims are not supported: use the distribution of the same name "
                 "in pymc, with dims=."
             )
+
+
+def sizes(slots: Iterable[Slot]) -> tuple[tuple[str, int], ...]:
+    """Names and sizes of the unconstrained variables."""
+    return tuple((slot.name, slot.slice.stop - slot.slice.start) for slot in slots)
 
 
 def fingerprint(model: pm.Model, slots: tuple[Slot, ...]) -> list[dict[str, str | list[int]]]:

@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pymc as pm
@@ -20,6 +20,7 @@ from pymc.util import RandomState, _get_seeds_per_chain
 from pymc_flows.density import density_of
 from pymc_flows.examine import check_start
 from pymc_flows.frame import Frame
+from pymc_flows.layout import sizes
 from pymc_flows.log_density import LogDensity
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def find_frame(
     rng = np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
     center = density.start(start)
     check_start(density, center)
-    return search(LogDensity(density).value_and_grad, center, rng, dense=dense)
+    frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)
+    return replace(frame, variables=sizes(density.slots))
 
 
 type Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

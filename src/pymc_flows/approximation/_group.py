@@ -87,7 +87,8 @@ class NormalizingFlowGroup(Group):
         rng = np.random.default_rng(self.seeds.spawn(1)[0])
         values = self.chain.initial_params(jitter=self._jitter, rng=rng, dtype=dtype)
         if isinstance(self._start, Frame):
-            frame = check_frame(self._start, self.ddim)
+            slots = {slot.name: slot for slot in density.slots}
+            frame = check_frame(self._start, [slots[name] for name in self.ordering])
         else:
             split = zip(density.slots, density.split(self._start), strict=True)
             point = {slot.name: value for slot, value in split}

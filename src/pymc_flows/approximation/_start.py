@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from pymc_flows.errors import ArgumentError, FlowShapeError
 from pymc_flows.flows import Chain
 from pymc_flows.frame import Frame
+from pymc_flows.layout import Slot, sizes
 
 type LayerParams = Mapping[int, Mapping[str, ArrayLike]]
 
@@ -23,13 +24,26 @@ def check_jitter(jitter: float) -> float:
     return float(jitter)
 
 
-def check_frame(frame: Frame, dim: int) -> Frame:
-    """Return the frame, if it is one of that dimension."""
+def check_frame(frame: Frame, slots: Sequence[Slot]) -> Frame:
+    """Return the frame, if it is one of a model with these variables."""
+    variables = sizes(slots)
+    dim = sum(size for _, size in variables)
     if len(frame.center) != dim:
         raise FlowShapeError(
             f"a frame of this model needs a center ({dim},), got {frame.center.shape}"
         )
+    if frame.variables not in (None, variables):
+        raise ArgumentError(
+            "start is a frame of another model\n"
+            f"expected one of {_listed(variables)}, got one of {_listed(frame.variables)}\n"
+            "Find one for this model: find_frame(model)."
+        )
     return frame
+
+
+def _listed(variables: Sequence[tuple[str, int]]) -> str:
+    shown = ", ".join(f"{name!r} ({size})" for name, size in variables[:10])
+    return shown + (", ..." if len(variables) > 10 else "")
 
 
 def set_layer_params(
