@@ -1,6 +1,7 @@
 """Importance weights of an approximation, against what is known exactly."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pymc as pm
@@ -8,10 +9,12 @@ import pytest
 from scipy import stats
 
 import pymc_flows as pmf
+from pymc_flows import evaluate, report
+from pymc_flows.approximation import _draws
 from pymc_flows.density import ModelDensity
-from pymc_flows.diagnostics import measure, quality
+from pymc_flows.diagnostics import Quality, measure, quality
 from pymc_flows.frame import Frame
-from pymc_flows.log_density import ROWS, LogDensity
+from pymc_flows.log_density import MANY_ROWS, ROWS, LogDensity
 
 
 def gaussian_weights(rng, q_sd, n=20_000):
@@ -42,6 +45,9 @@ def test_equal_weights_are_perfect():
     assert found.khat == -math.inf
     assert found.ess == pytest.approx(1000, rel=1e-12)
     assert found.elbo == found.log_evidence == pytest.approx(2.5)
+    # The value is off by rounding, so its error is not zero.
+    assert abs(found.log_evidence - 2.5) < found.log_evidence_error < 1e-8
+    assert found.elbo_error == found.log_evidence_error
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -79,7 +85,32 @@ def test_measuring_an_approximation():
     assert found.log_evidence == pytest.approx(1.5, abs=1e-8)
 
 
-@pytest.mark.parametrize("n", [1, 2, ROWS, ROWS + 3])
+def test_many_draws_are_not_held_at_once(monkeypatch):
+    """Neither draws nor what a layer computes of them; the same numbers in one part."""
+    with pm.Model() as model:
+        pm.Normal("x", shape=50)
+    approx = pmf.NormalizingFlow("planar*2-scale-loc", model=model, random_seed=1)
+    measure(approx, 100)  # what is made once
+    report(approx, 100)
+    n = 40_000
+    for judge in (measure, report):
+        tracemalloc.start()
+        found = judge(approx, n, random_seed=1)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(_draws, "PART_BYTES", 2**20)
+            patch.setattr(evaluate, "ROWS", 500)
+            tracemalloc.start()
+            in_parts = judge(approx, n, random_seed=1)
+            _, small = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert small < 12e6 < 8 * 50 * n < peak
+        whole, parts = (x if isinstance(x, Quality) else x.quality for x in (found, in_parts))
+        assert parts.log_evidence == pytest.approx(whole.log_evidence, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, ROWS, ROWS + 3, MANY_ROWS + 5])
 def test_any_number_of_points(n, rng):
     with pm.Model() as model:
         pm.Normal("x", 1, 2, shape=3)

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 import pymc_flows as pmf
-from pymc_flows import _reliability
+from pymc_flows.approximation import _draws
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.frame import Frame
 from pymc_flows.importance import Quality
@@ -265,7 +265,7 @@ def test_the_worst_coordinates_come_first_and_have_names():
 
 def test_draws_in_several_parts_give_the_same_moments(model, data, monkeypatch):
     mean, sd, log_z = conjugate(data)
-    monkeypatch.setattr(_reliability, "_BYTES", 1)
+    monkeypatch.setattr(_draws, "PART_BYTES", 1)
     found = pmf.report(gaussian(model, mean + 0.3 * sd, sd), 10_010, random_seed=3)
     assert found.coordinates[0].mean == pytest.approx(0.3, abs=0.04)
     assert abs(found.quality.log_evidence - log_z) < 4 * found.quality.log_evidence_error

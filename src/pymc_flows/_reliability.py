@@ -13,10 +13,7 @@ from pymc.util import RandomState
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.importance import check_has_weights
 from pymc_flows.layout import Slot
-from pymc_flows.log_density import ROWS, LogDensity
-
-# Of the points that are held at once.
-_BYTES = 32 * 2**20
+from pymc_flows.log_density import LogDensity
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,11 @@ class Passes:
     """
 
     def __init__(self, approx: NormalizingFlow, n_draws: int, random_seed: RandomState):
-        size = max(ROWS, _BYTES // (8 * approx.ddim) // ROWS * ROWS)
-        begins = range(0, n_draws, size)
-        seeds = approx.draw_seeds(len(begins), random_seed)
-        self._approx = approx
-        self._parts = [
-            (slice(i, min(i + size, n_draws)), seed) for i, seed in zip(begins, seeds, strict=True)
-        ]
+        self._approx, self._n_draws = approx, n_draws
+        [self._seed] = approx.draw_seeds(1, random_seed)
 
-    def _points(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        for rows, seed in self._parts:
-            n = rows.stop - rows.start
-            yield rows, *self._approx.sample_and_log_prob(n, random_seed=seed)
+    def _points(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return self._approx.draw_parts(self._n_draws, random_seed=self._seed)
 
     def log_weights(self) -> np.ndarray:
         """Log p − log q (n,), in nats.
@@ -61,7 +51,7 @@ class Passes:
         """
         check_has_weights(self._approx.density)
         density = LogDensity(self._approx.density)
-        parts = [density.value(points) - log_q for _, points, log_q in self._points()]
+        parts = [density.value(points) - log_q for points, log_q in self._points()]
         return np.concatenate(parts)
 
     def moments(self, weights: np.ndarray) -> tuple[Moments, Moments]:
@@ -69,9 +59,11 @@ class Passes:
         center = self._approx.center_point().astype(float)
         sums = np.zeros((4, len(center)))
         n = len(weights)
-        for rows, points, _ in self._points():
+        begin = 0
+        for points, _ in self._points():
             z = points - center
-            w = weights[rows]
+            w = weights[begin : begin + len(z)]
+            begin += len(z)
             # Where a weight is 0, the point may be anything, infinite too.
             kept = np.where(w[:, None] > 0, z, 0.0)
             sums += [z.sum(axis=0) / n, (z**2).sum(axis=0) / n, w @ kept, w @ kept**2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from pymc.util import RandomState
 
 from pymc_flows.approximation import NormalizingFlow
@@ -14,7 +15,7 @@ __all__ = ["Quality", "measure", "quality"]
 def measure(
     approx: NormalizingFlow, n_draws: int = 10_000, *, random_seed: RandomState = None
 ) -> Quality:
-    """Measure an approximation with fresh draws.
+    """Measure an approximation with fresh draws, not all of which are held at once.
 
     Parameters
     ----------
@@ -22,5 +23,6 @@ def measure(
     n_draws : int
     random_seed : int, Generator, RandomState, optional
     """
-    points, log_q = approx.sample_and_log_prob(n_draws, random_seed=random_seed)
-    return quality(LogDensity(approx.density).value(points) - log_q)
+    density = LogDensity(approx.density)
+    parts = approx.draw_parts(n_draws, random_seed=random_seed)
+    return quality(np.concatenate([density.value(points) - log_q for points, log_q in parts]))

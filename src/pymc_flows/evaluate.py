@@ -22,6 +22,9 @@ from pymc_flows.modes import NUMPY
 
 type Params = Sequence[Mapping[str, np.ndarray]]
 
+# Rows that go through a chain together: what a network or a spline holds for them fits into caches.
+ROWS = 8_192
+
 
 def forward_and_log_det(
     chain: Chain, z: np.ndarray, params: Params
@@ -41,12 +44,12 @@ def forward_and_log_det(
     log_det : ndarray, shape (n,)
         log|det ∂z_new/∂z|, in nats.
     """
-    total = np.zeros(len(z), z.dtype)
-    for block, raw in zip(chain.blocks, params, strict=True):
-        for one, values in _stages(block, chain.dim, raw, z.dtype.name, inverse=False):
-            z, log_det = one(z, *values)
-            total = total + log_det
-    return z, total
+    stages = [
+        stage
+        for block, raw in zip(chain.blocks, params, strict=True)
+        for stage in _stages(block, chain.dim, raw, z.dtype.name, inverse=False)
+    ]
+    return _through(stages, z)
 
 
 def passage(chain: Chain, z: np.ndarray, params: Params) -> Iterator[tuple[str, np.ndarray]]:
@@ -78,16 +81,31 @@ def inverse_and_log_det(
     missing = sorted({b.layer.word for b in chain.blocks if not b.layer.has_inverse})
     if missing:
         raise NotInvertibleError(f"no inverse of the chain: {', '.join(missing)} has none")
-    total = np.zeros(len(y), y.dtype)
-    for block, raw in reversed(list(zip(chain.blocks, params, strict=True))):
-        stages = list(_stages(block, chain.dim, raw, y.dtype.name, inverse=True))
-        for one, values in reversed(stages):
-            y, log_det = one(y, *values)
-            total = total + log_det
-    return y, total
+    stages = [
+        stage
+        for block, raw in zip(chain.blocks, params, strict=True)
+        for stage in _stages(block, chain.dim, raw, y.dtype.name, inverse=True)
+    ]
+    return _through(stages[::-1], y)
 
 
 type _Stage = tuple[Callable[..., tuple[np.ndarray, np.ndarray]], list[np.ndarray]]
+
+
+def _through(stages: Sequence[_Stage], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, dim) after all stages, and their summed log-determinants (n,)."""
+    parts = []
+    for begin in range(0, max(len(points), 1), ROWS):
+        z = points[begin : begin + ROWS]
+        total = np.zeros(len(z), z.dtype)
+        for one, values in stages:
+            z, log_det = one(z, *values)
+            total = total + log_det
+        parts.append((z, total))
+    if len(parts) == 1:
+        return parts[0]
+    points, log_dets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return points, log_dets
 
 
 def _stages(

@@ -98,11 +98,9 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     if not finite.any():
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
-    rounding = ROUNDING[pytensor.config.floatX]
     elbo = float(kept.mean())
-    if len(kept) > 1 and np.ptp(kept) < rounding * (
-        1 + abs(elbo)
-    ):  # a fit of the tail would be of rounding
+    rounding = ROUNDING[pytensor.config.floatX] * (1 + abs(elbo))
+    if len(kept) > 1 and np.ptp(kept) < rounding:  # a fit of the tail would be of rounding
         smoothed[finite], khat = -math.log(len(kept)), -math.inf
     else:
         smoothed[finite], khat = smooth(kept)
@@ -113,8 +111,11 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     error = math.nan
     relative_error = math.nan
     if n > 1:
-        error = float(kept.std(ddof=1) / math.sqrt(n)) if finite.all() else math.nan
+        # Equal weights are all off by the same rounding.
+        error = float(max(kept.std(ddof=1) / math.sqrt(n), rounding))
+        error = error if finite.all() else math.nan
         relative_error = float(weights.std(ddof=1) / weights.mean() / math.sqrt(n))
+        relative_error = max(relative_error, rounding)
     found = Quality(
         n,
         elbo if finite.all() else -math.inf,

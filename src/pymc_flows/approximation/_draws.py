@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -22,9 +22,12 @@ from pymc_flows.density import ModelDensity, density_of
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.evaluate import forward_and_log_det, inverse_and_log_det
 from pymc_flows.importance import Correction, check_correction, check_has_weights, corrected
-from pymc_flows.log_density import LogDensity
+from pymc_flows.log_density import ROWS, LogDensity
 from pymc_flows.objective import base_log_prob
 from pymc_flows.points import is_named, place
+
+# Of the points that are held at once, where they need not be held together.
+PART_BYTES = 32 * 2**20
 
 type Space = Literal["unconstrained", "constrained"]
 type NamedPoints = Mapping[str, ArrayLike] | Dataset | DataTree
@@ -66,6 +69,20 @@ class FlowDraws(Approximation):
             If ``n`` is not an integer of at least 1.
         """
         return self._draw(n, self._rng_for(random_seed))
+
+    def draw_parts(
+        self, n: int, *, random_seed: RandomState = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Draw the points of `sample_and_log_prob` in parts, so that not all of them are held.
+
+        Yields
+        ------
+        points : ndarray, shape (rows, dim)
+        log_prob : ndarray, shape (rows,)
+        """
+        rng, size = self._rng_for(random_seed), max(ROWS, PART_BYTES // (8 * self.ddim))
+        for begin in range(0, n, size):
+            yield self._draw(min(size, n - begin), rng)
 
     def _rng_for(self, random_seed: RandomState) -> np.random.Generator:
         if random_seed is None:
