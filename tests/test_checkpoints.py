@@ -305,6 +305,17 @@ def test_an_inference_is_saved_between_fits(whole, tmp_path):
     assert (tmp_path / "a.nc").read_bytes() == before
 
 
+def test_a_fit_does_not_go_on_with_other_data_unless_that_is_meant(tmp_path):
+    path = tmp_path / "fit.nc"
+    with pytest.raises(ZeroDivisionError):
+        begin(checkpoint=path, callbacks=[stop_at(9, ZeroDivisionError)])
+    with pytest.raises(StorageError, match=r"other data or priors(.|\n)*'x': log density"):
+        pmf.resume(path, normal_mean(1.0), **QUIET)
+    other = pmf.resume(path, normal_mean(1.0), check_density=False, **QUIET)
+    assert len(other.hist) == 30
+    pmf.load(path, normal_mean(1.0))  # the checkpoint at the end is of the new model
+
+
 def test_a_copy_keeps_away_from_the_file(tmp_path):
     inf = begin(checkpoint=tmp_path / "fit.nc")
     before = (tmp_path / "fit.nc").read_bytes()

@@ -38,9 +38,10 @@ SIGNATURES = {
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, **kwargs",
     "find_frame": "model, *, start, dense, random_seed",
     "install": "",
-    "load": "path, model",
-    "resume": "path, model, *, callbacks, progressbar, progressbar_theme, obj_optimizer, "
-    "more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, compile_kwargs",
+    "load": "path, model, *, check_density",
+    "resume": "path, model, *, check_density, callbacks, progressbar, progressbar_theme, "
+    "obj_optimizer, more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
+    "compile_kwargs",
     "uninstall": "",
     "register_flow": "cls",
     "report": "approx, n, *, reference, random_seed",

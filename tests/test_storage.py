@@ -8,15 +8,19 @@ import h5netcdf
 import numpy as np
 import pymc as pm
 import pytensor
+import pytensor.tensor as pt
 import pytest
 import xarray as xr
 from numpy.testing import assert_array_equal
 from pymc.distributions.transforms import Interval, ordered
+from pytensor.compile.ops import wrap_py
 
 import pymc_flows as pmf
 from pymc_flows import _files
 from pymc_flows._files import Content
 from pymc_flows.errors import StorageError
+from pymc_flows.importance import Quality
+from pymc_flows.ladder import Ladder, Rung
 
 ALL_FIVE = "scale-radial*2-hh*3-planar*2-loc"
 
@@ -178,6 +182,121 @@ def test_another_model_is_named(case, file):
         pmf.load(file, make())
 
 
+def observed(mu=0.0, sigma=1.0, data=(0.5, 1.0, -1.5), extra=False):
+    with pm.Model() as model:
+        x = pm.Normal("x", mu, sigma)
+        pm.Normal("y", x, 1, observed=pm.Data("data", data))
+        if extra:
+            pm.Potential("more", -0.1 * x**2)
+    return model
+
+
+OTHER_DENSITIES = {
+    "a prior": ({"mu": 1e-3}, {"x"}),
+    "its width": ({"sigma": 1.1}, {"x"}),
+    "data": ({"data": [0.5, 1.0, -1.501]}, {"y"}),
+    "more data": ({"data": np.ones(5)}, {"y"}),
+    "both": ({"mu": 1.0, "data": [0.0]}, {"x", "y"}),
+    "a potential": ({"extra": True}, {"more"}),
+}
+
+
+@pytest.fixture(scope="module")
+def observed_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "observed.nc"
+    pmf.NormalizingFlow("scale-loc", model=observed(), random_seed=1).save(path)
+    return path
+
+
+@pytest.mark.parametrize("case", OTHER_DENSITIES)
+def test_other_priors_and_data_are_named(case, observed_file):
+    changes, terms = OTHER_DENSITIES[case]
+    with pytest.raises(StorageError, match="other data or priors") as error:
+        pmf.load(observed_file, observed(**changes))
+    lines = str(error.value).splitlines()[1:-1]
+    assert {line.split("'")[1] for line in lines} == terms
+    assert "check_density=False" in str(error.value)
+    loaded = pmf.load(observed_file, observed(**changes), check_density=False)
+    assert loaded.formula == pmf.Formula("scale-loc")
+
+
+def test_the_same_model_in_other_words_is_the_same(observed_file):
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, tau=1.0)
+        pm.Normal("y", x - 1 + 1, np.ones(3), observed=np.array([0.5, 1.0, -1.5]) * (1 + 1e-12))
+    pmf.load(observed_file, model)
+
+
+def test_data_can_be_set_back(observed_file):
+    model = observed()
+    with model:
+        pm.set_data({"data": np.zeros(7)})
+        with pytest.raises(StorageError, match="'y': log density"):
+            pmf.load(observed_file)
+        pm.set_data({"data": [0.5, 1.0, -1.5]})
+        pmf.load(observed_file)
+
+
+def test_a_minibatch_is_not_compared_but_its_priors_are(tmp_path):
+    def minibatch(data, mu=0.0):
+        with pm.Model() as model:
+            x = pm.Normal("x", mu, 1)
+            batch = pm.Minibatch(data, batch_size=5)
+            pm.Normal("y", x, 1, observed=batch, total_size=len(data))
+        return model
+
+    data = np.linspace(0, 1, 50)
+    path = tmp_path / "a.nc"
+    pmf.NormalizingFlow("scale-loc", model=minibatch(data)).save(path)
+    pmf.load(path, minibatch(data))
+    pmf.load(path, minibatch(data + 1))
+    with pytest.raises(StorageError, match="'x': log density"):
+        pmf.load(path, minibatch(data, mu=0.1))
+
+
+def test_densities_that_are_not_finite_are_equal_to_themselves(tmp_path):
+    def half(limit):
+        with pm.Model() as model:
+            x = pm.Normal("x", shape=2)
+            pm.Potential("half", pt.switch(x[0] > limit, 0.0, -np.inf))
+            pm.Potential("root", pt.sqrt(x[1] - 5))
+        return model
+
+    path = tmp_path / "a.nc"
+    pmf.NormalizingFlow("scale-loc", model=half(0.25)).save(path)
+    pmf.load(path, half(0.25))
+    with pytest.raises(StorageError, match="'half': log density -inf in the file, 0 in the model"):
+        pmf.load(path, half(-5.0))
+
+
+def test_a_model_that_cannot_be_evaluated_is_not_compared(tmp_path):
+    def broken(message):
+        @wrap_py(itypes=[pt.dscalar], otypes=[pt.dscalar])
+        def fail(x):
+            raise RuntimeError(message)
+
+        with pm.Model() as model:
+            pm.Potential("fails", fail(pm.Normal("x")))
+        return model
+
+    path = tmp_path / "a.nc"
+    pmf.NormalizingFlow("scale-loc", model=broken("then")).save(path)
+    assert _files.read(path).record["log_density"] is None
+    pmf.load(path, broken("now"))
+
+
+def test_the_ladder_comes_back(approx, tmp_path):
+    quality = Quality(4_000, -3.5, 0.1, -np.inf, 3_999.0, -3.4, 0.0)
+    rungs = Rung(pmf.Formula("loc"), None, 1.5), Rung(approx.formula, quality, 2.5)
+    approx.ladder = Ladder(rungs, 1)
+    try:
+        approx.save(tmp_path / "a.nc")
+    finally:
+        approx.ladder = None
+    loaded = pmf.load(tmp_path / "a.nc", make_model())
+    assert loaded.ladder == Ladder(rungs, 1)
+
+
 def test_another_precision(file):
     model = make_model()
     with (
@@ -216,6 +335,16 @@ def test_a_missing_file_and_a_folder(tmp_path):
         pmf.load(tmp_path / "a.nc", make_model())
     with pytest.raises(IsADirectoryError):
         pmf.load(tmp_path, make_model())
+
+
+def test_saving_where_nothing_can_be_saved(approx, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"folder of .*a\.nc' does not exist: .*no'\nMake it"
+    ):
+        approx.save(tmp_path / "no" / "a.nc")
+    with pytest.raises(IsADirectoryError, match=r"is a folder\nGive the path of a file in it"):
+        approx.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def mutations(data, rng, n):
@@ -295,6 +424,20 @@ FORGED = {
     ),
     "a position behind the end": lambda r: changed(
         r, "seeds_rng", {**r["seeds_rng"], "state": {**r["seeds_rng"]["state"], "pos": 10**6}}
+    ),
+    "log densities of no model": lambda r: changed(r, "log_density", [1, 2]),
+    "log densities that are none": lambda r: changed(
+        r, "log_density", {key: ["x", "y", "z"] for key in r["log_density"]}
+    ),
+    "too few log densities": lambda r: changed(
+        r, "log_density", {key: [1.0] for key in r["log_density"]}
+    ),
+    "a ladder without rungs": lambda r: changed(r, "ladder", {"rungs": [], "taken": 0}),
+    "a ladder of nothing": lambda r: changed(r, "ladder", {"rungs": [5], "taken": 0}),
+    "a ladder with another quality": lambda r: changed(
+        r,
+        "ladder",
+        {"rungs": [{"formula": "loc", "quality": {"x": 1}, "seconds": 1.0}], "taken": 0},
     ),
     "a key that is too short": lambda r: changed(
         r,

@@ -85,9 +85,26 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
 
     The bytes go to a hidden file in the same folder, which takes the place of the other one when
     all of them are on the disk. A process that is killed meanwhile leaves the hidden one behind.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    IsADirectoryError
+        If the path is that of a folder.
     """
     require_netcdf()
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder of {os.fspath(path)!r} does not exist: {os.fspath(target.parent)!r}\n"
+            "Make it first, or give another path."
+        )
+    if target.is_dir():
+        raise IsADirectoryError(
+            f"{os.fspath(path)!r} is a folder\nGive the path of a file in it, such as "
+            f"{os.path.join(path, 'fit.nc')!r}."
+        )
     part = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
     try:
         _dataset(content).to_netcdf(part, engine="h5netcdf")

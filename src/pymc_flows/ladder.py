@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pymc_flows._jax import has_jax
 from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics import Quality, measure
+from pymc_flows.errors import StorageError
 from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
@@ -58,6 +59,45 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     taken: int
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        rungs = [
+            {
+                "formula": str(rung.formula),
+                "quality": None if rung.quality is None else asdict(rung.quality),
+                "seconds": rung.seconds,
+            }
+            for rung in self.rungs
+        ]
+        return {"rungs": rungs, "taken": self.taken}
+
+    @classmethod
+    def restored(cls, record: Any) -> Ladder | None:
+        """Make it from a `record`; None of None.
+
+        Raises
+        ------
+        StorageError
+            If it is no record of a ladder.
+        """
+        if record is None:
+            return None
+        try:
+            rungs = tuple(
+                Rung(
+                    Formula(rung["formula"]),
+                    None if rung["quality"] is None else Quality(**rung["quality"]),
+                    float(rung["seconds"]),
+                )
+                for rung in record["rungs"]
+            )
+            taken = record["taken"]
+            if taken not in range(len(rungs)):
+                raise ValueError(f"rung {taken!r} of {len(rungs)}")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"the ladder in the file is malformed: {error!r}") from error
+        return cls(rungs, taken)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table, as text."""

@@ -23,13 +23,24 @@ from pymc_flows._files import read
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._prepare import prepare
 from pymc_flows._session import Callback
-from pymc_flows.approximation import NormalizingFlow, flow_arguments, restore
+from pymc_flows.approximation import (
+    NormalizingFlow,
+    check_log_density,
+    flow_arguments,
+    restore,
+)
 from pymc_flows.errors import ArgumentError
 from pymc_flows.inference import NFVI
+from pymc_flows.ladder import Ladder
 from pymc_flows.optimizers import Optimizer, rated
 
 
-def load(path: str | os.PathLike[str], model: pm.Model | None = None) -> NormalizingFlow:
+def load(
+    path: str | os.PathLike[str],
+    model: pm.Model | None = None,
+    *,
+    check_density: bool = True,
+) -> NormalizingFlow:
     """Read an approximation from a file.
 
     It draws and computes the very bits that the saved one would have.
@@ -40,8 +51,11 @@ def load(path: str | os.PathLike[str], model: pm.Model | None = None) -> Normali
         Written by ``approx.save``, ``inference.save`` or ``fit(checkpoint=)``.
     model : pymc.Model, optional
         The model that the approximation was made for; defaults to the model on the context stack.
-        Names, shapes, dtypes and kinds of transforms of its free variables are compared;
-        distributions and data are not in the file.
+        Names, shapes, dtypes and kinds of transforms of its free variables are compared.
+    check_density : bool
+        Whether to compare the log density, too, at three points and by term: it shows other
+        priors and other data (but not those of a minibatch). False lets the approximation draw
+        with a model that was changed on purpose, such as one whose data are for predictions.
 
     Returns
     -------
@@ -50,8 +64,8 @@ def load(path: str | os.PathLike[str], model: pm.Model | None = None) -> Normali
     Raises
     ------
     StorageError
-        If the file is damaged or none of ours, or belongs to another model; the message says what
-        differs.
+        If the file is damaged or none of ours, or belongs to another model or other data; the
+        message says what differs.
     FormulaError
         If the formula has a flow that is not registered.
     ModuleNotFoundError
@@ -60,6 +74,9 @@ def load(path: str | os.PathLike[str], model: pm.Model | None = None) -> Normali
     content = read(path)
     approx = NormalizingFlow(**flow_arguments(content, pm.modelcontext(model)))
     restore(approx, content)
+    approx.ladder = Ladder.restored(content.record.get("ladder"))
+    if check_density:
+        check_log_density(approx, content)
     return approx
 
 
@@ -67,6 +84,7 @@ def resume(
     path: str | os.PathLike[str],
     model: pm.Model | None = None,
     *,
+    check_density: bool = True,
     callbacks: Sequence[Callback] | None = None,
     progressbar: bool = True,
     progressbar_theme: Any = default_progress_theme,
@@ -90,7 +108,9 @@ def resume(
     path : str or path-like
         Written by ``fit(checkpoint=)`` or ``inference.save``.
     model : pymc.Model, optional
-        As for `load`. Data are not in the file: they have to be the same.
+        As for `load`.
+    check_density : bool
+        As for `load`. False lets the fit go on with other data or priors.
     callbacks : list of callable
         Those of the fit. They get its index, and all losses; what else they remember is theirs.
     progressbar, progressbar_theme
@@ -155,6 +175,8 @@ def resume(
             f"{state.recipe['backend']!r}"
         )
     restore_fit(inference.approx, state, content)
+    if check_density:  # when what the fit has learned of the model itself is in its place
+        check_log_density(inference.approx, content)
     inference.state = state
     if state.every:
         state.checkpoint = Path(path)

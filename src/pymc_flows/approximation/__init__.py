@@ -7,11 +7,18 @@ one group that knows its parameters, its draws and its log q.
 from pymc_flows.approximation._flow import NormalizingFlow
 from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import deep_copy
-from pymc_flows.approximation._saving import contents, flow_arguments, restore, versions
+from pymc_flows.approximation._saving import (
+    check_log_density,
+    contents,
+    flow_arguments,
+    restore,
+    versions,
+)
 
 __all__ = [
     "NormalizingFlow",
     "NormalizingFlowGroup",
+    "check_log_density",
     "contents",
     "deep_copy",
     "flow_arguments",

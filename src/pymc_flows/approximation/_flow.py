@@ -24,7 +24,7 @@ from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation._saving import contents
 from pymc_flows.approximation._start import LayerParams
-from pymc_flows.density import ModelDensity, density_of
+from pymc_flows.density import density_of
 from pymc_flows.flows import Chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -213,9 +213,9 @@ class NormalizingFlow(FlowDraws):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a netCDF file that `pymc_flows.load` reads, with the same model at hand.
 
-        In it are the formula, the frame, the raw parameters, ``hist``, the random states of the
-        draws, and what the free variables of the model are; nothing of the model else. It takes the
-        place of an existing file in one step.
+        In it are the formula, the frame, the raw parameters, ``hist``, ``ladder``, the random
+        states of the draws, and what tells the model from others: its free variables, and its log
+        density at three points. It takes the place of an existing file in one step.
 
         Parameters
         ----------
@@ -223,6 +223,8 @@ class NormalizingFlow(FlowDraws):
 
         Raises
         ------
+        FileNotFoundError, IsADirectoryError
+            If the folder does not exist, or the path is one.
         ModuleNotFoundError
             If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
         """

@@ -13,6 +13,7 @@ import pymc as pm
 import pytensor
 
 from pymc_flows._files import Content
+from pymc_flows._probe import base_points, differences, probe
 from pymc_flows._rngs import decode_state, encode_state, set_state
 from pymc_flows.errors import StorageError
 from pymc_flows.flows import build_chain
@@ -51,11 +52,18 @@ def contents(approx: NormalizingFlow, hist: np.ndarray | None = None) -> Content
         "versions": versions(),
         "floatX": pytensor.config.floatX,
         "model": fingerprint(approx.model, approx.density.slots),
+        "log_density": _log_density(approx),
+        "ladder": None if approx.ladder is None else approx.ladder.record(),
         "scale_cost_to_minibatch": approx.scale_cost_to_minibatch,
         "draws_rng": encode_state(approx._sample_rng.bit_generator.state),
         "seeds_rng": encode_state(approx.rng.get_state(legacy=False)),
     }
     return Content(str(approx.formula), arrays, record)
+
+
+def _log_density(approx: NormalizingFlow) -> dict[str, list[float]] | None:
+    """Log densities where the approximation is, by term of the model."""
+    return probe(approx.density, approx.forward(base_points(approx.ddim)))
 
 
 def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
     found = content.record.get("model")
     if found != expected:
         raise StorageError(
-            "the file belongs to another model\n" + "\n".join(_differences(found, expected))
+            "the file belongs to another model\n" + _shown(_differences(found, expected))
         )
     formula = Formula(content.formula)
     dim = slots[-1].slice.stop
@@ -114,9 +122,35 @@ def _differences(found: Any, expected: Sequence[dict[str, Any]]) -> list[str]:
             ]
     except (AttributeError, KeyError, TypeError):
         return ["  the file does not say which"]
+    return lines or ["  the same variables in another order: " + ", ".join(theirs)[:400]]
+
+
+def _shown(lines: list[str]) -> str:
     if len(lines) > _MOST_SHOWN:
         lines[_MOST_SHOWN:] = [f"  and {len(lines) - _MOST_SHOWN} further differences"]
-    return lines or ["  the same variables in another order: " + ", ".join(theirs)[:400]]
+    return "\n".join(lines)
+
+
+def check_log_density(approx: NormalizingFlow, content: Content) -> None:
+    """Raise `StorageError` if the model of a restored approximation has other priors or data.
+
+    A minibatch, which is another one each time, is not compared; nor is anything if the model could
+    not be evaluated when it was saved, or cannot be now.
+    """
+    found, expected = content.record.get("log_density"), _log_density(approx)
+    if found is None or expected is None:
+        return
+    try:
+        lines = differences(found, expected)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StorageError(f"the file is malformed: {error!r}") from error
+    if lines:
+        raise StorageError(
+            "the model has other data or priors than when the file was written\n"
+            f"{_shown(lines)}\n"
+            "Give the model of that time, with its data (pm.set_data), or check_density=False if "
+            "another one is meant."
+        )
 
 
 def restore(approx: NormalizingFlow, content: Content) -> None:
