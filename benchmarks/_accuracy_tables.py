@@ -235,9 +235,9 @@ def _is_nearer(rows: Rows, posterior: str, method: str) -> bool:
     return own < other
 
 
-def source_rows(rows: Rows, sources: Sequence[Row]) -> list[Row]:
-    """Which rows come from which run."""
-    keys = ("date", "commit", "machine", "load average (1, 5, 15 minutes)", "command")
+def source_rows(rows: Rows, sources: Sequence[Row], packages: Sequence[str]) -> list[Row]:
+    """Which rows come from which run, and the versions of some packages then."""
+    keys = ("date", "commit", "machine", "load average (1, 5, 15 minutes)", *packages, "command")
     return [
         {"methods": ", ".join(methods), "rows": len(own)} | {k: source.get(k) for k in keys}
         for number, source in enumerate(sources)

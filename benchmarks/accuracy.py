@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import _accuracy_plots, _accuracy_tables
 from benchmarks._accuracy_tables import Bars, Rows
-from benchmarks._common import Parser, Report, Row, environment, say, stopwatch
+from benchmarks._common import Parser, Report, Row, environment, package_versions, say, stopwatch
 from benchmarks._compile_clock import compile_clock
 from benchmarks._methods import BEST_GAUSSIAN, DRAWS, METHODS, Fitted, best_gaussian, ours
 from benchmarks._posteriors import Collection, Folder, OwnTargets, sd_ratios, summarized
@@ -39,6 +39,7 @@ from benchmarks.held_out import HeldOut
 from pymc_flows.errors import FlowError
 
 DEFAULT_METHODS = ("auto", "advi", "fullrank_advi")
+RIVALS = ("nutpie", "pymc-extras")
 # The best Gaussian is scored without noise of its own.
 MANY_DRAWS = 100_000
 FAILURES = (
@@ -179,7 +180,7 @@ def report_of(
     rows: list[Row], sources: list[Row], names: Sequence[str], about: str, arguments: Any
 ) -> Report:
     """Sort rows into tables."""
-    own = {**environment(), "command": arguments.command}
+    own = {**environment(), **package_versions(RIVALS), "command": arguments.command}
     all_sources = [own, *sources]
     place = {name: i for i, name in enumerate(names)}
     rows = sorted((r for r in rows if r["posterior"] in place), key=lambda r: place[r["posterior"]])
@@ -187,7 +188,8 @@ def report_of(
         arguments.name,
         about,
         {"seeds": ", ".join(str(s) for s in sorted({row["seed"] for row in rows}))},
-        _accuracy_tables.tables(rows) | {"Runs": _accuracy_tables.source_rows(rows, all_sources)},
+        _accuracy_tables.tables(rows)
+        | {"Runs": _accuracy_tables.source_rows(rows, all_sources, RIVALS)},
         _accuracy_tables.checks(rows),
         {"sources": all_sources, "rows": rows},
     )
