@@ -9,6 +9,7 @@ from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
 from pymc_flows.inference import NFVI
 from pymc_flows.integration import install, uninstall
+from pymc_flows.mcmc import neutra, sample
 from pymc_flows.report import Report, report
 from pymc_flows.search import find_frame
 from pymc_flows.storage import load, resume
@@ -30,10 +31,12 @@ __all__ = [
     "flows",
     "install",
     "load",
+    "neutra",
     "plots",
     "register_flow",
     "report",
     "resume",
+    "sample",
     "targets",
     "uninstall",
 ]

@@ -255,39 +255,52 @@ def _without_wrappers(outputs: Sequence[Variable]) -> list[Variable]:
 
 
 class _Trace(dict[str, np.ndarray]):
-    """The part of PyMC's trace interface that its DataTree converter reads: one chain of draws."""
+    """The part of PyMC's trace interface that its DataTree converter reads.
 
-    nchains = 1
+    Parameters
+    ----------
+    draws : dict of str to ndarray, shape (chains · draws, ...)
+        Chain after chain.
+    nchains : int
+    """
+
     stat_names = frozenset[str]()
     report = SimpleNamespace(n_draws=None)
+
+    def __init__(self, draws: Draws, nchains: int):
+        super().__init__(draws)
+        self.nchains = nchains
 
     @property
     def varnames(self) -> list[str]:
         return list(self)
 
     def __len__(self) -> int:
-        return len(next(iter(self.values())))
+        return len(next(iter(self.values()))) // self.nchains
 
     def __getitem__(self, key: Any) -> Any:
         return self if isinstance(key, slice) else super().__getitem__(key)
 
     def get_values(self, name: str, **_: object) -> list[np.ndarray]:
-        return [super().__getitem__(name)]
+        return np.split(super().__getitem__(name), self.nchains)
 
 
-def to_datatree(model: pm.Model, draws: Draws, **kwargs: Any) -> DataTree:
+def to_datatree(model: pm.Model, draws: Draws, *, chains: int = 1, **kwargs: Any) -> DataTree:
     """Assemble the DataTree: posterior with dims and coords, observed and constant data.
 
     Parameters
     ----------
     model : pymc.Model
     draws : dict of str to ndarray
-        Each with a leading draw axis.
+        Each with a leading draw axis, chain after chain.
+    chains : int
+        Number of chains, equally long.
     **kwargs
         As for `pymc.to_inference_data`.
     """
     options = {"save_warmup": False, **kwargs}
-    return DataTreeConverter(trace=_Trace(draws), model=model, **options).to_inference_data()
+    trace = _Trace(draws, chains)
+    return DataTreeConverter(trace=trace, model=model, **options).to_inference_data()
 
 
 def with_coords_of(posterior: DataTree, stats: Dataset) -> DataTree:

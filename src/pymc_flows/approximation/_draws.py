@@ -287,11 +287,10 @@ class FlowDraws(Approximation):
         self.density.check_shapes()
         stats = None
         if correct is not None:
-            density = self._density_of(model)
+            density = self.density_of(model)
             log_p = LogDensity(density).value(points)
             points, stats = corrected(correct, points, log_p, log_q, rng)
-        values = {s.name: points[:, s.slice].reshape((draws, *s.shape)) for s in self.density.slots}
-        everything = self._draws_functions.of(model)(values, rng)
+        everything = self.draws_at(points, model, rng)
         if not return_inferencedata:
             return _draws.to_multitrace(model, everything)
         tree = _draws.to_datatree(model, everything, **kwargs)
@@ -299,7 +298,25 @@ class FlowDraws(Approximation):
             tree["sample_stats"] = _draws.with_coords_of(tree.children["posterior"], stats)
         return tree
 
-    def _density_of(self, model: pm.Model) -> ModelDensity:
+    def draws_at(
+        self, points: np.ndarray, model: pm.Model, rng: np.random.Generator
+    ) -> _draws.Draws:
+        """Everything that draws of a model consist of, at points (n, dim), by name: (n, ...) each.
+
+        The generator is for random variables that deterministics contain.
+        """
+        n = len(points)
+        values = {s.name: points[:, s.slice].reshape((n, *s.shape)) for s in self.density.slots}
+        return self._draws_functions.of(model)(values, rng)
+
+    def density_of(self, model: pm.Model) -> ModelDensity:
+        """The log density of a model with the free variables of this approximation.
+
+        Raises
+        ------
+        ModelError
+            If its free variables are others, or its log density is random.
+        """
         density = self.density if model is self.model else density_of(model)
         if density.slots != self.density.slots:
             raise ModelError(
