@@ -68,6 +68,8 @@ ORDER = (
     "storage",
     "fitting",
     "integration",
+    "_independence",
+    "mcmc",
     "plots",
     "__init__",
 )

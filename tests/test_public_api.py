@@ -20,10 +20,12 @@ NAMES = {
         "flows",
         "install",
         "load",
+        "neutra",
         "plots",
         "register_flow",
         "report",
         "resume",
+        "sample",
         "targets",
         "uninstall",
     ),
@@ -44,6 +46,9 @@ SIGNATURES = {
     "compile_kwargs",
     "uninstall": "",
     "register_flow": "cls",
+    "neutra": "approx, *, model, backend",
+    "sample": "approx, draws, *, tune, chains, method, sampler, target_accept, model, "
+    "random_seed, progressbar, **kwargs",
     "report": "approx, n, *, reference, random_seed",
     "NormalizingFlow.sample": "self, draws, *, correct, random_seed, "
     "return_inferencedata, **kwargs",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pymc as pm
 from pymc.step_methods.compound import BlockedStep, Competence
 from pymc.util import RandomState, get_random_generator
+from pytensor.compile.mode import Mode
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset
 
@@ -105,8 +106,9 @@ def _metropolis(
     rate, accepted = np.ones((chains, steps)), np.ones((chains, steps), dtype=bool)
     current = log_w[:, 0]
     for k in range(1, steps):
-        # From where there is no density, any proposal is an improvement.
-        gain = np.where(current == -np.inf, 0.0, log_w[:, k] - current)
+        # From where there is no density, any proposal will do.
+        known = np.where(current == -np.inf, 0.0, current)
+        gain = np.where(current == -np.inf, 0.0, log_w[:, k] - known)
         rate[:, k] = np.exp(np.minimum(gain, 0.0))
         accepted[:, k] = log_u[:, k] < gain
         taken[:, k] = np.where(accepted[:, k], k, taken[:, k - 1])
@@ -126,21 +128,24 @@ class FlowJump(BlockedStep):
         Value variable of z0.
     model : pymc.Model
         With one potential, the log weight.
+    mode : Mode, optional
+        What compiles it; PyTensor's default without.
     blocked, rng
         As for any step of PyMC.
     """
 
     name = "flow_jump"
-    stats_dtypes_shapes = {  # noqa: RUF012 - PyMC's declaration
+    stats_dtypes_shapes: ClassVar[dict[str, Any]] = {
         "jump_accepted": (bool, []),
         "jump_acceptance_rate": (np.float64, []),
     }
 
     def __init__(
         self,
-        vars: list[TensorVariable],  # noqa: A002 - PyMC's name
+        vars: list[TensorVariable],
         *,
         model: pm.Model,
+        mode: Mode | None = None,
         blocked: bool = True,
         rng: RandomState = None,
     ):
@@ -148,7 +153,7 @@ class FlowJump(BlockedStep):
         self.blocked = blocked
         self.rng = get_random_generator(rng)
         [log_weight] = model.replace_rvs_by_values(model.potentials)
-        self._log_weight = model.compile_fn(log_weight, inputs=vars, point_fn=False)
+        self._log_weight = model.compile_fn(log_weight, inputs=vars, mode=mode, point_fn=False)
 
     def step(self, point: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[Any]]:
         """Accept or reject one draw of the flow."""
