@@ -85,6 +85,7 @@ LAYERS = (
     MAF(hidden=5, depth=1),
     Spline(bins=4),
     NSF(hidden=5, depth=1, bins=4, bound=3.0),
+    NSF(hidden=5, depth=1, bins=3, waves=4, frequency=2.0),
 )
 ALL_FIVE = "scale-radial*2-hh*3-planar*2-loc"
 

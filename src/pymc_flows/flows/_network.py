@@ -21,12 +21,14 @@ __all__ = [
     "check_int",
     "check_network",
     "check_positive",
+    "check_waves",
     "dense_names",
     "dense_reference",
     "dense_shapes",
     "gains",
     "place_in_block",
     "run_network",
+    "wave_features",
 ]
 
 _MAX_HIDDEN = 65_536
@@ -87,6 +89,19 @@ def run_network(
     return x
 
 
+def wave_features(x: TensorVariable, matrix: TensorVariable, frequency: float) -> TensorVariable:
+    """Append sin(frequency · (xᵀ matrix) + phase) to x (..., inputs): (..., inputs + waves).
+
+    Smooth hidden units learn what oscillates slowly or not at all; sines of random frequencies are
+    near what is needed from the start (Tancik et al., Fourier features let networks learn high
+    frequency functions, NeurIPS 2020). Their frequencies and phases are trained along.
+    """
+    angles = (
+        np.asarray(frequency, x.dtype) * (x @ matrix[:-1]) + np.asarray(np.pi, x.dtype) * matrix[-1]
+    )
+    return pt.concatenate([x, pt.sin(angles)], axis=-1)
+
+
 def place_in_block(per_repeat: np.ndarray, matrix: TensorVariable) -> np.ndarray:
     """Values of each repeat of a block, (count, ...), or of the first for a layer without an axis.
 
@@ -132,3 +147,9 @@ def check_network(word: str, hidden: int, depth: int, activation: str) -> None:
     check_int(word, "hidden", hidden, 1, _MAX_HIDDEN)
     check_int(word, "depth", depth, 1, _MAX_DEPTH)
     check_choice(word, "activation", activation, sorted(ACTIVATIONS))
+
+
+def check_waves(word: str, waves: int, frequency: float) -> None:
+    """Refuse options that make no waves."""
+    check_int(word, "waves", waves, 0, _MAX_HIDDEN)
+    check_positive(word, "frequency", frequency)

