@@ -62,3 +62,8 @@ def assert_same(values, expected, rtol=1e-12):
 def assert_identical(values, expected):
     for value, other in zip(values, expected, strict=True):
         np.testing.assert_array_equal(value, other)
+
+
+def run(loop, n):
+    """Take n steps with settings of 0."""
+    return loop.run(np.zeros((n, len(loop.step.settings))))

@@ -35,12 +35,12 @@ class Loop:
     def compile(self):
         pass
 
-    def run(self, rates):
-        steps = range(self.i + 1, self.i + 1 + len(rates))
+    def run(self, settings):
+        steps = range(self.i + 1, self.i + 1 + len(settings))
         if not self.raises.isdisjoint(steps):
             raise StepError from ArithmeticError("no inverse")
-        self.calls.append(len(rates))
-        self.rates += list(rates)
+        self.calls.append(len(settings))
+        self.rates += list(settings[:, 0])
         return self._taken(steps)
 
     def fail(self):

@@ -44,6 +44,7 @@ ORDER = (
     "_packing",
     "objective",
     "optimizers",
+    "annealing",
     "_materialize",
     "_rngs",
     "_interrupts",

@@ -18,6 +18,7 @@ from steps import (
     loop_of,
     noise_of,
     param,
+    run,
     state_of,
     step_of,
 )
@@ -60,7 +61,7 @@ OPTIMIZERS = {
 def test_the_loop_does_what_its_steps_do_one_by_one(name):
     step, same = step_of(OPTIMIZERS[name]), step_of(OPTIMIZERS[name])
     loop = loop_of(step)
-    losses = np.concatenate([loop.run(np.zeros(n)).losses for n in (1, 7, 4)])
+    losses = np.concatenate([run(loop, n).losses for n in (1, 7, 4)])
     expected, state = by_hand(same, noise_of(12))
     np.testing.assert_allclose(losses, expected, rtol=1e-12)
     assert_same(state_of(step), state)
@@ -71,7 +72,7 @@ def test_the_loop_does_what_its_steps_do_one_by_one(name):
 def test_the_loop_does_the_same_on_numba():
     step, same = step_of(pm.adam(learning_rate=0.05)), step_of(pm.adam(learning_rate=0.05))
     loop = loop_of(step, "numba")
-    losses = np.concatenate([loop.run(np.zeros(n)).losses for n in (1, 7, 4)])
+    losses = np.concatenate([run(loop, n).losses for n in (1, 7, 4)])
     expected, state = by_hand(same, noise_of(12))
     np.testing.assert_allclose(losses, expected, rtol=1e-12)
     assert_same(state_of(step), state)
@@ -81,23 +82,23 @@ def test_a_step_size_is_read_anew_at_each_call():
     rate = pytensor.shared(np.array(0.1), "rate", shape=())
     step = step_of(pm.sgd(learning_rate=rate))
     loop = loop_of(step)
-    loop.run(np.zeros(3))
+    run(loop, 3)
     before = state_of(step)
     rate.set_value(0.0)
-    loop.run(np.zeros(3))
+    run(loop, 3)
     assert_identical(state_of(step), before)
     rate.set_value(0.2)
-    loop.run(np.zeros(1))
+    run(loop, 1)
     assert not np.array_equal(state_of(step)[0], before[0])
 
 
 def test_step_sizes_are_used_step_by_step():
     rate = pytensor.shared(np.array(0.0), "rate", shape=())
-    step = step_of(pm.sgd(learning_rate=rate), rate=rate)
+    step = step_of(pm.sgd(learning_rate=rate), settings=(rate,))
     rates = np.array([0.3, 0.0, 0.1, 0.2, 0.05])
     loop = loop_of(step)
-    loop.run(rates[:2])
-    loop.run(rates[2:])
+    loop.run(rates[:2, None])
+    loop.run(rates[2:, None])
     same = step_of(pm.sgd(learning_rate=1.0))
     a, b = param(same, "a"), param(same, "b")
     gradient = pytensor.function([same.noise], [x - y for x, y in same.updates.items()], mode=NUMPY)
@@ -112,10 +113,10 @@ def test_step_sizes_are_used_step_by_step():
 def test_what_is_set_from_outside_is_respected():
     step = step_of(pm.adam(learning_rate=0.05))
     loop = loop_of(step)
-    loop.run(np.zeros(3))
+    run(loop, 3)
     a = param(step, "a")
     a.set_value(np.array([99.0, 99.0, 99.0]))
-    chunk = loop.run(np.zeros(1))
+    chunk = run(loop, 1)
     assert chunk.losses[0] > 4.5
     np.testing.assert_allclose(a.get_value(), 99, atol=0.2)
 
@@ -127,10 +128,10 @@ def test_what_is_set_from_outside_is_respected():
 def test_bits_do_not_depend_on_the_lengths_of_calls(lengths):
     reference = step_of(pm.adam(learning_rate=0.05))
     loop = loop_of(reference)
-    whole = loop.run(np.zeros(12)).losses
+    whole = run(loop, 12).losses
     step = step_of(pm.adam(learning_rate=0.05))
     loop = loop_of(step, max_chunk=max(lengths))
-    losses = np.concatenate([loop.run(np.zeros(n)).losses for n in lengths])
+    losses = np.concatenate([run(loop, n).losses for n in lengths])
     np.testing.assert_array_equal(losses, whole)
     assert_identical(state_of(step), state_of(reference))
 
@@ -139,7 +140,7 @@ def test_jax_compiles_once_for_all_lengths():
     loop = loop_of(step_of(pm.adam(learning_rate=0.05)), max_chunk=50)
     loop.compile()
     for n in (1, 50, 3, 49, 2):
-        loop.run(np.zeros(n))
+        run(loop, n)
     assert loop.function.vm.jit_fn._cache_size() == 1
 
 
@@ -152,7 +153,7 @@ def test_compiling_takes_no_step():
     assert loop.is_compiled
     assert_identical(state_of(step), before)
     other = loop_of(step_of(pm.adam(learning_rate=0.05)))
-    assert loop.run(np.zeros(2)).losses.tolist() == other.run(np.zeros(2)).losses.tolist()
+    assert run(loop, 2).losses.tolist() == run(other, 2).losses.tolist()
 
 
 def test_a_call_is_bounded_in_bytes(monkeypatch):
@@ -170,7 +171,7 @@ def test_a_call_is_bounded_in_bytes(monkeypatch):
 
 def test_after_a_call_everything_is_numpy():
     step = step_of(signed)
-    loop_of(step).run(np.zeros(3))
+    run(loop_of(step), 3)
     for variable in step.updates:
         value = variable.get_value(borrow=True)
         assert isinstance(value, np.ndarray)
@@ -186,7 +187,7 @@ def test_single_precision():
         grads = pytensor.grad(loss, [a])
         step = Step(noise, loss, {"a": grads[0]}, pm.adam(grads, [a], learning_rate=0.1))
         loop = loop_of(step)
-        losses = np.concatenate([loop.run(np.zeros(n)).losses for n in (3, 1, 2)])
+        losses = np.concatenate([run(loop, n).losses for n in (3, 1, 2)])
     assert all(v.get_value().dtype == np.float32 for v in step.updates)
     z = np.random.default_rng(np.random.SeedSequence(1)).standard_normal((DRAWS, DIM), "float32")
     first = np.log1p(((z + np.array([1, 2, 3], "float32")) ** 2).sum(-1)).mean()
@@ -208,9 +209,9 @@ def random_step():
 
 @pytest.mark.parametrize("backend", ["jax", "numba"])
 def test_the_models_own_draws_do_not_depend_on_the_lengths_of_calls(backend):
-    whole = loop_of(random_step()[0], backend).run(np.zeros(12)).losses
+    whole = run(loop_of(random_step()[0], backend), 12).losses
     loop = loop_of(random_step()[0], backend)
-    parts = [loop.run(np.zeros(n)).losses for n in (1, 6, 5)]
+    parts = [run(loop, n).losses for n in (1, 6, 5)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert len(set(whole)) == 12
 
@@ -218,8 +219,8 @@ def test_the_models_own_draws_do_not_depend_on_the_lengths_of_calls(backend):
 def test_the_models_own_draws_follow_the_seed_and_leave_the_model_alone():
     step, generator = random_step()
     before = generator.get_value().bit_generator.state
-    losses = loop_of(step).run(np.zeros(5)).losses
+    losses = run(loop_of(step), 5).losses
     assert generator.get_value().bit_generator.state == before
-    np.testing.assert_array_equal(loop_of(random_step()[0]).run(np.zeros(5)).losses, losses)
+    np.testing.assert_array_equal(run(loop_of(random_step()[0]), 5).losses, losses)
     other = loop_of(random_step()[0], model_seed=3)
-    assert not np.isin(other.run(np.zeros(5)).losses, losses).any()
+    assert not np.isin(run(other, 5).losses, losses).any()

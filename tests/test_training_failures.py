@@ -16,6 +16,7 @@ from steps import (
     loop_of,
     noise_of,
     param,
+    run,
     state_of,
     step_of,
 )
@@ -36,7 +37,7 @@ def test_a_step_with_a_loss_that_is_not_finite_changes_nothing():
     noise = noise_of(20)
     good = noise[:, 0, 0] <= 0
     loop = loop_of(step)
-    chunks = [loop.run(np.zeros(n)) for n in (13, 7)]
+    chunks = [run(loop, n) for n in (13, 7)]
     losses = np.concatenate([c.losses for c in chunks])
     np.testing.assert_array_equal(np.concatenate([c.failed for c in chunks]), ~good)
     np.testing.assert_array_equal(np.isnan(losses), ~good)
@@ -50,7 +51,7 @@ def test_a_step_whose_squared_gradient_overflows_fails():
     """Adam would carry the infinite moment on, and never move again."""
     step = step_of(pm.adam(learning_rate=0.05), lambda noise, a, b: a.sum() * np.float64(1e200) + b)
     before = state_of(step)
-    assert loop_of(step).run(np.zeros(3)).failed.all()
+    assert run(loop_of(step), 3).failed.all()
     assert_identical(state_of(step), before)
 
 
@@ -63,21 +64,21 @@ def test_an_update_that_is_not_finite_makes_the_call_fail():
     loop = loop_of(step)
     before = state_of(step)
     with pytest.raises(StepError) as info:
-        loop.run(np.zeros(5))
+        run(loop, 5)
     assert str(info.value.__cause__) == "the optimizer's update was not finite"
     assert_identical(state_of(step), before)
-    losses = loop.run(np.zeros(3)).losses
+    losses = run(loop, 3).losses
     assert np.isfinite(losses).all()
     np.testing.assert_array_equal(param(step, "a").get_value(), [-2, -1, 0])
     with pytest.raises(StepError):
-        loop.run(np.zeros(1))
+        run(loop, 1)
 
 
 def test_what_was_infinite_before_may_stay_so():
     best = pytensor.shared(np.array(np.inf), "best", shape=())
     step = step_of(pm.sgd(learning_rate=0.01))
     step.updates[best] = best + 0
-    assert not loop_of(step).run(np.zeros(3)).failed.any()
+    assert not run(loop_of(step), 3).failed.any()
     assert best.get_value() == np.inf
 
 
@@ -93,7 +94,7 @@ def test_the_loop_stops_at_the_hundredth_failure_in_a_row(lengths):
     loop = loop_of(step, max_chunk=max(lengths))
     taken = 0
     for n in lengths:
-        chunk = loop.run(np.zeros(n))
+        chunk = run(loop, n)
         taken += len(chunk.losses)
         if loop.failures >= MAX_FAILURES:
             break
@@ -104,7 +105,7 @@ def test_the_loop_stops_at_the_hundredth_failure_in_a_row(lengths):
     loop.failures = 0
     count.set_value(0)  # the loop goes on with the noise of step 103
     for _ in range(3):
-        loop.run(np.zeros(1))
+        run(loop, 1)
     np.testing.assert_array_equal(loop.failed_noise, noise_of(105)[-1])
 
 
@@ -115,7 +116,7 @@ def test_a_step_can_be_counted_as_failed_without_running():
         step.noise, step.loss, step.grads, step.updates, tracked={"a": a, "g": step.grads["a"]}
     )
     loop = loop_of(step)
-    loop.run(np.zeros(2))
+    run(loop, 2)
     before = state_of(step)
     chunk = loop.fail()
     assert np.isnan(chunk.losses).all()
@@ -169,10 +170,10 @@ def test_compiled_code_that_raises_changes_nothing(exploding):
     assert n > 2
     before = state_of(exploding.step)
     with pytest.raises(StepError) as info:
-        exploding.run(np.zeros(n + 1))
+        run(exploding, n + 1)
     assert "too large" in str(info.value.__cause__)
     assert_identical(state_of(exploding.step), before)
-    losses = exploding.run(np.zeros(n)).losses  # the noise of the steps before
+    losses = run(exploding, n).losses  # the noise of the steps before
     assert np.isfinite(losses).all()
     assert len(losses) == n
 
@@ -191,7 +192,7 @@ def test_an_error_that_jax_delivers_late_changes_nothing_either(monkeypatch):
     function = loop.function
     monkeypatch.setattr(loop, "function", lambda *args: [0, *function(*args)[1:-1], Late()])
     with pytest.raises(StepError, match="late"):
-        loop.run(np.zeros(3))
+        run(loop, 3)
     assert_identical(state_of(step), before)
     monkeypatch.setattr(loop, "function", function)
-    np.testing.assert_array_equal(loop.run(np.zeros(3)).losses, other.run(np.zeros(3)).losses)
+    np.testing.assert_array_equal(run(loop, 3).losses, run(other, 3).losses)

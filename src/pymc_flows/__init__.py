@@ -1,6 +1,7 @@
 """Normalizing-flow variational inference for PyMC."""
 
 from pymc_flows import callbacks, flows, plots, targets
+from pymc_flows.annealing import Anneal
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import FlowError, FormulaError
 from pymc_flows.fitting import fit
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FLOWS",
     "NFVI",
+    "Anneal",
     "FlowError",
     "Formula",
     "FormulaError",

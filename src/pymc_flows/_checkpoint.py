@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from pymc_flows._files import Content, write
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._rngs import decode_state, encode_state, set_state
 from pymc_flows._session import FitState
+from pymc_flows.annealing import CURVES, Ramp
 from pymc_flows.approximation import NormalizingFlow, contents, versions
 from pymc_flows.errors import ArgumentError, StorageError
+from pymc_flows.objective import GRADIENTS
 from pymc_flows.optimizers import Rated, Schedule, from_recipe
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def make_recipe(
     optimizer: Rated,
     *,
     beta: float,
+    gradient: str,
     max_norm: Any,
     **code: object,
 ) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def make_recipe(
     optimizer : Rated
     beta : float
         Weight of the prior and the entropy.
+    gradient : {'total', 'path', 'switch'}
     max_norm : float or TensorVariable, optional
     **code
         Arguments that no file can hold, by their names in `NFVI.fit`.
@@ -57,6 +61,7 @@ def make_recipe(
         "obj_n_mc": n_draws,
         "optimizer": optimizer.recipe,
         "beta": beta,
+        "gradient": gradient,
         "total_grad_norm_constraint": float(max_norm) if is_number else None,
         "again": sorted(name for name, value in code.items() if value),
     }
@@ -83,6 +88,8 @@ def save_fit(
         "every": every,
         "score": state.score,
         "schedule": [float(state.schedule.peak), int(state.schedule.decay_steps)],
+        "ramp": state.ramp and astuple(state.ramp),
+        "path_from": state.path_from,
         "failures": loop.failures,
         "include_transformed": bool(approx.groups[0].include_transformed),
         "noise_rng": encode_state(loop._noise),
@@ -128,6 +135,9 @@ def fit_arguments(content: Content, given: Mapping[str, Any]) -> dict[str, Any]:
         arguments = {
             "backend": str(fit["backend"]),
             "beta": float(fit["beta"]),
+            "gradient": _gradient(fit["gradient"]),
+            "ramp": None if fit["ramp"] is None else _ramp(*fit["ramp"]),
+            "path_from": _count(fit["path_from"] or 0),
             "obj_n_mc": _count(fit["obj_n_mc"]),
             "total_grad_norm_constraint": norm and float(norm),
             "score": bool(fit["score"]),
@@ -153,6 +163,18 @@ def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         raise ValueError(f"{value!r} is no number of steps")
     return value
+
+
+def _gradient(name: object) -> str:
+    if name not in GRADIENTS:
+        raise ValueError(f"{name!r} is no estimate of the gradient")
+    return str(name)
+
+
+def _ramp(steps: object, start: object, curve: Any) -> Ramp:
+    if curve not in CURVES or not isinstance(start, float) or not 0 < start <= 1:
+        raise ValueError(f"{start!r} and {curve!r} make no inverse temperatures")
+    return Ramp(max(1, _count(steps)), start, curve)
 
 
 def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> None:

@@ -13,6 +13,7 @@ from pymc_flows._arguments import requested_backend
 from pymc_flows._checkpoint import make_recipe
 from pymc_flows._session import Callback, FitState, call_interval
 from pymc_flows._step import build_step
+from pymc_flows.annealing import Ramp
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
@@ -32,6 +33,9 @@ def prepare(
     random_seed: RandomState,
     n_draws: int,
     optimizer: Rated,
+    ramp: Ramp | None,
+    gradient: str,
+    path_from: int,
     replacements: Mapping[Variable, Variable] | None,
     compile_kwargs: Mapping[str, Any],
     **step_kwargs: Any,
@@ -55,6 +59,8 @@ def prepare(
         n_draws,
         optimizer,
         beta=beta,
+        anneals=ramp is not None,
+        gradient=gradient,
         loop=layer_loop(chosen),
         replacements=replacements,
         track_params=any(t.params for t in trackers),
@@ -75,6 +81,7 @@ def prepare(
         n_draws,
         optimizer,
         beta=beta,
+        gradient=gradient,
         max_norm=step_kwargs["max_norm"],
         more_obj_params=step_kwargs["extra"],
         more_updates=step_kwargs["more_updates"],
@@ -83,7 +90,15 @@ def prepare(
     )
     has_rate = optimizer.rate is not None
     return FitState(
-        loop, callbacks, optimizer.schedule, has_rate, score, replacements, recipe=recipe
+        loop,
+        callbacks,
+        optimizer.schedule,
+        has_rate,
+        score,
+        ramp,
+        path_from if gradient == "switch" else None,
+        replacements,
+        recipe=recipe,
     )
 
 

@@ -19,6 +19,7 @@ from pytensor.scan.op import Scan
 
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._progress import WINDOW, FitProgress
+from pymc_flows.annealing import Ramp
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.callbacks import Tracker
 from pymc_flows.density import Replacements
@@ -52,6 +53,10 @@ class FitState:
         Whether the schedule rules the optimizer's step size.
     score : bool
         Whether losses are kept.
+    ramp : Ramp, optional
+        Inverse temperatures.
+    path_from : int, optional
+        Step after which the path gradient is used, where the loop has both.
     replacements : mapping of Variable to Variable, optional
         Those in the model's log density.
     i : int
@@ -73,6 +78,8 @@ class FitState:
     schedule: Schedule
     has_rate: bool
     score: bool
+    ramp: Ramp | None = None
+    path_from: int | None = None
     replacements: Replacements = None
     i: int = 0
     chunk: int = 1
@@ -82,6 +89,17 @@ class FitState:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     every: int = 0
+
+    def settings(self, steps: int) -> np.ndarray:
+        """What the next steps need to know, as `TrainingLoop.run` takes it."""
+        columns = []
+        if self.has_rate:
+            columns.append(self.schedule.rates(self.i, steps))
+        if self.ramp is not None:
+            columns.append(self.ramp.values(self.i, steps))
+        if self.path_from is not None:
+            columns.append(np.arange(self.i, self.i + steps) >= self.path_from)
+        return np.column_stack(columns) if columns else np.zeros((steps, 0))
 
     def begin(self, n: int) -> None:
         """Plan ``n`` further steps."""
@@ -172,7 +190,7 @@ class Run:
         begin = time.perf_counter()
         with Interrupts(deferred=True):
             try:
-                chunk = state.loop.run(state.schedule.rates(state.i, steps))
+                chunk = state.loop.run(state.settings(steps))
             except StepError as error:
                 if steps > 1:  # which of them is it?
                     state.chunk = max(1, steps // 8)

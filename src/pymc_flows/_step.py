@@ -18,7 +18,7 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import DrawPlan
 from pymc_flows.flows.chain import Loop
-from pymc_flows.objective import loss_and_gradients
+from pymc_flows.objective import Guide, loss_and_gradients
 from pymc_flows.optimizers import Rated
 from pymc_flows.training import Step
 
@@ -30,6 +30,8 @@ def build_step(
     optimizer: Rated,
     *,
     beta: float,
+    anneals: bool,
+    gradient: str,
     loop: Loop,
     extra: list[SharedVariable],
     more_updates: dict[SharedVariable, TensorVariable],
@@ -50,6 +52,9 @@ def build_step(
     optimizer : Rated
     beta : float
         Weight of the prior and the entropy.
+    anneals : bool
+        Whether the log density is tempered step by step.
+    gradient : {'total', 'path', 'switch'}
     loop : {'unroll', 'scan', 'kernel'}
         How repeats of a layer enter the graph.
     extra : list of SharedVariable
@@ -69,6 +74,9 @@ def build_step(
         If the loss does not depend on one of ``extra``.
     """
     problem = approx.problem(beta)
+    temper, path = (pt.scalar(name, dtype=pytensor.config.floatX) for name in ("temper", "path"))
+    use_path = {"total": None, "path": pt.constant(1), "switch": path}[gradient]
+    guide = Guide(temper if anneals else None, use_path)
     noise = pt.matrix("z0", shape=(n_draws, approx.ddim), dtype=pytensor.config.floatX)
     named = approx.groups[0].params_dict
     packing, params = None, [*problem.flat_params, *extra]
@@ -82,6 +90,7 @@ def build_step(
         plan,
         loop=loop,
         theta=packing and packing.theta,
+        guide=guide,
         extra=extra,
         replacements=replacements,
     )
@@ -100,4 +109,6 @@ def build_step(
         tracked.update({f"grad_{k}": g for k, g in zip(own, grads, strict=False)})
     names = [*own, *(str(param) for param in extra)]
     by_name = dict(zip(names, grads, strict=True))
-    return Step(noise, loss, by_name, updates, optimizer.rate, tracked, packing)
+    settings = [optimizer.rate, temper if anneals else None, path if gradient == "switch" else None]
+    chosen = tuple(x for x in settings if x is not None)
+    return Step(noise, loss, by_name, updates, chosen, tracked, packing)

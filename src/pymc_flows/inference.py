@@ -24,10 +24,12 @@ from pymc_flows._interrupts import Interrupts
 from pymc_flows._prepare import prepare
 from pymc_flows._progress import FitProgress
 from pymc_flows._session import Callback, Run
+from pymc_flows.annealing import Anneal, as_anneal
 from pymc_flows.approximation import NormalizingFlow, deep_copy
 from pymc_flows.errors import ArgumentError
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
+from pymc_flows.objective import GRADIENTS
 from pymc_flows.operators import FlowKL
 from pymc_flows.optimizers import Optimizer, Schedule, rated
 
@@ -113,6 +115,8 @@ class NFVI(KLqp):
         every: int | None = None,
         obj_n_mc: int | None = 64,
         obj_optimizer: Optimizer | None = None,
+        anneal: float | Anneal | None = None,
+        gradient: str = "total",
         more_obj_params: Sequence[SharedVariable] | None = None,
         more_updates: Mapping[SharedVariable, TensorVariable] | None = None,
         more_replacements: Mapping[Variable, Variable] | None = None,
@@ -164,6 +168,13 @@ class NFVI(KLqp):
         obj_optimizer : callable, optional
             Any PyMC optimizer, such as ``pm.adam(learning_rate=.01)``. The default is that one with
             cosine decay of the step size to a hundredth over the ``n`` steps.
+        anneal : float or Anneal, optional
+            Fit to a flattened target first, p^β with β from 0.01 to 1 over this share of the
+            steps, so that modes apart are found. ``hist`` has the losses of the target itself.
+        gradient : {'total', 'path', 'switch'}
+            Estimate of the gradient: that of the loss; the path gradient, whose noise vanishes as
+            the flow becomes the posterior, but takes about twice the time of a step and is noisier
+            far from it; or the first for half of the ``n`` steps and then the second.
         more_obj_params : list of SharedVariable
             Parameters of the model to optimise along.
         more_updates : dict
@@ -201,6 +212,9 @@ class NFVI(KLqp):
         if every is not None and checkpoint is None:
             raise ArgumentError("every= says how often checkpoint= is written: give both")
         every = check_integer("every", CHECKPOINT_EVERY if every is None else every)
+        if gradient not in GRADIENTS:
+            raise ArgumentError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+        annealing = as_anneal(anneal)
         warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
         with Interrupts(deferred=False):
             self.state = prepare(
@@ -212,6 +226,9 @@ class NFVI(KLqp):
                 random_seed=random_seed,
                 n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
                 optimizer=rated(obj_optimizer, n),
+                ramp=None if annealing is None else annealing.over(n),
+                gradient=gradient,
+                path_from=n // 2,
                 extra=list(more_obj_params or []),
                 more_updates=dict(more_updates or {}),
                 replacements=more_replacements,

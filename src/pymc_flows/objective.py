@@ -13,8 +13,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.conditional import ifelse
 from pytensor.graph.basic import Variable
-from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._packing import join, split_by_block
@@ -22,6 +22,9 @@ from pymc_flows.density import ModelDensity
 from pymc_flows.examine import DrawPlan
 from pymc_flows.flows.chain import Chain, Loop
 from pymc_flows.frame import Frame
+
+# Estimates of the gradient; the third is the first, then the second.
+GRADIENTS = ("total", "path", "switch")
 
 _LOG_2PI = float(np.log(2 * np.pi))
 
@@ -69,6 +72,24 @@ class Problem:
         return self.frame.place(z), log_det + self.frame.log_det
 
 
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """How the gradient of a step differs from that of the loss.
+
+    Attributes
+    ----------
+    temper : TensorVariable, optional
+        Factor () of the gradient of the log density: the step is one of a fit to p^temper.
+    path : TensorVariable, optional
+        Not 0 () to use the path gradient, which leaves the score of q's parameters out: its
+        expectation is 0, and without it the gradient vanishes draw by draw where q = p (Roeder, Wu
+        & Duvenaud, Sticking the landing, NeurIPS 2017, arXiv:1703.09194).
+    """
+
+    temper: TensorVariable | None = None
+    path: TensorVariable | None = None
+
+
 def loss_graph(
     problem: Problem,
     z0: TensorVariable,
@@ -105,12 +126,15 @@ def loss_and_gradients(
     *,
     loop: Loop,
     theta: TensorVariable | None = None,
+    guide: Guide | None = None,
     extra: Sequence[SharedVariable] = (),
     replacements: Mapping[Variable, Variable] | None = None,
 ) -> tuple[TensorVariable, list[TensorVariable]]:
     """Return the loss and its gradients w.r.t. the flow's parameters, then w.r.t. ``extra``.
 
-    With ``theta`` (n,), a vector of all parameters, the flow's gradient is one with respect to it.
+    With a ``guide`` the gradients w.r.t. the flow are another estimate of their expectation, or
+    those of a tempered density; the loss is the same. With ``theta`` (n,), a vector of all
+    parameters, the flow's gradient is one with respect to it.
 
     The model's gradient is taken at the points z, in micro-batches where the plan says so, and
     pulled back through the flow: equal to the gradient of `loss_graph`, without a reverse pass
@@ -121,8 +145,11 @@ def loss_and_gradients(
         blocks = split_by_block(problem.chain, theta, loop)
         problem = replace(problem, params=tuple(blocks))
         wrt = [v for b in blocks for v in (b.values() if isinstance(b, dict) else [b])]
-    z, log_det = problem.draw(z0, loop)
-    z = pt.tensor_copy(z)  # a variable of its own, whose gradient is known below
+    guide = guide or Guide()
+    inside, log_det = problem.chain.forward_and_log_det(z0, problem.params, loop=loop)
+    # Variables of their own, whose gradients are known below.
+    inside, log_det = pt.tensor_copy(inside), pt.tensor_copy(log_det + problem.frame.log_det)
+    z = pt.tensor_copy(problem.frame.place(inside))
     weights = [problem.beta / problem.scale, 1.0 / problem.scale]
     (prior, data), z_grad, extra_grads = problem.density.value_and_grad(
         z,
@@ -137,14 +164,20 @@ def loss_and_gradients(
     base = -0.5 * (noise @ noise / n_draws + np.asarray(dim * _LOG_2PI, dtype=z0.dtype))
     log_q = base - log_det.mean()
     loss = (problem.beta * (log_q - prior.mean()) - data.mean()) / problem.scale
-    entropy = problem.beta * log_q / problem.scale
-    has_log_det = not set(ancestors([entropy])).isdisjoint(wrt)
-    grads = pytensor.grad(
-        entropy if has_log_det else None,
-        wrt,
-        known_grads={z: -z_grad.astype(z.dtype) / np.asarray(n_draws, dtype=z.dtype)},
-        disconnected_inputs="ignore",
-    )
+    z_grad = z_grad.astype(z.dtype) / np.asarray(n_draws, dtype=z.dtype)
+    if guide.temper is not None:
+        z_grad = guide.temper * z_grad
+    weight = problem.beta / problem.scale / n_draws
+    known = {z: -z_grad, log_det: pt.full_like(log_det, -weight)}
+    if guide.path is not None:
+        score = weight * problem.chain.score(z0, problem.params, loop=loop)
+        use_path = pt.neq(guide.path, 0)
+        score = ifelse(use_path, score, pt.zeros_like(score))
+        known = {
+            inside: pytensor.grad(None, inside, known_grads={z: -z_grad}) + score,
+            log_det: pt.switch(use_path, 0, known[log_det]),
+        }
+    grads = pytensor.grad(None, wrt, known_grads=known, disconnected_inputs="ignore")
     if theta is not None:
         grads = [join(grads)]
     return loss, [*grads, *(-g / n_draws for g in extra_grads)]

@@ -2,8 +2,8 @@
 
 `TrainingLoop` clones the updates of any PyMC-style optimizer into one `pytensor.scan`. What a step
 changes (parameters, optimizer state, the model's own random generators) is the scan's carry; base
-noise and step sizes are its inputs; losses and tracked values are its outputs. Between calls all
-state lives in the shared variables, as NumPy arrays, and belongs to one step.
+noise and settings such as the step size are its inputs; losses and tracked values are its outputs.
+Between calls all state lives in the shared variables, as NumPy arrays, and belongs to one step.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Step:
         ``packing.theta``.
     updates : mapping of SharedVariable to TensorVariable
         New values, from the optimizer and from the user.
-    rate : SharedVariable or None
-        The step size, if it is set step by step.
+    settings : tuple of TensorVariable
+        Scalars that are set step by step, such as the step size.
     tracked : mapping of str to TensorVariable
         Recorded every step, by name, or by a prefix of all names what ``packing`` splits.
         Parameters are recorded after the step, everything else as the step sees it.
@@ -77,7 +77,7 @@ class Step:
     loss: TensorVariable
     grads: Mapping[str, TensorVariable]
     updates: Mapping[SharedVariable, TensorVariable]
-    rate: SharedVariable | None = None
+    settings: tuple[TensorVariable, ...] = ()
     tracked: Mapping[str, TensorVariable] = field(default_factory=dict)
     packing: Packing | None = None
 
@@ -177,20 +177,20 @@ class TrainingLoop:
         with Interrupts(deferred=False), warnings.catch_warnings():
             # In single precision, where PyTensor asks for 64 bits all the same.
             warnings.filterwarnings("ignore", "Explicitly requested dtype .*64")
-            self._call(self._draw(0), np.zeros(0))
+            self._call(self._draw(0), np.zeros((0, len(self.step.settings))))
         self.is_compiled = True
 
     def __getstate__(self) -> dict[str, object]:
         """Leave to a copy that it has to compile."""
         return {**self.__dict__, "is_compiled": False}
 
-    def run(self, rates: np.ndarray) -> Chunk:
-        """Take one step per entry of ``rates`` in one call; fewer, if too many fail in a row.
+    def run(self, settings: np.ndarray) -> Chunk:
+        """Take one step per row of ``settings`` in one call; fewer, if too many fail in a row.
 
         Parameters
         ----------
-        rates : ndarray, shape (steps,)
-            Step sizes, at most ``max_chunk``; ignored if the optimizer has its own.
+        settings : ndarray, shape (steps, settings of the step)
+            At most ``max_chunk`` steps.
 
         Returns
         -------
@@ -204,12 +204,12 @@ class TrainingLoop:
             Nothing has changed then, the noise generator included.
         """
         self.compile()
-        n = len(rates)
+        n = len(settings)
         before = self._noise.bit_generator.state
         noise = self._draw(n)
         self._gather()
         try:
-            failures, values, rngs, records = self._call(noise, rates)
+            failures, values, rngs, records = self._call(noise, settings)
             for var, value in zip(self._shared, values, strict=True):
                 if _stops_being_finite(var.get_value(borrow=True), value):
                     raise _NotFiniteError
@@ -264,14 +264,13 @@ class TrainingLoop:
         return noise
 
     def _call(
-        self, noise: np.ndarray, rates: np.ndarray
+        self, noise: np.ndarray, settings: np.ndarray
     ) -> tuple[int, list[np.ndarray], list[object], list[np.ndarray]]:
         """Failures in a row, new state, generators and records; as NumPy arrays, JAX has run."""
-        dtype = self._dtype if self.step.rate is None else self.step.rate.dtype
-        padded = np.zeros(len(noise), dtype)
-        padded[: len(rates)] = rates
+        padded = np.zeros((len(noise), settings.shape[1]), self._dtype)
+        padded[: len(settings)] = settings
         state = [v.get_value(borrow=True) for v in self._shared]
-        counts = np.asarray(len(rates)), np.asarray(self.failures)
+        counts = np.asarray(len(settings)), np.asarray(self.failures)
         with self._precision():
             failures, *out = self.function(noise, padded, *counts, *state, *self._rngs)
             n, m = len(state), len(state) + len(self._rngs)
@@ -310,12 +309,11 @@ def _compile(
     *,
     skips: bool,
 ) -> Any:
-    """Compile (noise, rates, n_active, failures, *state, *rngs) -> (the last three, *records).
+    """Compile (noise, settings, n_active, failures, *state, *rngs) -> (the last three, *records).
 
     Records are, by step: taken, failed, loss, tracked values. Only the first ``n_active`` steps
     are taken; with ``skips`` the others cost next to nothing.
     """
-    rate = step.rate if step.rate is not None else pt.scalar("rate", dtype=step.noise.dtype)
     index, n_active, failures = pt.lscalar("index"), pt.lscalar("n_active"), pt.lscalar("failures")
     taken = (index < n_active) & (failures < MAX_FAILURES)
     carried = [failures, *step.updates]
@@ -332,14 +330,16 @@ def _compile(
     outputs = [index + 1, *after, *next_rngs, taken, failed, loss, *tracked]
 
     def inner(noise: Variable, index_: Variable, *inputs: Variable) -> list[Variable]:
-        *state, rates, n_active_ = inputs
+        *state, settings, n_active_ = inputs
         given = dict(zip([*carried, *rngs], state, strict=True))
-        given |= {step.noise: noise, index: index_, rate: rates[index_], n_active: n_active_}
+        given |= {step.noise: noise, index: index_, n_active: n_active_}
+        given |= {x: settings[index_, k].astype(x.dtype) for k, x in enumerate(step.settings)}
         return graph_replace(outputs, given, strict=False)
 
     # A second sequence would make the number of steps a minimum, which JAX does not see through.
     noise = pt.tensor("noise", dtype=step.noise.dtype, shape=(None, *step.noise.type.shape))
-    rates = pt.vector("rates", dtype=rate.dtype)
+    shape = (None, len(step.settings))
+    settings = pt.tensor("settings", dtype=step.noise.dtype, shape=shape)
     state = [x.type(name=x.name) for x in [*carried, *rngs]]
     _, *results = pytensor.scan(
         inner,
@@ -349,7 +349,7 @@ def _compile(
             *state,
             *[None] * (len(outputs) - len(state) - 1),
         ],
-        non_sequences=[rates, n_active],
+        non_sequences=[settings, n_active],
         return_updates=False,
     )
     last = [trace[-1] for trace in results[: len(carried)]]
@@ -357,7 +357,7 @@ def _compile(
         # Some Elemwise stays unfused if a formula has very many blocks: nothing to act on.
         warnings.filterwarnings("ignore", "Loop fusion failed")
         return pytensor.function(
-            [pytensor.In(x, borrow=True) for x in [noise, rates, n_active, *state]],
+            [pytensor.In(x, borrow=True) for x in [noise, settings, n_active, *state]],
             [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
             trust_input=True,
             on_unused_input="ignore",

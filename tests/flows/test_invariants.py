@@ -27,6 +27,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows import FLOWS, Block, FusedFlow, build_chain, register_flow
 from pymc_flows.modes import NUMPY
+from pymc_flows.objective import base_log_prob
 
 # Flows that have no parameters, or are not the identity at jitter 0.
 NO_IDENTITY = {"hh", "loft", "perm", "stretch", "tail"}
@@ -71,6 +72,21 @@ def test_log_det_of_the_inverse_is_that_of_the_forward_map(chain, rng):
     points = rng.standard_normal((6, chain.dim))
     _, log_det, rows = jacobian(lambda y: chain.inverse_and_log_det(y, params), points)
     np.testing.assert_allclose(-log_det, np.linalg.slogdet(rows).logabsdet, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("loop", ["unroll", "scan"])
+@pytest.mark.parametrize("chain", chains((2, 5), with_inverse=True))
+def test_the_score_is_the_gradient_of_log_q(chain, loop, rng):
+    """By the chain rule: J' score = grad of (ln q0 - log_det) by the base draw."""
+    params = normal_params(chain, rng)
+    draws = rng.standard_normal((6, chain.dim))
+    _, _, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), draws)
+    z0 = fixed(draws)
+    log_q = base_log_prob(z0) - chain.forward_and_log_det(z0, params)[1]
+    by_draw, score = evaluate(pt.grad(log_q.sum(), z0), chain.score(z0, params, loop=loop))
+    expected = np.linalg.solve(rows.transpose(0, 2, 1), by_draw[..., None])[..., 0]
+    tolerance = 1e-12 * np.linalg.cond(rows)[:, None] * (1 + norm(expected)[:, None])
+    assert np.all(np.abs(score - expected) <= tolerance)
 
 
 @pytest.mark.parametrize("chain", chains(with_inverse=True))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import pytensor
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import NotInvertibleError
@@ -123,6 +124,42 @@ class Flow(ABC):
         """
         raise NotInvertibleError(f"the flow {self.word!r} has no inverse")
 
+    def forward_and_score(
+        self,
+        z: TensorVariable,
+        score: TensorVariable,
+        params: Mapping[str, TensorVariable],
+    ) -> tuple[TensorVariable, TensorVariable]:
+        r"""Carry a density's score through the map: of z, then of its image.
+
+        With :math:`J = \partial z' / \partial z`,
+
+        .. math::
+            \nabla \ln q'(z') = J^{-\top} (\nabla \ln q(z) - \nabla_z \log|\det J|).
+
+        It is computed as the gradient of ln q' through the inverse; a layer may know a shorter way.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (..., dim)
+            Points on the base side.
+        score : TensorVariable, shape (..., dim)
+            Gradient of the log density of the points, at the points.
+        params : Mapping[str, TensorVariable]
+            Constrained parameters of one layer.
+
+        Returns
+        -------
+        z_new, score_new : TensorVariable, shape (..., dim)
+
+        Raises
+        ------
+        NotInvertibleError
+            If the layer has no inverse.
+        """
+        z_new, _ = self.forward_and_log_det(z, params)
+        return z_new, _score_of_image(score, z_new, *self.inverse_and_log_det(z_new, params))
+
     def note(self, dim: int) -> str:
         """What a reader of a formula's table should know of this layer in ``dim`` dimensions."""
         return ""
@@ -161,6 +198,16 @@ class FusedFlow(Flow):
     ) -> tuple[TensorVariable, TensorVariable]:
         """``inverse_and_log_det`` of a block with parameters (count, ...)."""
 
+    def stack_forward_and_score(
+        self,
+        z: TensorVariable,
+        score: TensorVariable,
+        params: Mapping[str, TensorVariable],
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """``forward_and_score`` of a block with parameters (count, ...)."""
+        z_new, _ = self.stack_forward_and_log_det(z, params)
+        return z_new, _score_of_image(score, z_new, *self.stack_inverse_and_log_det(z_new, params))
+
 
 class KernelFlow(Flow):
     """A layer with a kernel Op for a block of it, where a backend compiles copies too slowly."""
@@ -173,3 +220,10 @@ class KernelFlow(Flow):
 
         ``theta`` is the vector of the block's raw parameters, as `Block.unflatten` reads it.
         """
+
+
+def _score_of_image(
+    score: TensorVariable, z_new: TensorVariable, z: TensorVariable, log_det: TensorVariable
+) -> TensorVariable:
+    """Gradient w.r.t. z_new of a log density with a given score at z, both functions of z_new."""
+    return pytensor.grad((score * z).sum() - log_det.sum(), z_new)

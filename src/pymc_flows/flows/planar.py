@@ -97,6 +97,23 @@ class Planar(KernelFlow):
         h = pt.tanh(planar_root(params["s"], c))
         return y - h[..., None] * params["u_hat"], _log_det(h, params["s"])
 
+    def forward_and_score(
+        self,
+        z: TensorVariable,
+        score: TensorVariable,
+        params: Mapping[str, TensorVariable],
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Solve with the Jacobian I + û (1 − h²) wᵀ, of rank one (Sherman & Morrison)."""
+        u_hat, w, s = params["u_hat"], params["w"], params["s"]
+        h = pt.tanh((z * w).sum(axis=-1) + params["b"])
+        slope = 1 - pt.sqr(h)
+        det = pt.sqr(h) + slope * s
+        # Of log det, by a = wᵀz + b: (s − 1) d(1 − h²)/da / det.
+        by_a = -2 * h * slope * (s - 1) / det
+        score = score - by_a[..., None] * w
+        along = (score * u_hat).sum(axis=-1) * slope / det
+        return z + h[..., None] * u_hat, score - along[..., None] * w
+
     def kernel_forward_and_log_det(
         self, z: TensorVariable, theta: TensorVariable
     ) -> tuple[TensorVariable, TensorVariable]:
