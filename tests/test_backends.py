@@ -33,6 +33,22 @@ def test_single_precision():
     assert inf.hist[-50:].mean() < inf.hist[:10].mean()
 
 
+def test_calls_grow_although_skipping_steps_takes_long(monkeypatch):
+    inf = inference()
+    inf.fit(1, obj_n_mc=2, obj_optimizer=ADAM, **JAX)
+    assert inf.state.loop.idle_seconds > 0
+    inf.state.chunk, inf.state.loop.idle_seconds = 1, 1e6
+    lengths, run = [], inf.state.loop.run
+
+    def spied(settings):
+        lengths.append(len(settings))
+        return run(settings)
+
+    monkeypatch.setattr(inf.state.loop, "run", spied)
+    inf.refine(1 + 8 + 64, progressbar=False)
+    assert lengths == [1, 8, 64]
+
+
 class Picky(pytensor.graph.op.Op):
     """The identity, but above 2.5 it raises."""
 

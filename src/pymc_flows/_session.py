@@ -199,7 +199,9 @@ class Run:
                 chunk = state.loop.fail()
             self._record(chunk)
         if steps == state.chunk:
-            wanted = CHUNK_SECONDS * steps / max(time.perf_counter() - begin, 1e-9)
+            # Of a call of few steps nearly all may go into those that are skipped.
+            idle = state.loop.idle_seconds * (1 - steps / state.loop.max_chunk)
+            wanted = CHUNK_SECONDS * steps / max(time.perf_counter() - begin - idle, 1e-9)
             state.chunk = max(1, min(int(wanted), 8 * steps, state.loop.max_chunk))
         return True
 

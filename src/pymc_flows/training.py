@@ -9,6 +9,7 @@ Between calls all state lives in the shared variables, as NumPy arrays, and belo
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -134,6 +135,8 @@ class TrainingLoop:
         Upper bound of the steps of one call, memory considered.
     is_compiled : bool
         Whether `compile` has succeeded.
+    idle_seconds : float
+        What a call takes whose steps are all skipped; 0 before `compile`, and on numba.
     failures : int
         Failed steps in a row, up to the last step.
     failed_noise : ndarray, shape (draws, dim)
@@ -153,6 +156,7 @@ class TrainingLoop:
         self.step = step
         self._dtype = step.noise.dtype
         self.is_compiled = False
+        self.idle_seconds = 0.0
         self.failures = 0
         self.failed_noise = np.zeros(step.noise.type.shape, self._dtype)
         self._noise = np.random.default_rng(noise_seed)
@@ -177,7 +181,12 @@ class TrainingLoop:
         with Interrupts(deferred=False), warnings.catch_warnings():
             # In single precision, where PyTensor asks for 64 bits all the same.
             warnings.filterwarnings("ignore", "Explicitly requested dtype .*64")
-            self._call(self._draw(0), np.zeros((0, len(self.step.settings))))
+            nothing = self._draw(0), np.zeros((0, len(self.step.settings)))
+            self._call(*nothing)
+            if self._length is not None:
+                begin = time.perf_counter()
+                self._call(*nothing)
+                self.idle_seconds = time.perf_counter() - begin
         self.is_compiled = True
 
     def __getstate__(self) -> dict[str, object]:
