@@ -12,6 +12,7 @@ from pymc_flows.modes import NUMPY
 
 WORDS = sorted(word for word, cls in FLOWS.items() if issubclass(cls, KernelFlow))
 every_kernel = pytest.mark.parametrize("word", WORDS)
+OPTIONS = ["nvp(hidden=5, depth=1, activation=relu)", "iaf(depth=3, clip=2, activation=silu)"]
 
 
 def raw_params(word, count, dim, rng, dtype="float64"):
@@ -36,7 +37,7 @@ def of_chain(word, z, raw, loop):
 
 
 def test_which_flows_have_kernels():
-    assert {"hh", "planar", "radial"} <= set(WORDS)
+    assert {"hh", "iaf", "nvp", "planar", "radial"} <= set(WORDS)
 
 
 def loss(outputs):
@@ -49,7 +50,7 @@ def values_and_gradients(outputs, raw, z, mode):
     return pytensor.function([], [*outputs, *pytensor.grad(loss(outputs), wrt)], mode=mode)()
 
 
-@every_kernel
+@pytest.mark.parametrize("word", [*WORDS, *OPTIONS])
 @pytest.mark.parametrize(("n", "count", "dim"), [(1, 1, 1), (4, 1, 3), (1, 6, 2), (7, 5, 4)])
 def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
     raw = raw_params(word, count, dim, rng)
@@ -63,7 +64,7 @@ def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
-@every_kernel
+@pytest.mark.parametrize("word", [word for word in WORDS if word != "iaf"])  # nvp has its kernel
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_numba_kernel_equals_numpy(word, dtype, rng):
     raw = raw_params(word, 6, 3, rng, dtype)

@@ -19,8 +19,6 @@ class HouseholderStack(StackOp):
     to be.
     """
 
-    saved_rank = 2
-
     def layer_size(self, dim: Any) -> Any:
         """``v`` (dim,)."""
         return dim

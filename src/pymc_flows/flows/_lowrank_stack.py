@@ -18,7 +18,7 @@ class LowRankStack(StackOp):
     """
 
     __props__ = ("rank",)
-    saved_rank = 3
+    saved_core = "(k,n,d)"
 
     def __init__(self, rank: int):
         self.rank = rank

@@ -9,6 +9,7 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
+from pymc_flows.flows._dense_stack import DenseStack
 from pymc_flows.flows._network import (
     check_network,
     check_positive,
@@ -64,13 +65,18 @@ class MaskedAffine(Flow):
 
     def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
         """The matrices without their hidden entries; which these are depends on the place."""
-        masks = self.masks(raw["dense0"].type.shape[-2] - 1)
-        masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
         constrained = {}
-        for name, mask in zip(dense_names(self.depth), masks, strict=True):
-            factors = place_in_block(mask * gains(mask.shape), raw[name])
-            constrained[name] = raw[name] * pt.constant(factors.astype(raw[name].dtype))
+        for name, factors in self._factors(raw["dense0"].type.shape[-2] - 1).items():
+            placed = place_in_block(factors, raw[name])
+            constrained[name] = raw[name] * pt.constant(placed.astype(raw[name].dtype))
         return constrained
+
+    def _factors(self, dim: int) -> dict[str, np.ndarray]:
+        """What each matrix is multiplied by, (period, inputs + 1, outputs)."""
+        masks = self.masks(dim)
+        masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
+        pairs = zip(dense_names(self.depth), masks, strict=True)
+        return {name: mask * gains(mask.shape) for name, mask in pairs}
 
     def log_scale_and_shift(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
@@ -80,3 +86,21 @@ class MaskedAffine(Flow):
         out = run_network(z, params, self.depth, self.activation)
         clip = np.asarray(self.clip, out.dtype)
         return clip * pt.tanh(out[..., :dim] / clip), out[..., dim:]
+
+    def parallel_kernel(
+        self, z: TensorVariable, theta: TensorVariable
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Scale and shift by networks that see the points as they enter each layer of a block.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (n, dim)
+        theta : TensorVariable, shape (size,)
+            Raw parameters of the block.
+        """
+        dim = z.type.shape[-1]
+        stack = DenseStack(self.hidden, self.depth, self.clip, self.activation)
+        places = np.arange(theta.type.shape[0] // stack.layer_size(dim)) % self.period
+        factors = [np.ravel(of_place[places]) for of_place in self._factors(dim).values()]
+        z_new, log_det, _ = stack(z, theta * np.concatenate(factors).astype(theta.dtype))
+        return z_new, log_det

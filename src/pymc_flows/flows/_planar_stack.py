@@ -22,8 +22,6 @@ class PlanarStack(StackOp):
     z − h û at a time, so that no intermediate points have to be.
     """
 
-    saved_rank = 2
-
     def layer_size(self, dim: Any) -> Any:
         """``b`` (), ``u`` (dim,) and ``w`` (dim,)."""
         return 2 * dim + 1

@@ -19,7 +19,7 @@ class RadialStack(StackOp):
     enter each layer are saved: walking back would divide by f, which may be tiny.
     """
 
-    saved_rank = 3
+    saved_core = "(k,n,d)"
 
     def layer_size(self, dim: Any) -> Any:
         """``a`` (), ``b`` () and ``z_ref`` (dim,)."""

@@ -35,12 +35,21 @@ class StackOp(Op):
     """
 
     __props__: tuple[str, ...] = ()
-    saved_rank: ClassVar[int]
-    """2 for (count, n), 3 for (count, n, dim)."""
+    saved_core: ClassVar[str] = "(k,n)"
+    """Axes of what is saved, k the number of layers, n of points, d the dimension."""
 
     def layer_size(self, dim: Any) -> Any:
         """Number of parameters of one layer."""
         raise NotImplementedError
+
+    @property
+    def saved_rank(self) -> int:
+        """Number of axes of what is saved."""
+        return self.saved_core.count(",") + 1
+
+    def saved_shape(self, count: Any, n: Any, dim: Any) -> tuple[Any, ...]:
+        """Shape of what is saved; None for a length that is not known."""
+        return (count, n, dim)[: self.saved_rank]
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Return the forward map and its pullback as functions of arrays, compiled by ``jit``.
@@ -54,14 +63,14 @@ class StackOp(Op):
     @property
     def gufunc_signature(self) -> str:
         """How the Op vectorises."""
-        return f"(n,d),(m)->(n,d),(n),{_saved_core(self.saved_rank)}"
+        return f"(n,d),(m)->(n,d),(n),{self.saved_core}"
 
     def make_node(self, *inputs: Any) -> Apply:
         """Check ranks and types."""
         z, theta = _as_one_type(inputs, (2, 1))
         (n, dim), (size,) = z.type.shape, theta.type.shape
         count = None if size is None or dim is None else size // self.layer_size(dim)
-        saved = (count, n, dim)[: self.saved_rank]
+        saved = self.saved_shape(count, n, dim)
         outputs = [pt.tensor(dtype=z.dtype, shape=shape) for shape in ((n, dim), (n,), saved)]
         return Apply(self, [z, theta], outputs)
 
@@ -69,7 +78,7 @@ class StackOp(Op):
         """Shapes of the outputs."""
         (n, dim), (size,) = shapes
         count = size // self.layer_size(dim)
-        return [(n, dim), (n,), (count, n, dim)[: self.saved_rank]]
+        return [(n, dim), (n,), self.saved_shape(count, n, dim)]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         """What is saved for the pullback is not differentiated."""
@@ -101,7 +110,7 @@ class StackPullback(Op):
     @property
     def gufunc_signature(self) -> str:
         """How the Op vectorises."""
-        return f"(n,d),(n),(n,d),{_saved_core(self.stack.saved_rank)},(m)->(n,d),(m)"
+        return f"(n,d),(n),(n,d),{self.stack.saved_core},(m)->(n,d),(m)"
 
     def make_node(self, *inputs: Any) -> Apply:
         """Check ranks and types."""
@@ -127,10 +136,6 @@ class StackPullback(Op):
 
 def _plain(stack: StackOp) -> Kernels:
     return stack.kernels(lambda function: function)
-
-
-def _saved_core(rank: int) -> str:
-    return "(k,n)" if rank == 2 else "(k,n,d)"
 
 
 def _as_one_type(inputs: Sequence[Any], ranks: tuple[int, ...]) -> list[TensorVariable]:

@@ -18,7 +18,7 @@ class TrilStack(StackOp):
     zeros cost nothing.
     """
 
-    saved_rank = 3
+    saved_core = "(k,n,d)"
 
     def layer_size(self, dim: Any) -> Any:
         """``lower`` (dim (dim − 1)/2,) and ``rho`` (dim,)."""

@@ -12,6 +12,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows._masked_affine import MaskedAffine
 from pymc_flows.flows._network import place_in_block
+from pymc_flows.flows.base import KernelFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["IAF", "MAF"]
@@ -117,7 +118,7 @@ def _ranks(dim: int) -> np.ndarray:
 
 @register_flow
 @dataclass(frozen=True)
-class IAF(_Autoregressive):
+class IAF(_Autoregressive, KernelFlow):
     r"""Inverse autoregressive flow: z'ᵢ = exp(sᵢ(z₍<i₎)) zᵢ + tᵢ(z₍<i₎).
 
     Each coordinate is scaled and shifted by a function of those before it (section 4 of [1]_, with
@@ -164,6 +165,12 @@ class IAF(_Autoregressive):
     ) -> tuple[TensorVariable, TensorVariable]:
         """Shift and scale back one coordinate after the other."""
         return self.sequential(y, params, _contract)
+
+    def kernel_forward_and_log_det(
+        self, z: TensorVariable, theta: TensorVariable
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Scale and shift in one Op."""
+        return self.parallel_kernel(z, theta)
 
     def note(self, dim: int) -> str:
         """Say which direction is slow."""

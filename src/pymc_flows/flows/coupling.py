@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows._masked_affine import MaskedAffine
+from pymc_flows.flows.base import KernelFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["NVP"]
@@ -16,7 +17,7 @@ __all__ = ["NVP"]
 
 @register_flow
 @dataclass(frozen=True)
-class NVP(MaskedAffine):
+class NVP(MaskedAffine, KernelFlow):
     r"""Affine coupling (RealNVP): one half of the coordinates shifts and scales the other.
 
     With a the half that stays and b the half that moves (eq. 4 and 5 of [1]_),
@@ -78,6 +79,12 @@ class NVP(MaskedAffine):
         """Shift and scale back: the network sees only what the layer has not changed."""
         s, t = self.log_scale_and_shift(y, params)
         return (y - t) * pt.exp(-s), s.sum(axis=-1)
+
+    def kernel_forward_and_log_det(
+        self, z: TensorVariable, theta: TensorVariable
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Scale and shift in one Op."""
+        return self.parallel_kernel(z, theta)
 
     def note(self, dim: int) -> str:
         """Say what the layer is in 1 dimension."""
