@@ -13,6 +13,7 @@ import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, FitError, ModelError
 from pymc_flows.frame import Frame
 from pymc_flows.importance import MIN_DRAWS, corrected, weigh
+from pymc_flows.modes import NUMPY
 
 N = 4_000
 
@@ -231,3 +232,37 @@ def test_a_model_in_context_with_other_variables_is_refused(approx):
         pm.Normal("mu", 2, 0.5, dims="k")
         with pytest.raises(ModelError, match=r"expected mu, sigma_log__, got mu$"):
             approx.sample(100, correct="psis")
+
+
+def exact_loo(y, sd, prior_sd=3.0):
+    """Σ log p(y_i | the others) for mu ~ N(0, prior_sd²), y_i ~ N(mu, sd²)."""
+    total = 0.0
+    for i, value in enumerate(y):
+        others = np.delete(y, i)
+        precision = prior_sd**-2 + len(others) / sd**2
+        mean = others.sum() / sd**2 / precision
+        total += stats.norm.logpdf(value, mean, np.sqrt(1 / precision + sd**2))
+    return total
+
+
+def test_resampled_draws_go_through_leave_one_out(rng):
+    """It takes draws as they are, so weights would be ignored; the approximation is off."""
+    y = rng.normal(1.5, 2, size=12)
+    found = {}
+    for sd in (2.0, 5.0):
+        with pm.Model() as model:
+            mu = pm.Normal("mu", 0, 3)
+            pm.Normal("y", mu, sd, observed=y)
+        precision = 1 / 9 + len(y) / sd**2
+        frame = Frame(
+            np.array([y.sum() / sd**2 / precision + 0.5 * precision**-0.5]),
+            np.array([1.2 * precision**-0.5]),
+        )
+        approx = pmf.NormalizingFlow("scale-loc", model=model, jitter=0, start=frame)
+        idata = approx.sample(N, correct="resample", random_seed=1)
+        pm.compute_log_likelihood(
+            idata, model=model, progressbar=False, compile_kwargs={"mode": NUMPY}
+        )
+        assert az.loo(idata).elpd == pytest.approx(exact_loo(y, sd), abs=0.03)
+        found[f"sd {sd}"] = idata
+    assert list(az.compare(found).index) == ["sd 2.0", "sd 5.0"]

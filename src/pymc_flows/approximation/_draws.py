@@ -244,10 +244,12 @@ class FlowDraws(Approximation):
             Number of draws.
         correct : 'psis' or 'resample', optional
             Corrects by importance weights p/q, Pareto-smoothed. 'psis' leaves the draws as they
-            are and stores their weights. 'resample' draws from them, with replacement, as often
-            as there are draws (without, nothing would change), so that no weights are needed
-            afterwards; copies of a draw stay side by side, and ArviZ's effective sample sizes
-            and standard errors see them. Neither can bring back what the approximation misses.
+            are and stores their weights, for weighted means of one's own. Whatever else takes
+            draws ignores weights, such as ``az.summary``, ``az.loo``, ``az.compare``, plots and
+            ``pm.sample_posterior_predictive``: it needs 'resample', which draws from the draws,
+            with replacement, as often as there are draws (without, nothing would change); copies
+            of a draw stay side by side, and ArviZ's effective sample sizes and standard errors
+            see them. Neither can bring back what the approximation misses.
         random_seed : int, Generator, RandomState, optional
             Without one, draws continue the approximation's own stream.
         return_inferencedata : bool
