@@ -12,7 +12,9 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from pymc_flows import NFVI, targets
+from fits import normal_mean
+from pymc_flows import NFVI, _checkpoint, _files, targets
+from pymc_flows._files import Content
 from pymc_flows.modes import NUMPY
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +174,89 @@ def test_conjugate(bench, tmp_path):
     # The search before the fit finds a normal posterior; 20 steps do not lose it.
     assert abs(run["sd_error"]) < 0.1
     assert run["cpu_seconds"] > 0
+
+
+# --------------------------------------------------------------------------- evidence and kills
+
+
+def test_evidence(bench, tmp_path):
+    arguments = ["--targets", "gaussian2", "--formulas", "scale-loc", "--seeds", "1"]
+    arguments += ["--steps", "200", "--without-nuts", "--out", str(tmp_path)]
+    report = bench.evidence.main(arguments)
+    (row,) = record(tmp_path, "evidence")["tables"]["Fits that do not"]
+    # No mean-field fit covers a correlated Gaussian.
+    assert row["thin share"] > 0.01
+    assert abs(row["error of log Z"]) < 1
+    (collapsed,) = report.tables["Fits of eight_gaussians that begin inside one mode"]
+    assert collapsed["error of log Z"] < -1
+    assert collapsed["with exact draws"] == collapsed["with another run"] == "incomplete"
+    assert [(check.value, check.holds) for check in report.checks] == [(0, True)]
+
+
+def test_bars_of_evidence(bench):
+    row = {"k-hat": 0.1, "in stated errors": -1.0, "thin share": 0.0, "with exact draws": "good"}
+    others = [
+        {**row, "in stated errors": 3.5},
+        {**row, "in stated errors": 9.0, "k-hat": 0.6},
+        {**row, "in stated errors": 9.0, "thin share": 0.01},
+    ]
+    collapsed = {**row, "thin share": 0.5}
+    share, good = bench.evidence.checks([row] * 9 + others, [collapsed])
+    assert (share.value, share.holds, good.value, good.holds) == (0.9, False, 1, False)
+    assert "of 10 covering fits" in share.what
+
+
+def test_kills(bench, tmp_path, monkeypatch):
+    """In this process; a kill is an exception in the middle of writing."""
+    kills, left, fills_the_cache = bench.kills, [1], [1]
+
+    class Killed(BaseException):
+        pass
+
+    def write(path, content):
+        if left and content.record["fit"]["done"] == 40:
+            left.pop()
+            path.with_name(f".{path.name}.part.tmp").touch()
+            raise Killed
+        _files.write(path, content)
+
+    def run(path, seconds, *, building=True):
+        if fills_the_cache:
+            return bool(fills_the_cache.pop()), 0.0
+        if seconds is not None:
+            monkeypatch.setattr(_checkpoint, "write", write)
+        try:
+            kills.begin_or_resume(path)
+        except Killed:
+            return False, 0.0
+        return True, 0.0
+
+    fake = {"BACKEND": "jax", "FORMULA": "loc", "STEPS": 60, "model": normal_mean, "run": run}
+    for name, value in fake.items():
+        monkeypatch.setattr(kills, name, value)
+    report = kills.main(["--kills", "1", "--out", str(tmp_path)])
+    assert all(check.holds for check in report.checks)
+    assert report.tables == {
+        "What the kills met": [{"kill": "in the middle of writing", "number": 1}],
+        "Fits": [
+            {"ended with": "the same bits", "number": 1},
+            {"ended with": "other bits", "number": 0},
+        ],
+    }
+    record(tmp_path, "kills")
+
+
+def test_other_bits_are_seen(bench):
+    fit = dict.fromkeys(bench.kills.STATE, 1)
+    content = Content("loc", {"param": np.array([1.0])}, {"fit": fit, "draws_rng": {"pos": 1}})
+    assert bench.kills.same(content, content)
+    for other in (
+        Content("loc", {"param": np.nextafter([1.0], 2)}, content.record),
+        Content("loc", {}, content.record),
+        Content("loc", content.arrays, {**content.record, "draws_rng": {"pos": 2}}),
+        Content("loc", content.arrays, {**content.record, "fit": {**fit, "model_rngs": 2}}),
+    ):
+        assert not bench.kills.same(other, content)
 
 
 # ------------------------------------------------------------------------------- speed and peers
