@@ -90,6 +90,8 @@ def fit(
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
+    model = pm.modelcontext(model)
+    density = density_of(model)  # held, so that the search and all fits find it again
     if formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO):
         for name in ("callbacks", "checkpoint"):
             if kwargs.get(name):
@@ -97,18 +99,13 @@ def fit(
         return climb(
             n, model=model, start=start, random_seed=random_seed, inf_kwargs=inf_kwargs, **kwargs
         )
-    model = pm.modelcontext(model)
     search_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
     flow = Formula(formula)
     if not isinstance(start, Frame):
-        dense = not _is_elementwise(flow, model)
+        dense = not build_chain(flow, density.dim).is_elementwise
         start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
     inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
     return inference.fit(n, **kwargs)
-
-
-def _is_elementwise(formula: Formula, model: pm.Model) -> bool:
-    return build_chain(formula, density_of(model).dim).is_elementwise
 
 
 def _formula_of(method: object) -> str:
