@@ -68,6 +68,7 @@ ORDER = (
     "ladder",
     "storage",
     "fitting",
+    "maximum_likelihood",
     "integration",
     "_independence",
     "mcmc",

@@ -18,6 +18,7 @@ NAMES = {
         "callbacks",
         "find_frame",
         "fit",
+        "fit_draws",
         "flows",
         "install",
         "load",
@@ -39,6 +40,8 @@ SIGNATURES = {
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, **kwargs",
+    "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
+    "random_seed, progressbar",
     "find_frame": "model, *, start, dense, random_seed",
     "install": "",
     "load": "path, model, *, check_density",

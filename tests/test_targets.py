@@ -183,6 +183,25 @@ def test_module_can_be_chosen():
     assert value.eval(mode=CHEAP) == pytest.approx(-0.1, abs=1e-12)
 
 
+def test_the_funnel_is_scipys():
+    target = targets.Funnel("narrow", dim=4, scale=1.5)
+    z = np.random.default_rng(16).normal(scale=2, size=(50, 4))
+    others = stats.norm(scale=np.exp(z[:, :1] / 2)).logpdf(z[:, 1:]).sum(-1)
+    reference = stats.norm(scale=1.5).logpdf(z[:, 0]) + others
+    np.testing.assert_allclose(target.log_density(z) - target.log_z, reference, atol=1e-10)
+    graph = target.log_density(pt.constant(z))
+    np.testing.assert_allclose(graph.eval(mode=CHEAP), target.log_density(z), rtol=1e-12)
+
+
+def test_draws_of_the_funnel():
+    z = targets.funnel.sample(20_000, random_seed=17)
+    assert z.shape == (20_000, 10)
+    assert stats.kstest(z[:, 0] / 3, "norm").pvalue > 1e-3
+    others = (z[:, 1:] / np.exp(z[:, :1] / 2)).T
+    assert min(stats.kstest(column, "norm").pvalue for column in others) > 1e-3
+    assert stats.spearmanr(z[:, 0], np.abs(others).sum(0)).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("z", [np.zeros(3), np.zeros((2, 1)), 0.0, pt.vector("z", shape=(3,))])
 def test_wrong_shape(z):
     with pytest.raises(FlowShapeError, match=r"expected points of shape \(\.\.\., 2\).*'pot1'"):

@@ -10,6 +10,7 @@ from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
 from pymc_flows.inference import NFVI
 from pymc_flows.integration import install, uninstall
+from pymc_flows.maximum_likelihood import fit_draws
 from pymc_flows.mcmc import neutra, sample
 from pymc_flows.report import Report, report
 from pymc_flows.search import find_frame
@@ -30,6 +31,7 @@ __all__ = [
     "callbacks",
     "find_frame",
     "fit",
+    "fit_draws",
     "flows",
     "install",
     "load",

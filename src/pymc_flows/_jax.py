@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
 
 import numpy as np
 import pytensor
@@ -114,3 +116,15 @@ def trace(z: TensorVariable, outputs: Sequence[Variable]) -> None:
         fn = pytensor.function([z], outputs, mode=training_mode("jax"), on_unused_input="ignore")
         data = [container.storage[0] for container in fn.input_storage[1:]]
         jax.eval_shape(lambda x: fn.vm.jit_fn(x, *data), np.zeros(z.type.shape, z.dtype))
+
+
+def precision(dtype: str) -> AbstractContextManager[object]:
+    """Set JAX to the precision of the fit.
+
+    PyTensor sets it once, when it first meets JAX; a fit in the other precision would fail.
+    """
+    import jax
+
+    # Its place before JAX 0.8.
+    home = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
+    return home.enable_x64(dtype == "float64")

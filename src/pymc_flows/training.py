@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._interrupts import Interrupts
+from pymc_flows._jax import precision
 from pymc_flows._packing import Packing
 from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
@@ -37,6 +37,14 @@ CHUNK_BYTES = 32 * 2**20
 MAX_CHUNK = 10_000
 # This many failed steps in a row: no further one will succeed.
 MAX_FAILURES = 100
+
+
+type Source = Callable[[np.random.Generator, np.ndarray], object]
+
+
+def standard_normal(rng: np.random.Generator, out: np.ndarray) -> None:
+    """Fill an array with base noise."""
+    rng.standard_normal(out=out, dtype=out.dtype)
 
 
 class StepError(Exception):
@@ -126,6 +134,8 @@ class TrainingLoop:
         Upper bound of the steps of one call.
     compile_kwargs : mapping, optional
         Passed to `pytensor.function`.
+    source : callable
+        Fills arrays (steps, draws, dim) with what ``step.noise`` stands for; base noise by default.
 
     Attributes
     ----------
@@ -152,8 +162,10 @@ class TrainingLoop:
         model_seed: np.random.SeedSequence,
         max_chunk: int = MAX_CHUNK,
         compile_kwargs: Mapping[str, object] | None = None,
+        source: Source = standard_normal,
     ):
         self.step = step
+        self._source = source
         self._dtype = step.noise.dtype
         self.is_compiled = False
         self.idle_seconds = 0.0
@@ -167,7 +179,7 @@ class TrainingLoop:
         self._length = max(2, self.max_chunk) if backend == "jax" else None
         kwargs = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
-        self._precision = partial(_jax_precision, self._dtype) if backend == "jax" else nullcontext
+        self._precision = partial(precision, self._dtype) if backend == "jax" else nullcontext
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]
         with self._precision():
             rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
@@ -269,7 +281,7 @@ class TrainingLoop:
         """Base noise (length of a call, draws, dim) of the next n steps; the rest is 0."""
         length = self._length or max(1, n)
         noise = np.zeros((length, *self.step.noise.type.shape), self._dtype)
-        self._noise.standard_normal(out=noise[:n], dtype=noise.dtype)
+        self._source(self._noise, noise[:n])
         return noise
 
     def _call(
@@ -285,18 +297,6 @@ class TrainingLoop:
             n, m = len(state), len(state) + len(self._rngs)
             values, records = [np.array(x) for x in out[:n]], [np.asarray(x) for x in out[m:]]
             return int(failures), values, list(out[n:m]), records
-
-
-def _jax_precision(dtype: str) -> AbstractContextManager[object]:
-    """Set JAX to the precision of the fit.
-
-    PyTensor sets it once, when it first meets JAX; a fit in the other precision would fail.
-    """
-    import jax
-
-    # Its place before JAX 0.8.
-    home = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
-    return home.enable_x64(dtype == "float64")
 
 
 def _stops_being_finite(old: np.ndarray, new: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Densities with known answers: Gaussians, separate modes, ridges that bend, rings.
+"""Densities with known answers: Gaussians, separate modes, bent ridges, rings, a funnel.
 
 Each target is one definition of an unnormalised log density that NumPy and PyTensor both evaluate,
 with its exact log normalising constant and exact independent draws, so that the error of an
@@ -8,7 +8,7 @@ KL(q ‖ p) = E_q[log q(z) − `Target.log_density` (z)] + `Target.log_z`.
 ``pot1`` to ``pot4`` are U1 to U4 of Table 1 of [1]_, with log density −U(z). U2 to U4 do not decay
 along z[0] and so are no densities; as is usual, ``0.1 |z[0]|`` is added to each of them.
 ``eight_gaussians`` have standard deviation 0.5 and equal weights, on a circle of radius 5;
-``banana`` lies along a parabola; ``ring`` is the same in all directions.
+``banana`` lies along a parabola; ``ring`` is the same in all directions; ``funnel`` is Neal's.
 
 References
 ----------
@@ -16,6 +16,7 @@ References
    arXiv:1505.05770.
 """
 
+from pymc_flows.targets._funnel import Funnel, funnel
 from pymc_flows.targets._gaussian import Gaussian, gaussian
 from pymc_flows.targets._potentials import POTENTIALS, Ridges, SplitRing, pot1, pot2, pot3, pot4
 from pymc_flows.targets._shapes import Banana, Mixture, Ring, banana, eight_gaussians, ring
@@ -24,6 +25,7 @@ from pymc_flows.targets._target import Target
 __all__ = [
     "POTENTIALS",
     "Banana",
+    "Funnel",
     "Gaussian",
     "Mixture",
     "Ridges",
@@ -32,6 +34,7 @@ __all__ = [
     "Target",
     "banana",
     "eight_gaussians",
+    "funnel",
     "gaussian",
     "pot1",
     "pot2",
