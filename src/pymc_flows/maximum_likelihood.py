@@ -227,7 +227,7 @@ def _prepare(
         loss,
         dict(zip(names, grads, strict=True)),
         dict(optimizer.optimizer(grads, params)),
-        optimizer.rate,
+        () if optimizer.rate is None else (optimizer.rate,),
         packing=packing,
     )
     # What is fitted is the flow in the coordinates of its frame.
