@@ -230,8 +230,13 @@ class Parser(argparse.ArgumentParser):
         )
 
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse, and keep the command as it would be typed."""
+        """Parse, and keep the command as it would be typed.
+
+        Of paths that lead out of the repository only the last part is kept: the rest is nobody
+        else's concern.
+        """
         given = list(sys.argv[1:] if argv is None else argv)
         arguments = self.parse_args(given)
-        arguments.command = f"{self.prog} {shlex.join(given)}".strip()
+        shown = [Path(x).name if Path(x).is_absolute() else x for x in given]
+        arguments.command = f"{self.prog} {shlex.join(shown)}".strip()
         return arguments

@@ -183,7 +183,12 @@ def report_of(
     own = {**environment(), **package_versions(RIVALS), "command": arguments.command}
     all_sources = [own, *sources]
     place = {name: i for i, name in enumerate(names)}
-    rows = sorted((r for r in rows if r["posterior"] in place), key=lambda r: place[r["posterior"]])
+    rival = {name: i for i, name in enumerate((*METHODS, BEST_GAUSSIAN), start=1)}
+
+    def order(row: Row) -> tuple[int, ...]:
+        return place[row["posterior"]], rival.get(row["method"], 0)
+
+    rows = sorted((row for row in rows if row["posterior"] in place), key=order)
     return Report(
         arguments.name,
         about,

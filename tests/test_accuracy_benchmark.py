@@ -288,6 +288,16 @@ def test_a_new_row_stands_instead_of_an_added_one(bench):
     ]
 
 
+def test_our_rows_come_first(bench):
+    arguments = SimpleNamespace(command="", name="accuracy")
+    rows = [row(m, p) for p in ("a", "b", "c") for m in ("best Gaussian", "nuts", "auto", "advi")]
+    report = bench.accuracy.report_of(rows, [], ["b", "a"], "", arguments)
+    ours, *others = [(r["posterior"], r["method"]) for r in report.details["rows"][:4]]
+    assert ours == ("b", "auto")
+    assert others == [("b", m) for m in ("advi", "nuts", "best Gaussian")]
+    assert len(report.details["rows"]) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

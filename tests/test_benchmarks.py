@@ -83,6 +83,13 @@ def test_tables_show_four_digits_and_escape_bars(bench):
     ]
 
 
+def test_commands_show_no_places_outside_of_the_repository(bench):
+    parser = bench._common.Parser("loop", None)
+    arguments = parser.read(["--out", "/home/somebody/results"])
+    assert arguments.command == "python -m benchmarks.loop --out results"
+    assert parser.read(["--out", "build/out"]).command.endswith("--out build/out")
+
+
 def test_pymc3_starts_are_normal_around_zero(bench, rng):
     start = bench.notebook_quality.pymc3_start("planar*500", 3, 0.1, rng)
     assert sorted(start) == list(range(500))
