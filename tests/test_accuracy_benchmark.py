@@ -422,7 +422,7 @@ def test_references_are_long_runs(bench, tmp_path, monkeypatch, capsys):
         return model
 
     monkeypatch.setitem(bench.held_out.MODELS, "change_point", two_normals)
-    for name, value in {"TUNE": 200, "LENGTH": 1_000, "MIN_ESS": 500}.items():
+    for name, value in {"TUNE": 200, "LENGTH": 1_500, "MIN_ESS": 500}.items():
         monkeypatch.setattr(bench.held_out, name, value)
     [found] = bench.held_out.main([str(tmp_path), "--names", "change_point"])
     assert (found["scalars"], found["note"]) == (2, "")
@@ -430,4 +430,5 @@ def test_references_are_long_runs(bench, tmp_path, monkeypatch, capsys):
     reference = bench.held_out.HeldOut(tmp_path).reference("change_point")
     np.testing.assert_allclose(reference["mean"]["x"], [1, 2], atol=0.2)
     np.testing.assert_allclose(reference["sd"]["x"], [1, 3], rtol=0.1)
-    assert reference["draws"]["x"].shape == (1_000, 2)
+    assert reference["draws"]["x"].shape == (4_000, 2)
+    assert 0 < bench.held_out.HeldOut(tmp_path).floor("change_point")["max_mean"] < 0.1
