@@ -427,3 +427,19 @@ def test_gpu_says_that_there_is_none(bench, tmp_path):
         assert report.about.startswith("NOT RUN ON A GPU")
         assert report.checks == []
     record(tmp_path, "gpu")
+
+
+def test_neutra(bench, tmp_path, monkeypatch):
+    formulas = dict.fromkeys(bench.neutra.FORMULAS, "scale-loc")
+    monkeypatch.setattr(bench.neutra, "FORMULAS", formulas)
+    arguments = ["--seeds", "1", "--steps", "20", "--draws", "12", "--tune", "10", "--chains", "2"]
+    arguments += ["--sampler", "pymc", "--problems", "funnel", "--out", str(tmp_path)]
+    report = bench.neutra.main(arguments)
+    (rows,) = report.tables.values()
+    assert [row["method"] for row in rows] == ["NUTS", "flow and NUTS"]
+    assert all(row["smallest bulk ESS"] > 0 for row in rows)
+    divergences, sd, speed = report.checks
+    assert divergences.value == rows[1]["divergences"]
+    assert sd.value == pytest.approx(abs(rows[1]["sd of v or ln tau"] / 3 - 1))
+    assert speed.value == pytest.approx(rows[1]["ESS per CPU s"] / rows[0]["ESS per CPU s"])
+    assert record(tmp_path, "neutra")["settings"]["flow of funnel"] == "scale-loc"
