@@ -10,6 +10,8 @@ from pymc.variational.opvi import Approximation
 
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, FlowShapeError, FormulaError, ModelError
+from pymc_flows.importance import Quality
+from pymc_flows.ladder import Ladder, Rung
 from pymc_flows.modes import NUMPY
 
 DIM = 6  # a_log__, x (3,), p_simplex__ (2,)
@@ -105,6 +107,19 @@ def test_it_shows_formula_and_dimension(model):
     assert repr(approx) == str(approx) == "NormalizingFlow('planar*2', dim=6)"
     assert approx._repr_html_() == approx.formula.table(DIM)._repr_html_()
     assert str(approx.groups[0]) == repr(approx.groups[0]) == "NormalizingFlowGroup[6](planar*2)"
+
+
+def test_a_fitted_approximation_shows_how_the_fit_went(model):
+    approx = pmf.NormalizingFlow("scale-loc", model=model)
+    approx.hist = np.array([9.0, np.nan, 3.0])
+    quality = Quality(100, -3.0, 0.1, 0.2, 90.0, -2.9, 0.1)
+    approx.ladder = Ladder((Rung(approx.formula, quality, 1.5),), 0)
+    *layers, fit, ladder = approx._repr_html_().split("<p>")
+    assert "<p>".join(layers) == approx.formula.table(DIM)._repr_html_()
+    assert fit == "fitted in 3 steps; average loss of the last 3: 6 nats</p>"
+    assert approx.ladder._repr_html_() in ladder
+    approx.hist = np.full(2, np.nan)
+    assert "the last 2: nan nats" in approx._repr_html_()
 
 
 # ----------------------------------------------------------------------------------------- start

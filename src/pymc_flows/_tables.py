@@ -34,11 +34,7 @@ def text_table(rows: Sequence[Row], *, right: Sequence[int] = (), indent: str = 
 
 
 def html_table(
-    rows: Sequence[Row],
-    *,
-    header: Row = (),
-    right: Sequence[int] = (),
-    caption: str = "",
+    rows: Sequence[Row], *, header: Row = (), right: Sequence[int] = (), title: str = ""
 ) -> str:
     """Return the same as HTML.
 
@@ -49,17 +45,17 @@ def html_table(
     header : sequence of str
     right : sequence of int
         As in `text_table`.
-    caption : str
-        Above the table.
+    title : str
+        A paragraph above the table: a caption would be no wider than the table.
     """
-    # Themes disagree on where the text of a cell and of a caption goes.
-    title = f'<caption style="text-align: left">{escape(caption)}</caption>' if caption else ""
+    above = f"<p>{escape(title)}</p>" if title else ""
     head = f"<thead>{_html_row('th', header, right)}</thead>" if header else ""
     body = "".join(_html_row("td", row, right) for row in rows)
-    return f"<table>{title}{head}<tbody>{body}</tbody></table>"
+    return f"{above}<table>{head}<tbody>{body}</tbody></table>"
 
 
 def _html_row(tag: str, cells: Row, right: Sequence[int]) -> str:
+    # Themes disagree on the side.
     sides = ("right" if i in right else "left" for i in range(len(cells)))
     row = "".join(
         f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'

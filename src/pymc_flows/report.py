@@ -89,7 +89,7 @@ class Report:
         Largest error against the reference, in standard deviations; of weighted draws if k-hat
         says that the weights can be trusted.
     is_framed : bool
-        Whether the flow was fitted in scaled coordinates, as `fit` does.
+        Whether the flow was given coordinates to work in, as `fit` does.
     """
 
     title: str
@@ -253,8 +253,8 @@ class Report:
 
     def _repr_html_(self) -> str:
         title, header, rows, footer = self._table()
-        facts = html_table(self._facts(), caption=self.title)
-        table = html_table(rows, header=header, right=_NUMBERS, caption=title)
+        facts = html_table(self._facts(), title=self.title)
+        table = html_table(rows, header=header, right=_NUMBERS, title=title)
         prose = "".join(f"<p>{escape(text)}</p>" for text in (footer, self._caveat) if text)
         return f"<p><strong>{escape(self.verdict)}</strong></p>{facts}{table}{prose}"
 
@@ -280,7 +280,7 @@ def report(
         Number of draws; they are not all held at once.
     reference : DataTree, Dataset or dict of str to array-like, optional
         Draws of the same model's posterior: what `pm.sample` returns, or ``sample`` of another
-        fit. The arrays of a dict have shape (chain, draw, *shape of the variable). At most about
+        fit. The arrays of a dict have shape (chain, draw, ...), as ArviZ has them. At most about
         ``n`` draws are used, evenly spaced. Weights are not: of an approximation take
         ``sample(correct='resample')``.
     random_seed : int, Generator, RandomState, optional
@@ -339,7 +339,7 @@ def report(
         worst=float(np.abs(errors[:2]).max()),
         coverage=coverage,
         contradiction=contradiction,
-        is_framed=approx.groups[0].frame.scale is not None,
+        is_framed=approx.groups[0].is_framed,
     )
 
 

@@ -206,7 +206,17 @@ class NormalizingFlow(FlowDraws):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return self.formula.table(self.ddim)._repr_html_()
+        parts = [self.formula.table(self.ddim)._repr_html_()]
+        if len(self.hist):
+            recent = self.hist[-1_000:]
+            mean = recent[np.isfinite(recent)].mean() if np.isfinite(recent).any() else np.nan
+            parts.append(
+                f"<p>fitted in {len(self.hist):,} steps; average loss of the last {len(recent):,}: "
+                f"{mean:,.5g} nats</p>"
+            )
+        if self.ladder is not None:
+            parts.append(f"<p>the formulas that were tried:</p>{self.ladder._repr_html_()}")
+        return "".join(parts)
 
     # -------------------------------------------------------------------------------- keeping
 

@@ -46,7 +46,7 @@ class FormulaTable:
         return str(self)
 
     def _repr_html_(self) -> str:
-        table = html_table(self._shown_rows(), header=self.header, caption=self.title)
+        table = html_table(self._shown_rows(), header=self.header, title=self.title)
         return f"{table}<p>{escape(self.footer)}</p>"
 
     def _shown_rows(self) -> tuple[tuple[str, ...], ...]:
