@@ -57,7 +57,10 @@ class Loop:
 
 
 BAR = SimpleNamespace(begin=lambda: None, update=lambda done, losses: None)
-APPROX = SimpleNamespace(params=[SimpleNamespace(get_value=lambda: np.ones(3))])
+APPROX = SimpleNamespace(
+    params=[SimpleNamespace(get_value=lambda: np.ones(3))],
+    groups=[SimpleNamespace(is_framed=True)],
+)
 
 
 def state_of(callbacks, loop=None, *, score=True, schedule=Schedule(0.5)):  # noqa: B008 - frozen
@@ -300,6 +303,7 @@ def test_a_loss_that_still_falls_is_a_concern(rng, fall, noise, is_told):
         [nats] = re.findall(r"still falling, by ([\d.]+) nats", text)
         assert float(nats) == pytest.approx(0.8, abs=0.05)  # medians of the 6th and the last tenth
         assert "find_frame" in text
+    assert not any("find_frame" in text for text in concerns(falling, is_framed=True))
     settled = np.where(np.arange(2000) < 1000, falling + 5, falling[-1])
     assert concerns(settled) == []
 

@@ -242,7 +242,8 @@ class Run:
                 UserWarning,
                 stacklevel=4,
             )
-        for concern in concerns(self.losses):
+        group = self._approx.groups[0]
+        for concern in concerns(self.losses, is_framed=group.is_framed):
             _log.warning("%s", concern)
         _log.info("%s", self._how_it_ended())
 
@@ -260,7 +261,7 @@ class Run:
         return f"{text}: average loss {recent.mean():.5g}." if len(recent) else f"{text}."
 
 
-def concerns(losses: np.ndarray) -> list[str]:
+def concerns(losses: np.ndarray, *, is_framed: bool = False) -> list[str]:
     """Say what in the losses (steps,) of a fit looks like divergence; nothing for a short fit."""
     width = len(losses) // 10
     if width < 20:
@@ -284,7 +285,8 @@ def concerns(losses: np.ndarray) -> list[str]:
     if fall > max(STILL_FALLING, 2 * np.subtract(*np.quantile(last, [0.75, 0.25]))):
         found.append(
             f"The loss was still falling, by {fall:,.3g} nats over the second half of the steps: "
-            "fit for longer, or with start=pymc_flows.find_frame(model) if scales differ."
+            "fit for longer"
+            + ("." if is_framed else ", or with start=pymc_flows.find_frame(model).")
         )
     low, high = np.quantile(last, [0.05, 0.95])
     if last.mean() - after > 10 * (high - low):

@@ -70,6 +70,7 @@ class NormalizingFlowGroup(Group):
         self._layer_params = params
         self._jitter = check_jitter(jitter)
         self._start = start
+        self.is_framed = isinstance(start, Frame)
         self.seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
         super().__init__(
             group,
