@@ -123,11 +123,11 @@ def history(
         ax.axvline(stop + 0.5, color="grey", linestyle=":", linewidth=1)
         ax.annotate(
             text,
-            (stop + 0.5, 0.98),
+            (stop + 0.5, 0.02),
             (3, 0),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
-            va="top",
+            va="bottom",
             rotation=90,
             fontsize="small",
         )

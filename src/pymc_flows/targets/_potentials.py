@@ -107,10 +107,10 @@ class Ridge:
 
 @dataclass(frozen=True)
 class Ridges(Target):
-    """U(z) = 0.1 |z[0]| − ln Σ_k e^{−½ ((z[1] − w1(z) + drop_k(z)) / width_k)²}.
+    """U(z) = 0.1 ``|z[0]|`` − ln Σ_k e^{−½ ((z[1] − w1(z) + drop_k(z)) / width_k)²}.
 
     One or two wavy ridges. U2 to U4 of Rezende & Mohamed (2015), Table 1, with the tail
-    0.1 |z[0]| that makes them integrable. Given z[0], z[1] is a mixture of normals of weights
+    0.1 ``|z[0]|`` that makes them integrable. Given z[0], z[1] is a mixture of normals of weights
     width_k, whose sum does not depend on z[0]; so z[0] is Laplace distributed with scale 10, which
     gives `log_z` and the draws in closed form.
 
