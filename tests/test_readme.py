@@ -98,6 +98,6 @@ def test_links_and_pictures_exist(page):
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"`make (\w+)`", README))
-    assert targets == {"demo", "test"}
+    assert targets == {"demo", "docs", "test"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
