@@ -156,7 +156,7 @@ def _activation(word: str, jit: Callable[..., Any], tanh: Callable[..., Any]) ->
         @jit
         def activate(x):  # type: ignore[no-untyped-def]
             # At 0 the slope is 1, as PyTensor's gradient has it; NaN stays NaN.
-            return (x, 1.0) if x >= 0.0 else (0.0 * x, 0.0)
+            return x if x >= 0.0 else 0.0 * x, 1.0 if x >= 0.0 else 0.0
 
     else:
 
