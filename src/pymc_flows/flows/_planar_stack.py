@@ -19,12 +19,19 @@ class PlanarStack(StackOp):
     """Planar layers: raw parameters b (count,), u (count, dim) and w (count, dim).
 
     The activations h (count, n) are saved. With them the pullback walks back through the layers,
-    z − h û at a time, so that no intermediate points have to be.
+    z − h û at a time, so that no intermediate points have to be. Behind them lie the five numbers
+    that a constraint makes of a layer's parameters: with few draws these take half of the time.
     """
+
+    saved_core = "(k,s)"
 
     def layer_size(self, dim: Any) -> Any:
         """``b`` (), ``u`` (dim,) and ``w`` (dim,)."""
         return 2 * dim + 1
+
+    def saved_shape(self, count: Any, n: Any, dim: Any) -> tuple[Any, ...]:
+        """(count, n + 5)."""
+        return (count, None if n is None else n + 5)
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Explicit loops over layers, dimensions and, innermost, draws."""
@@ -58,7 +65,7 @@ class PlanarStack(StackOp):
             per_log = _PER_LOG if z0.itemsize == 8 else 1
             z_new = np.empty((n, dim), z0.dtype)
             log_det = np.zeros(n, z0.dtype)
-            h = np.empty((count, n), z0.dtype)
+            h = np.empty((count, n + 5), z0.dtype)
             work = np.empty((dim + 2, n), z0.dtype)
             z, a, det = work[:dim], work[dim], work[dim + 1]
             for i in range(n):
@@ -69,7 +76,9 @@ class PlanarStack(StackOp):
                 u = theta[count + k * dim : count + (k + 1) * dim]
                 w = theta[count + (count + k) * dim : count + (count + k + 1) * dim]
                 x, square = products(u, w, z0.itemsize)
-                s, along, _, _ = constrained(x, square, z0.itemsize)
+                s, along, s_slope, along_slope = constrained(x, square, z0.itemsize)
+                h[k, n], h[k, n + 1], h[k, n + 2] = square, s, along
+                h[k, n + 3], h[k, n + 4] = s_slope, along_slope
                 for i in range(n):
                     a[i] = theta[k]
                 for j in range(dim):
@@ -108,8 +117,8 @@ class PlanarStack(StackOp):
                 of_u = slice(count + k * dim, count + (k + 1) * dim)
                 of_w = slice(count + (count + k) * dim, count + (count + k + 1) * dim)
                 u, w, by_u, by_w = theta[of_u], theta[of_w], by_theta[of_u], by_theta[of_w]
-                x, square = products(u, w, z_new.itemsize)
-                s, along, s_slope, along_slope = constrained(x, square, z_new.itemsize)
+                square, s, along = h[k, n], h[k, n + 1], h[k, n + 2]
+                s_slope, along_slope = h[k, n + 3], h[k, n + 4]
                 for i in range(n):
                     by_a[i] = 0.0
                 for j in range(dim):
