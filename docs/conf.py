@@ -41,5 +41,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "pymc-flows"
 html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
 html_extra_path = ["_root"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
