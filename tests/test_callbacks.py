@@ -24,6 +24,7 @@ class Loop:
 
     max_chunk = 64
     is_compiled = True
+    idle_seconds = 0.0
 
     def __init__(self, *, raises=(), fails=()):
         self.raises = {*raises}  # steps at which compiled code raises
