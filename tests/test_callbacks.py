@@ -181,7 +181,7 @@ def test_a_further_run_goes_on_with_the_index_and_the_multiples():
 
 def test_step_sizes_follow_the_number_of_the_step():
     loop = Loop()
-    schedule = Schedule(0.5, decay_steps=100)
+    schedule = Schedule(0.5, 100, "cosine")
     state = state_of([], loop, schedule=schedule)
     for n in (30, 1, 90):
         Run(APPROX, state, n).advance(BAR)

@@ -62,8 +62,8 @@ SIGNATURES = {
     "NormalizingFlow.forward": "self, z0",
     "NormalizingFlow.inverse": "self, points",
     "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
-    "include_transformed, random_seed, checkpoint, every, obj_n_mc, obj_optimizer, anneal, "
-    "gradient, more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
+    "include_transformed, random_seed, checkpoint, every, obj_n_mc, obj_optimizer, "
+    "schedule, anneal, gradient, more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
     "compile_kwargs, fn_kwargs, tf_n_mc, test_optimizer, more_tf_params",
     "NormalizingFlow.save": "self, path",
     "NFVI.save": "self, path",

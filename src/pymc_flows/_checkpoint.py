@@ -19,6 +19,7 @@ from pymc_flows.annealing import CURVES, Ramp
 from pymc_flows.approximation import NormalizingFlow, contents, versions
 from pymc_flows.errors import ArgumentError, StorageError
 from pymc_flows.objective import GRADIENTS
+from pymc_flows.optimizers import CURVES as SCHEDULES
 from pymc_flows.optimizers import Rated, Schedule, from_recipe
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,11 @@ def save_fit(
         **{name: getattr(state, name) for name in _COUNTS},
         "every": every,
         "score": state.score,
-        "schedule": [float(state.schedule.peak), int(state.schedule.decay_steps)],
+        "schedule": [
+            float(state.schedule.peak),
+            int(state.schedule.steps),
+            state.schedule.curve,
+        ],
         "ramp": state.ramp and astuple(state.ramp),
         "path_from": state.path_from,
         "failures": loop.failures,
@@ -200,8 +205,10 @@ def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> N
             raise ValueError("there are fewer losses than steps")
         if not state.failed <= state.done <= min(state.i, state.n):
             raise ValueError("the numbers of steps contradict each other")
-        peak, decay_steps = fit["schedule"]
-        state.schedule = Schedule(float(peak), _count(decay_steps))
+        peak, steps, curve = fit["schedule"]
+        if curve not in SCHEDULES:
+            raise ValueError(f"{curve!r} is no schedule")
+        state.schedule = Schedule(float(peak), _count(steps), curve)
         loop.failures = _count(fit["failures"])
         set_state(loop._noise, decode_state(fit["noise_rng"], loop._noise.bit_generator.state))
         fresh = {str(k): rng for k, rng in enumerate(loop._rngs)}

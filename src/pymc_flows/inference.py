@@ -115,6 +115,7 @@ class NFVI(KLqp):
         every: int | None = None,
         obj_n_mc: int | None = 64,
         obj_optimizer: Optimizer | None = None,
+        schedule: str | None = None,
         anneal: float | Anneal | None = None,
         gradient: str = "total",
         more_obj_params: Sequence[SharedVariable] | None = None,
@@ -168,6 +169,10 @@ class NFVI(KLqp):
         obj_optimizer : callable, optional
             Any PyMC optimizer, such as ``pm.adam(learning_rate=.01)``. The default is that one with
             cosine decay of the step size to a hundredth over the ``n`` steps.
+        schedule : {'cosine', 'one-cycle', 'halving', 'constant'}, optional
+            How the step size changes over the ``n`` steps: it decays to a hundredth, rises for 30 %
+            of them and then decays, halves after a half and three quarters of them, or stays. By
+            default it decays for the default optimizer and stays for others.
         anneal : float or Anneal, optional
             Fit to a flattened target first, p^β with β from 0.01 to 1 over this share of the
             steps, so that modes apart are found. ``hist`` has the losses of the target itself.
@@ -225,7 +230,7 @@ class NFVI(KLqp):
                 backend=backend,
                 random_seed=random_seed,
                 n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
-                optimizer=rated(obj_optimizer, n),
+                optimizer=rated(obj_optimizer, n, schedule),
                 ramp=None if annealing is None else annealing.over(n),
                 gradient=gradient,
                 path_from=n // 2,

@@ -34,6 +34,31 @@ type Optimizer = Callable[..., dict[SharedVariable, Any]]
 LEARNING_RATE = 0.01
 # A cosine that ends at zero would leave nothing for `refine` to continue with.
 FINAL_FRACTION = 0.01
+# The one cycle: it begins at this fraction of the peak and is there after this share of the steps.
+FIRST_FRACTION, RISE = 0.04, 0.3
+CONSTANT = "constant"
+
+
+def _cosine(done: np.ndarray) -> np.ndarray:
+    return FINAL_FRACTION + (1 - FINAL_FRACTION) * 0.5 * (1 + np.cos(np.pi * done))
+
+
+def _one_cycle(done: np.ndarray) -> np.ndarray:
+    rise = FIRST_FRACTION + (1 - FIRST_FRACTION) * 0.5 * (1 - np.cos(np.pi * done / RISE))
+    return np.where(done < RISE, rise, _cosine((done - RISE) / (1 - RISE)))
+
+
+def _halving(done: np.ndarray) -> np.ndarray:
+    return np.where(done < 0.5, 1.0, np.where(done < 0.75, 0.5, 0.25))
+
+
+CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    CONSTANT: np.ones_like,
+    "cosine": _cosine,
+    "halving": _halving,
+    "one-cycle": _one_cycle,
+}
+"""Fraction of the peak by the share of the steps that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +68,22 @@ class Schedule:
     Attributes
     ----------
     peak : float
-        Step size at the first step.
-    decay_steps : int
-        Length of the cosine decay to `FINAL_FRACTION` of the peak, which is the step size from
-        then on; 0 for no decay.
+        The largest step size.
+    steps : int
+        Steps of the whole curve; what it ends with is the step size from then on.
+    curve : str
+        One of `CURVES`.
     """
 
     peak: float
-    decay_steps: int = 0
+    steps: int = 0
+    curve: str = CONSTANT
 
     def rates(self, first: int, n: int) -> np.ndarray:
         """Step sizes (n,) of the steps after the first ``first``."""
-        if not self.decay_steps:
-            return np.full(n, self.peak)
-        last = self.decay_steps - 1
+        last = max(self.steps - 1, 0)
         done = np.minimum(np.arange(first, first + n), last) / max(last, 1)
-        return self.peak * (
-            FINAL_FRACTION + (1 - FINAL_FRACTION) * 0.5 * (1 + np.cos(np.pi * done))
-        )
+        return self.peak * CURVES[self.curve](done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +111,11 @@ class Rated:
     recipe: dict[str, Any] | None = None
 
 
-def rated(optimizer: Optimizer | None, n: int) -> Rated:
-    """Prepare an optimizer for a fit of ``n`` steps; None is the default, Adam with cosine decay.
+def rated(optimizer: Optimizer | None, n: int, curve: str | None = None) -> Rated:
+    """Prepare an optimizer for a fit of ``n`` steps; None is the default, Adam.
+
+    ``curve`` says how the step size changes, one of `CURVES`. By default that of the default
+    optimizer decays like a cosine, and that of another one is constant.
 
     A PyMC optimizer made without gradients, ``pm.adam(learning_rate=.01)``, is a partial whose
     step size can be replaced by a variable, so that it can change without compiling. Of any other
@@ -99,10 +125,13 @@ def rated(optimizer: Optimizer | None, n: int) -> Rated:
         raise ArgumentError(
             f"obj_optimizer must be callable, such as pm.adam(learning_rate=.01), got {optimizer!r}"
         )
-    schedule = Schedule(0.0)
+    if curve is not None and curve not in CURVES:
+        raise ArgumentError(f"schedule must be one of {', '.join(CURVES)}, got {curve!r}")
+    given = curve
     if optimizer is None:
         optimizer = pm.adam(learning_rate=LEARNING_RATE)
-        schedule = Schedule(LEARNING_RATE, decay_steps=n)
+        curve = curve or "cosine"
+    schedule = Schedule(0.0)
     made = partial(optimizer) if optimizer in ELEMENTWISE else optimizer
     if isinstance(made, partial) and made.func in ELEMENTWISE:
         recipe = _recipe(made)
@@ -110,11 +139,21 @@ def rated(optimizer: Optimizer | None, n: int) -> Rated:
         if isinstance(learning_rate, int | float | np.number):
             value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
             rate = pytensor.shared(value, name="learning_rate", shape=())
-            schedule = Schedule(float(learning_rate), schedule.decay_steps)
+            schedule = Schedule(float(learning_rate), n, curve or CONSTANT)
             optimizer = partial(made, learning_rate=rate)
             return Rated(optimizer, rate, schedule, is_elementwise=True, recipe=recipe)
+        _refuse_schedule(given)
         return Rated(optimizer, None, schedule, is_elementwise=True, recipe=recipe)
+    _refuse_schedule(given)
     return Rated(optimizer, None, schedule)
+
+
+def _refuse_schedule(curve: str | None) -> None:
+    if curve is not None:
+        raise ArgumentError(
+            f"schedule={curve!r} needs an optimizer with a step size of its own, a number, like "
+            "pm.adam(learning_rate=.01)"
+        )
 
 
 def _recipe(optimizer: partial[Any]) -> dict[str, Any] | None:
