@@ -15,6 +15,7 @@ NAMES = {
     *(
         "Anneal",
         "Frame",
+        "Plateau",
         "callbacks",
         "find_frame",
         "fit",
@@ -50,6 +51,7 @@ SIGNATURES = {
     "compile_kwargs",
     "uninstall": "",
     "Anneal": "share, start, curve",
+    "Plateau": "tolerance, window, decay",
     "register_flow": "cls",
     "neutra": "approx, *, model, backend",
     "sample": "approx, draws, *, tune, chains, method, sampler, target_accept, model, "
@@ -63,8 +65,9 @@ SIGNATURES = {
     "NormalizingFlow.inverse": "self, points",
     "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
     "include_transformed, random_seed, checkpoint, every, obj_n_mc, obj_optimizer, "
-    "schedule, anneal, gradient, more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
-    "compile_kwargs, fn_kwargs, tf_n_mc, test_optimizer, more_tf_params",
+    "schedule, stop, anneal, gradient, more_obj_params, more_updates, more_replacements, "
+    "total_grad_norm_constraint, compile_kwargs, fn_kwargs, tf_n_mc, test_optimizer, "
+    "more_tf_params",
     "NormalizingFlow.save": "self, path",
     "NFVI.save": "self, path",
     "NFVI.refine": "self, n, progressbar, progressbar_theme, *, learning_rate",

@@ -14,6 +14,7 @@ from pymc_flows.maximum_likelihood import fit_draws
 from pymc_flows.mcmc import neutra, sample
 from pymc_flows.report import Report, report
 from pymc_flows.search import find_frame
+from pymc_flows.stopping import Plateau
 from pymc_flows.storage import load, resume
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "FormulaError",
     "Frame",
     "NormalizingFlow",
+    "Plateau",
     "Report",
     "callbacks",
     "find_frame",

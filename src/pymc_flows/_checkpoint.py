@@ -21,6 +21,7 @@ from pymc_flows.errors import ArgumentError, StorageError
 from pymc_flows.objective import GRADIENTS
 from pymc_flows.optimizers import CURVES as SCHEDULES
 from pymc_flows.optimizers import Rated, Schedule, from_recipe
+from pymc_flows.stopping import Plateau
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,9 @@ def save_fit(
             float(state.schedule.peak),
             int(state.schedule.steps),
             state.schedule.curve,
+            int(state.schedule.first),
         ],
+        "plateau": state.plateau and astuple(state.plateau),
         "ramp": state.ramp and astuple(state.ramp),
         "path_from": state.path_from,
         "failures": loop.failures,
@@ -205,10 +208,13 @@ def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> N
             raise ValueError("there are fewer losses than steps")
         if not state.failed <= state.done <= min(state.i, state.n):
             raise ValueError("the numbers of steps contradict each other")
-        peak, steps, curve = fit["schedule"]
+        peak, steps, curve, first = fit["schedule"]
         if curve not in SCHEDULES:
             raise ValueError(f"{curve!r} is no schedule")
-        state.schedule = Schedule(float(peak), _count(steps), curve)
+        state.schedule = Schedule(float(peak), _count(steps), curve, _count(first))
+        if fit["plateau"] is not None:
+            tolerance, window, decay = fit["plateau"]
+            state.plateau = Plateau(float(tolerance), _count(window), _count(decay))
         loop.failures = _count(fit["failures"])
         set_state(loop._noise, decode_state(fit["noise_rng"], loop._noise.bit_generator.state))
         fresh = {str(k): rng for k, rng in enumerate(loop._rngs)}

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.examine import why_not_finite
 from pymc_flows.modes import NUMPY
 from pymc_flows.optimizers import Schedule
+from pymc_flows.stopping import Plateau
 from pymc_flows.training import MAX_FAILURES, Chunk, StepError, TrainingLoop
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class FitState:
         Inverse temperatures.
     path_from : int, optional
         Step after which the path gradient is used, where the loop has both.
+    plateau : Plateau, optional
+        When the step size begins to decay, and the end of the fit is near.
     replacements : mapping of Variable to Variable, optional
         Those in the model's log density.
     i : int
@@ -80,6 +83,7 @@ class FitState:
     score: bool
     ramp: Ramp | None = None
     path_from: int | None = None
+    plateau: Plateau | None = None
     replacements: Replacements = None
     i: int = 0
     chunk: int = 1
@@ -173,16 +177,31 @@ class Run:
             steps = min(state.chunk, self._n - state.done)
             if every:
                 steps = min(steps, 1 if state.i == 0 else every - state.i % every)
-            if state.every:
-                steps = min(steps, state.every - state.i % state.every)
+            for period in (state.every, state.plateau.every if state.plateau else 0):
+                if period:
+                    steps = min(steps, period - state.i % period)
             if not self._call(steps):
                 continue
+            self._watch()
             bar.update(state.done, self.losses)
             self._call_back()
             if save is not None and state.every and state.i % state.every == 0:
                 save()
             if state.loop.failures >= MAX_FAILURES:
                 raise FitError(self._why_stuck()) from self._error
+
+    def _watch(self) -> None:
+        """Let the step size decay, as the end of the fit, once the loss has settled."""
+        state, rule = self._state, self._state.plateau
+        if rule is None or state.i % rule.every:
+            return
+        ramp = 0 if state.ramp is None else max(0, state.ramp.steps - (state.i - state.done))
+        decay = rule.decay if state.has_rate else 0
+        if state.done + decay < self._n and rule.has_settled(self.losses[ramp:]):
+            _log.info("The loss has settled after %d steps.", state.i)
+            state.schedule = replace(state.schedule, first=state.i)
+            self._n = state.n = state.done + decay
+            state.plateau = None
 
     def _call(self, steps: int) -> bool:
         """Call the loop once; return whether any step was taken."""

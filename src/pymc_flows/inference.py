@@ -32,6 +32,7 @@ from pymc_flows.frame import Frame
 from pymc_flows.objective import GRADIENTS
 from pymc_flows.operators import FlowKL
 from pymc_flows.optimizers import Optimizer, Schedule, rated
+from pymc_flows.stopping import Plateau, as_plateau
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class NFVI(KLqp):
         obj_n_mc: int | None = 64,
         obj_optimizer: Optimizer | None = None,
         schedule: str | None = None,
+        stop: bool | Plateau | None = None,
         anneal: float | Anneal | None = None,
         gradient: str = "total",
         more_obj_params: Sequence[SharedVariable] | None = None,
@@ -173,6 +175,10 @@ class NFVI(KLqp):
             How the step size changes over the ``n`` steps: it decays to a hundredth, rises for 30 %
             of them and then decays, halves after a half and three quarters of them, or stays. By
             default it decays for the default optimizer and stays for others.
+        stop : bool or Plateau, optional
+            End the fit once the loss has settled; ``n`` is the upper bound. The step size then
+            stays at its peak until that moment and decays in the last steps. By default all ``n``
+            steps are taken.
         anneal : float or Anneal, optional
             Fit to a flattened target first, p^β with β from 0.01 to 1 over this share of the
             steps, so that modes apart are found. ``hist`` has the losses of the target itself.
@@ -220,6 +226,9 @@ class NFVI(KLqp):
         if gradient not in GRADIENTS:
             raise ArgumentError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
         annealing = as_anneal(anneal)
+        plateau = as_plateau(stop)
+        if plateau is not None and (schedule is not None or self._maybe_score(score) is False):
+            raise ArgumentError("stop= sets the step sizes and needs the losses: give no schedule=")
         warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
         with Interrupts(deferred=False):
             self.state = prepare(
@@ -241,6 +250,11 @@ class NFVI(KLqp):
                 compile_kwargs=renamed(fn_kwargs, compile_kwargs),
             )
         self.approx.groups[0].include_transformed = include_transformed
+        if plateau is not None:
+            self.state.plateau = plateau
+            peak = self.state.schedule.peak
+            first = max(0, n - plateau.decay)
+            self.state.schedule = Schedule(peak, plateau.decay, "cosine", first)
         self.state.begin(n)
         if checkpoint is not None:
             self.state.checkpoint, self.state.every = Path(checkpoint), every

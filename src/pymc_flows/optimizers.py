@@ -73,17 +73,21 @@ class Schedule:
         Steps of the whole curve; what it ends with is the step size from then on.
     curve : str
         One of `CURVES`.
+    first : int
+        Steps before the curve begins; their step size is the peak.
     """
 
     peak: float
     steps: int = 0
     curve: str = CONSTANT
+    first: int = 0
 
     def rates(self, first: int, n: int) -> np.ndarray:
         """Step sizes (n,) of the steps after the first ``first``."""
         last = max(self.steps - 1, 0)
-        done = np.minimum(np.arange(first, first + n), last) / max(last, 1)
-        return self.peak * CURVES[self.curve](done)
+        i = np.arange(first, first + n) - self.first
+        done = np.clip(i, 0, last) / max(last, 1)
+        return self.peak * np.where(i < 0, 1.0, CURVES[self.curve](done))
 
 
 @dataclass(frozen=True, eq=False)
