@@ -58,8 +58,6 @@ class FitState:
         Inverse temperatures.
     path_from : int, optional
         Step after which the path gradient is used, where the loop has both.
-    plateau : Plateau, optional
-        When the step size begins to decay, and the end of the fit is near.
     replacements : mapping of Variable to Variable, optional
         Those in the model's log density.
     i : int
@@ -74,6 +72,8 @@ class FitState:
         Where the fit is kept.
     every : int
         Steps between checkpoints; 0 for none.
+    plateau : Plateau, optional
+        When the step size begins to decay, and the end of the fit is near.
     """
 
     loop: TrainingLoop
@@ -83,7 +83,6 @@ class FitState:
     score: bool
     ramp: Ramp | None = None
     path_from: int | None = None
-    plateau: Plateau | None = None
     replacements: Replacements = None
     i: int = 0
     chunk: int = 1
@@ -93,6 +92,7 @@ class FitState:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     every: int = 0
+    plateau: Plateau | None = None
 
     def settings(self, steps: int) -> np.ndarray:
         """What the next steps need to know, as `TrainingLoop.run` takes it."""
