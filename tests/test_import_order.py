@@ -40,6 +40,7 @@ ORDER = (
     "log_density",
     "importance",
     "search",
+    "moments",
     "backend",
     "_packing",
     "objective",

@@ -287,7 +287,7 @@ def test_a_model_that_cannot_be_evaluated_is_not_compared(tmp_path):
 
 def test_the_ladder_comes_back(approx, tmp_path):
     quality = Quality(4_000, -3.5, 0.1, -np.inf, 3_999.0, -3.4, 0.0)
-    rungs = Rung(pmf.Formula("loc"), None, 1.5), Rung(approx.formula, quality, 2.5)
+    rungs = Rung(pmf.Formula("loc"), None, 1.5, 0), Rung(approx.formula, quality, 2.5, 7)
     approx.ladder = Ladder(rungs, 1)
     try:
         approx.save(tmp_path / "a.nc")

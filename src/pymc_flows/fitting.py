@@ -45,8 +45,10 @@ def fit(
     n : int
         Number of steps; of each fit for ``'auto'``.
     formula : str or Formula, optional
-        Formula of the flow. Default ``'auto'``: richer and richer flows, until their ELBO gains
-        nothing; the approximation's attribute ``ladder`` is the table of what was tried.
+        Formula of the flow. Default ``'auto'``: a Gaussian with the moments of the posterior, which
+        takes no steps and leaves ``hist`` empty, and if that is not enough, richer and richer flows
+        until their ELBO gains nothing; the approximation's attribute ``ladder`` is the table of
+        what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
-from pymc_flows._jax import has_jax
+from pymc_flows._arguments import check_integer
 from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics import Quality, measure
@@ -22,6 +23,9 @@ from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
 from pymc_flows.inference import NFVI
+from pymc_flows.log_density import LogDensity
+from pymc_flows.moments import match_moments
+from pymc_flows.optimizers import rated
 from pymc_flows.search import MAX_DENSE, find_frame
 
 _log = logging.getLogger(__name__)
@@ -29,10 +33,12 @@ _log = logging.getLogger(__name__)
 # Draws that judge a fit.
 JUDGED_BY = 4_000
 # A fit this near to the evidence (nats), with weights that can be trusted, leaves nothing to gain.
-GOOD_ENOUGH = 0.02
+# A mean that is a tenth of a standard deviation off costs 0.005.
+GOOD_ENOUGH = 0.01
 GOOD_KHAT = 0.5
-COLUMNS = ("formula", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
-NUMBERS = range(1, 6)  # of the columns
+COLUMNS = ("formula", "steps", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
+NUMBERS = range(1, 7)  # of the columns
+GAUSSIAN = "scale-loc"
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,15 @@ class Rung:
     quality : Quality or None
         None where a minibatch makes the log density random.
     seconds : float
-        Wall time of its fit, compiling included.
+        Wall time of its fit, compiling included; of the first rung that of the search for a start.
+    steps : int
+        Of its fit; 0 for a Gaussian that has the moments of weighted draws.
     """
 
     formula: Formula
     quality: Quality | None
     seconds: float
+    steps: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,6 +76,7 @@ class Ladder:
                 "formula": str(rung.formula),
                 "quality": None if rung.quality is None else asdict(rung.quality),
                 "seconds": rung.seconds,
+                "steps": rung.steps,
             }
             for rung in self.rungs
         ]
@@ -89,6 +99,7 @@ class Ladder:
                     Formula(rung["formula"]),
                     None if rung["quality"] is None else Quality(**rung["quality"]),
                     float(rung["seconds"]),
+                    int(rung["steps"]),
                 )
                 for rung in record["rungs"]
             )
@@ -113,7 +124,8 @@ class Ladder:
                     f"{q.log_evidence:,.3f}",
                 )
             mark = "taken" if i == self.taken else ""
-            rows.append((str(rung.formula), *numbers, f"{rung.seconds:.1f}", mark))
+            steps = f"{rung.steps:,}"
+            rows.append((str(rung.formula), steps, *numbers, f"{rung.seconds:.1f}", mark))
         return rows
 
     def __str__(self) -> str:
@@ -138,10 +150,11 @@ def climb(
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
 
-    First a Gaussian, in the coordinates of `find_frame`. If its importance weights say that there
-    is something to gain, flows with more layers follow, each the identity at its start in the
-    coordinates that the Gaussian has learned. The one with the best ELBO is taken, the simpler one
-    where the difference is within the noise.
+    First a Gaussian that nothing is trained for: that of `find_frame`, with the moments of its
+    weighted draws. If its importance weights say that there is something to gain, flows follow, in
+    its coordinates; the first of them a Gaussian again, if the weights cannot be trusted, and then
+    others with more layers, each the identity at its start. The one with the best ELBO is taken,
+    the simpler one where the difference is within the noise.
 
     Parameters
     ----------
@@ -156,32 +169,42 @@ def climb(
         Its attribute ``ladder`` is the table of what was tried.
     """
     model = pm.modelcontext(model)
+    _check_arguments(n, kwargs)
     seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
-    if isinstance(start, Frame):
-        frame = start
-    else:
-        frame = find_frame(model, start=start, random_seed=int(next(seeds)))
-    rungs: list[Rung] = []
+    begin = time.perf_counter()
+    approx = _gaussian(model, start, seeds)
+    frame, is_found = approx.groups[0].frame, not isinstance(start, Frame)
     fitted: list[NormalizingFlow] = []
-    for formula in _formulas(len(frame.center), kwargs.get("backend")):
+    rungs: list[Rung] = []
+
+    def judge(approx: NormalizingFlow, steps: int) -> Quality:
+        quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
+        fitted.append(approx)
+        rungs.append(Rung(approx.formula, quality, time.perf_counter() - begin, steps))
+        _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
+        return quality
+
+    formulas = [GAUSSIAN, *_richer(len(frame.center))]
+    if is_found and not approx.has_minibatch:
+        quality = judge(approx, 0)
+        if quality.is_trusted:
+            formulas = [] if _is_good(quality) else formulas[1:]
+    for formula in formulas:
         begin = time.perf_counter()
         inference = NFVI(
             formula, model=model, start=frame, random_seed=int(next(seeds)), **(inf_kwargs or {})
         )
         approx = inference.fit(n, **kwargs)
-        seconds = time.perf_counter() - begin
+        steps = len(inference.hist)
         if approx.has_minibatch:
-            approx.ladder = Ladder((Rung(approx.formula, None, seconds),), 0)
+            rung = Rung(approx.formula, None, time.perf_counter() - begin, steps)
+            approx.ladder = Ladder((rung,), 0)
             return approx
-        quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
-        fitted.append(approx)
-        rungs.append(Rung(approx.formula, quality, seconds))
-        _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
-        gap = quality.log_evidence - quality.elbo
-        was_stopped = len(inference.hist) < n
-        if was_stopped or (gap < GOOD_ENOUGH and quality.khat < GOOD_KHAT):
+        quality = judge(approx, steps)
+        was_stopped = steps < n and kwargs.get("stop") is None
+        if was_stopped or _is_good(quality):
             break
-        if len(fitted) == 1:
+        if formula == GAUSSIAN:
             frame = _learned(approx, frame)
     qualities = [rung.quality for rung in rungs if rung.quality is not None]
     taken = _best(qualities)
@@ -198,24 +221,58 @@ def climb(
     return best
 
 
-def _formulas(dim: int, backend: str | None) -> list[str]:
-    """What is tried, in order."""
+def _check_arguments(n: int, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what `NFVI.fit` would refuse, also where no rung needs it."""
+    inspect.signature(NFVI.fit).bind(None, n, **kwargs)
+    rated(kwargs.get("obj_optimizer"), n, kwargs.get("schedule"))
+    check_integer("obj_n_mc", 1 if kwargs.get("obj_n_mc") is None else kwargs["obj_n_mc"])
+
+
+def _gaussian(
+    model: pm.Model, start: Mapping[str, ArrayLike] | Frame | None, seeds: Iterator[Any]
+) -> NormalizingFlow:
+    """The Gaussian of a frame: the one given, or one that is found."""
+
+    def of(frame: Frame) -> NormalizingFlow:
+        return NormalizingFlow(
+            GAUSSIAN, model=model, start=frame, jitter=0.0, random_seed=int(next(seeds))
+        )
+
+    if isinstance(start, Frame):
+        return of(start)
+    approx = of(find_frame(model, start=start, random_seed=int(next(seeds))))
+    if approx.has_minibatch:
+        return approx
+    rng = np.random.default_rng(int(next(seeds)))
+    return of(match_moments(LogDensity(approx.density).value, approx.groups[0].frame, rng))
+
+
+def _is_good(quality: Quality) -> bool:
+    """Whether there is nothing to gain."""
+    gap = quality.log_evidence - quality.elbo
+    return gap < GOOD_ENOUGH and quality.khat < GOOD_KHAT
+
+
+def _richer(dim: int) -> list[str]:
+    """What is tried after Gaussians, in order."""
     if dim == 1:
-        return ["scale-loc", "spline*2-scale-loc"]
+        return [f"spline*2-{GAUSSIAN}"]
     mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
-    if backend == "jax" or (backend is None and has_jax()):
-        rungs = [f"nvp*4-{mixes}scale-loc", f"planar*8-{mixes}scale-loc"]
-        return ["scale-loc", *rungs, f"nvp*10-{mixes}scale-loc"]
-    # Networks take minutes to compile there.
-    return ["scale-loc", f"planar*16-{mixes}scale-loc"]
+    return [f"{words}-{mixes}{GAUSSIAN}" for words in ("nvp*4", "planar*8", "nvp*10")]
 
 
 def _best(qualities: Sequence[Quality]) -> int:
-    """The first whose ELBO no later one exceeds by more than the noise of their difference."""
+    """The first whose ELBO no later one exceeds by more than the noise of their difference.
+
+    Of two that are as good, one whose weights can be trusted.
+    """
     best = 0
     for i, quality in enumerate(qualities):
-        noise = np.hypot(quality.elbo_error, qualities[best].elbo_error)
-        if not np.isfinite(qualities[best].elbo) or quality.elbo > qualities[best].elbo + 2 * noise:
+        other = qualities[best]
+        noise = 2 * np.hypot(quality.elbo_error, other.elbo_error)
+        is_better = not np.isfinite(other.elbo) or quality.elbo > other.elbo + noise
+        is_as_good = quality.elbo > other.elbo - noise
+        if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):
             best = i
     return best
 

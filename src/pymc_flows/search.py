@@ -251,6 +251,11 @@ def _cover(frames: Sequence[Frame], weights: np.ndarray, *, dense: bool) -> Fram
     for w, f in zip(weights, frames, strict=True):
         scale = f.place(np.eye(len(center))) - f.center  # rows are the columns of the scale
         cov += w * (scale.T @ scale + np.outer(f.center - center, f.center - center))
+    return with_covariance(center, cov, dense=dense)
+
+
+def with_covariance(center: np.ndarray, cov: np.ndarray, *, dense: bool = True) -> Frame:
+    """The Gaussian with a mean and a covariance; without correlations in high dimensions."""
     if not dense or len(center) > MAX_DENSE:
         return Frame(center, np.sqrt(np.diagonal(cov)))
     return Frame(center, _cholesky(cov))

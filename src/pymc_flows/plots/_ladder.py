@@ -45,7 +45,7 @@ def ladder(ladder: Any, figure: "Figure | SubFigure | None" = None) -> npt.NDArr
             f"expected the ladder of a fit of several formulas\ngot {what}\n"
             "take approx.ladder of approx = pymc_flows.fit(model=model)"
         )
-    names = [str(rung.formula) for rung in found.rungs]
+    names = [f"{rung.formula}, {rung.steps:,} steps" for rung in found.rungs]
     qualities = [rung.quality for rung in found.rungs if rung.quality is not None]
     rows = np.arange(len(names))
     if figure is None:
