@@ -64,10 +64,12 @@ ABOUT = (
     "Wasserstein-1 distance of standardised draws, white the same of whitened ones. ELBO ± its "
     "Monte-Carlo error and k-hat come from 10,000 fresh draws (PyMC's Gaussians included). *best "
     "Gaussian* has the moments of the reference's draws in the unconstrained space and is scored "
-    f"against the same draws, by {MANY_DRAWS:,} of its own. Seconds to compile are those in "
-    "`pytensor.function`, in the first call of a training loop, in numba's and JAX's compilers and "
-    "in nutpie's; seconds of the run are the rest, with the search for a start and the draws. CPU "
-    "seconds count; wall seconds, in the JSON file, depend on what else the machine did. "
+    f"against the same draws, by {MANY_DRAWS:,} of its own: where nothing is transformed its means "
+    "and standard deviations are right by construction, and sw1 says what is left. Seconds to "
+    "compile are those in `pytensor.function`, in the first call of a training loop, in numba's and "
+    "JAX's compilers and in nutpie's; seconds of the run are the rest, with the search for a start "
+    "and the draws. CPU seconds count; wall seconds, in the JSON file, depend on what else the "
+    "machine did. "
     f"Good: {_accuracy_tables.BAR}."
 )
 
