@@ -156,8 +156,8 @@ def sample(
         proposal: for several modes, whose weights the proposals set right.
     sampler : {'nutpie', 'numpyro', 'blackjax', 'pymc'}, optional
         Implementation of NUTS for ``method='nuts'``. Default: nutpie if it is installed; else, if
-        JAX can run the model, numpyro or blackjax; else PyMC's own, which ``'nuts+imh'`` always
-        uses. It compiles on numba, where flows with networks take half a minute and more.
+        JAX can run the model, numpyro or blackjax; else PyMC's own, on numba, which
+        ``'nuts+imh'`` always uses.
     target_accept : float
         Acceptance rate to which NUTS adapts its step size. In base coordinates 0.9 costs hardly
         more steps than the 0.8 of `pymc.sample`, and leaves fewer divergences.
