@@ -68,8 +68,8 @@ ABOUT = (
     "and standard deviations are right by construction, and sw1 says what is left. Seconds to "
     "compile are those in `pytensor.function`, in the first call of a training loop, in numba's "
     "and JAX's compilers and in nutpie's; seconds of the run are the rest, with the search for a "
-    "start and the draws. CPU seconds count; wall seconds, in the JSON file, depend on what else the "
-    "machine did. "
+    "start and the draws. CPU seconds count; wall seconds, in the JSON file, depend on what else "
+    "the machine did. "
     f"Good: {_accuracy_tables.BAR}."
 )
 
