@@ -90,6 +90,7 @@ class Shape:
         Step size at the peak of the cosine.
     anneal : float, optional
         Share of the steps with a flattened target.
+    gradient : {'total', 'path', 'switch'}
     median, worst : float, optional
         Bars of the KL divergence, in nats.
     """
@@ -102,6 +103,7 @@ class Shape:
     draws: int = 256
     rate: float = 0.003
     anneal: float | None = None
+    gradient: str = "total"
     median: float | None = None
     worst: float | None = None
     is_default: bool = False
@@ -127,6 +129,7 @@ class Shape:
             obj_optimizer=pm.adam(learning_rate=self.rate),
             schedule="cosine",
             anneal=self.anneal,
+            gradient=self.gradient,
             progressbar=False,
         )
 
@@ -137,15 +140,25 @@ SHAPES = (
     Shape(pot2, WAVES, scale=(14.0, 2.0), anneal=0.3, median=0.003, worst=0.05),
     Shape(pot3, WAVES, scale=(14.0, 2.0), anneal=0.3, median=0.01, worst=0.05),
     Shape(pot4, WAVES, scale=(14.0, 2.0), anneal=0.3, median=0.15, worst=0.3),
-    Shape(eight_gaussians, "nsf(hidden=64, bins=16)*4", scale=(4.0, 4.0), steps=5_000, anneal=0.5),
-    Shape(banana, "nvp*4-scale-loc", center=(0.0, 2.0), scale=(2.0, 2.0), steps=5_000),
+    Shape(eight_gaussians, "nsf(hidden=64, bins=16)*4", scale=(4.0, 4.0), steps=6_000, anneal=0.8),
+    Shape(
+        banana,
+        "iaf(hidden=64, activation=silu)-scale-loc",
+        center=(0.0, 2.0),
+        scale=(2.0, 3.0),
+        steps=8_000,
+        rate=0.01,
+        gradient="path",
+    ),
     Shape(ring, "nsf(hidden=64, bins=16)*4", scale=(2.0, 2.0), steps=5_000, anneal=0.3),
     Shape(
         Funnel(),
-        "nvp(clip=6)*2-scale-loc",
+        "iaf(clip=20, activation=silu)-scale-loc",
         center=(0.0,) * 10,
         scale=(3.0,) + (1.0,) * 9,
-        steps=5_000,
+        steps=20_000,
+        rate=0.01,
+        gradient="switch",
     ),
 )
 
@@ -267,13 +280,14 @@ def recipe_of(shape: Shape) -> Row:
             "formula": shape.formula,
             "fit": "pymc_flows.fit, its defaults",
         }
+    gradient = {"total": "", "path": ", path gradient", "switch": ", path gradient at last"}
     anneal = "" if shape.anneal is None else f", annealed for {shape.anneal:.0%}"
     scale = ", ".join(f"{x:g}" for x in dict.fromkeys(shape.scale))
     return {
         "shape": shape.name,
         "formula": shape.formula,
         "fit": f"{shape.steps:,} steps of {shape.draws} draws, Adam at {shape.rate:g} with cosine "
-        f"decay{anneal}, in coordinates scaled by ({scale})",
+        f"decay{anneal}{gradient[shape.gradient]}, in coordinates scaled by ({scale})",
     }
 
 

@@ -84,6 +84,9 @@ def test_the_same_seed_climbs_the_same_ladder():
         ([quality(-3), quality(-2.9), quality(-2.95)], 1),
         ([quality(-3), quality(-2.9), quality(-2.89)], 1),
         ([quality(-np.inf, np.nan), quality(-5)], 1),
+        ([quality(-1e13, 1e13, khat=17), quality(-5)], 1),
+        ([quality(-3, khat=0.9), quality(-3)], 1),  # as good, and to be trusted
+        ([quality(-3), quality(-3, khat=0.9)], 0),
         ([quality(-3), quality(-np.inf, np.nan)], 0),
     ],
 )

@@ -269,7 +269,8 @@ def _best(qualities: Sequence[Quality]) -> int:
     best = 0
     for i, quality in enumerate(qualities):
         other = qualities[best]
-        noise = 2 * np.hypot(quality.elbo_error, other.elbo_error)
+        # Of an ELBO that is all noise, the error must not hide a gain.
+        noise = 2 * np.hypot(quality.elbo_error, min(other.elbo_error, quality.elbo_error))
         is_better = not np.isfinite(other.elbo) or quality.elbo > other.elbo + noise
         is_as_good = quality.elbo > other.elbo - noise
         if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):

@@ -43,8 +43,8 @@ SAME_MODE = 3.0
 MIN_SHARE = 0.01
 # Searches of one mode, each in the coordinates that the last one found.
 MAX_CLIMBS = 4
-# A Gaussian whose ELBO is this much lower than the log density at the start, in nats per dimension,
-# is no place to begin.
+# A Gaussian whose typical draws are this much lower than the log density at the start, in nats per
+# dimension, is no place to begin.
 LOST = 10.0
 # Points on the way to the first mode that are candidates too.
 WAY_POINTS = 5
@@ -100,18 +100,19 @@ type Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A Gaussian and its ELBO, in nats."""
+    """A Gaussian, its ELBO, and the same with the median log density; in nats."""
 
     frame: Frame
     elbo: float
+    typical: float
 
     @classmethod
     def of(cls, evaluate: Evaluate, frame: Frame, noise: np.ndarray) -> Candidate:
         """Estimate the ELBO from base noise (n, dim); −∞ if any draw has none."""
         log_p, _ = evaluate(frame.place(noise))
         entropy = 0.5 * noise.shape[1] * math.log(2 * math.pi * math.e) + frame.log_det
-        elbo = float(log_p.mean()) + entropy
-        return cls(frame, elbo if math.isfinite(elbo) else -math.inf)
+        elbo, typical = float(log_p.mean()) + entropy, float(np.median(log_p)) + entropy
+        return cls(frame, *(x if math.isfinite(x) else -math.inf for x in (elbo, typical)))
 
 
 def search(
@@ -152,7 +153,9 @@ def search(
         if all(_distance(c.frame, candidate.frame.center) > SAME_MODE for c in apart):
             apart.append(candidate)
     [log_density], _ = evaluate(start[None])
-    if apart[0].elbo < log_density - LOST * len(start):  # nowhere, or somewhere far off
+    # Nowhere, or somewhere far off. Few draws in a tail may make any ELBO small, though.
+    is_lost = apart[0].typical < log_density - LOST * len(start)
+    if is_lost or not math.isfinite(apart[0].elbo):
         return Frame(start)
     share = np.exp([c.elbo - apart[0].elbo for c in apart])
     kept = [c.frame for c, w in zip(apart, share, strict=True) if w > MIN_SHARE]
