@@ -1,16 +1,16 @@
 """Blocks of repeated layers, and the chain that a formula stands for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FlowShapeError, NotInvertibleError
+from pymc_flows.flows._scans import scan_layers, scan_score
 from pymc_flows.flows.base import Flow, FusedFlow, KernelFlow
 
 __all__ = ["Block", "Chain", "Loop"]
@@ -24,7 +24,6 @@ MAX_COPIED = 16
 type Loop = Literal["unroll", "scan", "kernel"]
 type _Params = Mapping[str, TensorVariable]
 type _Raw = _Params | TensorVariable
-type _Map = Callable[[TensorVariable, _Params], tuple[TensorVariable, TensorVariable]]
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ class Chain:
                 z, score = layer.stack_forward_and_score(z, score, stacked)
                 continue
             if block.count > 1 and loop == "scan" and stacked:
-                z, score = _scan_score(layer, z, score, stacked)
+                z, score = scan_score(layer, z, score, stacked)
                 continue
             for k in range(block.count):
                 one = {name: value[k] for name, value in stacked.items()}
@@ -301,7 +300,7 @@ class Chain:
         one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
         # A loop runs over parameters, so layers without any are copied.
         if block.count > 1 and loop == "scan" and not is_fused and stacked:
-            return _scan(one, points, stacked, is_inverse=is_inverse)
+            return scan_layers(one, points, stacked, is_inverse=is_inverse)
         total = None
         for k in range(block.count)[:: -1 if is_inverse else 1]:
             points, log_det = one(points, {name: value[k] for name, value in stacked.items()})
@@ -349,48 +348,6 @@ def _is_thin(block: Block, points: TensorVariable, loop: Loop) -> bool:
     known = [n for n in points.type.shape if n is not None]
     is_small = len(known) == points.ndim and math.prod(known) < MIN_FUSED
     return loop == "scan" and is_small and block.count <= MAX_COPIED
-
-
-def _scan(
-    one: _Map, points: TensorVariable, stacked: _Params, *, is_inverse: bool
-) -> tuple[TensorVariable, TensorVariable]:
-    names = list(stacked)
-
-    def step(*args: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        *values, points, total = args
-        points, log_det = one(points, dict(zip(names, values, strict=True)))
-        return points, total + log_det
-
-    # The carry keeps one type, so it starts with the type that the result has.
-    dtype = np.result_type(points.dtype, *(value.dtype for value in stacked.values()))
-    start = points.astype(dtype)
-    points, total = pytensor.scan(
-        step,
-        sequences=[stacked[name] for name in names],
-        outputs_info=[start, pt.zeros_like(start[..., 0])],
-        go_backwards=is_inverse,
-        return_updates=False,
-    )
-    return points[-1], total[-1]
-
-
-def _scan_score(
-    layer: Flow, z: TensorVariable, score: TensorVariable, stacked: _Params
-) -> tuple[TensorVariable, TensorVariable]:
-    names = list(stacked)
-
-    def step(*args: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        *values, z, score = args
-        return layer.forward_and_score(z, score, dict(zip(names, values, strict=True)))
-
-    dtype = np.result_type(z.dtype, *(value.dtype for value in stacked.values()))
-    z, score = pytensor.scan(
-        step,
-        sequences=[stacked[name] for name in names],
-        outputs_info=[z.astype(dtype), score.astype(dtype)],
-        return_updates=False,
-    )
-    return z[-1], score[-1]
 
 
 def _with_shape(what: str, value: TensorVariable, shape: tuple[int | None, ...]) -> TensorVariable:
