@@ -77,6 +77,18 @@ def test_modes_apart_are_covered_together(rng):
     np.testing.assert_allclose(frame.scale[0, 0], np.sqrt(1 + 75), rtol=0.1)
 
 
+def test_a_gaussian_that_reaches_into_a_wall_is_narrowed(rng):
+    """The curvature at the mode knows nothing of the wall at 1."""
+
+    def evaluate(z):
+        wall = np.exp(20 * (z[:, 0] - 1))
+        return -0.5 * z[:, 0] ** 2 - wall, -z - 20 * wall[:, None]
+
+    frame = search(evaluate, np.array([-0.5]), rng)
+    assert abs(frame.center[0]) < 0.1
+    assert 0.2 < frame.scale[0, 0] <= 0.5
+
+
 def test_the_same_seed_gives_the_same_frame():
     with pm.Model() as model:
         pm.Gamma("x", 2, 1, shape=3)

@@ -48,6 +48,8 @@ MAX_CLIMBS = 4
 LOST = 10.0
 # Points on the way to the first mode that are candidates too.
 WAY_POINTS = 5
+# A Gaussian is narrowed by no more than this many powers of 2.
+MAX_HALVINGS = 4
 # Of the curvature in units of its diagonal: below it, a direction is flat.
 MIN_CURVATURE = 1e-8
 
@@ -165,7 +167,9 @@ def search(
         len(found),
         len(kept),
     )
-    return kept[0] if len(kept) == 1 else _cover(kept, share[share > MIN_SHARE], dense=dense)
+    if len(kept) > 1:
+        return _cover(kept, share[share > MIN_SHARE], dense=dense)
+    return _shrink(evaluate, apart[0], noise).frame
 
 
 def _ascend(evaluate: Evaluate, start: np.ndarray) -> list[np.ndarray]:
@@ -262,6 +266,18 @@ def with_covariance(center: np.ndarray, cov: np.ndarray, *, dense: bool = True) 
     if not dense or len(center) > MAX_DENSE:
         return Frame(center, np.sqrt(np.diagonal(cov)))
     return Frame(center, _cholesky(cov))
+
+
+def _shrink(evaluate: Evaluate, best: Candidate, noise: np.ndarray) -> Candidate:
+    """Narrow a Gaussian as long as its ELBO gains: its curvature says nothing of walls nearby."""
+    for _ in range(MAX_HALVINGS):
+        if best.frame.scale is None:
+            break
+        narrower = Candidate.of(evaluate, Frame(best.frame.center, best.frame.scale / 2), noise)
+        if narrower.elbo <= best.elbo:
+            break
+        best = narrower
+    return best
 
 
 def _distance(frame: Frame, point: np.ndarray) -> float:
