@@ -154,7 +154,9 @@ def solve_missing(model: pm.Model, draws: Draws) -> Draws:
                     at_0, at_1 = (function(np.full(shape, x), *row) for x in (0.0, 1.0))
                     with np.errstate(all="ignore"):
                         solution[i] = (target[i] - at_0) / (at_1 - at_0)
-                    if not np.allclose(function(solution[i], *row), target[i]):
+                    # What does not depend on the variable at all is reproduced by anything.
+                    is_solved = np.isfinite(solution[i]).all()
+                    if not (is_solved and np.allclose(function(solution[i], *row), target[i])):
                         break
                 else:
                     found[rv.name] = solution

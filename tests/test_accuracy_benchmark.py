@@ -90,13 +90,14 @@ def schools() -> pm.Model:
     with pm.Model() as model:
         tau = pm.HalfNormal("tau", 2.0)
         offset = pm.Normal("offset", shape=2)
+        pm.Deterministic("other", tau * np.ones(2))
         pm.Deterministic("theta", 3 + tau * offset)
     return model
 
 
 def test_free_variables_are_solved_for(bench, schools, rng):
     tau, offset = rng.gamma(2.0, size=5), rng.standard_normal((5, 2))
-    draws = {"tau": tau, "theta": 3 + tau[:, None] * offset}
+    draws = {"tau": tau, "other": tau[:, None] * [1, 1], "theta": 3 + tau[:, None] * offset}
     np.testing.assert_allclose(bench._methods.solve_missing(schools, draws)["offset"], offset)
     with pytest.raises(ValueError, match="'offset' are neither given nor implied"):
         bench._methods.solve_missing(schools, {"tau": tau})
