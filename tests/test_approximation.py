@@ -113,7 +113,7 @@ def test_a_fitted_approximation_shows_how_the_fit_went(model):
     approx = pmf.NormalizingFlow("scale-loc", model=model)
     approx.hist = np.array([9.0, np.nan, 3.0])
     quality = Quality(100, -3.0, 0.1, 0.2, 90.0, -2.9, 0.1)
-    approx.ladder = Ladder((Rung(approx.formula, quality, 1.5),), 0)
+    approx.ladder = Ladder((Rung(approx.formula, quality, 1.5, 300),), 0)
     *layers, fit, ladder = approx._repr_html_().split("<p>")
     assert "<p>".join(layers) == approx.formula.table(DIM)._repr_html_()
     assert fit == "fitted in 3 steps; average loss of the last 3: 6 nats</p>"

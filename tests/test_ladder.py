@@ -40,8 +40,9 @@ def skewed():
 
 def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
     tried = [str(r.formula) for r in skewed.ladder.rungs]
-    assert tried[:2] == ["scale-loc", "nvp*4-scale-loc"]
-    assert [r.steps for r in skewed.ladder.rungs[:2]] == [0, 1_000]
+    assert tried[0] == "scale-loc"
+    assert "nvp*4-scale-loc" in tried
+    assert [r.steps for r in skewed.ladder.rungs] == [0] + [1_000] * (len(tried) - 1)
     assert str(skewed.formula) == tried[skewed.ladder.taken]
     first, *_, last = (r.quality.elbo for r in skewed.ladder.rungs)
     assert last > first + 0.1

@@ -169,7 +169,7 @@ def climb(
         Its attribute ``ladder`` is the table of what was tried.
     """
     model = pm.modelcontext(model)
-    _check_arguments(n, kwargs)
+    _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
     begin = time.perf_counter()
     approx = _gaussian(model, start, seeds)
@@ -221,8 +221,9 @@ def climb(
     return best
 
 
-def _check_arguments(n: int, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what `NFVI.fit` would refuse, also where no rung needs it."""
+def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what `NFVI` and its `fit` would refuse, also where no rung needs it."""
+    inspect.signature(NFVI).bind(GAUSSIAN, **inf_kwargs)
     inspect.signature(NFVI.fit).bind(None, n, **kwargs)
     rated(kwargs.get("obj_optimizer"), n, kwargs.get("schedule"))
     check_integer("obj_n_mc", 1 if kwargs.get("obj_n_mc") is None else kwargs["obj_n_mc"])

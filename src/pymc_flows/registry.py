@@ -25,6 +25,7 @@ _CONTRACT = (
     "constrain",
     "equation",
     "forward_and_log_det",
+    "forward_and_score",
     "has_inverse",
     "inverse_and_log_det",
     "is_affine",
