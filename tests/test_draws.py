@@ -109,6 +109,8 @@ def test_the_datatree_is_that_of_pymc(no_compiler, mean_field, approx, kwargs):
 def test_options_are_checked_by_pymc(approx):
     with pytest.warns(UserWarning, match="Warmup samples will be stored"):
         approx.sample(2, save_warmup=True)
+    with pytest.raises(TypeError, match="there are no chains="):
+        approx.sample(2, chains=4)
     with pytest.raises(TypeError, match="nope"):
         approx.sample(2, nope=1)
 

@@ -155,3 +155,28 @@ def test_simple_mistakes_are_told_before_the_search(model, monkeypatch):
 def test_callbacks_that_are_no_list(model):
     with pytest.raises(ArgumentError, match=r"callbacks must be a list.*\nWrite callbacks=\["):
         pmf.fit(3, formula="loc", model=model, callbacks=pmf.callbacks.Tracker(), **JAX)
+
+
+def test_a_model_in_place_of_the_number_of_steps(model):
+    with pytest.raises(ArgumentError, match=r"got a model\nWrite model="):
+        pmf.fit(model)
+
+
+def test_without_a_model():
+    with pytest.raises(TypeError, match=r"No model on context stack.\nPass model="):
+        pmf.fit()
+
+
+@pytest.mark.parametrize("formula", [None, "loc"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("randomseed", "did you mean random_seed="),
+        ("learning_rate", r"pm\.adam\(learning_rate="),
+        ("callback", "did you mean callbacks="),
+        ("xyzzy", "see the documentation"),
+    ],
+)
+def test_an_unknown_argument_gets_a_hint(model, formula, name, hint):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': .*{hint}"):
+        pmf.fit(3, formula=formula, model=model, **{name: 1})

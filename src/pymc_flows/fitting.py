@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
-from pymc_flows._arguments import check_integer
+from pymc_flows._arguments import check_integer, model_or_context
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.density import density_of
 from pymc_flows.errors import ArgumentError
@@ -71,9 +73,12 @@ def fit(
     ArgumentError
         If formula and method are both given, the method is not NFVI, or ``n`` is no number.
     """
+    if isinstance(n, pm.Model):
+        raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
     if isinstance(n, str | Formula):
         raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
     n = check_integer("n", n, minimum=0)
+    _check_keywords(kwargs)
     check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
@@ -92,7 +97,7 @@ def fit(
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
-    model = pm.modelcontext(model)
+    model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
     if formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO):
         for name in ("callbacks", "checkpoint"):
@@ -108,6 +113,21 @@ def fit(
         start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
     inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
     return inference.fit(n, **kwargs)
+
+
+def _check_keywords(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that neither this function nor `NFVI.fit` has."""
+    own = inspect.signature(fit).parameters
+    known = [*own, *list(inspect.signature(NFVI.fit).parameters)[1:]]  # without self
+    for name in kwargs:
+        if name in known:
+            continue
+        if name == "learning_rate":
+            hint = "write obj_optimizer=pm.adam(learning_rate=…), schedule='cosine'"
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}=?" if close else "see the documentation of fit"
+        raise TypeError(f"fit() got an unexpected keyword argument {name!r}: {hint}")
 
 
 def _formula_of(method: object) -> str:

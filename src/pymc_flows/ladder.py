@@ -14,7 +14,7 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
-from pymc_flows._arguments import check_integer
+from pymc_flows._arguments import check_integer, model_or_context
 from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics import Quality, measure
@@ -168,7 +168,7 @@ def climb(
     NormalizingFlow
         Its attribute ``ladder`` is the table of what was tried.
     """
-    model = pm.modelcontext(model)
+    model = model_or_context(model)
     _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
     begin = time.perf_counter()

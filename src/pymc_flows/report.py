@@ -182,7 +182,7 @@ class Report:
             case "correctable":
                 return (
                     f"Usable with a correction: errors of up to {self.worst:.2g} standard "
-                    "deviations can be removed by sample(correct='resample'), or use "
+                    "deviations are reduced by sample(correct='resample'), or use "
                     f"{self._remedy}."
                 )
         if coverage is None:

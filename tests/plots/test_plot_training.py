@@ -1,11 +1,14 @@
 """Lines and dots are the losses, parameters and gradients that were given."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
 from pymc.variational.callbacks import Tracker
 
 from pymc_flows import plots
+from pymc_flows.errors import FlowShapeError
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -252,3 +255,9 @@ def test_traces_refuse():
         plots.traces(Tracker(b=lambda: 1.0))
     with pytest.raises(ValueError, match=r"expected names among: .*b_0.*\ngot 'w'"):
         plots.traces(tracked(), var_names="w")
+
+
+def test_a_fit_that_trained_nothing():
+    approx = SimpleNamespace(hist=np.zeros(0), ladder=object())
+    with pytest.raises(FlowShapeError, match=r"nothing was trained\nlook at approx\.ladder"):
+        plots.history(approx)

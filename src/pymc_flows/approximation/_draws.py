@@ -283,6 +283,10 @@ class FlowDraws(Approximation):
             If ``correct`` is given and Pareto k-hat is above its threshold.
         """
         check_correction(correct, return_inferencedata=return_inferencedata)
+        if "chains" in kwargs:
+            raise TypeError(
+                "draws of an approximation are independent: there are no chains=, take more draws"
+            )
         model = pm.Model.get_context(error_if_none=False) or self.model
         rng = self._rng_for(random_seed)
         points, log_q = self._draw(draws, rng)

@@ -73,6 +73,11 @@ def history(
         If ``window`` is less than 1, or a stop is not among the steps.
     """
     losses = np.asarray(getattr(hist, "hist", hist), dtype=float)
+    if not losses.size and getattr(hist, "ladder", None) is not None:
+        raise FlowShapeError(
+            "there are no losses: the Gaussian that pymc_flows.fit begins with was good enough, "
+            "and nothing was trained\nlook at approx.ladder, or pymc_flows.plots.ladder(approx)"
+        )
     if losses.ndim != 1 or not len(losses):
         raise FlowShapeError(
             "expected a history of shape (n,), one loss per step\n"
