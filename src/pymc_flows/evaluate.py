@@ -78,7 +78,7 @@ def inverse_and_log_det(
     NotInvertibleError
         If a layer has no inverse.
     """
-    missing = sorted({b.layer.word for b in chain.blocks if not b.layer.has_inverse})
+    missing = chain.words_without_inverse
     if missing:
         raise NotInvertibleError(f"no inverse of the chain: {', '.join(missing)} has none")
     stages = [

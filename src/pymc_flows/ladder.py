@@ -222,9 +222,11 @@ def climb(
 
 
 def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse what `NFVI` and its `fit` would refuse, also where no rung needs it."""
+    """Refuse what `NFVI` and its `fit` would refuse, also where no rung needs it.
+
+    Names of the arguments of `NFVI.fit` have been checked by `pymc_flows.fit`.
+    """
     inspect.signature(NFVI).bind(GAUSSIAN, **inf_kwargs)
-    inspect.signature(NFVI.fit).bind(None, n, **kwargs)
     rated(kwargs.get("obj_optimizer"), n, kwargs.get("schedule"))
     check_integer("obj_n_mc", 1 if kwargs.get("obj_n_mc") is None else kwargs["obj_n_mc"])
 

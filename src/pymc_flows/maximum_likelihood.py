@@ -132,8 +132,7 @@ def fit_draws(
     density = density_of(model)
     flow = Formula(formula)
     chain = build_chain(flow, density.dim)
-    without = sorted({b.layer.word for b in chain.blocks if not b.layer.has_inverse})
-    if without:
+    if without := chain.words_without_inverse:
         raise NotInvertibleError(
             f"{', '.join(without)} in {str(flow)!r} has no inverse, which the density of given "
             "draws needs\nTake another flow, or fit by pymc_flows.fit."

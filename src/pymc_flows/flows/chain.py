@@ -104,7 +104,12 @@ class Chain:
     @property
     def has_inverse(self) -> bool:
         """Whether every layer has an inverse."""
-        return all(block.layer.has_inverse for block in self.blocks)
+        return not self.words_without_inverse
+
+    @property
+    def words_without_inverse(self) -> list[str]:
+        """Words of the layers that have no inverse, in alphabetical order."""
+        return sorted({b.layer.word for b in self.blocks if not b.layer.has_inverse})
 
     @property
     def is_volume_preserving(self) -> bool:
@@ -308,8 +313,7 @@ class Chain:
         return points, total
 
     def _check_inverse(self) -> None:
-        without = sorted({b.layer.word for b in self.blocks if not b.layer.has_inverse})
-        if without:
+        if without := self.words_without_inverse:
             raise NotInvertibleError(f"no inverse of the chain: {', '.join(without)} has none")
 
     def _check_points(self, points: TensorVariable) -> TensorVariable:
