@@ -160,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--backend", default="jax", help="numba or jax (jax)")
     parser.add_argument("--without-nuts", action="store_true", help="no reference by NUTS")
     arguments = parser.read(argv)
-    logging.getLogger("pymc_flows").setLevel(logging.ERROR)
     rows, collapsed = [], []
     for name in arguments.targets:
         for formula in arguments.formulas:
@@ -200,4 +199,5 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
+    logging.getLogger("pymc_flows").setLevel(logging.ERROR)
     main()

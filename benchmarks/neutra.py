@@ -143,7 +143,6 @@ def main(argv: Sequence[str] | None = None) -> Report:
     names = ("steps", "draws", "tune", "chains", "sampler", "target_accept")
     settings = {name: getattr(arguments, name) for name in names}
     quiet = {"progressbar": False, "compute_convergence_checks": False, "quiet": True}
-    logging.getLogger("pymc_flows").setLevel(logging.ERROR)
     rows = [
         measured(problem, method, {**settings, **quiet, "random_seed": seed})
         for problem in arguments.problems
@@ -169,4 +168,5 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
+    logging.getLogger("pymc_flows").setLevel(logging.ERROR)
     main()
