@@ -113,13 +113,20 @@ class Shape:
         """What the shape is called on the page."""
         return f"{self.target.name}, defaults" if self.is_default else self.target.name
 
-    def fit(self, seed: int, steps: int | None) -> pmf.NormalizingFlow:
-        """Fit with one seed."""
+    def fit(
+        self, seed: int, steps: int | None, *, backend: str | None = None
+    ) -> pmf.NormalizingFlow:
+        """Fit with one seed, by default with the recipe's own number of steps."""
         model = self.target.model()
         if self.is_default:
             given = {} if steps is None else {"n": steps}
             return pmf.fit(
-                formula=self.formula, model=model, random_seed=seed, progressbar=False, **given
+                formula=self.formula,
+                model=model,
+                random_seed=seed,
+                backend=backend,
+                progressbar=False,
+                **given,
             )
         frame = pmf.Frame(np.array(self.center), np.array(self.scale))
         inference = pmf.NFVI(self.formula, model=model, start=frame, random_seed=seed)
@@ -130,6 +137,7 @@ class Shape:
             schedule="cosine",
             anneal=self.anneal,
             gradient=self.gradient,
+            backend=backend,
             progressbar=False,
         )
 

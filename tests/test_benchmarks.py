@@ -186,30 +186,37 @@ def test_conjugate(bench, tmp_path):
 # --------------------------------------------------------------------------- evidence and kills
 
 
-def test_evidence(bench, tmp_path):
-    arguments = ["--targets", "gaussian2", "--formulas", "scale-loc", "--seeds", "1"]
-    arguments += ["--steps", "200", "--without-nuts", "--out", str(tmp_path)]
+def test_evidence(bench, tmp_path, monkeypatch):
+    target = bench.evidence.all_targets()["gaussian2"]
+    recipe = bench.shapes.Shape(target, "scale-loc", steps=3, draws=4)
+    monkeypatch.setitem(bench.evidence.RECIPES, target.name, recipe)
+    arguments = ["--targets", "gaussian2", "--formulas", "scale-loc", "--recipes", "gaussian2"]
+    arguments += ["--seeds", "1", "--steps", "200", "--without-nuts", "--out", str(tmp_path)]
     report = bench.evidence.main(arguments)
-    (row,) = record(tmp_path, "evidence")["tables"]["Fits that do not"]
+    row, by_recipe = record(tmp_path, "evidence")["tables"]["Fits that do not"]
     # No mean-field fit covers a correlated Gaussian.
     assert row["thin share"] > 0.01
     assert abs(row["error of log Z"]) < 1
+    assert (row["seed"], by_recipe["seed"]) == (0, bench.shapes.FIRST_SEED)
     (collapsed,) = report.tables["Fits of eight_gaussians that begin inside one mode"]
     assert collapsed["error of log Z"] < -1
     assert collapsed["with exact draws"] == collapsed["with another run"] == "incomplete"
-    assert [(check.value, check.holds) for check in report.checks] == [(0, True)]
+    assert [(check.value, check.holds) for check in report.checks] == [(0, False), (0, True)]
 
 
 def test_bars_of_evidence(bench):
     row = {"k-hat": 0.1, "in stated errors": -1.0, "thin share": 0.0, "with exact draws": "good"}
+    row["target"] = "round"
     others = [
         {**row, "in stated errors": 3.5},
         {**row, "in stated errors": 9.0, "k-hat": 0.6},
         {**row, "in stated errors": 9.0, "thin share": 0.01},
     ]
     collapsed = {**row, "thin share": 0.5}
-    share, good = bench.evidence.checks([row] * 9 + others, [collapsed])
-    assert (share.value, share.holds, good.value, good.holds) == (0.9, False, 1, False)
+    others.append({**row, "in stated errors": 4.0, "target": "square"})
+    share, reached, good = bench.evidence.checks([row] * 8 + others, [collapsed])
+    assert (share.value, share.holds, good.value, good.holds) == (0.8, False, 1, False)
+    assert (reached.value, reached.bar, reached.holds) == (1, "= 2", False)
     assert "of 10 covering fits" in share.what
 
 
