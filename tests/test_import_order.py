@@ -49,6 +49,7 @@ ORDER = (
     "_materialize",
     "_rngs",
     "_interrupts",
+    "_noise",
     "training",
     "draws",
     "points",

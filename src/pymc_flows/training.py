@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._jax import precision
+from pymc_flows._noise import Source, aligned_zeros, standard_normal
 from pymc_flows._packing import Packing
 from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
@@ -37,14 +38,6 @@ CHUNK_BYTES = 32 * 2**20
 MAX_CHUNK = 10_000
 # This many failed steps in a row: no further one will succeed.
 MAX_FAILURES = 100
-
-
-type Source = Callable[[np.random.Generator, np.ndarray], object]
-
-
-def standard_normal(rng: np.random.Generator, out: np.ndarray) -> None:
-    """Fill an array with base noise."""
-    rng.standard_normal(out=out, dtype=out.dtype)
 
 
 class StepError(Exception):
@@ -280,7 +273,7 @@ class TrainingLoop:
     def _draw(self, n: int) -> np.ndarray:
         """Base noise (length of a call, draws, dim) of the next n steps; the rest is 0."""
         length = self._length or max(1, n)
-        noise = np.zeros((length, *self.step.noise.type.shape), self._dtype)
+        noise = aligned_zeros((length, *self.step.noise.type.shape), self._dtype)
         self._source(self._noise, noise[:n])
         return noise
 
