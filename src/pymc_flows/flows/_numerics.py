@@ -14,6 +14,7 @@ from pytensor.tensor import TensorVariable
 __all__ = [
     "INVERSE_SOFTPLUS_ONE",
     "event_dim",
+    "first_axis",
     "floor",
     "is_zero_square",
     "norm",
@@ -79,8 +80,13 @@ def unit_vector(vectors: TensorVariable) -> TensorVariable:
     """Vectors over the last axis divided by their norm; a zero vector becomes the first axis."""
     square = squared_norm(vectors)[..., None]
     is_zero = is_zero_square(square)
-    first_axis = pt.eq(pt.arange(event_dim(vectors)), 0).astype(vectors.dtype)
-    return pt.switch(is_zero, first_axis, vectors / pt.sqrt(pt.switch(is_zero, 1, square)))
+    length = pt.sqrt(pt.switch(is_zero, 1, square))
+    return pt.switch(is_zero, first_axis(vectors), vectors / length)
+
+
+def first_axis(vectors: TensorVariable) -> TensorVariable:
+    """The unit vector (dim,) of the first axis of vectors (..., dim), of their type."""
+    return pt.eq(pt.arange(event_dim(vectors)), 0).astype(vectors.dtype)
 
 
 def event_dim(vectors: TensorVariable) -> int | TensorVariable:

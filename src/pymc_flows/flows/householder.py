@@ -10,7 +10,13 @@ from pytensor.tensor import TensorVariable
 from pytensor.tensor.linalg import solve_triangular
 
 from pymc_flows.flows._householder_stack import householder_stack
-from pymc_flows.flows._numerics import unit_directions, unit_vector, zeros_of_batch
+from pymc_flows.flows._numerics import (
+    first_axis,
+    is_zero_square,
+    squared_norm,
+    unit_directions,
+    zeros_of_batch,
+)
 from pymc_flows.flows.base import FusedFlow, KernelFlow
 from pymc_flows.registry import register_flow
 
@@ -63,15 +69,21 @@ class Householder(FusedFlow, KernelFlow):
         return {"v": np.repeat(pairs, 2, axis=0)[:count]}
 
     def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
-        """``u`` (dim,), of length 1."""
-        return {"u": unit_vector(raw["v"])}
+        """``v`` (dim,), not 0, and ``c`` () = 2 / ‖v‖², from which a gradient is shorter."""
+        v = raw["v"]
+        square = squared_norm(v)
+        is_zero = is_zero_square(square)
+        return {
+            "v": pt.switch(is_zero[..., None], first_axis(v), v),
+            "c": 2 / pt.switch(is_zero, 1, square),
+        }
 
     def forward_and_log_det(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
         """Reflect once; the log-determinant is 0."""
-        u = params["u"]
-        return z - 2 * (z * u).sum(axis=-1)[..., None] * u, zeros_of_batch(z)
+        v = params["v"]
+        return z - (params["c"] * (z * v).sum(axis=-1))[..., None] * v, zeros_of_batch(z)
 
     def inverse_and_log_det(
         self, y: TensorVariable, params: Mapping[str, TensorVariable]
@@ -82,15 +94,15 @@ class Householder(FusedFlow, KernelFlow):
     def stack_forward_and_log_det(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
-        """All reflections of a block, ``u`` (count, dim), the first row first."""
-        u = params["u"]
+        """All reflections of a block, ``v`` (count, dim), the first row first."""
+        u = _unit(params)
         return z - (z @ u.T) @ _accumulate(u), zeros_of_batch(z)
 
     def stack_inverse_and_log_det(
         self, y: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
         """All reflections of a block, the last row first: the transposed matrix."""
-        u = params["u"]
+        u = _unit(params)
         return y - (y @ _accumulate(u).T) @ u, zeros_of_batch(y)
 
     def kernel_forward_and_log_det(
@@ -108,6 +120,11 @@ class Householder(FusedFlow, KernelFlow):
         if dim == 1:
             return "in 1 dimension a reflection is z → −z whatever v is: its gradient is zero"
         return ""
+
+
+def _unit(params: Mapping[str, TensorVariable]) -> TensorVariable:
+    """The directions, ``u`` (count, dim), of a product of reflections."""
+    return params["v"] * pt.sqrt(params["c"] / 2)[..., None]
 
 
 def _accumulate(u: TensorVariable) -> TensorVariable:
