@@ -295,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
         "Cost of a further step and peak memory of a process (imports included), adam at step size "
         f".01, float64, one core. By dimensions: independent normals, {DIM_DRAWS} draws. By rows: "
         f"logistic regression with {PREDICTORS} predictors, scale-loc, {ROW_DRAWS} draws; "
-        f"minibatches have {BATCH} rows. One process per point. Plot: scaling.png.",
+        f"minibatches have {BATCH} rows. One process per point.\n\n"
+        "![Cost of a step and peak memory by dimensions, rows and draws](scaling.png)",
         {"core": core, "seconds per measurement": arguments.seconds, "seeds": 0},
         tables,
         checks(found, sample),
