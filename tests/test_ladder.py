@@ -12,6 +12,8 @@ from pymc_flows.frame import Frame
 from pymc_flows.ladder import Ladder, Rung
 from pymc_flows.modes import NUMPY
 
+IAF = ladder.AUTOREGRESSIVE
+NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
 JAX = {"backend": "jax", "progressbar": False}
 
 
@@ -41,7 +43,7 @@ def skewed():
 def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
     tried = [str(r.formula) for r in skewed.ladder.rungs]
     assert tried[0] == "scale-loc"
-    assert "nvp*4-scale-loc" in tried
+    assert NVP in tried
     assert [r.steps for r in skewed.ladder.rungs] == [0] + [1_000] * (len(tried) - 1)
     assert str(skewed.formula) == tried[skewed.ladder.taken]
     first, *_, last = (r.quality.elbo for r in skewed.ladder.rungs)
@@ -65,7 +67,7 @@ def test_the_table_says_what_was_tried(skewed):
     assert sum(line.endswith("taken") for line in lines) == 1
     html = skewed.ladder._repr_html_()
     assert html.count("<tr>") == len(lines)
-    assert "nvp*4-scale-loc" in html
+    assert NVP in html
 
 
 def test_the_same_seed_climbs_the_same_ladder():
@@ -99,14 +101,52 @@ def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
     ("dim", "expected"),
     [
         (1, ["spline*2-scale-loc"]),
-        (2, ["nvp*4-scale-loc", "planar*8-scale-loc", "nvp*10-scale-loc"]),
-        (5000, ["nvp*4-scale-hh*10-loc-scale-loc",
-                "planar*8-scale-hh*10-loc-scale-loc",
-                "nvp*10-scale-hh*10-loc-scale-loc"]),
+        (2, [f"nvp*4-{IAF}-scale-loc", f"nvp*10-{IAF}-scale-loc"]),
+        (5000, [f"nvp*4-scale-hh*10-loc-{IAF}-scale-loc",
+                f"nvp*10-scale-hh*10-loc-{IAF}-scale-loc"]),
     ],
 )  # fmt: skip
 def test_what_is_tried(dim, expected):
-    assert ladder._richer(dim) == expected
+    assert [trial.formula for trial in ladder._richer(dim)] == expected
+
+
+def test_a_trial_has_settings_of_its_own_where_none_are_given():
+    trial = ladder.Trial("loc", anneal=0.3, draws=128, rate=0.003)
+    own = trial.arguments({})
+    assert (own["anneal"], own["obj_n_mc"], own["schedule"]) == (0.3, 128, "cosine")
+    given = {"obj_n_mc": 5, "obj_optimizer": pm.sgd(), "anneal": None}
+    assert trial.arguments(given) == given
+    assert ladder.Trial("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
+
+
+def rung(elbo, log_z, khat=0.1, error=0.001):
+    return Rung(Formula("loc"), Quality(4000, elbo, 0.001, khat, 1000.0, log_z, error), 1.0, 9)
+
+
+def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
+    wide, narrow = rung(-3.0, 0.0), rung(-0.7, -0.69)
+    assert ladder._is_good([narrow], 0.02)
+    assert not ladder._is_good([wide, narrow], 0.02)
+    assert ladder._is_good([rung(-3.0, 0.0, khat=0.9), narrow], 0.02)
+    assert ladder._is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
+
+
+def test_what_is_tried_where_modes_are_apart(monkeypatch):
+    trials = [ladder.Trial("scale-loc", 0.3, 8, 0.003), ladder.Trial("loc", 0.8)]
+    monkeypatch.setattr(ladder, "_spread", lambda: trials)
+    with pm.Model() as model:
+        modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
+        pm.Mixture("x", np.full(3, 1 / 3), modes, shape=2)
+    approx = pmf.fit(20, model=model, random_seed=1, **JAX)
+    assert [str(r.formula) for r in approx.ladder.rungs] == ["scale-loc", "scale-loc", "loc"]
+    scale = approx.groups[0].frame.scale
+    np.testing.assert_allclose(np.diag(scale @ scale.T), 6 + 0.4**2, rtol=0.1)
+
+
+def test_formulas_for_modes_that_are_apart_are_formulas():
+    for trial in ladder._spread():
+        Formula(trial.formula)
+        assert 0 <= (trial.anneal or 0) < 1
 
 
 def test_a_minibatch_gets_the_first_rung_unjudged():

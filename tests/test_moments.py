@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from pymc_flows.frame import Frame
-from pymc_flows.moments import ROUNDS, match_moments
+from pymc_flows.moments import FACTORS, PROBES, ROUNDS, Weighted, match_moments
 
 MEAN = np.array([3.0, -1.0])
 COV = np.array([[4.0, 1.5], [1.5, 1.0]])
@@ -37,7 +37,7 @@ def test_a_gaussian_that_is_off_gets_the_moments_of_a_gaussian(rng):
 def test_of_a_skewed_target_too(rng):
     """log of a gamma variable: the mean is a quarter of a standard deviation below the mode."""
     shape = 4.0
-    start = Frame(np.log([shape]), np.array([[0.65]]))
+    start = Frame(np.log([shape]), np.array([[0.8]]))
     frame = match_moments(lambda z: stats.loggamma(shape).logpdf(z[:, 0]), start, rng)
     mean, variance = stats.loggamma(shape).stats("mv")
     assert frame.center[0] == pytest.approx(mean, abs=0.02)
@@ -48,7 +48,7 @@ def test_a_gaussian_that_is_exact_stays(rng):
     target = Counted(stats.multivariate_normal(MEAN, COV).logpdf)
     start = Frame(MEAN, np.linalg.cholesky(COV))
     assert match_moments(target, start, rng) is start
-    assert target.points == sum(ROUNDS[:2])
+    assert target.points == sum(ROUNDS[:2]) + PROBES * len(FACTORS)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_gaussian_that_is_exact_stays(rng):
     ids=["heavy tails", "nowhere", "NaN"],
 )
 def test_weights_that_cannot_be_trusted_change_nothing(log_density, rng):
-    start = Frame(np.zeros(2), 0.3 * np.eye(2))
+    start = Frame(np.zeros(12), 0.3 * np.eye(12))
     assert match_moments(log_density, start, rng) is start
 
 
@@ -70,6 +70,35 @@ def test_too_few_effective_draws_for_a_covariance_change_nothing(rng):
     target = stats.multivariate_normal(np.full(dim, 0.3), np.eye(dim))
     start = Frame(np.zeros(dim), np.eye(dim))
     assert match_moments(target.logpdf, start, rng) is start
+
+
+def uniform_curve(z):
+    """x uniform on (−20, 20), y normal around sin x: log Z = log 40."""
+    inside = np.abs(z[:, 0]) < 20
+    return np.where(inside, stats.norm.logpdf(z[:, 1], np.sin(z[:, 0]), 0.4), -np.inf)
+
+
+def far_apart(z):
+    modes = [stats.multivariate_normal([x, x], 0.25 * np.eye(2)).logpdf(z) for x in (0, 3)]
+    return np.logaddexp(*modes) - np.log(2)
+
+
+@pytest.mark.parametrize(
+    ("target", "mean", "sd"),
+    [(uniform_curve, [0, 0], [40 / 12**0.5, 0.81]), (far_apart, [1.5, 1.5], [1.58, 1.58])],
+)
+def test_a_gaussian_that_lacks_mass_is_widened(target, mean, sd, rng):
+    start = Frame(np.zeros(2), 0.5 * np.eye(2))
+    frame = match_moments(target, start, rng)
+    np.testing.assert_allclose(frame.center / sd, np.divide(mean, sd), atol=0.1)
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance(frame))), sd, rtol=0.1)
+
+
+def test_an_evidence_is_not_blurred_by_draws_far_off(rng):
+    frame = Frame(np.zeros(1), np.array([[3.0]]))
+    found = Weighted.draws(lambda z: -np.exp(6 * z[:, 0]) - z[:, 0] ** 2, frame, 4_000, rng)
+    assert found.quality.elbo < -1e12
+    assert found.quality.log_evidence_error < 0.1
 
 
 def test_in_high_dimensions_only_variances_are_matched(rng, monkeypatch):

@@ -99,7 +99,7 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
     elbo = float(kept.mean())
-    rounding = ROUNDING[pytensor.config.floatX] * (1 + abs(elbo))
+    rounding = _rounding(elbo)
     if len(kept) > 1 and np.ptp(kept) < rounding:  # a fit of the tail would be of rounding
         smoothed[finite], khat = -math.log(len(kept)), -math.inf
     else:
@@ -115,7 +115,8 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
         error = float(max(kept.std(ddof=1) / math.sqrt(n), rounding))
         error = error if finite.all() else math.nan
         relative_error = float(weights.std(ddof=1) / weights.mean() / math.sqrt(n))
-        relative_error = max(relative_error, rounding)
+        # The ELBO may be that of one draw far off; the evidence is not.
+        relative_error = max(relative_error, _rounding(top))
     found = Quality(
         n,
         elbo if finite.all() else -math.inf,
@@ -130,6 +131,10 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
 
 def _unusable(n: int) -> Quality:
     return Quality(n, -math.inf, math.nan, math.inf, 0.0, math.nan, math.nan)
+
+
+def _rounding(log_density: float) -> float:
+    return ROUNDING[pytensor.config.floatX] * (1 + abs(log_density))
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

@@ -36,9 +36,20 @@ JUDGED_BY = 4_000
 # In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
 # rungs than it is worth: on eight schools half a minute for 0.002 nats.
 GOOD_ENOUGH = 0.02
+# Evidences are known to this many standard errors.
+N_ERRORS = 2.0
+# A model's variables come in an order in which the later ones depend on the earlier ones: next to
+# the target, a layer that goes by this order gets the scales of a hierarchy in one.
+AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
 COLUMNS = ("formula", "steps", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
 NUMBERS = range(1, 7)  # of the columns
 GAUSSIAN = "scale-loc"
+# A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
+# modes that are apart, or over a curve.
+SPREAD = 1.0
+# What is left may then all be in the weights of the modes: a mean is off by no more than √0.01
+# standard deviations.
+GOOD_ENOUGH_SPREAD = 0.005
 
 
 @dataclass(frozen=True)
@@ -153,8 +164,10 @@ def climb(
     First a Gaussian that nothing is trained for: that of `find_frame`, with the moments of its
     weighted draws. If its importance weights say that there is something to gain, flows follow, in
     its coordinates; the first of them a Gaussian again, if the weights cannot be trusted, and then
-    others with more layers, each the identity at its start. The one with the best ELBO is taken,
-    the simpler one where the difference is within the noise.
+    others with more layers, each the identity at its start. Where weights that can be trusted say
+    that the posterior has modes that are apart, or follows a curve, these are flows for that, with
+    annealing. The one with the best ELBO is taken, the simpler one where the difference is within
+    the noise.
 
     Parameters
     ----------
@@ -184,27 +197,36 @@ def climb(
         _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
         return quality
 
-    formulas = [GAUSSIAN, *_richer(len(frame.center))]
+    dim, enough = len(frame.center), GOOD_ENOUGH
+    trials = [Trial(GAUSSIAN), *_richer(dim)]
     if is_found and not approx.has_minibatch:
         quality = judge(approx, 0)
         if quality.is_trusted:
-            formulas = [] if _is_good(quality) else formulas[1:]
-    for formula in formulas:
+            is_spread = _gap(rungs) > SPREAD and dim > 1
+            trials = _spread() if is_spread else _richer(dim)
+            enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
+            if _is_good(rungs, enough):
+                trials = []
+    for trial in trials:
         begin = time.perf_counter()
         inference = NFVI(
-            formula, model=model, start=frame, random_seed=int(next(seeds)), **(inf_kwargs or {})
+            trial.formula,
+            model=model,
+            start=frame,
+            random_seed=int(next(seeds)),
+            **(inf_kwargs or {}),
         )
-        approx = inference.fit(n, **kwargs)
+        approx = inference.fit(n, **trial.arguments(kwargs))
         steps = len(inference.hist)
         if approx.has_minibatch:
             rung = Rung(approx.formula, None, time.perf_counter() - begin, steps)
             approx.ladder = Ladder((rung,), 0)
             return approx
-        quality = judge(approx, steps)
+        judge(approx, steps)
         was_stopped = steps < n and kwargs.get("stop") is None
-        if was_stopped or _is_good(quality):
+        if was_stopped or _is_good(rungs, enough):
             break
-        if formula == GAUSSIAN:
+        if trial.formula == GAUSSIAN:
             frame = _learned(approx, frame)
     qualities = [rung.quality for rung in rungs if rung.quality is not None]
     taken = _best(qualities)
@@ -250,18 +272,71 @@ def _gaussian(
     return of(match_moments(LogDensity(approx.density).value, approx.groups[0].frame, rng))
 
 
-def _is_good(quality: Quality) -> bool:
-    """Whether there is nothing to gain."""
-    gap = quality.log_evidence - quality.elbo
-    return gap < GOOD_ENOUGH and quality.is_trusted
+def _gap(rungs: Sequence[Rung]) -> float:
+    """How much less than the evidence the last ELBO is, in nats.
+
+    The evidence is the largest that trusted weights of any rung tell: a flow that lacks mass does
+    not know of it.
+    """
+    found = [rung.quality for rung in rungs if rung.quality is not None]
+    last = found[-1]
+    known = [q.log_evidence - N_ERRORS * q.log_evidence_error for q in found if q.is_trusted]
+    return max([last.log_evidence, *known]) - last.elbo
 
 
-def _richer(dim: int) -> list[str]:
+def _is_good(rungs: Sequence[Rung], enough: float) -> bool:
+    """Whether the last leaves nothing to gain."""
+    quality = rungs[-1].quality
+    return quality is not None and quality.is_trusted and _gap(rungs) < enough
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A formula to try, and how it is fitted where the caller says nothing else.
+
+    Attributes
+    ----------
+    formula : str
+    anneal : float, optional
+    draws : int, optional
+        Draws per step.
+    rate : float, optional
+        Step size at the peak of a cosine.
+    """
+
+    formula: str
+    anneal: float | None = None
+    draws: int | None = None
+    rate: float | None = None
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `NFVI.fit`."""
+        own: dict[str, Any] = {}
+        if self.anneal is not None:
+            own["anneal"] = self.anneal
+        if self.draws is not None:
+            own["obj_n_mc"] = self.draws
+        if self.rate is not None and not {"obj_optimizer", "schedule"} & set(given):
+            own["obj_optimizer"] = pm.adam(learning_rate=self.rate)
+            own["schedule"] = "cosine"
+        return {**own, **given}
+
+
+def _richer(dim: int) -> list[Trial]:
     """What is tried after Gaussians, in order."""
     if dim == 1:
-        return [f"spline*2-{GAUSSIAN}"]
+        return [Trial(f"spline*2-{GAUSSIAN}")]
     mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
-    return [f"{words}-{mixes}{GAUSSIAN}" for words in ("nvp*4", "planar*8", "nvp*10")]
+    return [Trial(f"nvp*{k}-{mixes}{AUTOREGRESSIVE}-{GAUSSIAN}") for k in (4, 10)]
+
+
+def _spread() -> list[Trial]:
+    """What is tried where a Gaussian is far from the posterior, but covers it."""
+    return [
+        _richer(2)[0],
+        Trial("spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
+        Trial("nsf(bins=16)*4", 0.8, 256, 0.003),
+    ]
 
 
 def _best(qualities: Sequence[Quality]) -> int:

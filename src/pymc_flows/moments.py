@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from pymc_flows.frame import Frame
-from pymc_flows.importance import weigh
+from pymc_flows.importance import Quality, weigh
 from pymc_flows.search import with_covariance
 
 # Draws of each round.
@@ -22,12 +23,27 @@ ROUNDS = (4_000, 4_000, 16_000, 4_000)
 ENOUGH = 10
 # A gain in the share of effective draws that is worth a further round.
 GAIN = 0.01
+# A Gaussian is widened by these.
+FACTORS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
+# Draws of each where the Gaussian has a larger share of effective draws than that.
+PROBES, EVEN = 1_000, 0.5
+# So few effective draws leave no hope for still wider ones.
+HOPELESS = 4
+# Rounds after that.
+WIDE_ROUNDS = 4
+# The Gaussians of these rounds are wider than their moments, for tails that no Gaussian has.
+DEFENSIVE = 1.25
+# A difference of log Z that is none by chance, in standard errors.
+N_ERRORS = 4.0
 
 
 def match_moments(
     log_density: Callable[[np.ndarray], np.ndarray], frame: Frame, rng: np.random.Generator
 ) -> Frame:
     """Improve a Gaussian by the moments of its weighted draws, as long as it does.
+
+    It is widened first, if a wider one finds mass that it lacks: further modes, or the ends of a
+    curve.
 
     Parameters
     ----------
@@ -43,21 +59,114 @@ def match_moments(
         The one whose weights are the most even; ``frame`` itself where k-hat says that weights
         cannot be trusted, or there are too few effective draws for a covariance.
     """
-    dim = len(frame.center)
-    best, share, candidate = frame, 0.0, frame
-    for draws in ROUNDS:
-        half = rng.standard_normal((draws // 2, dim))
-        noise = np.concatenate([half, -half])  # exact means of what is symmetric
-        points = candidate.place(noise)
-        log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
-        found, log_weights = weigh(log_density(points) - log_q + candidate.log_det)
-        has_gained = found.ess / draws > share + GAIN
-        if found.ess / draws > share:
-            best, share = candidate, found.ess / draws
-        if not has_gained or not found.is_trusted or found.ess < ENOUGH * dim:
+    first = Weighted.draws(log_density, frame, ROUNDS[0], rng)
+    wider = _widened(log_density, first, rng)
+    if wider is not None:
+        for _ in range(WIDE_ROUNDS):
+            if not wider.has_enough:
+                break
+            spread = _scaled(wider.matched(), DEFENSIVE)
+            candidate = Weighted.draws(log_density, spread, max(ROUNDS), rng)
+            if wider.has_more_mass_than(candidate):
+                break
+            wider = candidate
+        if wider.is_usable:
+            return wider.matched()
+    best = first
+    for draws in ROUNDS[1:]:
+        if not best.is_usable:
             break
-        weights = np.exp(log_weights)
-        center = weights @ points
-        rest = (points - center) * np.sqrt(weights)[:, None]
-        candidate = with_covariance(center, rest.T @ rest)
-    return best
+        candidate = Weighted.draws(log_density, best.matched(), draws, rng)
+        gain = candidate.share - best.share
+        best = candidate if gain > 0 else best
+        if gain <= GAIN:
+            break
+    return best.frame
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Draws of a Gaussian with importance weights.
+
+    Attributes
+    ----------
+    frame : Frame
+    points : ndarray, shape (n, dim)
+    log_weights : ndarray, shape (n,)
+        Normalised.
+    quality : Quality
+    """
+
+    frame: Frame
+    points: np.ndarray
+    log_weights: np.ndarray
+    quality: Quality
+
+    @classmethod
+    def draws(
+        cls,
+        log_density: Callable[[np.ndarray], np.ndarray],
+        frame: Frame,
+        n: int,
+        rng: np.random.Generator,
+    ) -> Weighted:
+        """Draw and weigh."""
+        dim = len(frame.center)
+        half = rng.standard_normal((n // 2, dim))
+        noise = np.concatenate([half, -half])  # exact means of what is symmetric
+        points = frame.place(noise)
+        log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
+        found, log_weights = weigh(log_density(points) - log_q + frame.log_det)
+        return cls(frame, points, log_weights, found)
+
+    @property
+    def share(self) -> float:
+        """Share of effective draws."""
+        return self.quality.ess / self.quality.n_draws
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether there are enough effective draws for a covariance."""
+        return self.quality.ess >= ENOUGH * len(self.frame.center)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the moments mean something."""
+        return self.has_enough and self.quality.is_trusted
+
+    def matched(self) -> Frame:
+        """The Gaussian with the moments of the weighted draws."""
+        weights = np.exp(self.log_weights)
+        center = weights @ self.points
+        rest = (self.points - center) * np.sqrt(weights)[:, None]
+        return with_covariance(center, rest.T @ rest)
+
+    def has_more_mass_than(self, other: Weighted) -> bool:
+        """Whether log Z is larger, by more than chance."""
+        mine, others = self.quality, other.quality
+        error = math.hypot(mine.log_evidence_error, others.log_evidence_error)
+        return mine.log_evidence - others.log_evidence > N_ERRORS * error
+
+
+def _widened(
+    log_density: Callable[[np.ndarray], np.ndarray], first: Weighted, rng: np.random.Generator
+) -> Weighted | None:
+    """The widest of some, if they have more mass than the first, or only they usable weights."""
+    draws = PROBES if first.share > EVEN else ROUNDS[0]
+    usable = [first] if first.is_usable else []
+    for factor in FACTORS:
+        wider = Weighted.draws(log_density, _scaled(first.frame, factor), draws, rng)
+        if wider.quality.ess < HOPELESS:
+            break
+        if wider.quality.is_trusted and wider.quality.ess >= ENOUGH:
+            usable.append(wider)
+    # Weights of a narrow one may look well by chance, of the widest hardly.
+    whole = [x for x in usable if not any(other.has_more_mass_than(x) for other in usable)]
+    if not whole or whole[0] is first:
+        return None
+    return Weighted.draws(log_density, whole[-1].frame, max(ROUNDS), rng)
+
+
+def _scaled(frame: Frame, factor: float) -> Frame:
+    scale = np.ones(len(frame.center)) if frame.scale is None else frame.scale
+    return Frame(frame.center, factor * scale)
