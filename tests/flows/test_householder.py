@@ -26,7 +26,7 @@ def test_a_reflection_by_hand():
     )
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("dim", [1, 2, 5, 9])
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 100])
 def test_a_block_is_the_product_of_its_reflections(count, dim, rng):
     v = rng.standard_normal((count, dim))
@@ -39,7 +39,7 @@ def test_a_block_is_the_product_of_its_reflections(count, dim, rng):
     np.testing.assert_allclose(evaluate(z)[0].T, expected.T, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("dim", [1, 2, 5, 9])
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("loop", ["unroll", "scan"])  # fused, and one by one
 def test_gradients_of_a_block_are_those_of_single_layers(count, dim, loop, rng):

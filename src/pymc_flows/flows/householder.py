@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +23,10 @@ from pymc_flows.registry import register_flow
 
 __all__ = ["Householder"]
 
+# For vectors that are longer than their number by this factor, T is multiplied by the points, not
+# by V: by a fifth faster for 10 vectors in 100 dimensions and more, slower in 10.
+LONG = 4
+
 
 @register_flow
 @dataclass(frozen=True)
@@ -32,13 +37,14 @@ class Householder(FusedFlow, KernelFlow):
     preserved and the map is its own inverse. Only the direction u = v / ‖v‖ matters; v = 0, or a
     ‖v‖ too small to be squared, stands for the first axis.
 
-    A block of K layers is one matrix: with the directions as the rows of U,
+    A block of K layers is one matrix: with the vectors as the rows of V,
 
     .. math::
-        H_0 H_1 \cdots H_{K-1} = I - U^\top T U,
-        \qquad T^{-1} = \tfrac12 I + \operatorname{striu}(U U^\top),
+        H_0 H_1 \cdots H_{K-1} = I - V^\top T V,
+        \qquad T^{-1} = \tfrac12 \operatorname{diag}(V V^\top)
+        + \operatorname{striu}(V V^\top),
 
-    with T upper triangular (the UT transform, [2]_), and points are rows: z' = z − (z Uᵀ) (T U).
+    with T upper triangular (the UT transform, [2]_), and points are rows: z' = z − z Vᵀ T V.
 
     At jitter 0 directions come in equal pairs, whose reflections cancel. In an odd block one is
     left over: a single reflection is never near the identity, but leaves N(0, I) as it is.
@@ -95,15 +101,13 @@ class Householder(FusedFlow, KernelFlow):
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
         """All reflections of a block, ``v`` (count, dim), the first row first."""
-        u = _unit(params)
-        return z - (z @ u.T) @ _accumulate(u), zeros_of_batch(z)
+        return _reflect(z, params["v"], is_inverse=False), zeros_of_batch(z)
 
     def stack_inverse_and_log_det(
         self, y: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
         """All reflections of a block, the last row first: the transposed matrix."""
-        u = _unit(params)
-        return y - (y @ _accumulate(u).T) @ u, zeros_of_batch(y)
+        return _reflect(y, params["v"], is_inverse=True), zeros_of_batch(y)
 
     def kernel_forward_and_log_det(
         self, z: TensorVariable, theta: TensorVariable
@@ -122,13 +126,14 @@ class Householder(FusedFlow, KernelFlow):
         return ""
 
 
-def _unit(params: Mapping[str, TensorVariable]) -> TensorVariable:
-    """The directions, ``u`` (count, dim), of a product of reflections."""
-    return params["v"] * pt.sqrt(params["c"] / 2)[..., None]
-
-
-def _accumulate(u: TensorVariable) -> TensorVariable:
-    """``T U`` (count, dim) of a product of reflections with unit rows ``u`` (count, dim)."""
-    gram = pt.triu(u @ u.T, k=1)
-    half = pt.eye(u.shape[0], dtype=u.dtype) / 2
-    return solve_triangular(half + gram, u, lower=False, b_ndim=2)
+def _reflect(points: TensorVariable, v: TensorVariable, *, is_inverse: bool) -> TensorVariable:
+    """Points (..., dim) after all reflections in the rows of ``v`` (count, dim), or before."""
+    gram = v @ v.T
+    identity = pt.eye(v.shape[0], dtype=v.dtype)
+    solve = partial(solve_triangular, pt.triu(gram) - identity * gram / 2, lower=False, b_ndim=2)
+    count, dim = v.type.shape
+    if None not in (count, dim) and dim > LONG * count:
+        t = solve(identity)
+        return points - points @ v.T @ (t.T if is_inverse else t) @ v
+    tv = solve(v)
+    return points - (points @ tv.T @ v if is_inverse else points @ v.T @ tv)
