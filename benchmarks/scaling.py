@@ -233,7 +233,7 @@ def plot(found: Found, path: Path) -> None:
             panels[1, column].plot(sizes, [found[p]["peak"] / 1e6 for p in line], "o-")
         for panel in panels[:, column]:
             panel.set(xscale="log", yscale="log", xlabel=axis)
-        panels[0, column].legend()
+        panels[0, column].legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
     panels[0, 0].set_ylabel("CPU time per step in ms")
     panels[1, 0].set_ylabel("peak memory in MB")
     figure.savefig(path, dpi=120)
