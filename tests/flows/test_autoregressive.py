@@ -30,7 +30,10 @@ def conditionals(matrices, layer, order):
     return given
 
 
-@pytest.mark.parametrize("layer", [IAF(hidden=7, depth=2), MAF(hidden=7, depth=2)])
+@pytest.mark.parametrize(
+    "layer",
+    [IAF(hidden=7), IAF(hidden=7, shift="before"), MAF(hidden=7), MAF(hidden=7, shift="before")],
+)
 @pytest.mark.parametrize("dim", [1, 2, 4])
 def test_the_equation(layer, dim, rng):
     chain = one_block(layer, 2, dim)
@@ -45,7 +48,9 @@ def test_the_equation(layer, dim, rng):
             new = np.zeros(dim)
             for i in order:
                 s, t = given(new if layer.word == "maf" else point)
-                new[i] = np.exp(s[i]) * point[i] + t[i]
+                factor = np.exp(s[i])
+                is_before = layer.shift == "before"
+                new[i] = factor * (point[i] + t[i]) if is_before else factor * point[i] + t[i]
                 total += s[i]
             point = new
         np.testing.assert_allclose(value[n], point, rtol=1e-12, atol=1e-12)
@@ -96,9 +101,9 @@ def test_a_loop_over_coordinates_equals_copies(dim, rng, monkeypatch):
     np.testing.assert_allclose(values[3], values[1], rtol=1e-14)
 
 
-@pytest.mark.parametrize("cls", [IAF, MAF])
-def test_the_density_integrates_to_one(cls, rng):
-    chain = one_block(cls(hidden=6), 2, 2)
+@pytest.mark.parametrize("layer", [IAF(hidden=6), MAF(hidden=6), IAF(hidden=6, shift="before")])
+def test_the_density_integrates_to_one(layer, rng):
+    chain = one_block(layer, 2, 2)
     params = normal_params(chain, rng)
     axis = np.linspace(-40, 40, 801)
     points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)

@@ -31,14 +31,16 @@ def coupled(z, matrices, layer, moves):
     out = network(np.where(moves, 0, z), matrices, layer.activation)
     s = layer.clip * np.tanh(out[..., : z.shape[-1]] / layer.clip)
     t = out[..., z.shape[-1] :]
-    return np.where(moves, z * np.exp(s) + t, z), np.where(moves, s, 0).sum(axis=-1)
+    moved = (z + t) * np.exp(s) if layer.shift == "before" else z * np.exp(s) + t
+    return np.where(moves, moved, z), np.where(moves, s, 0).sum(axis=-1)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_the_equation(dim, depth, activation, rng):
-    layer = NVP(hidden=7, depth=depth, clip=0.8, activation=activation)
+@pytest.mark.parametrize("shift", ["after", "before"])
+def test_the_equation(shift, dim, depth, activation, rng):
+    layer = NVP(hidden=7, depth=depth, clip=0.8, activation=activation, shift=shift)
     chain = one_block(layer, 3, dim)
     (params,) = normal_params(chain, rng)
     z = rng.standard_normal((6, dim))
@@ -129,6 +131,7 @@ def test_options_in_a_formula():
         ("hidden=0", "hidden of nvp must be an integer from 1 to 65,536, got 0"),
         ("depth=9", "depth of nvp must be an integer from 1 to 8, got 9"),
         ("clip=0", "clip of nvp must be positive and finite, got 0"),
+        ("shift=inside", "shift of nvp must be one of after, before, got 'inside'"),
         ("activation=sine", "activation of nvp must be one of relu, silu, tanh, got 'sine'"),
     ],
 )
@@ -138,4 +141,4 @@ def test_options_that_make_no_network(options, message):
     assert message in str(caught.value)
     name, _, value = options.partition("=")
     with pytest.raises(ArgumentError, match=name):
-        NVP(**{name: value if name == "activation" else int(value)})
+        NVP(**{name: value if name in ("activation", "shift") else int(value)})

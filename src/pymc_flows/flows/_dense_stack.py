@@ -12,7 +12,7 @@ __all__ = ["DenseStack"]
 
 
 class DenseStack(StackOp):
-    """Layers z' = z ∘ exp(s(z)) + t(z), where a coordinate does not depend on itself.
+    """Layers that shift by t(z) and scale by exp(s(z)) what these two do not depend on.
 
     Parameters are the constrained matrices of the networks, dense0 (count, dim + 1, hidden) to the
     last (count, hidden + 1, 2 dim), biases in the last row. Whatever a mask hides is 0 in them, so
@@ -22,18 +22,19 @@ class DenseStack(StackOp):
 
     Parameters
     ----------
-    hidden, depth, clip, activation
+    hidden, depth, clip, activation, shift
         As of `MaskedAffine`.
     """
 
-    __props__ = ("hidden", "depth", "clip", "activation")
+    __props__ = ("hidden", "depth", "clip", "activation", "shift")
     saved_core = "(k,s)"
 
-    def __init__(self, hidden: int, depth: int, clip: float, activation: str):
+    def __init__(self, hidden: int, depth: int, clip: float, activation: str, shift: str):
         self.hidden = hidden
         self.depth = depth
         self.clip = clip
         self.activation = activation
+        self.shift = shift
 
     def layer_size(self, dim: Any) -> Any:
         """All matrices of one network."""
@@ -48,6 +49,7 @@ class DenseStack(StackOp):
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Products of matrices, one layer after the other."""
         hidden, depth, clip = self.hidden, self.depth, float(self.clip)
+        is_before = self.shift == "before"
         tanh = functions(jit).tanh
         activate = _activation(self.activation, jit, tanh)
 
@@ -95,7 +97,11 @@ class DenseStack(StackOp):
                 for i in range(n):
                     for j in range(dim):
                         s[i, j] = clip * tanh((y[i, j] + bias[j]) / clip)
-                        z[i, j] = z[i, j] * np.exp(s[i, j]) + (y[i, dim + j] + bias[dim + j])
+                        shift, stretch = y[i, dim + j] + bias[dim + j], np.exp(s[i, j])
+                        if is_before:
+                            z[i, j] = (z[i, j] + shift) * stretch
+                        else:
+                            z[i, j] = z[i, j] * stretch + shift
                         log_det[i] += s[i, j]
             return z, log_det, saved
 
@@ -107,15 +113,17 @@ class DenseStack(StackOp):
             by_z = by_z_new.copy()
             by_theta = np.empty(len(theta), z_new.dtype)
             by_out = np.empty((n, 2 * dim), z_new.dtype)
+            after = z_new
             for k in range(count - 1, -1, -1):
                 z = matrix(saved[k], 0, n, dim)
                 s = matrix(saved[k], n * (dim + 2 * depth * hidden), n, dim)
                 for i in range(n):
                     for j in range(dim):
                         stretch = np.exp(s[i, j])
-                        by_s = by_z[i, j] * z[i, j] * stretch + by_log_det[i]
+                        scaled = after[i, j] if is_before else z[i, j] * stretch
+                        by_s = by_z[i, j] * scaled + by_log_det[i]
                         by_out[i, j] = by_s * (1.0 - (s[i, j] / clip) ** 2)
-                        by_out[i, dim + j] = by_z[i, j]
+                        by_out[i, dim + j] = by_z[i, j] * (stretch if is_before else 1.0)
                         by_z[i, j] *= stretch
                 by_y = by_out
                 for level in range(depth, -1, -1):
@@ -137,6 +145,7 @@ class DenseStack(StackOp):
                         slope = matrix(saved[k], n * (dim + (2 * below + 1) * hidden), n, hidden)
                         by_x *= slope
                     by_y = by_x
+                after = z
             return by_z, by_theta
 
         return dense_stack, dense_stack_pullback

@@ -11,6 +11,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows._dense_stack import DenseStack
 from pymc_flows.flows._network import (
+    check_choice,
     check_network,
     check_positive,
     dense_names,
@@ -23,6 +24,8 @@ from pymc_flows.flows._network import (
 from pymc_flows.flows.base import Flow
 
 __all__ = ["MaskedAffine"]
+
+_SHIFTS = ("after", "before")
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class MaskedAffine(Flow):
     depth: int = 2
     clip: float = 1.0
     activation: str = "tanh"
+    shift: str = "after"
 
     def __post_init__(self) -> None:
         """Refuse options that make no network."""
         check_network(self.word, self.hidden, self.depth, self.activation)
         check_positive(self.word, "clip", self.clip)
+        check_choice(self.word, "shift", self.shift, _SHIFTS)
 
     @abstractmethod
     def masks(self, dim: int) -> list[np.ndarray]:
@@ -81,11 +86,12 @@ class MaskedAffine(Flow):
     def log_scale_and_shift(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
-        """Output of the network at ``z`` (..., dim): s, between -clip and clip, and t."""
+        """By the network at ``z`` (..., dim): s, between -clip and clip, and the shift of e^s z."""
         dim = z.type.shape[-1]
         out = run_network(z, params, self.depth, self.activation)
         clip = np.asarray(self.clip, out.dtype)
-        return clip * pt.tanh(out[..., :dim] / clip), out[..., dim:]
+        s, t = clip * pt.tanh(out[..., :dim] / clip), out[..., dim:]
+        return s, t * pt.exp(s) if self.shift == "before" else t
 
     def parallel_kernel(
         self, z: TensorVariable, theta: TensorVariable
@@ -99,7 +105,7 @@ class MaskedAffine(Flow):
             Raw parameters of the block.
         """
         dim = z.type.shape[-1]
-        stack = DenseStack(self.hidden, self.depth, self.clip, self.activation)
+        stack = DenseStack(self.hidden, self.depth, self.clip, self.activation, self.shift)
         places = np.arange(theta.type.shape[0] // stack.layer_size(dim)) % self.period
         factors = [np.ravel(of_place[places]) for of_place in self._factors(dim).values()]
         z_new, log_det, _ = stack(z, theta * np.concatenate(factors).astype(theta.dtype))

@@ -142,6 +142,9 @@ class IAF(_Autoregressive, KernelFlow):
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
+    shift : {'after', 'before'}
+        ``'before'`` shifts first, z'ᵢ = exp(sᵢ) (zᵢ + tᵢ). In the neck of a funnel, where a scale
+        vanishes, so does the error of a shift: what is narrow stays where it is.
 
     References
     ----------
@@ -205,6 +208,8 @@ class MAF(_Autoregressive):
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
+    shift : {'after', 'before'}
+        ``'before'`` shifts first, z'ᵢ = exp(sᵢ) (zᵢ + tᵢ), as for `IAF`.
 
     References
     ----------

@@ -46,6 +46,8 @@ class NVP(MaskedAffine, KernelFlow):
         Bound on log-scales. With 2 a fit of ``nvp(depth=1)*8`` to ``pot4`` diverged.
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
+    shift : {'after', 'before'}
+        ``'before'`` shifts first, b' = (b + t(a)) ∘ exp(s(a)): what is scaled down hardly moves.
 
     References
     ----------
