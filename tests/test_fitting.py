@@ -162,9 +162,20 @@ def test_a_model_in_place_of_the_number_of_steps(model):
         pmf.fit(model)
 
 
-def test_without_a_model():
+@pytest.mark.parametrize(
+    "call",
+    [
+        pmf.fit,
+        pmf.find_frame,
+        lambda: pmf.fit(formula="loc"),
+        lambda: pmf.NFVI("loc"),
+        lambda: pmf.NormalizingFlow("loc"),
+        lambda: pmf.fit_draws(np.zeros((20, 1)), "loc"),
+    ],
+)
+def test_without_a_model(call):
     with pytest.raises(TypeError, match=r"No model on context stack.\nPass model="):
-        pmf.fit()
+        call()
 
 
 @pytest.mark.parametrize("formula", [None, "loc"])

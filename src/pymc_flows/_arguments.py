@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pymc as pm
 from pytensor.compile.mode import get_mode
 
 from pymc_flows.errors import ArgumentError, BackendError
@@ -19,21 +18,6 @@ def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return int(value)
-
-
-def model_or_context(model: pm.Model | None) -> pm.Model:
-    """Return the model, or the one on the context stack.
-
-    Raises
-    ------
-    TypeError
-        As PyMC does, if there is neither.
-    """
-    if model is None and pm.Model.get_context(error_if_none=False) is None:
-        raise TypeError(
-            "No model on context stack.\nPass model=…, or call this inside `with model:`."
-        )
-    return pm.modelcontext(model)
 
 
 def check_list(name: str, value: Any) -> list[Any]:

@@ -97,7 +97,8 @@ class Trial:
         except Exception:
             if self._mode is NUMPY:
                 raise
-            # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can.
+            # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can. They
+            # raise anything; a fault of the model itself comes again, from the other mode.
             self._mode = NUMPY
             del self._function
             return self._evaluate(point)

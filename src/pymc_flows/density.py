@@ -306,6 +306,21 @@ class ModelDensity:
         )
 
 
+def model_or_context(model: pm.Model | None) -> pm.Model:
+    """Return the model, or the one on the context stack.
+
+    Raises
+    ------
+    TypeError
+        As PyMC does, if there is neither.
+    """
+    if model is None and pm.Model.get_context(error_if_none=False) is None:
+        raise TypeError(
+            "No model on context stack.\nPass model=…, or call this inside `with model:`."
+        )
+    return pm.modelcontext(model)
+
+
 # By id of the model, which its density keeps alive.
 _DENSITIES: WeakValueDictionary[int, ModelDensity] = WeakValueDictionary()
 

@@ -11,9 +11,9 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
-from pymc_flows._arguments import check_integer, model_or_context
+from pymc_flows._arguments import check_integer
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.density import density_of
+from pymc_flows.density import density_of, model_or_context
 from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import check_backend
 from pymc_flows.flows import build_chain

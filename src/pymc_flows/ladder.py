@@ -14,9 +14,10 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
-from pymc_flows._arguments import check_integer, model_or_context
+from pymc_flows._arguments import check_integer
 from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.density import model_or_context
 from pymc_flows.diagnostics import Quality, measure
 from pymc_flows.errors import StorageError
 from pymc_flows.evaluate import forward_and_log_det

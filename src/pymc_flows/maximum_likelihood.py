@@ -22,7 +22,7 @@ from pymc_flows._progress import FitProgress
 from pymc_flows._session import FitState, Run
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backend import layer_loop
-from pymc_flows.density import ModelDensity, density_of
+from pymc_flows.density import ModelDensity, density_of, model_or_context
 from pymc_flows.errors import ArgumentError, FitError, FlowShapeError, NotInvertibleError
 from pymc_flows.examine import check_backend
 from pymc_flows.flows import build_chain
@@ -128,7 +128,7 @@ def fit_draws(
     if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 <= held_out < 1:
         raise ArgumentError(f"held_out must be a share from 0 to less than 1, got {held_out!r}")
     check_backend(backend)
-    model = pm.modelcontext(model)
+    model = model_or_context(model)
     density = density_of(model)
     flow = Formula(formula)
     chain = build_chain(flow, density.dim)

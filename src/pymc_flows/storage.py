@@ -29,6 +29,7 @@ from pymc_flows.approximation import (
     flow_arguments,
     restore,
 )
+from pymc_flows.density import model_or_context
 from pymc_flows.errors import ArgumentError
 from pymc_flows.inference import NFVI
 from pymc_flows.ladder import Ladder
@@ -72,7 +73,7 @@ def load(
         If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
     """
     content = read(path)
-    approx = NormalizingFlow(**flow_arguments(content, pm.modelcontext(model)))
+    approx = NormalizingFlow(**flow_arguments(content, model_or_context(model)))
     restore(approx, content)
     approx.ladder = Ladder.restored(content.record.get("ladder"))
     if check_density:
@@ -135,7 +136,7 @@ def resume(
         If an argument of the fit that the file does not hold is missing, or was not there.
     """
     content = read(path)
-    model = pm.modelcontext(model)
+    model = model_or_context(model)
     compile_kwargs = dict(compile_kwargs or {})
     arguments = fit_arguments(
         content,

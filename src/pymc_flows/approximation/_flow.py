@@ -24,7 +24,7 @@ from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation._saving import contents
 from pymc_flows.approximation._start import LayerParams
-from pymc_flows.density import density_of
+from pymc_flows.density import density_of, model_or_context
 from pymc_flows.flows import Chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -103,7 +103,7 @@ class NormalizingFlow(FlowDraws):
         random_seed: RandomState = None,
     ):
         formula = Formula(flow)
-        model = pm.modelcontext(model)
+        model = model_or_context(model)
         self.density = density_of(model)
         group = NormalizingFlowGroup(
             None,
