@@ -1,10 +1,13 @@
 """Settings that every test shares."""
 
+import importlib
 import os
 import signal
 import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -27,6 +30,20 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator of the test's own: its stream does not depend on which other tests run."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The modules of the benchmarks by name; the one that needs an optional library is left out."""
+    root = Path(__file__).parents[1]
+    names = {path.stem for path in (root / "benchmarks").glob("*.py")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        modules = {
+            name: importlib.import_module(f"benchmarks.{name}")
+            for name in sorted(names - {"__init__", "jax_by_hand"})
+        }
+        yield SimpleNamespace(**modules)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,14 @@ def normal_mean(mu=0.0):
     return model
 
 
+def three_variables(a_shape=(), b_dist=pm.HalfNormal, **kwargs):
+    with pm.Model() as model:
+        pm.Normal("a", shape=a_shape)
+        b_dist("b", **kwargs)
+        pm.Normal("c", shape=2)
+    return model
+
+
 def minibatch_model():
     data = pm.Minibatch(np.linspace(-1, 2, 60), batch_size=7)
     with pm.Model() as model:
