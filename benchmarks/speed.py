@@ -209,8 +209,10 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
             precision: run_all(workloads, arguments, precision, SINGLE_THREAD)
             for precision in arguments.precisions
         }
+    # A run without double precision has no bars, and does not replace the page of one that has.
+    precisions = [] if "float64" in arguments.precisions else arguments.precisions
     report = Report(
-        "speed",
+        "_".join(["speed", *precisions]),
         "Optimizer steps per second, adam at step size .01, no callbacks; JAX and numba are this "
         "library's backends, “by hand” is JAX with optax in a scan over steps. All on one core "
         "with one thread. Medians over repeats in which the peers take turns, by process CPU time, "
