@@ -218,8 +218,9 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
         "with one thread. Medians over repeats in which the peers take turns, by process CPU time, "
         "which hardly depends on other load; ratios are medians of those of single repeats. "
         "A peer without an entry does not have the workload. First fits start with empty caches."
-        + f" Not installed: {', '.join(missing)}."
-        * bool(missing),
+        + " In single precision, other libraries' fits that diverge begin anew."
+        * (arguments.precisions != ["float64"])
+        + f" Not installed: {', '.join(missing)}." * bool(missing),
         {
             "core": core,
             "seconds per measurement": arguments.seconds,
