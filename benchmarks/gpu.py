@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pymc as pm
@@ -34,7 +35,11 @@ def fit(model: pm.Model, formula: str, draws: int, device: Any, steps: int) -> R
     """Fit on a device of JAX; return the losses and the rates."""
     import jax
 
-    with jax.default_device(device):
+    # On both devices as on an accelerator, so that both get the same noise.
+    with (
+        jax.default_device(device),
+        patch("pymc_flows._noise.is_on_accelerator", return_value=True),
+    ):
         inference = NFVI(formula, model=model, random_seed=0)
         with stopwatch() as first:
             inference.fit(
@@ -94,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> Report:
     report = Report(
         "gpu",
         f"{note} Fits on JAX's default device and on its CPU, adam at step size .01, "
-        f"{arguments.steps:,} steps by `NFVI.refine` after a first fit, wall time. The base noise "
-        "comes from NumPy on the host on either device, so both sides get the same.",
+        f"{arguments.steps:,} steps by `NFVI.refine` after a first fit, wall time. Each device "
+        "draws the base noise itself, from the same keys.",
         {"default device": where, "run on a GPU": "yes" if is_gpu else "NO", "seeds": 0},
         {"Default device and CPU": rows},
         checks,

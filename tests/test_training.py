@@ -7,7 +7,6 @@ import pytensor.tensor as pt
 import pytest
 
 from pymc_flows import training
-from pymc_flows._noise import aligned_zeros
 from pymc_flows.modes import NUMPY
 from pymc_flows.training import Step
 from steps import (
@@ -168,18 +167,6 @@ def test_a_call_is_bounded_in_bytes(monkeypatch):
     assert loop_of(step).max_chunk == 7 * numbers // (numbers + 100)
     monkeypatch.setattr(training, "CHUNK_BYTES", 1)
     assert loop_of(step).max_chunk == 1
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(1, 3, 2), (7, 1, 1), (1000, 3, 7)])
-def test_noise_lies_where_jax_takes_it_as_it_is(shape, dtype):
-    noise = aligned_zeros(shape, dtype)
-    assert noise.shape == shape
-    assert noise.dtype == dtype
-    assert not noise.any()
-    assert noise.ctypes.data % 64 == 0
-    assert noise.flags.c_contiguous
-    assert noise.flags.writeable
 
 
 def test_after_a_call_everything_is_numpy():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -24,3 +26,46 @@ def aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     memory = np.zeros(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def is_on_accelerator() -> bool:
+    """Whether JAX computes elsewhere than on a CPU."""
+    import jax  # slow to import
+
+    device = jax.config.jax_default_device or jax.devices()[0]
+    return bool(getattr(device, "platform", device) != "cpu")
+
+
+def standard_normal_by_jax(
+    rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str
+) -> Any:
+    """Base noise that is drawn where JAX computes, instead of being sent there.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Gives a key to each of the first ``n`` steps, so that they do not depend on how many steps a
+        call takes.
+    n : int
+    shape : tuple of int
+        (steps, draws, dim); steps after the first ``n`` get noise that means nothing.
+    dtype : str
+
+    Returns
+    -------
+    jax.Array, shape (steps, draws, dim)
+    """
+    words = np.zeros((shape[0], 2), np.uint32)
+    words[:n] = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
+    return _by_keys()(words, shape[1:], dtype)
+
+
+@cache
+def _by_keys() -> Callable[[np.ndarray, tuple[int, ...], str], Any]:
+    import jax
+
+    def draw(words: np.ndarray, shape: tuple[int, ...], dtype: str) -> Any:
+        keys = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+    return jax.jit(draw, static_argnums=(1, 2))

@@ -26,9 +26,10 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows import _noise
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._jax import precision
-from pymc_flows._noise import Source, aligned_zeros, standard_normal
+from pymc_flows._noise import Source, standard_normal
 from pymc_flows._packing import Packing
 from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
@@ -128,7 +129,8 @@ class TrainingLoop:
     compile_kwargs : mapping, optional
         Passed to `pytensor.function`.
     source : callable
-        Fills arrays (steps, draws, dim) with what ``step.noise`` stands for; base noise by default.
+        Fills arrays (steps, draws, dim) with what ``step.noise`` stands for; base noise by default,
+        which JAX draws itself where it computes on an accelerator.
 
     Attributes
     ----------
@@ -159,6 +161,8 @@ class TrainingLoop:
     ):
         self.step = step
         self._source = source
+        is_normal = source is standard_normal
+        self._by_jax = backend == "jax" and is_normal and _noise.is_on_accelerator()
         self._dtype = step.noise.dtype
         self.is_compiled = False
         self.idle_seconds = 0.0
@@ -244,7 +248,7 @@ class TrainingLoop:
             self._draw(n_taken)
         failed = failed[:n_taken]
         if failed.any():
-            self.failed_noise = noise[np.flatnonzero(failed)[-1]].copy()
+            self.failed_noise = np.array(noise[np.flatnonzero(failed)[-1]])
         return Chunk(
             np.where(failed, np.nan, losses[:n_taken]),
             failed,
@@ -255,7 +259,7 @@ class TrainingLoop:
 
     def fail(self) -> Chunk:
         """Count the next step as failed without running it: it uses up its noise, no more."""
-        [self.failed_noise] = self._draw(1)[:1].copy()
+        [self.failed_noise] = np.array(self._draw(1)[:1])
         self.failures += 1
         self._gather()
         tracked = {
@@ -270,15 +274,18 @@ class TrainingLoop:
         if self.step.packing is not None:
             self.step.packing.gather()
 
-    def _draw(self, n: int) -> np.ndarray:
-        """Base noise (length of a call, draws, dim) of the next n steps; the rest is 0."""
-        length = self._length or max(1, n)
-        noise = aligned_zeros((length, *self.step.noise.type.shape), self._dtype)
+    def _draw(self, n: int) -> Any:
+        """Base noise (length of a call, draws, dim) of the next n steps; the rest is not used."""
+        shape = (self._length or max(1, n), *self.step.noise.type.shape)
+        if self._by_jax:
+            with self._precision():
+                return _noise.standard_normal_by_jax(self._noise, n, shape, self._dtype)
+        noise = _noise.aligned_zeros(shape, self._dtype)
         self._source(self._noise, noise[:n])
         return noise
 
     def _call(
-        self, noise: np.ndarray, settings: np.ndarray
+        self, noise: Any, settings: np.ndarray
     ) -> tuple[int, list[np.ndarray], list[object], list[np.ndarray]]:
         """Failures in a row, new state, generators and records; as NumPy arrays, JAX has run."""
         padded = np.zeros((len(noise), settings.shape[1]), self._dtype)
