@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--chains", type=int, default=4, help="number of chains (4)")
     samplers = ("nutpie", "numpyro", "pymc")
     parser.add_argument("--sampler", default="numpyro", choices=samplers, help="(numpyro)")
-    parser.add_argument("--target-accept", type=float, default=0.95, help="of pmf.sample (0.95)")
+    parser.add_argument("--target-accept", type=float, default=0.98, help="of pmf.sample (0.98)")
     parser.add_argument("--problems", nargs="+", default=list(MODELS), choices=MODELS)
     arguments = parser.read(argv)
     names = ("steps", "draws", "tune", "chains", "sampler", "target_accept")
