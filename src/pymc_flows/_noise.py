@@ -48,7 +48,7 @@ def standard_normal_by_jax(
         call takes.
     n : int
     shape : tuple of int
-        (steps, draws, dim); steps after the first ``n`` get noise that means nothing.
+        (steps, draws, dim); steps after the first ``n`` get zeros.
     dtype : str
 
     Returns
@@ -57,15 +57,20 @@ def standard_normal_by_jax(
     """
     words = np.zeros((shape[0], 2), np.uint32)
     words[:n] = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
-    return _by_keys()(words, shape[1:], dtype)
+    return _by_keys()(words, n, shape[1:], dtype)
 
 
 @cache
-def _by_keys() -> Callable[[np.ndarray, tuple[int, ...], str], Any]:
+def _by_keys() -> Callable[[np.ndarray, int, tuple[int, ...], str], Any]:
     import jax
 
-    def draw(words: np.ndarray, shape: tuple[int, ...], dtype: str) -> Any:
+    def draw(words: np.ndarray, n: int, shape: tuple[int, ...], dtype: str) -> Any:
         keys = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
-        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
-    return jax.jit(draw, static_argnums=(1, 2))
+        def fill(i: Any, noise: Any) -> Any:
+            return noise.at[i].set(jax.random.normal(keys[i], shape, dtype))
+
+        # Calls have the same length whatever they are for; only n steps cost something.
+        return jax.lax.fori_loop(0, n, fill, jax.numpy.zeros((len(words), *shape), dtype))
+
+    return jax.jit(draw, static_argnums=(2, 3))
