@@ -27,34 +27,12 @@ def file(tmp_path_factory):
     return path
 
 
-def mutations(data, rng, n):
-    """Damaged copies: bits flipped, ends cut, pieces lost, doubled or overwritten, bytes added."""
-    for k in range(n):
-        bytes_ = bytearray(data)
-        i, j = sorted(rng.integers(0, len(data), 2))
-        match k % 6:
-            case 0:
-                bytes_[i] ^= 1 << int(rng.integers(8))
-            case 1:
-                del bytes_[i:]
-            case 2:
-                del bytes_[i : j + 1]
-            case 3:
-                bytes_[i:i] = bytes_[i : j + 1]
-            case 4:
-                new = rng.bytes(j + 1 - i)
-                bytes_[i : j + 1] = bytes(new) if bytes(new) != data[i : j + 1] else b""
-            case 5:
-                bytes_ += rng.bytes(1 + i % 300)
-        yield bytes(bytes_)
-
-
-def test_every_damage_is_seen(file, rng, tmp_path, monkeypatch):
+def test_every_damage_is_seen(bench, file, rng, tmp_path, monkeypatch):
     """And before HDF5 sees it."""
     monkeypatch.setattr(_files, "_content", None)
     path, data = tmp_path / "a.nc", file.read_bytes()
     seen = set()
-    for damaged in mutations(data, rng, 600):
+    for _, damaged in bench.damage.mutations(data, rng, 600):
         path.write_bytes(damaged)
         with pytest.raises(StorageError) as error:
             pmf.load(path, three_variables)
