@@ -60,6 +60,11 @@ class Frame:
         scale = None if self.scale is None else self.scale.astype(dtype)
         return Frame(self.center.astype(dtype), scale, self.variables)
 
+    def widened(self, factor: float) -> Frame:
+        """The same centre, and the scale times a factor."""
+        scale = np.ones(len(self.center)) if self.scale is None else self.scale
+        return Frame(self.center, factor * scale, self.variables)
+
     def place[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
         """Points (..., dim) of the flow, in the unconstrained space."""
         if self.scale is None:

@@ -56,8 +56,9 @@ def match_moments(
     Returns
     -------
     Frame
-        The one whose weights are the most even; ``frame`` itself where k-hat says that weights
-        cannot be trusted, or there are too few effective draws for a covariance.
+        The one whose weights are the most even, or, of a Gaussian that was widened, the one with
+        the moments of its weighted draws; ``frame`` itself where k-hat says that weights cannot be
+        trusted, or there are too few effective draws for a covariance.
     """
     first = Weighted.draws(log_density, frame, ROUNDS[0], rng)
     wider = _widened(log_density, first, rng)
@@ -65,7 +66,7 @@ def match_moments(
         for _ in range(WIDE_ROUNDS):
             if not wider.has_enough:
                 break
-            spread = _scaled(wider.matched(), DEFENSIVE)
+            spread = wider.matched().widened(DEFENSIVE)
             candidate = Weighted.draws(log_density, spread, max(ROUNDS), rng)
             if wider.has_more_mass_than(candidate):
                 break
@@ -155,7 +156,7 @@ def _widened(
     draws = PROBES if first.share > EVEN else ROUNDS[0]
     usable = [first] if first.is_usable else []
     for factor in FACTORS:
-        wider = Weighted.draws(log_density, _scaled(first.frame, factor), draws, rng)
+        wider = Weighted.draws(log_density, first.frame.widened(factor), draws, rng)
         if wider.quality.ess < HOPELESS:
             break
         if wider.quality.is_trusted and wider.quality.ess >= ENOUGH:
@@ -165,8 +166,3 @@ def _widened(
     if not whole or whole[0] is first:
         return None
     return Weighted.draws(log_density, whole[-1].frame, max(ROUNDS), rng)
-
-
-def _scaled(frame: Frame, factor: float) -> Frame:
-    scale = np.ones(len(frame.center)) if frame.scale is None else frame.scale
-    return Frame(frame.center, factor * scale)

@@ -271,8 +271,7 @@ def with_covariance(center: np.ndarray, cov: np.ndarray, *, dense: bool = True) 
 def _shrink(evaluate: Evaluate, best: Candidate, noise: np.ndarray) -> Candidate:
     """Narrow a Gaussian as long as its ELBO gains: its curvature says nothing of walls nearby."""
     for _ in range(MAX_HALVINGS):
-        scale = np.ones(noise.shape[1]) if best.frame.scale is None else best.frame.scale
-        narrower = Candidate.of(evaluate, Frame(best.frame.center, scale / 2), noise)
+        narrower = Candidate.of(evaluate, best.frame.widened(0.5), noise)
         if narrower.elbo <= best.elbo:
             break
         best = narrower
