@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 
 from pymc_flows import _noise
-from pymc_flows._jax import precision
 from pymc_flows._noise import aligned_zeros, standard_normal_by_jax
 from steps import DIM, DRAWS, by_hand, loop_of, step_of
 
@@ -24,8 +23,7 @@ def test_noise_lies_where_jax_takes_it_as_it_is(shape, dtype):
 
 
 def by_jax(rng, n, length, dtype="float64"):
-    with precision(dtype):
-        return np.array(standard_normal_by_jax(rng, n, (length, DRAWS, DIM), dtype))
+    return np.array(standard_normal_by_jax(rng, n, (length, DRAWS, DIM), dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

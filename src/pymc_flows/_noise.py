@@ -9,15 +9,28 @@ from typing import Any
 
 import numpy as np
 
+from pymc_flows._jax import precision
+
 # In bytes. JAX takes an array that begins at a multiple of it as it is, and copies any other.
 ALIGNMENT = 64
 
-type Source = Callable[[np.random.Generator, np.ndarray], object]
+type Source = Callable[[np.random.Generator, int, tuple[int, ...], str], Any]
+"""Noise (steps, draws, dim) of a shape and a dtype, of which the first n steps are used."""
 
 
-def standard_normal(rng: np.random.Generator, out: np.ndarray) -> None:
-    """Fill an array with base noise."""
-    rng.standard_normal(out=out, dtype=out.dtype)
+def base_noise(backend: str) -> Source:
+    """Where the base noise of a backend comes from."""
+    by_jax = backend == "jax" and is_on_accelerator()
+    return standard_normal_by_jax if by_jax else standard_normal
+
+
+def standard_normal(
+    rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """Base noise that NumPy draws; steps after the first ``n`` get zeros."""
+    noise = aligned_zeros(shape, dtype)
+    rng.standard_normal(out=noise[:n], dtype=noise.dtype)
+    return noise
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -57,7 +70,8 @@ def standard_normal_by_jax(
     """
     words = np.zeros((shape[0], 2), np.uint32)
     words[:n] = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
-    return _by_keys()(words, n, shape[1:], dtype)
+    with precision(dtype):
+        return _by_keys()(words, n, shape[1:], dtype)
 
 
 @cache

@@ -17,6 +17,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows._arguments import check_integer
 from pymc_flows._jax import has_jax
 from pymc_flows._materialize import materialize
+from pymc_flows._noise import aligned_zeros
 from pymc_flows._packing import Packing, split_by_block
 from pymc_flows._progress import FitProgress
 from pymc_flows._session import FitState, Run
@@ -232,8 +233,10 @@ def _prepare(
     # What is fitted is the flow in the coordinates of its frame.
     standard = problem.frame.take(points).astype(pytensor.config.floatX)
 
-    def choose(rng: np.random.Generator, out: np.ndarray) -> None:
-        out[:] = standard[rng.integers(len(standard), size=out.shape[:2])]
+    def choose(rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        chosen = aligned_zeros(shape, dtype)
+        chosen[:n] = standard[rng.integers(len(standard), size=(n, shape[1]))]
+        return chosen
 
     every = max(1, n // CHECKS)
     noise_seed, model_seed = np.random.SeedSequence(seed).spawn(2)

@@ -26,10 +26,9 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows import _noise
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._jax import precision
-from pymc_flows._noise import Source, standard_normal
+from pymc_flows._noise import Source, base_noise
 from pymc_flows._packing import Packing
 from pymc_flows._rngs import choose_generator, model_rngs
 from pymc_flows.modes import training_mode
@@ -128,9 +127,9 @@ class TrainingLoop:
         Upper bound of the steps of one call.
     compile_kwargs : mapping, optional
         Passed to `pytensor.function`.
-    source : callable
-        Fills arrays (steps, draws, dim) with what ``step.noise`` stands for; base noise by default,
-        which JAX draws itself where it computes on an accelerator.
+    source : callable, optional
+        Makes what ``step.noise`` stands for; base noise by default, which JAX draws itself where it
+        computes on an accelerator.
 
     Attributes
     ----------
@@ -157,12 +156,10 @@ class TrainingLoop:
         model_seed: np.random.SeedSequence,
         max_chunk: int = MAX_CHUNK,
         compile_kwargs: Mapping[str, object] | None = None,
-        source: Source = standard_normal,
+        source: Source | None = None,
     ):
         self.step = step
-        self._source = source
-        is_normal = source is standard_normal
-        self._by_jax = backend == "jax" and is_normal and _noise.is_on_accelerator()
+        self._source = source or base_noise(backend)
         self._dtype = step.noise.dtype
         self.is_compiled = False
         self.idle_seconds = 0.0
@@ -277,12 +274,7 @@ class TrainingLoop:
     def _draw(self, n: int) -> Any:
         """Base noise (length of a call, draws, dim) of the next n steps; the rest is not used."""
         shape = (self._length or max(1, n), *self.step.noise.type.shape)
-        if self._by_jax:
-            with self._precision():
-                return _noise.standard_normal_by_jax(self._noise, n, shape, self._dtype)
-        noise = _noise.aligned_zeros(shape, self._dtype)
-        self._source(self._noise, noise[:n])
-        return noise
+        return self._source(self._noise, n, shape, self._dtype)
 
     def _call(
         self, noise: Any, settings: np.ndarray
