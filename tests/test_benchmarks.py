@@ -257,3 +257,35 @@ def test_neutra(bench, tmp_path, monkeypatch):
     assert sd.value == pytest.approx(abs(rows[1]["sd of v or ln tau"] / 3 - 1))
     assert speed.value == pytest.approx(rows[1]["ESS per CPU s"] / rows[0]["ESS per CPU s"])
     assert record(tmp_path, "neutra")["settings"]["flow of funnel"] == "scale-loc"
+
+
+def test_recipe(bench, tmp_path, monkeypatch):
+    pytest.importorskip("jax")
+    recipe = bench.recipe
+    chosen = {name: recipe.VARIANTS[name] for name in (recipe.DEFAULTS, "path")}
+    monkeypatch.setattr(recipe, "VARIANTS", chosen)
+    monkeypatch.setattr(recipe, "FRESH_DRAWS", 500)
+    arguments = ["--names", "pot1", "--formulas", "loc", "--steps", "40", "--out", str(tmp_path)]
+    report = recipe.main(arguments)
+    rows = record(tmp_path, "recipe")["details"]["rows"]
+    variants = [recipe.DEFAULTS, "path", "path, equal time", recipe.AVERAGE]
+    assert [row["variant"] for row in rows] == variants
+    assert np.isfinite([row["ELBO"] for row in rows]).all()
+    lines = report.tables["Gains over the defaults"]
+    assert [line["variant"] for line in lines] == variants[1:]
+    assert lines[0]["median gain"] == pytest.approx(rows[1]["ELBO"] - rows[0]["ELBO"])
+    (noise,) = report.tables["Noise of the gradients"]
+    assert noise["variance, total"] > 0
+    (stop,) = report.tables["Stops"]
+    assert stop["stops at"] is None
+
+
+def test_a_stop_is_false_if_the_loss_falls_on(bench, rng):
+    rule = bench.recipe.Plateau(window=400)
+    case = SimpleNamespace(name="x", formula="loc", seed=0)
+    flat = 0.03 * rng.standard_normal(2_000)
+    falls = np.where(np.arange(2_000) < 400, flat, flat - 1.0)
+    for losses, is_false in ((flat, False), (falls, True)):
+        row = bench.recipe.stop_row(case, losses, rule)
+        assert row["stops at"] == 400
+        assert bench.recipe.is_false(row, rule) is is_false
