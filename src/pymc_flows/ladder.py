@@ -335,7 +335,7 @@ def _spread() -> list[Trial]:
     """What is tried where a Gaussian is far from the posterior, but covers it."""
     return [
         _richer(2)[0],
-        Trial("spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
+        Trial("spline(bins=16)-tail-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
         Trial("nsf(bins=16)*4", 0.8, 256, 0.003),
     ]
 
