@@ -32,6 +32,8 @@ CPU_SECONDS, TRIED_STEPS = 120.0, 20
 MATTERS = 0.02
 # Steps at one set of parameters, by which the noise of a gradient is known.
 NOISE_STEPS = 200
+# The mean loss of the last one of so many equal parts of a fit is compared with the lowest.
+PARTS = 20
 # Parameters of the last fifth of the steps are averaged, every so many steps.
 AVERAGED, AVERAGE_EVERY = 0.2, 20
 DEFAULTS, AVERAGE = "defaults", "constant step size, parameters averaged"
@@ -86,18 +88,21 @@ class Case:
             inference.fit(steps, obj_n_mc=DRAWS, progressbar=False, backend="jax", **kwargs)
         return inference, seconds.cpu - clock.seconds.cpu
 
-    def row(self, variant: str, approx: Any, steps: int, seconds: float) -> dict[str, Any]:
-        """Measure an approximation, all of them by the same base draws."""
-        quality = measure(approx, FRESH_DRAWS, random_seed=self.seed)
+    def row(self, variant: str, inference: pmf.NFVI, seconds: float) -> dict[str, Any]:
+        """Measure a fit, all of them by the same base draws."""
+        quality = measure(inference.approx, FRESH_DRAWS, random_seed=self.seed)
+        parts = [part[np.isfinite(part)] for part in np.array_split(inference.hist, PARTS)]
+        means = np.array([part.mean() if len(part) else np.inf for part in parts])
         return {
             "posterior": self.name,
             "formula": self.formula,
             "seed": self.seed,
             "variant": variant,
-            "steps": steps,
+            "steps": len(inference.hist),
             "ELBO": quality.elbo,
             "± error": quality.elbo_error,
             "k-hat": quality.khat,
+            "last loss above lowest": float(means[-1] - means.min()),
             "CPU s of steps": seconds,
         }
 
@@ -112,14 +117,14 @@ def variant_rows(case: Case) -> tuple[list[dict[str, Any]], Row]:
     for variant, settings in VARIANTS.items():
         steps = case.steps
         inference, seconds = case.fit(steps, **settings())
-        rows.append(case.row(variant, inference.approx, steps, seconds))
+        rows.append(case.row(variant, inference, seconds))
         if variant == DEFAULTS:
             params = inference.approx.groups[0].params_dict
             noise = noise_row(case, {name: x.get_value() for name, x in params.items()})
         if variant in AT_EQUAL_TIME:
             fewer = max(1, round(steps * min(1.0, rows[0]["CPU s of steps"] / seconds)))
             inference, seconds = case.fit(fewer, **settings())
-            rows.append(case.row(f"{variant}, equal time", inference.approx, fewer, seconds))
+            rows.append(case.row(f"{variant}, equal time", inference, seconds))
     return rows, noise
 
 
@@ -147,7 +152,7 @@ def constant_rate(case: Case) -> tuple[dict[str, Any], np.ndarray]:
     latest = {name: x.get_value() for name, x in params.items()}
     for name, x in params.items():
         x.set_value(sums[name])
-    row = case.row(AVERAGE, inference.approx, case.steps, seconds + more.cpu)
+    row = case.row(AVERAGE, inference, seconds + more.cpu)
     for name, x in params.items():
         x.set_value(latest[name])
     inference.refine(case.steps, progressbar=False)
@@ -207,8 +212,6 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     base = {tuple(r[k] for k in keys): r for r in rows if r["variant"] == DEFAULTS}
     lines: list[Row] = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        if variant == DEFAULTS:
-            continue
         for formula in dict.fromkeys(row["formula"] for row in rows):
             pairs = [
                 (row, base[tuple(row[k] for k in keys)])
@@ -229,6 +232,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
                     "median gain": float(np.median(gains)),
                     "lowest": float(gains.min()),
                     "highest": float(gains.max()),
+                    "last loss above lowest, most": max(
+                        row["last loss above lowest"] for row, _ in pairs
+                    ),
                     "CPU seconds : defaults": float(np.median(seconds)),
                 }
             )
@@ -309,7 +315,8 @@ def report_of(
         "variance of the gradient at the fit of the defaults. The rule that stops a fit "
         f"({rule}) is applied to losses at a constant step size; a stop is false if the mean loss "
         "of the window after it is below that of the window before it by more than the tolerance "
-        "and two standard errors.",
+        "and two standard errors. *Last loss above lowest*: mean losses of the last twentieth of "
+        "the steps and of the best one, which keeping the best state would give back.",
         {"seeds": f"0 to {arguments.seeds - 1}", "steps": f"{arguments.steps:,}"},
         {
             "Gains over the defaults": lines,
