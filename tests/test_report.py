@@ -13,10 +13,13 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 import pymc_flows as pmf
+from pymc_flows import _coverage
 from pymc_flows.approximation import _draws
+from pymc_flows.diagnostics import measure
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.frame import Frame
 from pymc_flows.importance import Quality
+from pymc_flows.ladder import Ladder, Rung
 
 
 def conjugate(y, sd=2.0):
@@ -183,6 +186,42 @@ def test_a_reference_in_one_of_the_modes_contradicts_a_fit_of_both(rng):
     assert not found.coverage.is_missing
     assert found.status == "incomplete"
     assert "differ by up to" in found.verdict
+
+
+def test_a_cover_with_heavy_weights_is_hardly_ever_called_incomplete(rng):
+    """k-hat is 0.6, and the reference is worth few of its draws."""
+    sd, n, correlation, repeats = 1.6, 1_000, 0.95, 60
+    noise = rng.normal(size=(n, repeats))
+    for i in range(1, n):
+        noise[i] = correlation * noise[i - 1] + math.sqrt(1 - correlation**2) * noise[i]
+
+    def log_weights(z):  # of N(0, sd²) to N(0, 1)
+        return 0.5 * z**2 * (1 - 1 / sd**2) - math.log(sd)
+
+    found, worth = [], []
+    for series in log_weights(sd * noise).T:
+        worth.append(_coverage._effective(series))
+        own = log_weights(rng.normal(size=10_000))
+        found.append(_coverage._shares(series, worth[-1], own, 1 - 1 / sd**2))
+    assert n / 30 < np.mean(worth) < n / 10
+    assert max(share[0] for share, _ in found) > 0.02
+    assert not any((shares > limits).any() for shares, limits in found)
+
+
+def test_a_formula_that_was_tried_may_know_of_more():
+    """A wide Gaussian has both modes, so it knows the evidence; what was taken has one."""
+    model = modes(12.0, 0.3)
+    narrow, wide = gaussian(model, 0.0, 1.0), gaussian(model, 3.6, 9.0)
+    qualities = [measure(approx, random_seed=1) for approx in (wide, narrow)]
+    rungs = tuple(Rung(narrow.formula, q, 0.1, 0) for q in qualities)
+    assert pmf.report(narrow, random_seed=1).status == "good"
+    narrow.ladder = Ladder(rungs, 1)
+    found = pmf.report(narrow, random_seed=1)
+    assert found.status == "incomplete"
+    assert found.lacking == pytest.approx(0.3, abs=0.04)
+    assert "or more of the evidence that another formula of the ladder knew of" in found.verdict
+    wide.ladder = Ladder(rungs, 0)
+    assert pmf.report(wide, random_seed=1).lacking == 0
 
 
 # --------------------------------------------------------------------------------- no density

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytensor
+from xarray import DataArray
 
 from pymc_flows._reliability import Moments
 from pymc_flows.approximation import NormalizingFlow
@@ -20,6 +21,11 @@ from pymc_flows.points import place
 _BEYOND = np.array([0.0, 1.0, 2.0, 5.0, 10.0, 20.0])
 # A missing share that is too small to matter.
 _NEGLIGIBLE = 0.01
+# The share of q above the largest of n weights is 1/n times an exponential variable, which exceeds
+# this once in a hundred times.
+_RARELY = -math.log(0.01)
+# Standard errors of a share of the reference's draws that are no surprise.
+_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
@@ -29,30 +35,39 @@ class Coverage:
     Of the draws of the approximation, one log weight log p − log q is the largest, t. If the
     approximation covers the posterior, its weights also say which share of the posterior has
     log weights above t: E_q[w; w > e^t] / E_q[w], about w_max / Σw / (1 − k) for weights with a
-    Pareto tail of shape k, and by e^(−Δ(1/k − 1)) less above t + Δ. Draws in a place that the
-    approximation never visits have huge log weights, since q is next to nothing there, and their
-    share is not foreseen by the weights. So a share above twice the expected one plus 1 %, for
-    Δ = 0, 1, 2, 5, 10 or 20 nats, means that something is missing.
+    Pareto tail of shape k, times an exponential variable since t is random, and by
+    e^(−Δ(1/k − 1)) less above t + Δ. Draws in a place that the approximation never visits have huge
+    log weights, since q is next to nothing there, and their share is not foreseen by the weights.
+    So something is missing if, for Δ = 0, 1, 2, 5, 10 or 20 nats, a share is above what the weights
+    foresee in 99 of 100 cases plus 1 %, by three standard errors of a share of so many draws.
 
     Attributes
     ----------
     n_draws : int
         Draws of the reference that were compared, at most as many as of the approximation.
+    n_effective : float
+        What they are worth, by the autocorrelation of their log p − log q.
     invalid : float
         Share of them without a density under the model.
+    distance : float
+        The Δ, in nats, at which the share comes nearest to its limit, or is furthest above it.
     beyond : float
-        Share with a larger log p − log q than any draw of the approximation.
+        Share with a log p − log q larger by so much than that of any draw of the approximation.
     limit : float
         Largest such share that would be no surprise.
-    is_missing : bool
-        Whether a share is above its limit.
     """
 
     n_draws: int
+    n_effective: float
     invalid: float
+    distance: float
     beyond: float
     limit: float
-    is_missing: bool
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the share is above its limit."""
+        return self.beyond > self.limit
 
 
 def cover(
@@ -92,24 +107,37 @@ def cover(
     points, log_p = points[valid], log_p[valid]
     log_q = approx.log_prob(points)
     ratios = np.where(np.isfinite(log_q), log_p - log_q, np.inf)
-    beyond, limits = _shares(ratios, log_weights, quality.khat)
+    n_effective = _effective(ratios)
+    beyond, limits = _shares(ratios, n_effective, log_weights, quality.khat)
+    worst = int(np.argmax(beyond / limits))
     coverage = Coverage(
         n_draws=len(ratios),
+        n_effective=n_effective,
         invalid=outside + (1 - outside) * float(1 - valid.mean()),
-        beyond=float(beyond[0]),
-        limit=float(limits[0]),
-        is_missing=bool((beyond > limits).any()),
+        distance=float(_BEYOND[worst]),
+        beyond=float(beyond[worst]),
+        limit=float(limits[worst]),
     )
     return coverage, Moments(points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float))
 
 
+def _effective(ratios: np.ndarray) -> float:
+    """Effective number of draws of a series (n,), by ranks: some may be infinite."""
+    import arviz  # noqa: F401 - its accessor of xarray objects; slow to import
+
+    n = len(ratios)
+    found = float(DataArray(ratios, dims="draw").azstats.ess(sample_dims="draw"))
+    # Too few draws have no autocorrelation; a series that alternates would be worth more.
+    return min(found, n) if math.isfinite(found) else float(n)
+
+
 def _shares(
-    ratios: np.ndarray, log_weights: np.ndarray, khat: float
+    ratios: np.ndarray, n_effective: float, log_weights: np.ndarray, khat: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the reference beyond the largest log weight, and their limits."""
     finite = log_weights[np.isfinite(log_weights)]
     if not len(finite):
-        return np.ones(len(_BEYOND)), np.zeros(len(_BEYOND))
+        return np.ones(len(_BEYOND)), np.full(len(_BEYOND), _NEGLIGIBLE)
     top = float(finite.max())
     # Equal weights differ by rounding only, a little more after an inverse.
     rounding = 100 * ROUNDING[pytensor.config.floatX]
@@ -120,4 +148,6 @@ def _shares(
     expected = share / (1 - k) * np.exp(-_BEYOND * (1 / k - 1))
     if not math.isfinite(khat):
         expected = np.full(len(_BEYOND), share)
-    return beyond, np.minimum(2 * expected, 0.5) + _NEGLIGIBLE + 2 / len(ratios)
+    foreseen = np.minimum(_RARELY * expected, 0.5) + _NEGLIGIBLE
+    noise = _ERRORS * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+    return beyond, foreseen + noise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,10 @@ type Correction = Literal["psis", "resample"]
 MIN_DRAWS = 25
 # Weights that differ by less, relative to the log density, differ by rounding.
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
+# Evidences are known to this many standard errors.
+N_ERRORS = 2.0
+# What lacks more than this share of the evidence is incomplete.
+LACKING = 0.1
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,12 @@ class Quality:
 def quality(log_weights: np.ndarray) -> Quality:
     """Judge by log weights (n,) of draws of the approximation, in nats."""
     return weigh(log_weights)[0]
+
+
+def known_evidence(found: Sequence[Quality]) -> float:
+    """The largest log evidence that trusted weights are sure of, in nats; −∞ if there are none."""
+    known = [q.log_evidence - N_ERRORS * q.log_evidence_error for q in found if q.is_trusted]
+    return max(known, default=-math.inf)
 
 
 def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from pymc_flows.errors import StorageError
 from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
+from pymc_flows.importance import LACKING, N_ERRORS, known_evidence
 from pymc_flows.inference import NFVI
 from pymc_flows.log_density import LogDensity
 from pymc_flows.moments import match_moments
@@ -37,8 +39,6 @@ JUDGED_BY = 4_000
 # In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
 # rungs than it is worth: on eight schools half a minute for 0.002 nats.
 GOOD_ENOUGH = 0.02
-# Evidences are known to this many standard errors.
-N_ERRORS = 2.0
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
 # the target, a layer that goes by this order gets the scales of a hierarchy in one.
 AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
@@ -80,6 +80,19 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     taken: int
+
+    def lacking(self, quality: Quality) -> float:
+        """Share, at least, of the evidence that trusted weights of a rung know and others lack.
+
+        Parameters
+        ----------
+        quality : Quality
+            What the others say.
+        """
+        found = [rung.quality for rung in self.rungs if rung.quality is not None]
+        own = quality.log_evidence + N_ERRORS * quality.log_evidence_error
+        gap = known_evidence(found) - own
+        return max(0.0, -math.expm1(-gap)) if math.isfinite(gap) else 0.0
 
     def record(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -234,6 +247,14 @@ def climb(
     best = fitted[taken]
     best.ladder = Ladder(tuple(rungs), taken)
     _log.info("Tried:\n%s", best.ladder)
+    if (lacking := best.ladder.lacking(qualities[taken])) > LACKING:
+        _log.warning(
+            "%s lacks %.0f %% or more of the evidence that another formula knew of: perhaps a mode"
+            " is missing.\n"
+            "Try anneal=0.5, or draws of MCMC as the reference of pymc_flows.report.",
+            best.formula,
+            100 * lacking,
+        )
     if not qualities[taken].is_trusted:
         _log.warning(
             "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you use "
@@ -281,8 +302,7 @@ def _gap(rungs: Sequence[Rung]) -> float:
     """
     found = [rung.quality for rung in rungs if rung.quality is not None]
     last = found[-1]
-    known = [q.log_evidence - N_ERRORS * q.log_evidence_error for q in found if q.is_trusted]
-    return max([last.log_evidence, *known]) - last.elbo
+    return max(last.log_evidence, known_evidence(found)) - last.elbo
 
 
 def _is_good(rungs: Sequence[Rung], enough: float) -> bool:

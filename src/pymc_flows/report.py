@@ -22,7 +22,7 @@ from pymc_flows._reliability import (
 from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
-from pymc_flows.importance import Quality, weigh
+from pymc_flows.importance import LACKING, Quality, weigh
 
 __all__ = ["Coordinate", "Report", "report"]
 
@@ -90,6 +90,9 @@ class Report:
         says that the weights can be trusted.
     is_framed : bool
         Whether the flow was given coordinates to work in, as `fit` does.
+    lacking : float
+        Share of the evidence that another formula of `fit` with ``'auto'`` surely knew of, and
+        this approximation does not.
     """
 
     title: str
@@ -101,12 +104,14 @@ class Report:
     coverage: Coverage | None = None
     contradiction: float | None = None
     is_framed: bool = True
+    lacking: float = 0.0
 
     @property
     def status(self) -> str:
         """One of good, correctable, light-tailed, unreliable, incomplete, mismatched, unusable.
 
-        Never good if a reference shows what the approximation misses.
+        Never good if a reference, or another formula that was tried, shows what the approximation
+        misses.
         """
         quality, coverage = self.quality, self.coverage
         if quality.ess == 0:
@@ -114,6 +119,8 @@ class Report:
         if coverage is not None and coverage.invalid > 0.01:
             return "mismatched"
         if coverage is not None and (coverage.is_missing or self._contradicts):
+            return "incomplete"
+        if self.lacking > LACKING:
             return "incomplete"
         is_close = self.worst <= _TOLERANCE + 3 / math.sqrt(quality.ess)
         if not quality.is_trusted:
@@ -155,17 +162,9 @@ class Report:
                     "have no density under the model, so check that both are of the same model."
                 )
             case "incomplete":
-                assert coverage is not None
-                what = (
-                    f"{_percent(coverage.beyond)} of the draws of the reference lie where the "
-                    "approximation has none"
-                    if coverage.is_missing
-                    else f"means or standard deviations differ by up to {self.contradiction:.2g} "
-                    "standard deviations from those of the reference"
-                )
                 return (
-                    f"Do not use it: {what}, so use a richer formula, other starts, or MCMC; "
-                    "importance weights cannot repair this."
+                    f"Do not use it: {self._missing}, so use a richer formula, other starts, or "
+                    "MCMC; importance weights cannot repair this."
                 )
             case "unreliable":
                 return (
@@ -190,7 +189,28 @@ class Report:
                 "Good where it has draws: use it as it is, after a check against draws from "
                 "elsewhere if the posterior may have several modes."
             )
-        return "Good, and the reference agrees: use it as it is."
+        return (
+            "Good, and the reference agrees: use it as it is, unless both may have missed a mode."
+        )
+
+    @property
+    def _missing(self) -> str:
+        """What shows that the approximation is incomplete."""
+        coverage = self.coverage
+        if coverage is not None and coverage.is_missing:
+            return (
+                f"{_percent(coverage.beyond)} of the draws of the reference lie where the "
+                "approximation has none"
+            )
+        if self._contradicts:
+            return (
+                f"means or standard deviations differ by up to {self.contradiction:.2g} standard "
+                "deviations from those of the reference"
+            )
+        return (
+            f"it lacks {_percent(self.lacking)} or more of the evidence that another formula "
+            "of the ladder knew of, perhaps a mode"
+        )
 
     # ------------------------------------------------------------------------------- display
 
@@ -212,8 +232,9 @@ class Report:
             facts.append(
                 (
                     "reference",
-                    f"{_percent(c.beyond)} of {c.n_draws:,} draws are beyond all draws of the "
-                    f"approximation in log p − log q ({_percent(c.limit)} would be no surprise)",
+                    f"{_percent(c.beyond)} of {c.n_draws:,} draws ({c.n_effective:,.0f} effective) "
+                    f"are {_far(c.distance)} the approximation's in log p − log q "
+                    f"({_percent(c.limit)}: no surprise)",
                 )
             )
         return facts
@@ -340,6 +361,7 @@ def report(
         coverage=coverage,
         contradiction=contradiction,
         is_framed=approx.groups[0].is_framed,
+        lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
     )
 
 
@@ -351,6 +373,10 @@ def _percent(share: float) -> str:
         return "> 99.9 %"
     digits = 1 if share < 0.0995 or share > 0.99 else 0
     return f"{100 * share:.{digits}f} %"
+
+
+def _far(distance: float) -> str:
+    return f"{distance:.0f} nats beyond" if distance else "beyond"
 
 
 def _signed(error: float) -> str:
