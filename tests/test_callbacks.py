@@ -10,7 +10,8 @@ from pymc.variational.callbacks import CheckParametersConvergence
 from pymc.variational.callbacks import Tracker as PyMCTracker
 
 from pymc_flows import _session
-from pymc_flows._session import FitState, Run, call_interval, concerns
+from pymc_flows._concerns import concerns
+from pymc_flows._session import FitState, Run, call_interval
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import build_chain

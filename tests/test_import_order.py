@@ -62,6 +62,7 @@ ORDER = (
     "_progress",
     "_arguments",
     "stopping",
+    "_concerns",
     "_session",
     "_checkpoint",
     "operators",
