@@ -109,7 +109,11 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     if not finite.any():
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
-    elbo = float(kept.mean())
+    # Of draws far off, where a log density is near the largest float, sums and squares overflow: the
+    # ELBO is then −∞, or its error infinite, which says it.
+    with np.errstate(over="ignore"):
+        elbo = float(kept.mean())
+        spread = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan
     rounding = _rounding(elbo)
     if len(kept) > 1 and np.ptp(kept) < rounding:  # a fit of the tail would be of rounding
         smoothed[finite], khat = -math.log(len(kept)), -math.inf
@@ -123,7 +127,7 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     relative_error = math.nan
     if n > 1:
         # Equal weights are all off by the same rounding.
-        error = float(max(kept.std(ddof=1) / math.sqrt(n), rounding))
+        error = max(spread / math.sqrt(n), rounding)
         error = error if finite.all() else math.nan
         relative_error = float(weights.std(ddof=1) / weights.mean() / math.sqrt(n))
         # The ELBO may be that of one draw far off; the evidence is not.
