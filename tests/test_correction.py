@@ -174,6 +174,15 @@ def test_a_density_that_is_nan_is_warned_of(rng):
         corrected("resample", points, np.full(100, -np.inf), log_q, rng)
 
 
+def test_weights_of_draws_very_far_off_are_weighed_without_a_warning(rng):
+    log_weights = -(rng.normal(size=400) ** 2)
+    expected, _ = weigh(log_weights)
+    log_weights[:2] = -1e200
+    found, _ = weigh(log_weights)
+    assert (found.elbo, found.elbo_error) == (pytest.approx(-5e197), np.inf)
+    assert found.log_evidence == pytest.approx(expected.log_evidence, abs=0.02)
+
+
 def test_few_weights_cannot_be_judged(rng):
     for n in range(1, MIN_DRAWS):
         found, smoothed = weigh(rng.normal(size=n))
