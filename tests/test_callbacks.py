@@ -62,6 +62,7 @@ BAR = SimpleNamespace(begin=lambda: None, update=lambda done, losses: None)
 APPROX = SimpleNamespace(
     params=[SimpleNamespace(get_value=lambda: np.ones(3))],
     groups=[SimpleNamespace(is_framed=True)],
+    formula="loc",
 )
 
 
@@ -286,10 +287,10 @@ def test_failed_steps_are_reported_once_with_their_number(recwarn):
 
 def test_a_loss_that_rises_is_a_concern(rng):
     noise = rng.standard_normal(2000)
-    assert concerns(noise) == []
-    assert concerns(noise - np.linspace(0, 5, 2000)) == []
-    [said] = concerns(noise + np.linspace(0, 5, 2000))
-    assert "The loss rose, from 0." in said
+    assert concerns(noise, "loc") == []
+    assert concerns(noise - np.linspace(0, 5, 2000), "loc") == []
+    [said] = concerns(noise + np.linspace(0, 5, 2000), "loc")
+    assert "The loss of 'loc' rose, from 0." in said
     assert "first and last 200 steps" in said
 
 
@@ -299,28 +300,29 @@ def test_a_loss_that_rises_is_a_concern(rng):
 def test_a_loss_that_still_falls_is_a_concern(rng, fall, noise, is_told):
     """A fall that lasts; one that is within the noise or next to nothing is none."""
     falling = np.linspace(2 * fall, 0, 2000) + noise * rng.standard_normal(2000)
-    said = concerns(falling)
+    said = concerns(falling, "loc")
     assert len(said) == is_told
     for text in said:
         [nats] = re.findall(r"still falling, by ([\d.]+) nats", text)
         assert float(nats) == pytest.approx(0.8, abs=0.05)  # medians of the 6th and the last tenth
+        assert text.startswith("The loss of 'loc' was")
         assert "find_frame" in text
-    assert not any("find_frame" in text for text in concerns(falling, is_framed=True))
+    assert not any("find_frame" in text for text in concerns(falling, "loc", is_framed=True))
     settled = np.where(np.arange(2000) < 1000, falling + 5, falling[-1])
-    assert concerns(settled) == []
+    assert concerns(settled, "loc") == []
 
 
 def test_rare_huge_losses_are_a_concern(rng):
     losses = rng.standard_normal(2000)
     losses[1900] = 1e9
-    [said] = concerns(losses)
-    assert "Rare draws dominate the loss" in said
+    [said] = concerns(losses, "loc")
+    assert "Rare draws dominate the loss of 'loc'" in said
     assert "5e+06" in said
 
 
 def test_short_or_failed_fits_are_not_judged():
-    assert concerns(np.arange(199.0)) == []
-    assert concerns(np.full(2000, np.nan)) == []
+    assert concerns(np.arange(199.0), "loc") == []
+    assert concerns(np.full(2000, np.nan), "loc") == []
 
 
 def test_concerns_are_logged(caplog):
@@ -329,7 +331,7 @@ def test_concerns_are_logged(caplog):
     with caplog.at_level("INFO"):
         run.report()
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert caplog.messages[0].startswith("The loss rose, from 15.5 to 285.5")
+    assert caplog.messages[0].startswith("The loss of 'loc' rose, from 15.5 to 285.5")
     assert caplog.messages[1] == "Finished after 300 steps: average loss 150.5."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 STILL_FALLING = 0.1
 
 
-def concerns(losses: np.ndarray, *, is_framed: bool = False) -> list[str]:
+def concerns(losses: np.ndarray, formula: str, *, is_framed: bool = False) -> list[str]:
     """Say what in the losses (steps,) of a fit looks like divergence; nothing for a short fit."""
     width = len(losses) // 10
     if width < 20:
@@ -23,22 +23,22 @@ def concerns(losses: np.ndarray, *, is_framed: bool = False) -> list[str]:
     spread = np.hypot(*(np.subtract(*np.quantile(x, [0.75, 0.25])) for x in (first, last)))
     if after - before > spread:
         found.append(
-            f"The loss rose, from {before:,.5g} to {after:,.5g} (medians of the first and last "
-            f"{width:,} steps): the fit diverges, or the step size is too large."
+            f"The loss of {formula!r} rose, from {before:,.5g} to {after:,.5g} (medians of the "
+            f"first and last {width:,} steps): the fit diverges, or the step size is too large."
         )
     middle = losses[5 * width : 6 * width]
     middle = middle[np.isfinite(middle)]
     fall = np.median(middle) - after if len(middle) else 0.0
     if fall > max(STILL_FALLING, 2 * np.subtract(*np.quantile(last, [0.75, 0.25]))):
         found.append(
-            f"The loss was still falling, by {fall:,.3g} nats over the second half of the steps: "
-            "fit for longer"
+            f"The loss of {formula!r} was still falling, by {fall:,.3g} nats over the second half "
+            "of the steps: fit for longer"
             + ("." if is_framed else ", or with start=pymc_flows.find_frame(model).")
         )
     low, high = np.quantile(last, [0.05, 0.95])
     if last.mean() - after > 10 * (high - low):
         found.append(
-            f"Rare draws dominate the loss: in the last {width:,} steps its mean is "
+            f"Rare draws dominate the loss of {formula!r}: in the last {width:,} steps its mean is "
             f"{last.mean():,.5g}, its median {after:,.5g}. More draws (obj_n_mc=), "
             "total_grad_norm_constraint=, or a narrower start (params=) may help."
         )

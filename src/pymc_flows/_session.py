@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,8 @@ class FitState:
         Steps between checkpoints; 0 for none.
     plateau : Plateau, optional
         When the step size begins to decay, and the end of the fit is near.
+    is_interrupted : bool
+        Whether a Ctrl-C ended the last `Run`.
     """
 
     loop: TrainingLoop
@@ -92,6 +95,7 @@ class FitState:
     checkpoint: Path | None = None
     every: int = 0
     plateau: Plateau | None = None
+    is_interrupted: bool = False
 
     def settings(self, steps: int) -> np.ndarray:
         """What the next steps need to know, as `TrainingLoop.run` takes it."""
@@ -173,19 +177,20 @@ class Run:
             state.loop.compile()
         bar.begin()
         while state.done < self._n:
-            steps = min(state.chunk, self._n - state.done)
-            if every:
-                steps = min(steps, 1 if state.i == 0 else every - state.i % every)
-            for period in (state.every, state.plateau.every if state.plateau else 0):
-                if period:
-                    steps = min(steps, period - state.i % period)
-            if not self._call(steps):
-                continue
-            self._watch()
-            bar.update(state.done, self.losses)
-            self._call_back()
-            if save is not None and state.every and state.i % state.every == 0:
-                save()
+            with Interrupts(deferred=False):
+                steps = min(state.chunk, self._n - state.done)
+                if every:
+                    steps = min(steps, 1 if state.i == 0 else every - state.i % every)
+                for period in (state.every, state.plateau.every if state.plateau else 0):
+                    if period:
+                        steps = min(steps, period - state.i % period)
+                if not self._call(steps):
+                    continue
+                self._watch()
+                bar.update(state.done, self.losses)
+                self._call_back()
+                if save is not None and state.every and state.i % state.every == 0:
+                    save()
             if state.loop.failures >= MAX_FAILURES:
                 raise FitError(self._why_stuck()) from self._error
 
@@ -250,8 +255,14 @@ class Run:
             "start=, or total_grad_norm_constraint=."
         )
 
-    def report(self) -> None:
-        """Say what went wrong on the way, and log how it ended."""
+    def report(self, say: Callable[[str], object] = _log.warning) -> None:
+        """Say what went wrong on the way, and log how it ended.
+
+        Parameters
+        ----------
+        say : callable
+            Gets what the losses give cause for concern about, a sentence a call.
+        """
         if self._state.failed:
             raised = f"; the last exception was {_brief(self._error)}" if self._error else ""
             warnings.warn(
@@ -260,10 +271,24 @@ class Run:
                 UserWarning,
                 stacklevel=4,
             )
-        group = self._approx.groups[0]
-        for concern in concerns(self.losses, is_framed=group.is_framed):
-            _log.warning("%s", concern)
+        group, formula = self._approx.groups[0], str(self._approx.formula)
+        for concern in concerns(self.losses, formula, is_framed=group.is_framed):
+            say(concern)
         _log.info("%s", self._how_it_ended())
+
+    def how_to_go_on(self) -> str:
+        """What to say of a fit by `NFVI` that was interrupted."""
+        state, file = self._state, self._state.checkpoint
+        if file is not None:
+            go_on = f"pymc_flows.resume({os.fspath(file)!r}) takes the others."
+        else:
+            go_on = (
+                "refine(n) of an NFVI takes further ones; a fit with checkpoint= can be resumed."
+            )
+        return (
+            f"Interrupted after {state.done:,} of {state.n:,} steps of "
+            f"{str(self._approx.formula)!r}: the approximation can be used as it is. {go_on}"
+        )
 
     def _how_it_ended(self) -> str:
         done = self._state.done

@@ -79,6 +79,8 @@ class NFVI(KLqp):
 
     hist: np.ndarray
     state: Any
+    # Where concerns about a fit wait for a caller who fits several and says those of one.
+    _held: list[str] | None = None
 
     def __init__(
         self,
@@ -365,6 +367,7 @@ class NFVI(KLqp):
                 hist = np.concatenate([before, run.losses])
                 save_fit(state.checkpoint, self.approx, state, hist, every=state.every)
 
+        state.is_interrupted = False
         try:
             with FitProgress(
                 state.n, theme, show=progressbar, label=str(self.approx.formula)
@@ -376,9 +379,14 @@ class NFVI(KLqp):
         except KeyboardInterrupt:
             if not state.loop.is_compiled:
                 raise
-            _log.info("Interrupted.")
+            state.is_interrupted = True
+            if self._held is None:
+                _log.warning("%s", run.how_to_go_on())
         finally:
             self.hist = np.concatenate([before, run.losses])
             self.approx.hist = self.hist
             save()
-        run.report()
+        if self._held is None:
+            run.report()
+        else:
+            run.report(self._held.append)
