@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Low to high. A subpackage is one layer: its own modules may import each other.
 ORDER = (
     "errors",
+    "_interrupts",
     "_tables",
     "registry",
     "formula",
@@ -48,7 +49,6 @@ ORDER = (
     "annealing",
     "_materialize",
     "_rngs",
-    "_interrupts",
     "_noise",
     "training",
     "draws",

@@ -6,8 +6,10 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 
+import pymc_flows as pmf
 from fits import (
     JAX,
     assert_identical,
@@ -15,10 +17,12 @@ from fits import (
     inference,
     interrupted_and_not,
     minibatch_model,
+    normal_mean,
     parameters,
 )
 from pymc_flows import training
 from pymc_flows._interrupts import Interrupts
+from pymc_flows.frame import Frame
 
 # ------------------------------------------------------------------------- of a fit
 
@@ -39,6 +43,47 @@ def test_an_interrupt_in_a_callback_ends_the_fit_there():
     inf = inference()
     assert inf.fit(10, callbacks=[callback], **JAX) is inf.approx
     assert len(inf.hist) == inf.state.i == 3
+
+
+def test_an_interrupt_is_told_with_the_steps_and_how_to_go_on(caplog, tmp_path):
+    def callback(approx, losses, i):
+        if i == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    inf, file = inference(), tmp_path / "fit.nc"
+    inf.fit(10, callbacks=[callback], **JAX)
+    inf.state.checkpoint = file
+    inf.state.callbacks.append(lambda approx, losses, i: signal.raise_signal(signal.SIGINT))
+    inf.refine(4, progressbar=False)
+    usable = "of 'scale-loc': the approximation can be used as it is."
+    refine, resume = (r.message for r in caplog.records if r.levelname == "WARNING")
+    assert refine.startswith(f"Interrupted after 3 of 10 steps {usable} refine(n) of an NFVI")
+    assert resume.startswith(
+        f"Interrupted after 1 of 4 steps {usable} pymc_flows.resume({str(file)!r}"
+    )
+    assert file.exists()
+
+
+def swallow(*_, **__):
+    """What JAX does to an interrupt that hits its function for garbage collections."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_is_swallowed_between_two_calls_ends_the_fit(monkeypatch):
+    monkeypatch.setattr("pymc_flows._progress.FitProgress.update", swallow)
+    inf = inference()
+    inf.fit(10**6, **JAX)
+    assert inf.state.i == 1
+    assert inf.state.is_interrupted
+
+
+@pytest.mark.parametrize("name", ["search.check_start", "inference.NormalizingFlow"])
+def test_an_interrupt_that_is_swallowed_before_the_fit_comes_again(monkeypatch, name):
+    monkeypatch.setattr(f"pymc_flows.{name}", swallow)
+    monkeypatch.setattr("pymc_flows.search.search", lambda *_, **__: Frame(np.zeros(1)))
+    with pytest.raises(KeyboardInterrupt):
+        pmf.fit(5, formula="loc", model=normal_mean(), **JAX)
 
 
 def test_an_interrupt_before_the_first_step_leaves_an_inference_that_works(monkeypatch):
@@ -116,10 +161,6 @@ def test_a_deferred_interrupt_reaches_the_handler_when_the_block_ends(handler):
 def test_an_interrupt_that_foreign_code_swallows_comes_again(handler):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def swallow():
-        with contextlib.suppress(KeyboardInterrupt):
-            interrupt()
-
     def rename():
         try:
             interrupt()
@@ -130,6 +171,13 @@ def test_an_interrupt_that_foreign_code_swallows_comes_again(handler):
         with pytest.raises(KeyboardInterrupt), Interrupts(deferred=False):
             code()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_raises_nothing_is_called_once(handler):
+    calls, _ = handler
+    with Interrupts(deferred=False), Interrupts(deferred=True):
+        interrupt()
+    assert calls == [signal.SIGINT]
 
 
 def test_other_threads_and_ignored_interrupts_are_left_alone(handler):

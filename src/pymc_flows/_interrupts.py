@@ -18,7 +18,9 @@ class Interrupts:
     deferred : bool
         True for a block that must be done completely: the handler that was there before gets the
         signal when the block ends. False for one that may be left at any point but runs foreign
-        code: should that swallow the interrupt, it comes again when the block ends.
+        code: should that swallow the interrupt, it comes again when the block ends. JAX has a
+        function called at garbage collections, wherever Python is, and loses what is raised in
+        it: all that takes long belongs into such a block, and a loop turn by turn.
     """
 
     def __init__(self, *, deferred: bool):
@@ -39,6 +41,7 @@ class Interrupts:
         self._arrived = (signum, frame)
         if not self._deferred and self._previous is not None:
             self._previous(signum, frame)
+            self._arrived = None  # a handler that raises nothing has had its effect
 
     def __exit__(
         self,

@@ -17,6 +17,7 @@ import pymc as pm
 from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
+from pymc_flows._interrupts import Interrupts
 from pymc_flows.density import density_of, model_or_context
 from pymc_flows.examine import check_start
 from pymc_flows.frame import Frame
@@ -89,11 +90,12 @@ def find_frame(
     ModelError
         If the log density is not finite at the start, or has no gradient.
     """
-    density = density_of(model_or_context(model))
-    rng = np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
-    center = density.start(start)
-    check_start(density, center)
-    frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)
+    with Interrupts(deferred=False):
+        density = density_of(model_or_context(model))
+        rng = np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
+        center = density.start(start)
+        check_start(density, center)
+        frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)
     return replace(frame, variables=sizes(density.slots))
 
 
