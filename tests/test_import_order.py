@@ -69,6 +69,7 @@ ORDER = (
     "_step",
     "_prepare",
     "inference",
+    "_rungs",
     "ladder",
     "storage",
     "fitting",

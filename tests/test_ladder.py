@@ -1,18 +1,21 @@
 """`formula='auto'`: what is tried, what is taken, and what is said of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pymc as pm
 import pytest
 
 import pymc_flows as pmf
-from pymc_flows import ladder
+from pymc_flows import _rungs, ladder
 from pymc_flows.diagnostics import Quality
+from pymc_flows.errors import BackendError, FitError
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
 from pymc_flows.ladder import Ladder, Rung
 from pymc_flows.modes import NUMPY
 
-IAF = ladder.AUTOREGRESSIVE
+IAF = _rungs.AUTOREGRESSIVE
 NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
 JAX = {"backend": "jax", "progressbar": False}
 
@@ -107,16 +110,16 @@ def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
     ],
 )  # fmt: skip
 def test_what_is_tried(dim, expected):
-    assert [trial.formula for trial in ladder._richer(dim)] == expected
+    assert [trial.formula for trial in _rungs.richer(dim)] == expected
 
 
 def test_a_trial_has_settings_of_its_own_where_none_are_given():
-    trial = ladder.Trial("loc", anneal=0.3, draws=128, rate=0.003)
+    trial = _rungs.Trial("loc", anneal=0.3, draws=128, rate=0.003)
     own = trial.arguments({})
     assert (own["anneal"], own["obj_n_mc"], own["schedule"]) == (0.3, 128, "cosine")
     given = {"obj_n_mc": 5, "obj_optimizer": pm.sgd(), "anneal": None}
     assert trial.arguments(given) == given
-    assert ladder.Trial("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
+    assert _rungs.Trial("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
 
 
 def rung(elbo, log_z, khat=0.1, error=0.001):
@@ -132,8 +135,8 @@ def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
 
 
 def test_what_is_tried_where_modes_are_apart(monkeypatch):
-    trials = [ladder.Trial("scale-loc", 0.3, 8, 0.003), ladder.Trial("loc", 0.8)]
-    monkeypatch.setattr(ladder, "_spread", lambda: trials)
+    trials = [_rungs.Trial("scale-loc", 0.3, 8, 0.003), _rungs.Trial("loc", 0.8)]
+    monkeypatch.setattr(ladder, "spread", lambda: trials)
     with pm.Model() as model:
         modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
         pm.Mixture("x", np.full(3, 1 / 3), modes, shape=2)
@@ -144,7 +147,7 @@ def test_what_is_tried_where_modes_are_apart(monkeypatch):
 
 
 def test_formulas_for_modes_that_are_apart_are_formulas():
-    for trial in ladder._spread():
+    for trial in _rungs.spread():
         Formula(trial.formula)
         assert 0 <= (trial.anneal or 0) < 1
 
@@ -171,6 +174,84 @@ def test_later_rungs_start_from_what_the_first_has_learned():
         for moment in ("mean", "cov"):
             one, other = (getattr(a, moment).eval(mode=NUMPY) for a in (learned, approx))
             np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+# ------------------------------------------------------------------------- ends before its time
+
+
+def skewed_model():
+    with pm.Model() as model:
+        x = pm.Flat("x")
+        pm.Potential("p", 1.5 * x - pm.math.exp(x))
+    return model
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What happens at each fit in turn: an error, or the number of steps until an interrupt."""
+    script = []
+
+    def fit(self, n, **kwargs):
+        happens = script.pop(0)
+        if isinstance(happens, BaseException):
+            raise happens
+        self.state = SimpleNamespace(done=happens, is_interrupted=happens < n)
+        self._held.append(f"The loss of {self.approx.formula} was still falling.")
+        return self.approx
+
+    monkeypatch.setattr(ladder.NFVI, "fit", fit)
+    return script
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+SPLINE = "spline*2-scale-loc"
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (KeyboardInterrupt(), f"Fitting '{SPLINE}' was not finished (interrupted): "),
+        (FitError("100 steps"), f"Fitting '{SPLINE}' was not finished (FitError: 100 steps): "),
+        (3, f"Interrupted after 3 of 9 steps of '{SPLINE}': "),
+    ],
+)
+def test_what_was_fitted_before_an_end_is_kept(fits, caplog, happens, said):
+    fits.append(happens)
+    approx = pmf.fit(9, model=skewed_model(), random_seed=1)
+    assert str(approx.formula) == "scale-loc"
+    assert [r.steps for r in approx.ladder.rungs] == [0] + [3] * (happens == 3)
+    [text] = warned(caplog)
+    assert text.startswith(said)
+    assert "Taken is 'scale-loc', the best so far" in text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FitError, BackendError])
+def test_an_end_before_anything_was_fitted_is_an_error(fits, error):
+    fits.append(error())
+    with pytest.raises(error):
+        pmf.fit(9, model=skewed_model(), start=Frame(np.zeros(1), np.ones(1)))
+
+
+def test_a_backend_that_is_refused_is_an_error_unless_it_costs_a_fit(fits, caplog):
+    fits += [BackendError("no such Op"), 9, BackendError("no such Op")]
+    with pytest.raises(BackendError):
+        pmf.fit(9, model=skewed_model(), random_seed=1)
+    start = Frame(np.array([0.5]), np.array([0.7]))
+    approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)
+    assert [r.steps for r in approx.ladder.rungs] == [9]
+    assert any("(BackendError: no such Op)" in text for text in warned(caplog))
+
+
+def test_concerns_are_told_of_the_one_that_is_taken(fits, caplog):
+    fits += [9, 9]
+    start = Frame(np.array([0.5]), np.array([0.7]))
+    approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)
+    assert (str(approx.formula), len(approx.ladder.rungs)) == ("scale-loc", 2)
+    said = [text for text in warned(caplog) if "falling" in text]
+    assert said == ["The loss of scale-loc was still falling."]
 
 
 def test_a_ladder_of_one_rung_prints():

@@ -109,8 +109,8 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     if not finite.any():
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
-    # Of draws far off, where a log density is near the largest float, sums and squares overflow: the
-    # ELBO is then −∞, or its error infinite, which says it.
+    # Of draws far off, whose log density is nearly the largest float, sums and squares overflow:
+    # the ELBO is then −∞, or its error infinite, which says it.
     with np.errstate(over="ignore"):
         elbo = float(kept.mean())
         spread = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan

@@ -16,11 +16,13 @@ from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows._arguments import check_integer
+from pymc_flows._interrupts import Interrupts
+from pymc_flows._rungs import GAUSSIAN, Trial, richer, spread
 from pymc_flows._tables import html_table, text_table
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.density import model_or_context
 from pymc_flows.diagnostics import Quality, measure
-from pymc_flows.errors import StorageError
+from pymc_flows.errors import BackendError, StorageError
 from pymc_flows.evaluate import forward_and_log_det
 from pymc_flows.formula import Formula
 from pymc_flows.frame import Frame
@@ -29,7 +31,7 @@ from pymc_flows.inference import NFVI
 from pymc_flows.log_density import LogDensity
 from pymc_flows.moments import match_moments
 from pymc_flows.optimizers import rated
-from pymc_flows.search import MAX_DENSE, find_frame
+from pymc_flows.search import find_frame
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +41,8 @@ JUDGED_BY = 4_000
 # In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
 # rungs than it is worth: on eight schools half a minute for 0.002 nats.
 GOOD_ENOUGH = 0.02
-# A model's variables come in an order in which the later ones depend on the earlier ones: next to
-# the target, a layer that goes by this order gets the scales of a hierarchy in one.
-AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
 COLUMNS = ("formula", "steps", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
 NUMBERS = range(1, 7)  # of the columns
-GAUSSIAN = "scale-loc"
 # A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
 # modes that are apart, or over a curve.
 SPREAD = 1.0
@@ -181,7 +179,8 @@ def climb(
     others with more layers, each the identity at its start. Where weights that can be trusted say
     that the posterior has modes that are apart, or follows a curve, these are flows for that, with
     annealing. The one with the best ELBO is taken, the simpler one where the difference is within
-    the noise.
+    the noise. A Ctrl-C, or a fit that fails, ends the search for a better one: what was fitted
+    until then is not lost.
 
     Parameters
     ----------
@@ -199,52 +198,66 @@ def climb(
     _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
     begin = time.perf_counter()
-    approx = _gaussian(model, start, seeds)
+    with Interrupts(deferred=False):
+        approx = _gaussian(model, start, seeds)
     frame, is_found = approx.groups[0].frame, not isinstance(start, Frame)
-    fitted: list[NormalizingFlow] = []
+    fitted: list[tuple[NormalizingFlow, list[str]]] = []
     rungs: list[Rung] = []
 
-    def judge(approx: NormalizingFlow, steps: int) -> Quality:
-        quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
-        fitted.append(approx)
+    def judge(approx: NormalizingFlow, steps: int, said: list[str]) -> Quality:
+        with Interrupts(deferred=False):
+            quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
+        fitted.append((approx, said))
         rungs.append(Rung(approx.formula, quality, time.perf_counter() - begin, steps))
         _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
         return quality
 
     dim, enough = len(frame.center), GOOD_ENOUGH
-    trials = [Trial(GAUSSIAN), *_richer(dim)]
+    trials = [Trial(GAUSSIAN), *richer(dim)]
     if is_found and not approx.has_minibatch:
-        quality = judge(approx, 0)
+        quality = judge(approx, 0, [])
         if quality.is_trusted:
             is_spread = _gap(rungs) > SPREAD and dim > 1
-            trials = _spread() if is_spread else _richer(dim)
+            trials = spread() if is_spread else richer(dim)
             enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
             if _is_good(rungs, enough):
                 trials = []
+    ended = ""
     for trial in trials:
-        begin = time.perf_counter()
-        inference = NFVI(
-            trial.formula,
-            model=model,
-            start=frame,
-            random_seed=int(next(seeds)),
-            **(inf_kwargs or {}),
-        )
-        approx = inference.fit(n, **trial.arguments(kwargs))
-        steps = len(inference.hist)
-        if approx.has_minibatch:
-            rung = Rung(approx.formula, None, time.perf_counter() - begin, steps)
-            approx.ladder = Ladder((rung,), 0)
-            return approx
-        judge(approx, steps)
-        was_stopped = steps < n and kwargs.get("stop") is None
-        if was_stopped or _is_good(rungs, enough):
+        begin, name = time.perf_counter(), str(Formula(trial.formula))
+        try:
+            with Interrupts(deferred=False):
+                inference = NFVI(
+                    trial.formula,
+                    model=model,
+                    start=frame,
+                    random_seed=int(next(seeds)),
+                    **(inf_kwargs or {}),
+                )
+            if not approx.has_minibatch:
+                inference._held = []
+            approx = inference.fit(n, **trial.arguments(kwargs))
+            steps = inference.state.done
+            if approx.has_minibatch:
+                rung = Rung(approx.formula, None, time.perf_counter() - begin, steps)
+                approx.ladder = Ladder((rung,), 0)
+                return approx
+            if inference.state.is_interrupted:
+                ended = f"Interrupted after {steps:,} of {n:,} steps of {name!r}"
+            judge(approx, steps, inference._held or [])
+        except (KeyboardInterrupt, ArithmeticError, BackendError, MemoryError) as error:
+            if not _is_left(rungs, error):
+                raise
+            is_interrupt = isinstance(error, KeyboardInterrupt)
+            why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
+            ended = ended or f"Fitting {name!r} was not finished ({why})"
+        if ended or _is_good(rungs, enough):
             break
         if trial.formula == GAUSSIAN:
             frame = _learned(approx, frame)
     qualities = [rung.quality for rung in rungs if rung.quality is not None]
     taken = _best(qualities)
-    best = fitted[taken]
+    best, concerns = fitted[taken]
     best.ladder = Ladder(tuple(rungs), taken)
     _log.info("Tried:\n%s", best.ladder)
     if (lacking := best.ladder.lacking(qualities[taken])) > LACKING:
@@ -255,6 +268,13 @@ def climb(
             best.formula,
             100 * lacking,
         )
+    if ended:
+        text = (
+            "%s: nothing further is tried. Taken is %r, the best so far; it can be used as it is."
+        )
+        _log.warning(text, ended, str(best.formula))
+    for concern in concerns:
+        _log.warning("%s", concern)
     if not qualities[taken].is_trusted:
         _log.warning(
             "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you use "
@@ -311,55 +331,6 @@ def _is_good(rungs: Sequence[Rung], enough: float) -> bool:
     return quality is not None and quality.is_trusted and _gap(rungs) < enough
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A formula to try, and how it is fitted where the caller says nothing else.
-
-    Attributes
-    ----------
-    formula : str
-    anneal : float, optional
-    draws : int, optional
-        Draws per step.
-    rate : float, optional
-        Step size at the peak of a cosine.
-    """
-
-    formula: str
-    anneal: float | None = None
-    draws: int | None = None
-    rate: float | None = None
-
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `NFVI.fit`."""
-        own: dict[str, Any] = {}
-        if self.anneal is not None:
-            own["anneal"] = self.anneal
-        if self.draws is not None:
-            own["obj_n_mc"] = self.draws
-        if self.rate is not None and not {"obj_optimizer", "schedule"} & set(given):
-            own["obj_optimizer"] = pm.adam(learning_rate=self.rate)
-            own["schedule"] = "cosine"
-        return {**own, **given}
-
-
-def _richer(dim: int) -> list[Trial]:
-    """What is tried after Gaussians, in order."""
-    if dim == 1:
-        return [Trial(f"spline*2-{GAUSSIAN}")]
-    mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
-    return [Trial(f"nvp*{k}-{mixes}{AUTOREGRESSIVE}-{GAUSSIAN}") for k in (4, 10)]
-
-
-def _spread() -> list[Trial]:
-    """What is tried where a Gaussian is far from the posterior, but covers it."""
-    return [
-        _richer(2)[0],
-        Trial("spline(bins=16)-tail-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
-        Trial("nsf(bins=16)*4", 0.8, 256, 0.003),
-    ]
-
-
 def _best(qualities: Sequence[Quality]) -> int:
     """The first whose ELBO no later one exceeds by more than the noise of their difference.
 
@@ -375,6 +346,14 @@ def _best(qualities: Sequence[Quality]) -> int:
         if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):
             best = i
     return best
+
+
+def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:
+    """Whether something is worth more than the error that ends the ladder.
+
+    A backend that is refused before anything has been trained is an argument to be corrected.
+    """
+    return any(rung.steps for rung in rungs) if isinstance(error, BackendError) else bool(rungs)
 
 
 def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
