@@ -7,6 +7,7 @@ take the same noise; each differs from the defaults by one thing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "norm of the gradient at most 10": lambda: {"total_grad_norm_constraint": 10.0},
 }
 AT_EQUAL_TIME = ("path", "switch")
+NOISE, STOPS = "Noise of the gradients", "Stops"
+LEFT_OUT = "Left out: their steps take too long"
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--formulas", nargs="+", default=list(FORMULAS))
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 (1)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of a fit ({STEPS:,})")
+    help_ = "take the other posteriors from earlier runs, of the same machine"
+    parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="JSON", help=help_)
     arguments = parser.read(argv)
     collection = open_collection(parser, arguments.data, arguments.held_out)
     names, rule = arguments.names or collection.names, Plateau()
@@ -273,6 +278,11 @@ def main(argv: Sequence[str] | None = None) -> Report:
     noise: list[Row] = []
     stops: list[Row] = []
     left_out: list[Row] = []
+    for path in arguments.add:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows += [row for row in record["details"]["rows"] if row["posterior"] not in names]
+        for heading, kept in ((NOISE, noise), (STOPS, stops), (LEFT_OUT, left_out)):
+            kept += [row for row in record["tables"][heading] if row["posterior"] not in names]
     for name in names:
         model = collection.model(name)
         for seed in range(arguments.seeds):
@@ -320,9 +330,9 @@ def report_of(
         {"seeds": f"0 to {arguments.seeds - 1}", "steps": f"{arguments.steps:,}"},
         {
             "Gains over the defaults": lines,
-            "Noise of the gradients": noise,
-            "Stops": stops,
-            "Left out: their steps take too long": left_out,
+            NOISE: noise,
+            STOPS: stops,
+            LEFT_OUT: left_out,
         },
         checks(lines, stops, rule),
         {"rows": rows},
