@@ -1,7 +1,7 @@
 """How close named formulas come to shapes that no Gaussian fits.
 
-Formulas and recipes were chosen on seeds below 100; the seeds here begin with 100, or with 200 where
-the first ten had been used with another recipe.
+Formulas and recipes were chosen on seeds below 100; the seeds here begin with 100, or with 200
+where the first ten had been used with another recipe.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     report = Report(
         "shapes",
         f"{(__doc__ or '').strip()}\n\nKL(q ‖ p) to the normalised target and k-hat from {DRAWS:,} "
-        f"draws, quantiles from {MANY_DRAWS:,}. "
+        f"draws (of added fits from 10,000), quantiles from {MANY_DRAWS:,}. "
         "sd errors are relative, the worst of all coordinates. CPU seconds of steps are those of "
         "the fit without compiling. Draws with the largest log weights are where q is too thin.",
         {} if arguments.add is None else {"added fits": arguments.add.name},
