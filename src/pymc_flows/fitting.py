@@ -124,11 +124,15 @@ def _check_keywords(kwargs: Mapping[str, Any]) -> None:
     for name in kwargs:
         if name in known:
             continue
-        if name == "learning_rate":
+        # None of them is close to the name that other libraries give to a seed.
+        known_as = {"seed": "random_seed"}
+        close = difflib.get_close_matches(name, [*known, *known_as, "learning_rate"], n=1)
+        if close == ["learning_rate"]:
             hint = "write obj_optimizer=pm.adam(learning_rate=…), schedule='cosine'"
+        elif close:
+            hint = f"did you mean {known_as.get(close[0], close[0])}=?"
         else:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}=?" if close else "see the documentation of fit"
+            hint = "see the documentation of fit"
         raise TypeError(f"fit() got an unexpected keyword argument {name!r}: {hint}")
 
 
