@@ -179,11 +179,19 @@ def test_without_a_model(call):
 
 
 @pytest.mark.parametrize("formula", [None, "loc"])
+def test_a_model_that_is_none(formula):
+    with pytest.raises(ArgumentError, match=r"must be a pymc.Model, got str\nPass model="):
+        pmf.fit(formula=formula, model="one")
+
+
+@pytest.mark.parametrize("formula", [None, "loc"])
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("randomseed", "did you mean random_seed="),
+        ("seed", r"did you mean random_seed=\?"),
         ("learning_rate", r"pm\.adam\(learning_rate="),
+        ("learning_rat", r"pm\.adam\(learning_rate="),
         ("callback", "did you mean callbacks="),
         ("xyzzy", "see the documentation"),
     ],

@@ -11,6 +11,7 @@ from pymc.distributions import transforms
 import pymc_flows as pmf
 from models import ZOO
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
+from pymc_flows.points import place
 
 # PyTensor says so when PyMC takes the initial point of an LKJ distribution, where it finds no BLAS.
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -190,6 +191,14 @@ def test_a_tree_without_a_variable(approx, tree):
     part = xr.DataTree.from_dict({"posterior": tree.posterior.to_dataset().drop_vars("o")})
     with pytest.raises(ArgumentError, match="no value for 'o' or 'o_ordered__'"):
         approx.log_prob(part)
+
+
+@pytest.mark.parametrize("draws", [np.zeros((100, 1)), [[0.0]], None])
+def test_draws_without_names(approx, draws):
+    with pytest.raises(
+        ArgumentError, match=r"by name: a DataTree.*\ngot (ndarray of shape|list|No)"
+    ):
+        place(approx.density, draws)
 
 
 def test_arguments(approx):

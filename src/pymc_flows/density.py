@@ -24,7 +24,7 @@ from pymc_flows._graphs import frontier, join_batches, lift_constants, switch_pa
 from pymc_flows._products import join_products
 from pymc_flows._replacements import Replacements, check_replacements, named_terms
 from pymc_flows._simplify import simplify
-from pymc_flows.errors import ModelError
+from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.layout import Slot, initial_point, layout, start_point
 from pymc_flows.modes import no_compiler
 
@@ -313,7 +313,14 @@ def model_or_context(model: pm.Model | None) -> pm.Model:
     ------
     TypeError
         As PyMC does, if there is neither.
+    ArgumentError
+        If it is no model.
     """
+    if model is not None and not isinstance(model, pm.Model):
+        raise ArgumentError(
+            f"model must be a pymc.Model, got {type(model).__name__}\n"
+            "Pass model=…, or call this inside `with model:`."
+        )
     if model is None and pm.Model.get_context(error_if_none=False) is None:
         raise TypeError(
             "No model on context stack.\nPass model=…, or call this inside `with model:`."

@@ -138,6 +138,12 @@ def _chosen(model: pm.Model, points: Any) -> dict[str, np.ndarray]:
 
 def _arrays_of(points: Any) -> dict[str, np.ndarray]:
     """Variables of a Dataset, or of the posterior of a tree, with chain and draw first."""
+    if not is_named(points):
+        raise ArgumentError(
+            "draws must be given by name: a DataTree, as pm.sample returns it, a Dataset, or a "
+            f"dict of arrays\ngot {type(points).__name__}"
+            + (f" of shape {points.shape}" if isinstance(points, np.ndarray) else "")
+        )
     if isinstance(points, DataTree):
         points = points.children.get("posterior", points).to_dataset()
     elif not isinstance(points, Dataset):
