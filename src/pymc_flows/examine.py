@@ -8,6 +8,7 @@ and which backend can run it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,11 +70,8 @@ def _terms(density: ModelDensity, points: np.ndarray) -> dict[str, np.ndarray]:
 
 def _blame(density: ModelDensity, start: np.ndarray) -> str:
     """Name the terms of the model that are not finite at the start."""
-    bad = [
-        f"  {name}: log density {x[0]}"
-        for name, x in _terms(density, start[None]).items()
-        if not np.isfinite(x[0])
-    ]
+    values = {name: x[0] for name, x in _terms(density, start[None]).items()}
+    bad = [name for name, value in values.items() if not np.isfinite(value)]
     shown = ", ".join(
         f"{s.name}={np.array2string(start[s.slice].reshape(s.shape), threshold=6)}"
         for s in density.slots
@@ -81,12 +79,23 @@ def _blame(density: ModelDensity, start: np.ndarray) -> str:
     return "\n".join(
         [
             "the log density of the model is not finite at the start",
-            *bad,
+            *(f"  {name}: log density {values[name]}" for name in bad),
             f"at {shown}",
+            *_hint_of_data(density, bad),
             "Give the model another initial point (initval=) or pass start=; model.debug() "
             "shows the parameters of each term.",
         ]
     )
+
+
+def _hint_of_data(density: ModelDensity, bad: Sequence[str]) -> list[str]:
+    observed = [rv.name for rv in density.model.observed_RVs if rv.name in bad]
+    if not observed:
+        return []
+    return [
+        f"Look at the data of {', '.join(observed)} first: a value that is infinite, or outside of "
+        "the support, has no density anywhere."
+    ]
 
 
 def why_not_finite(density: ModelDensity, points: np.ndarray) -> str:

@@ -38,6 +38,8 @@ def test_the_term_that_is_not_finite_is_named():
         "the log density of the model is not finite at the start\n"
         "  waiting: log density -inf\n"
         "at mu=1.\n"
+        "Look at the data of waiting first: a value that is infinite, or outside of the support, "
+        "has no density anywhere.\n"
         "Give the model another initial point (initval=) or pass start=; model.debug() shows the "
         "parameters of each term."
     )
@@ -48,7 +50,7 @@ def test_the_free_variable_that_is_outside_of_its_support_is_named():
         pm.HalfNormal("sigma", 1, default_transform=None, initval=-1.0)
         pm.Normal("x", 0, 1, shape=3)
     text = message(model)
-    assert "\n  sigma: log density -inf\nat sigma=-1., x=[0. 0. 0.]\n" in text
+    assert "\n  sigma: log density -inf\nat sigma=-1., x=[0. 0. 0.]\nGive the model" in text
 
 
 def test_each_bad_term_is_named():
