@@ -211,8 +211,11 @@ def test_a_missing_library_is_named(module, approx, file, tmp_path, monkeypatch)
 
     monkeypatch.setattr(builtins, "__import__", lacking)
     for act in (lambda: approx.save(tmp_path / "a.nc"), lambda: pmf.load(file, approx.model)):
-        with pytest.raises(ModuleNotFoundError, match=rf"{module}.*\n.*pip install.*\[files\]"):
+        with pytest.raises(
+            ModuleNotFoundError, match=rf"{module}.*\n.*pip install.*\[files\]"
+        ) as caught:
             act()
+        assert caught.value.__suppress_context__
     assert list(tmp_path.iterdir()) == []
 
 

@@ -77,7 +77,7 @@ def require_netcdf() -> None:
             f"files need {error.name}, which is not installed\n"
             "install it with: pip install 'pymc-flows[files]'",
             name=error.name,
-        ) from error
+        ) from None
 
 
 def write(path: str | os.PathLike[str], content: Content) -> None:

@@ -46,7 +46,7 @@ def test_a_reference_is_drawn_below_the_draws():
 
 def test_many_draws_are_thinned_and_many_coordinates_cut():
     z = np.random.default_rng(1).normal(size=(7_000, 4))
-    with pytest.warns(UserWarning, match="showing the first 2 of 4 coordinates"):
+    with pytest.warns(UserWarning, match="showing the first 2 of 4 coordinates; a larger"):
         axes = plots.pairs(z, max_coordinates=2)
     assert axes.shape == (2, 2)
     [dots] = axes[1, 0].collections

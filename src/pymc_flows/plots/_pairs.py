@@ -74,8 +74,8 @@ def pairs(
         raise ArgumentError("expected draws of at least one coordinate\ngot none that are finite")
     if len(names) > max_coordinates:
         warnings.warn(
-            f"showing the first {max_coordinates} of {len(names)} coordinates; choose others with "
-            f"var_names=, or raise max_coordinates={max_coordinates}",
+            f"showing the first {max_coordinates} of {len(names)} coordinates; a larger "
+            "max_coordinates= shows more, var_names= others",
             stacklevel=2,
         )
     k = min(len(names), max_coordinates)
