@@ -1,5 +1,7 @@
 """NormalizingFlow: parameters, start, seeds, moments and how it shows itself."""
 
+from html import escape
+
 import numpy as np
 import pymc as pm
 import pytensor
@@ -102,10 +104,20 @@ def test_a_formula_object_is_a_formula(model):
         pmf.NormalizingFlow("loc", model=model, jiter=1)
 
 
+def html_of_layers(approx):
+    """The table of the formula, under the approximation's own name."""
+    html = approx.formula.table(DIM)._repr_html_()
+    title = escape(f"Formula('{approx.formula}'), d = {DIM}")
+    assert html.count(title) == 1
+    return html.replace(title, escape(repr(approx)))
+
+
 def test_it_shows_formula_and_dimension(model):
     approx = pmf.NormalizingFlow(" Planar * 2 ", model=model)
     assert repr(approx) == str(approx) == "NormalizingFlow('planar*2', dim=6)"
-    assert approx._repr_html_() == approx.formula.table(DIM)._repr_html_()
+    layers, unfitted = approx._repr_html_().rsplit("<p>", 1)
+    assert layers == html_of_layers(approx)
+    assert unfitted.startswith("not fitted")
     assert str(approx.groups[0]) == repr(approx.groups[0]) == "NormalizingFlowGroup[6](planar*2)"
 
 
@@ -115,7 +127,7 @@ def test_a_fitted_approximation_shows_how_the_fit_went(model):
     quality = Quality(100, -3.0, 0.1, 0.2, 90.0, -2.9, 0.1)
     approx.ladder = Ladder((Rung(approx.formula, quality, 1.5, 300),), 0)
     *layers, fit, ladder = approx._repr_html_().split("<p>")
-    assert "<p>".join(layers) == approx.formula.table(DIM)._repr_html_()
+    assert "<p>".join(layers) == html_of_layers(approx)
     assert fit == "fitted in 3 steps; average loss of the last 3: 6 nats</p>"
     assert approx.ladder._repr_html_() in ladder
     approx.hist = np.full(2, np.nan)

@@ -51,6 +51,7 @@ def test_an_interrupt_is_told_with_the_steps_and_how_to_go_on(caplog, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     inf, file = inference(), tmp_path / "fit.nc"
+    assert repr(inf) == "NFVI('scale-loc', dim=1, steps=0)"
     inf.fit(10, callbacks=[callback], **JAX)
     inf.state.checkpoint = file
     inf.state.callbacks.append(lambda approx, losses, i: signal.raise_signal(signal.SIGINT))
@@ -62,6 +63,7 @@ def test_an_interrupt_is_told_with_the_steps_and_how_to_go_on(caplog, tmp_path):
         f"Interrupted after 1 of 4 steps {usable} pymc_flows.resume({str(file)!r}"
     )
     assert file.exists()
+    assert repr(inf) == "NFVI('scale-loc', dim=1, steps=4)"
 
 
 def swallow(*_, **__):

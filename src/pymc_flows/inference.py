@@ -97,6 +97,11 @@ class NFVI(KLqp):
         )
         Inference.__init__(self, FlowKL, approx, None, beta=1.0)
 
+    def __repr__(self) -> str:
+        """Formula, dimension and steps so far."""
+        steps = 0 if self.state is None else self.state.i
+        return f"NFVI({str(self.approx.formula)!r}, dim={self.approx.ddim}, steps={steps:,})"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> NFVI:
         """Copy with the model and, after a fit, all that `refine` continues from."""
         return deep_copy(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,7 @@ class NormalizingFlow(FlowDraws):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [self.formula.table(self.ddim)._repr_html_()]
+        parts = [replace(self.formula.table(self.ddim), title=str(self))._repr_html_()]
         if len(self.hist):
             recent = self.hist[-1_000:]
             mean = recent[np.isfinite(recent)].mean() if np.isfinite(recent).any() else np.nan
@@ -214,6 +215,8 @@ class NormalizingFlow(FlowDraws):
                 f"<p>fitted in {len(self.hist):,} steps; average loss of the last {len(recent):,}: "
                 f"{mean:,.5g} nats</p>"
             )
+        elif self.ladder is None:
+            parts.append("<p>not fitted, or without a record of the losses</p>")
         if self.ladder is not None:
             parts.append(f"<p>the formulas that were tried:</p>{self.ladder._repr_html_()}")
         return "".join(parts)
