@@ -308,6 +308,7 @@ def test_a_loss_that_still_falls_is_a_concern(rng, fall, noise, is_told):
         assert text.startswith("The loss of 'loc' was")
         assert "find_frame" in text
     assert not any("find_frame" in text for text in concerns(falling, "loc", is_framed=True))
+    assert concerns(falling, "loc", learns=False) == []
     settled = np.where(np.arange(2000) < 1000, falling + 5, falling[-1])
     assert concerns(settled, "loc") == []
 

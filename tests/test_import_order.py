@@ -73,6 +73,7 @@ ORDER = (
     "ladder",
     "storage",
     "fitting",
+    "_held_out",
     "maximum_likelihood",
     "integration",
     "_independence",

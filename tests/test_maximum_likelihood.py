@@ -1,6 +1,7 @@
 """fit_draws(): maximum likelihood of a flow on draws."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pymc as pm
@@ -11,6 +12,7 @@ from scipy import stats
 import pymc_flows as pmf
 from fits import JAX
 from models import ZOO
+from pymc_flows._held_out import HeldOut
 from pymc_flows.errors import ArgumentError, BackendError, FlowShapeError, NotInvertibleError
 
 MEAN, COV = np.array([1.0, -2.0]), np.array([[2.0, 0.9], [0.9, 1.0]])
@@ -46,7 +48,7 @@ def test_a_gaussian_gets_the_moments_of_the_draws():
     ("formula", "n"),
     [("planar*4-scale-loc", 300), ("nvp*2-scale-loc", 600), ("iaf*2", 600)],
 )
-def test_richer_flows_describe_a_banana_better_than_a_gaussian(formula, n):
+def test_richer_flows_describe_a_banana_better_than_a_gaussian(formula, n, caplog):
     target = pmf.targets.banana
     z, fresh = (target.sample(4_000, random_seed=seed) for seed in (1, 2))
     approx = fit({"banana": z}, formula, target.model(), n=n)
@@ -55,6 +57,7 @@ def test_richer_flows_describe_a_banana_better_than_a_gaussian(formula, n):
     gaussian = stats.multivariate_normal(z.mean(axis=0), np.cov(z.T)).logpdf(fresh).mean()
     found = approx.log_prob(fresh).mean()
     assert gaussian + 0.15 < found < truth + 0.01
+    assert "by heart" not in caplog.text
 
 
 def test_numba_fits_as_jax_does():
@@ -91,6 +94,54 @@ def test_the_best_parameters_on_held_out_draws_are_kept(caplog):
     assert careful.log_prob(fresh).mean() > eager.log_prob(fresh).mean() + 0.1
     loss = -careful.log_prob(z[42:]).mean()
     assert f"Held-out draws: mean of -log q {loss:.5g}" in caplog.text
+
+
+def test_a_flow_that_learns_draws_by_heart_is_warned_of(caplog):
+    """What the end of the fit was like is known from one that keeps it."""
+    z = np.random.default_rng(1).normal(size=(200, 5))
+    with pm.Model() as model:
+        pm.Flat("z", shape=5)
+    careful = fit(z, "nvp*2-scale-loc", model, n=600, held_out=0.3)
+    [warning] = [record.getMessage() for record in caplog.records]
+    eager = fit(z[:140], "nvp*2-scale-loc", model, n=600, held_out=0)
+    own, end = (-eager.log_prob(part).mean() for part in (z[:140], z[140:]))
+    best = -careful.log_prob(z[140:]).mean()
+    assert warning.startswith(
+        "The flow 'nvp*2-scale-loc' learned draws by heart: after 600 steps the mean of -log q was "
+        f"{own:.5g} at the 140 draws of the fit and {end:.5g} at the 60 held out, where it had "
+        f"been {end - best:.5g} ± "
+    )
+    assert f"{sum(p.get_value().size for p in careful.params):,} of them are many" in warning
+    assert "longer" not in warning
+
+
+class Draws:
+    """Stands for an approximation whose log density goes up, and down again."""
+
+    params = ()
+
+    def __init__(self, state):
+        self.state, self.looks = state, []
+
+    def log_prob(self, points):
+        self.looks.append(self.state.i)
+        return np.full(len(points), -abs(self.state.i - 300.0))
+
+
+def test_looks_are_frequent_at_first():
+    """From one epoch on, or ten steps; and rarer by and by, down to twenty in all."""
+    for epoch, first in ((4, 10), (40, 40), (4_000, 250)):
+        state = SimpleNamespace(i=0, every=250)
+        approx = Draws(state)
+        held_out = HeldOut(approx, state, np.zeros((3, 2)), epoch)
+        while state.i < 5_000:
+            state.i += 1
+            if state.i % state.every == 0:
+                held_out.look()
+        gaps = np.diff(approx.looks)
+        assert (approx.looks[:2], gaps[-1]) == ([0, first], 250)
+        assert len(gaps) < 50
+        assert not held_out.learns
 
 
 def test_draws_by_name_and_of_chains_are_placed_as_log_prob_does():

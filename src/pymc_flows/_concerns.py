@@ -8,8 +8,13 @@ import numpy as np
 STILL_FALLING = 0.1
 
 
-def concerns(losses: np.ndarray, formula: str, *, is_framed: bool = False) -> list[str]:
-    """Say what in the losses (steps,) of a fit looks like divergence; nothing for a short fit."""
+def concerns(
+    losses: np.ndarray, formula: str, *, is_framed: bool = False, learns: bool = True
+) -> list[str]:
+    """Say what in the losses (steps,) of a fit looks like divergence; nothing for a short fit.
+
+    Where the flow no longer ``learns``, a loss that falls is no reason to fit for longer.
+    """
     width = len(losses) // 10
     if width < 20:
         return []
@@ -29,7 +34,7 @@ def concerns(losses: np.ndarray, formula: str, *, is_framed: bool = False) -> li
     middle = losses[5 * width : 6 * width]
     middle = middle[np.isfinite(middle)]
     fall = np.median(middle) - after if len(middle) else 0.0
-    if fall > max(STILL_FALLING, 2 * np.subtract(*np.quantile(last, [0.75, 0.25]))):
+    if learns and fall > max(STILL_FALLING, 2 * np.subtract(*np.quantile(last, [0.75, 0.25]))):
         found.append(
             f"The loss of {formula!r} was still falling, by {fall:,.3g} nats over the second half "
             "of the steps: fit for longer"

@@ -144,11 +144,13 @@ def read(path: str | os.PathLike[str]) -> Content:
 
     Raises
     ------
+    FileNotFoundError
+        If there is none.
     StorageError
         If it has not, or the file has changed since.
     """
-    require_netcdf()
     with Path(path).open("rb") as file:
+        require_netcdf()
         size = max(0, file.seek(0, os.SEEK_END) - _END_BYTES)
         file.seek(size)
         end = _END.fullmatch(file.read(_END_BYTES))

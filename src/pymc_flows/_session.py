@@ -255,13 +255,15 @@ class Run:
             "start=, or total_grad_norm_constraint=."
         )
 
-    def report(self, say: Callable[[str], object] = _log.warning) -> None:
+    def report(self, say: Callable[[str], object] = _log.warning, *, learns: bool = True) -> None:
         """Say what went wrong on the way, and log how it ended.
 
         Parameters
         ----------
         say : callable
             Gets what the losses give cause for concern about, a sentence a call.
+        learns : bool
+            Whether a loss that falls says that the flow gets better.
         """
         if self._state.failed:
             raised = f"; the last exception was {_brief(self._error)}" if self._error else ""
@@ -272,7 +274,8 @@ class Run:
                 stacklevel=4,
             )
         group, formula = self._approx.groups[0], str(self._approx.formula)
-        for concern in concerns(self.losses, formula, is_framed=group.is_framed):
+        is_framed = group.is_framed
+        for concern in concerns(self.losses, formula, is_framed=is_framed, learns=learns):
             say(concern)
         _log.info("%s", self._how_it_ended())
 

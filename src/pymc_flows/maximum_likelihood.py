@@ -15,6 +15,7 @@ from pymc.util import RandomState, _get_seeds_per_chain
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._arguments import check_integer
+from pymc_flows._held_out import CHECKS, HeldOut
 from pymc_flows._jax import has_jax
 from pymc_flows._materialize import materialize
 from pymc_flows._noise import aligned_zeros
@@ -38,8 +39,6 @@ from pymc_flows.training import Step, TrainingLoop
 
 _log = logging.getLogger(__name__)
 
-# How often in a fit the held-out draws are looked at.
-CHECKS = 20
 MIN_DRAWS = 10
 
 
@@ -61,7 +60,9 @@ def fit_draws(
     Minimises the mean of −ln q over the draws, and with it KL(p ‖ q), which punishes the absence of
     mass where draws are: the flow covers all modes of the draws, where `fit`, by KL(q ‖ p), may
     lose some. Draws of short chains, one in each mode, will do: `sample` (approx, method='imh')
-    sets the weights of modes right. The model's log density is not evaluated.
+    sets the weights of modes right. The model's log density is not evaluated: `report` says how
+    good the flow is. A flow with networks needs about as many draws as it has parameters
+    (`Formula.table` counts them); with fewer, take fewer layers and a smaller step size.
 
     Parameters
     ----------
@@ -79,8 +80,10 @@ def fit_draws(
         Draws per step, chosen at random; at most all of them.
     held_out : float
         Share of the draws, the last ones of each chain, that steps do not use. The fit keeps the
-        parameters with the smallest mean of −ln q there, of 20 looks, so that rich flows do not
-        learn few draws by heart. 0 uses all draws and keeps the last parameters.
+        parameters with the smallest mean of −ln q there, so that rich flows do not learn few
+        draws by heart; if later steps did, a warning is logged (logger ``pymc_flows``). Looks
+        are frequent early in a fit, and at least 20. 0 uses all draws and keeps the last
+        parameters.
     obj_optimizer : callable, optional
         As in `NFVI.fit`.
     backend : {'numba', 'jax'}, optional
@@ -143,8 +146,10 @@ def fit_draws(
     start_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
     approx = NormalizingFlow(flow, model=model, start=frame, random_seed=start_seed)
     backend = backend or ("jax" if has_jax() else "numba")
-    state = _prepare(approx, used, min(batch, len(used)), n, obj_optimizer, backend, int(fit_seed))
-    _run(approx, state, n, kept_back, progressbar=progressbar)
+    batch = min(batch, len(used))
+    state = _prepare(approx, used, batch, n, obj_optimizer, backend, int(fit_seed))
+    epoch = len(used) // batch
+    _run(approx, state, n, used, kept_back, epoch=epoch, progressbar=progressbar)
     return approx
 
 
@@ -260,22 +265,22 @@ def _loss(problem: Problem, rows: TensorVariable, loop: Loop) -> TensorVariable:
 
 
 def _run(
-    approx: NormalizingFlow, state: FitState, n: int, held_out: np.ndarray, *, progressbar: bool
+    approx: NormalizingFlow,
+    state: FitState,
+    n: int,
+    used: np.ndarray,
+    kept_back: np.ndarray,
+    *,
+    epoch: int,
+    progressbar: bool,
 ) -> None:
     """Take the steps, and leave the parameters that describe the held-out draws best."""
     run = Run(approx, state, n)
-    best: tuple[float, int, list[np.ndarray]] = (np.inf, 0, [])
-
-    def look() -> None:
-        nonlocal best
-        loss = -float(approx.log_prob(held_out).mean())
-        if loss < best[0]:
-            best = loss, state.i, [param.get_value() for param in approx.params]
-
+    held_out = HeldOut(approx, state, kept_back, epoch) if len(kept_back) else None
     try:
         label = str(approx.formula)
         with FitProgress(n, default_progress_theme, show=progressbar, label=label) as bar:
-            run.advance(bar, look if len(held_out) else None)
+            run.advance(bar, held_out.look if held_out is not None else None)
     except KeyboardInterrupt:
         _log.info("Interrupted.")
     except FitError as error:
@@ -286,8 +291,6 @@ def _run(
         ) from error.__cause__
     finally:
         approx.hist = run.losses.copy()
-    run.report()
-    if best[2]:
-        for param, value in zip(approx.params, best[2], strict=True):
-            param.set_value(value)
-        _log.info("Held-out draws: mean of -log q %.5g, the best, after %d steps.", *best[:2])
+    if held_out is not None:
+        held_out.keep_best(used)
+    run.report(learns=held_out is None or held_out.learns)
