@@ -2,6 +2,8 @@
 
 import builtins
 import os
+import sys
+from functools import partial
 
 import numpy as np
 import pymc as pm
@@ -217,6 +219,28 @@ def test_a_missing_library_is_named(module, approx, file, tmp_path, monkeypatch)
             act()
         assert caught.value.__suppress_context__
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):  # which no library would cure
+        pmf.load(tmp_path / "a.nc", approx.model)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_a_search(tmp_path, monkeypatch):
+    def slow(*args, **kwargs):
+        raise AssertionError("a search or a fit has begun")
+
+    monkeypatch.setattr("pymc_flows.fitting.find_frame", slow)
+    monkeypatch.setattr("pymc_flows.inference.prepare", slow)
+    model = three_variables()
+    fits = [
+        partial(pmf.fit, formula="loc", model=model),
+        pmf.NFVI("loc", model=model).fit,
+    ]
+    for fit in fits:
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            fit(checkpoint=tmp_path / "no" / "a.nc")
+    monkeypatch.setitem(sys.modules, "h5netcdf", None)
+    for fit in fits:
+        with pytest.raises(ModuleNotFoundError, match="files need h5netcdf"):
+            fit(checkpoint=tmp_path / "a.nc")
 
 
 def test_without_a_model(file):

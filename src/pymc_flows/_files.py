@@ -80,14 +80,13 @@ def require_netcdf() -> None:
         ) from None
 
 
-def write(path: str | os.PathLike[str], content: Content) -> None:
-    """Write a file, or leave what is there as it is.
-
-    The bytes go to a hidden file in the same folder, which takes the place of the other one when
-    all of them are on the disk. A process that is killed meanwhile leaves the hidden one behind.
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return the real path of a file to be written; it need not be there, but its folder.
 
     Raises
     ------
+    ModuleNotFoundError
+        If a library is missing.
     FileNotFoundError
         If there is no such folder.
     IsADirectoryError
@@ -105,6 +104,21 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
             f"{os.fspath(path)!r} is a folder\nGive the path of a file in it, such as "
             f"{os.path.join(path, 'fit.nc')!r}."
         )
+    return target
+
+
+def write(path: str | os.PathLike[str], content: Content) -> None:
+    """Write a file, or leave what is there as it is.
+
+    The bytes go to a hidden file in the same folder, which takes the place of the other one when
+    all of them are on the disk. A process that is killed meanwhile leaves the hidden one behind.
+
+    Raises
+    ------
+    ModuleNotFoundError, FileNotFoundError, IsADirectoryError
+        As `check_target`.
+    """
+    target = check_target(path)
     part = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
     try:
         _dataset(content).to_netcdf(part, engine="h5netcdf")

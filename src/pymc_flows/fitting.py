@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows._arguments import check_integer
+from pymc_flows._files import check_target
 from pymc_flows._interrupts import Interrupts
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.density import density_of, model_or_context
@@ -107,6 +108,8 @@ def fit(
         return climb(
             n, model=model, start=start, random_seed=random_seed, inf_kwargs=inf_kwargs, **kwargs
         )
+    if kwargs.get("checkpoint") is not None:
+        check_target(kwargs["checkpoint"])  # the search may take long
     search_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
     flow = Formula(formula)
     if not isinstance(start, Frame):

@@ -20,6 +20,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows._arguments import check_integer, check_list, renamed, warn_unused
 from pymc_flows._checkpoint import save_fit
+from pymc_flows._files import check_target
 from pymc_flows._interrupts import Interrupts
 from pymc_flows._prepare import prepare
 from pymc_flows._progress import FitProgress
@@ -230,6 +231,8 @@ class NFVI(KLqp):
         if every is not None and checkpoint is None:
             raise ArgumentError("every= says how often checkpoint= is written: give both")
         every = check_integer("every", CHECKPOINT_EVERY if every is None else every)
+        if checkpoint is not None:
+            check_target(checkpoint)
         if gradient not in GRADIENTS:
             raise ArgumentError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
         annealing = as_anneal(anneal)
