@@ -9,6 +9,8 @@ from pymc.util import _get_seeds_per_chain
 
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, BackendError, FormulaError
+from pymc_flows.examine import warn_if_affine
+from pymc_flows.flows import build_chain
 from pymc_flows.frame import Frame
 from pymc_flows.modes import NUMPY
 
@@ -117,6 +119,31 @@ def test_other_methods_are_sent_to_pymc(model, method):
 def test_a_formula_and_a_method(model):
     with pytest.raises(ArgumentError, match="formula= or method=, not both"):
         pmf.fit(3, formula="loc", method="nfvi", model=model, **JAX)
+
+
+@pytest.mark.parametrize(
+    ("formula", "dim", "layers"),
+    [
+        ("nvp*4-scale-loc", 1, "nvp"),
+        ("maf*2-nvp-iaf-loc", 1, "iaf, maf, nvp"),
+        ("nvp*4-iaf", 2, ""),
+        ("spline*2-scale-loc", 1, ""),
+        ("nsf*2-hh-scale-loc", 1, ""),
+    ],
+)
+def test_couplings_of_a_single_coordinate_are_warned_of(formula, dim, layers, caplog):
+    warn_if_affine(build_chain(formula, dim))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(layers)
+    for text in said:
+        assert f"each layer {layers} is in 1 dimension an affine map" in text
+        assert "spline*2-scale-loc" in text
+
+
+def test_each_fit_warns_of_them(model, caplog):
+    pmf.fit(0, formula="nvp(depth=1)-loc", model=model, start=FRAME, **JAX)
+    pmf.fit_draws({"x": np.linspace(-1, 1, 20)}, "nvp(depth=1)-loc", model, n=0, **JAX)
+    assert [record.getMessage()[:9] for record in caplog.records] == ["The model"] * 2
 
 
 def test_an_unknown_argument(model):

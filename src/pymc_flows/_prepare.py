@@ -18,7 +18,7 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
-from pymc_flows.examine import check_start, plan_draws
+from pymc_flows.examine import check_start, plan_draws, warn_if_affine
 from pymc_flows.optimizers import Rated
 from pymc_flows.training import MAX_CHUNK, TrainingLoop
 
@@ -50,6 +50,7 @@ def prepare(
     start = approx.center_point()
     check_start(approx.density, start, replacements)
     chosen = choose_backend(given, approx.chain, approx.density, n_draws, replacements)
+    warn_if_affine(approx.chain)
     trackers = [c for c in callbacks if isinstance(c, Tracker)]
     for tracker in trackers:
         tracker.prepare(approx.chain)

@@ -7,6 +7,7 @@ and which backend can run it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,11 @@ from pymc_flows._jax import has_jax
 from pymc_flows._trial import trial
 from pymc_flows.density import ModelDensity, Replacements
 from pymc_flows.errors import BackendError, ModelError
+from pymc_flows.flows.base import AFFINE
+from pymc_flows.flows.chain import Chain
 from pymc_flows.modes import BACKENDS, NUMPY
+
+_log = logging.getLogger(__name__)
 
 # Unfused intermediates (value and gradient of the log density) of one micro-batch of draws may
 # take this many bytes. A constant, never free memory: the same seed must give the same bits.
@@ -134,6 +139,18 @@ def plan_draws(
         return DrawPlan(None, reason)
     limit = max(1, MICRO_BATCH_BYTES // max(1, attempt.bytes_per_draw(start)))
     return DrawPlan(math.ceil(n_draws / math.ceil(n_draws / limit)))
+
+
+def warn_if_affine(chain: Chain) -> None:
+    """Warn of couplings and autoregressive layers where there is nothing for them to depend on."""
+    words = sorted({b.layer.word for b in chain.blocks if b.layer.note(chain.dim) == AFFINE})
+    if words:
+        _log.warning(
+            "The model has one unconstrained scalar, and each layer %s is %s: it adds nothing to "
+            "scale-loc. Take spline*2-scale-loc, which bends.",
+            ", ".join(words),
+            AFFINE,
+        )
 
 
 def check_backend(backend: object) -> None:

@@ -26,7 +26,7 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backend import layer_loop
 from pymc_flows.density import ModelDensity, density_of, model_or_context
 from pymc_flows.errors import ArgumentError, FitError, FlowShapeError, NotInvertibleError
-from pymc_flows.examine import check_backend
+from pymc_flows.examine import check_backend, warn_if_affine
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.formula import Formula
@@ -141,6 +141,7 @@ def fit_draws(
             f"{', '.join(without)} in {str(flow)!r} has no inverse, which the density of given "
             "draws needs\nTake another flow, or fit by pymc_flows.fit."
         )
+    warn_if_affine(chain)
     used, kept_back = _split(_points(density, draws), held_out)
     frame = _frame_of(used, density, dense=not chain.is_elementwise)
     start_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)

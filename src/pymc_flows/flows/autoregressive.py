@@ -12,7 +12,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows._masked_affine import MaskedAffine
 from pymc_flows.flows._network import place_in_block
-from pymc_flows.flows.base import KernelFlow
+from pymc_flows.flows.base import AFFINE, KernelFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["IAF", "MAF"]
@@ -178,7 +178,7 @@ class IAF(_Autoregressive, KernelFlow):
     def note(self, dim: int) -> str:
         """Say which direction is slow."""
         if dim == 1:
-            return "in 1 dimension an affine map"
+            return AFFINE
         return f"fast to fit; densities of given points take {dim} passes"
 
 
@@ -237,5 +237,5 @@ class MAF(_Autoregressive):
     def note(self, dim: int) -> str:
         """Say which direction is slow."""
         if dim == 1:
-            return "in 1 dimension an affine map"
+            return AFFINE
         return f"slow to fit: each step takes {dim} passes; iaf takes one"

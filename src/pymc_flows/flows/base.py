@@ -21,7 +21,10 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import NotInvertibleError
 
-__all__ = ["FixedFlow", "Flow", "FusedFlow", "KernelFlow"]
+__all__ = ["AFFINE", "FixedFlow", "Flow", "FusedFlow", "KernelFlow"]
+
+# What `Flow.note` says of a layer whose network has nothing to depend on.
+AFFINE = "in 1 dimension an affine map"
 
 
 class Flow(ABC):

@@ -9,7 +9,7 @@ import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows._masked_affine import MaskedAffine
-from pymc_flows.flows.base import KernelFlow
+from pymc_flows.flows.base import AFFINE, KernelFlow
 from pymc_flows.registry import register_flow
 
 __all__ = ["NVP"]
@@ -90,4 +90,4 @@ class NVP(MaskedAffine, KernelFlow):
 
     def note(self, dim: int) -> str:
         """Say what the layer is in 1 dimension."""
-        return "in 1 dimension an affine map" if dim == 1 else ""
+        return AFFINE if dim == 1 else ""
