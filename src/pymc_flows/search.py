@@ -84,6 +84,8 @@ def find_frame(
     Returns
     -------
     Frame
+        Without a scale, around the starting point, if no Gaussian is better than the standard
+        normal there.
 
     Raises
     ------
