@@ -20,7 +20,8 @@ class Interrupts:
         signal when the block ends. False for one that may be left at any point but runs foreign
         code: should that swallow the interrupt, it comes again when the block ends. JAX has a
         function called at garbage collections, wherever Python is, and loses what is raised in
-        it: all that takes long belongs into such a block, and a loop turn by turn.
+        it: all that takes long belongs into such a block, and a loop in it calls `let_through` in
+        each turn.
     """
 
     def __init__(self, *, deferred: bool):
@@ -43,6 +44,12 @@ class Interrupts:
             self._previous(signum, frame)
             self._arrived = None  # a handler that raises nothing has had its effect
 
+    def let_through(self) -> None:
+        """Let an interrupt that was swallowed come again now."""
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None and self._previous is not None:
+            self._previous(*arrived)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -52,5 +59,5 @@ class Interrupts:
         """Give SIGINT back, and let through what has not had its effect."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
-            if self._arrived is not None and not isinstance(error, KeyboardInterrupt):
-                self._previous(*self._arrived)
+            if not isinstance(error, KeyboardInterrupt):
+                self.let_through()

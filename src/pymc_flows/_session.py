@@ -176,8 +176,9 @@ class Run:
         if state.done < self._n:
             state.loop.compile()
         bar.begin()
-        while state.done < self._n:
-            with Interrupts(deferred=False):
+        with Interrupts(deferred=False) as interrupts:
+            while state.done < self._n:
+                interrupts.let_through()
                 steps = min(state.chunk, self._n - state.done)
                 if every:
                     steps = min(steps, 1 if state.i == 0 else every - state.i % every)
@@ -191,8 +192,8 @@ class Run:
                 self._call_back()
                 if save is not None and state.every and state.i % state.every == 0:
                     save()
-            if state.loop.failures >= MAX_FAILURES:
-                raise FitError(self._why_stuck()) from self._error
+                if state.loop.failures >= MAX_FAILURES:
+                    raise FitError(self._why_stuck()) from self._error
 
     def _watch(self) -> None:
         """Let the step size decay, as the end of the fit, once the loss has settled."""
