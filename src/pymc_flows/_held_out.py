@@ -91,7 +91,7 @@ class HeldOut:
         n_params = sum(param.get_value(borrow=True).size for param in approx.params)
         _log.warning(
             "The flow %r learned draws by heart: after %s steps the mean of -log q was %.5g at the "
-            "%s draws of the fit and %.5g at the %s held out, where it had been %.5g ± %.1g nats "
+            "%s draws of the fit and %.5g at the %s held out, where it had been %.5g ± %.2g nats "
             "lower after %s. The parameters of that step are kept. %s of them are many for so few "
             "draws: give more draws, or take fewer layers, or smaller or fewer steps.",
             str(approx.formula),
