@@ -39,7 +39,7 @@ GALLERY = [
     (
         "import pymc_flows as pmf",
         "import pymc_flows as pmf\nimport pymc_flows.ladder\n"
-        "pymc_flows.ladder._formulas = lambda *_: ['scale-loc']",
+        "pymc_flows.ladder.richer = lambda dim: []",
         1,
     ),
     ("fit(6_000, obj_n_mc=128, ", "fit(60, obj_n_mc=8, ", 1),

@@ -189,7 +189,7 @@ def test_a_reference_in_one_of_the_modes_contradicts_a_fit_of_both(rng):
 
 
 def test_a_cover_with_heavy_weights_is_hardly_ever_called_incomplete(rng):
-    """k-hat is 0.6, and the reference is worth few of its draws."""
+    """Of a reference whose draws are worth few."""
     sd, n, correlation, repeats = 1.6, 1_000, 0.95, 60
     noise = rng.normal(size=(n, repeats))
     for i in range(1, n):
