@@ -58,8 +58,10 @@ def richer(dim: int) -> list[Trial]:
 
 def spread() -> list[Trial]:
     """What is tried where a Gaussian is far from the posterior, but covers it."""
+    # With `tail` in the second k-hat is smaller, but one of nine fits to waves had a standard
+    # deviation that was 13 % too large.
     return [
         richer(2)[0],
-        Trial("spline(bins=16)-tail-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
+        Trial("spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
         Trial("nsf(bins=16)*4", 0.8, 256, 0.003),
     ]
