@@ -184,7 +184,6 @@ SHAPES = (
         scale=(2.0, 2.0),
         steps=24_000,
         anneal=0.3,
-        first=LATER_SEED,
     ),
     Shape(
         Funnel(),
