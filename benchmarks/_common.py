@@ -229,6 +229,11 @@ class Parser(argparse.ArgumentParser):
             help="folder of the results (default: benchmarks/results)",
         )
 
+    def refuse_unknown(self, names: Sequence[str], known: Sequence[str]) -> None:
+        """End with an error if a name is not one of those known."""
+        if unknown := sorted(set(names) - set(known)):
+            self.error(f"unknown: {', '.join(unknown)}\nknown: {', '.join(known)}")
+
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse, and keep the command as it would be typed.
 

@@ -227,8 +227,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     collection = open_collection(parser, arguments.data, arguments.held_out)
     arguments.name = "accuracy" if arguments.held_out is None else "held_out"
     names = arguments.names or collection.names
-    if unknown := sorted(set(names) - set(collection.names)):
-        parser.error(f"unknown: {', '.join(unknown)}\nknown: {', '.join(collection.names)}")
+    parser.refuse_unknown(names, collection.names)
     about = ABOUT
     if isinstance(collection, OwnTargets):
         about += f"\n\n{WITHOUT_DATA}"

@@ -273,8 +273,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     arguments = parser.read(argv)
     collection = open_collection(parser, arguments.data, arguments.held_out)
     names, rule = arguments.names or collection.names, Plateau()
-    if unknown := sorted(set(names) - set(collection.names)):
-        parser.error(f"unknown: {', '.join(unknown)}\nknown: {', '.join(collection.names)}")
+    parser.refuse_unknown(names, collection.names)
     rows: list[dict[str, Any]] = []
     noise: list[Row] = []
     stops: list[Row] = []

@@ -290,8 +290,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--processes", type=int, default=1, help="fits at the same time (1)")
     arguments = parser.read(argv)
     names = [shape.name for shape in SHAPES]
-    if unknown := sorted(set(arguments.only or []) - set(names)):
-        parser.error(f"unknown: {', '.join(unknown)}\nknown: {', '.join(names)}")
+    parser.refuse_unknown(arguments.only or [], names)
     added: list[Row] = []
     if arguments.add is not None:
         added = json.loads(arguments.add.read_text(encoding="utf-8"))["tables"]["Fits"]
