@@ -5,6 +5,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.scan.op import Scan
+from pytensor.tensor.elemwise import Elemwise
 
 from pymc_flows._rewrites import QuickDot
 from pymc_flows.modes import NUMPY, training_mode
@@ -75,3 +76,38 @@ def test_softplus_on_jax_is_exact_everywhere(dtype):
             slope, np.exp(-np.logaddexp(0, -wide)), rtol=50 * eps, atol=1e-37
         )
     assert soft.dtype == slope.dtype == dtype
+
+
+NEGATIVE = np.array([-800, -40, -1, -0.7, -0.69, -1e-3, -1e-9, -1e-300, -np.inf, 0.0])
+
+
+def wide(x):
+    return np.asarray(x, np.longdouble)
+
+
+@pytest.mark.parametrize(
+    ("op", "points", "exact"),
+    [
+        (pt.softplus, np.array([-800.0, -37, -1e-9, 0, 5, 800]), lambda x: np.logaddexp(0, x)),
+        (pt.log1mexp, NEGATIVE, lambda x: np.where(x < -1, np.log1p(-np.exp(x)),
+                                                   np.log(-np.expm1(x)))),
+        (lambda x: pt.clip(x, -1, 2), np.array([-3.0, -1, 0.5, 2, np.inf]),
+         lambda x: np.minimum(np.maximum(x, -1), 2)),
+        # π²/6 and π²/2, then by ψ'(x + 1) = ψ'(x) - 1/x².
+        (pt.tri_gamma, np.array([1.0, 0.5, 2, 1.5]),
+         lambda x: np.array([np.pi**2 / 6, np.pi**2 / 2, np.pi**2 / 6 - 1, np.pi**2 / 2 - 4])),
+    ],
+    ids=["softplus", "log1mexp", "clip", "tri_gamma"],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_numpy_takes_whole_arrays(op, points, exact, dtype):
+    x = pt.vector("x", dtype=dtype)
+    function = pytensor.function([x], op(x), mode=NUMPY)
+    nodes = [n.op for n in function.maker.fgraph.toposort() if isinstance(n.op, Elemwise)]
+    assert nodes
+    assert all(op.nfunc_spec is not None for op in nodes)
+    values = function(points.astype(dtype))
+    assert values.dtype == dtype
+    with np.errstate(all="ignore"):
+        expected = exact(wide(points.astype(dtype)))
+    np.testing.assert_allclose(values, expected.astype(float), rtol=8 * np.finfo(dtype).eps)

@@ -55,7 +55,7 @@ class _Mode(Mode):
 _CHECKS = "local_check_parameter_to_ninf_switch"
 NUMPY = _Mode(
     linker="py",
-    optimizer=RewriteDatabaseQuery(include=["fast_compile", "stabilize", _CHECKS]),
+    optimizer=RewriteDatabaseQuery(include=["fast_compile", "stabilize", _CHECKS, TAGS["numpy"]]),
 )
 # The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do
 # number by number.
