@@ -75,7 +75,7 @@ def match_moments(
             return wider.matched()
     best = first
     for draws in ROUNDS[1:]:
-        if not best.is_usable:
+        if not best.is_usable or best.has_least_gap:
             break
         candidate = Weighted.draws(log_density, best.matched(), draws, rng)
         gain = candidate.share - best.share
@@ -134,6 +134,17 @@ class Weighted:
     def is_usable(self) -> bool:
         """Whether the moments mean something."""
         return self.has_enough and self.quality.is_trusted
+
+    @property
+    def has_least_gap(self) -> bool:
+        """Whether the noise of the moments would cost more nats than the Gaussian lacks.
+
+        The mean of n draws in d dimensions is d/2n nats off on average, and their covariance
+        d(d + 1)/4n.
+        """
+        dim = len(self.frame.center)
+        found = self.quality
+        return found.log_evidence - found.elbo < dim * (dim + 3) / (4 * found.ess)
 
     def matched(self) -> Frame:
         """The Gaussian with the moments of the weighted draws."""
