@@ -12,8 +12,9 @@ from fits import JAX, assert_identical, everything, inference
 from pymc_flows.annealing import Ramp
 from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import DrawPlan
+from pymc_flows.flows import build_chain
 from pymc_flows.modes import NUMPY
-from pymc_flows.objective import Guide, loss_and_gradients, loss_graph
+from pymc_flows.objective import Guide, default_gradient, loss_and_gradients, loss_graph
 
 MEAN = np.array([1.0, -2.0])
 FACTOR = np.array([[1.4, 0.0], [0.5, 0.7]])
@@ -124,11 +125,37 @@ def fit(n=40, **kwargs):
 
 
 def test_a_switch_is_the_total_gradient_first():
-    total, switch, only = fit(), fit(gradient="switch"), fit(gradient="path")
+    total, switch, only = (fit(gradient=g) for g in ("total", "switch", "path"))
     assert_allclose(switch.hist[:21], total.hist[:21], rtol=1e-10)
     assert not np.allclose(switch.hist[21:], total.hist[21:], rtol=1e-6)
     assert switch.hist[0] == pytest.approx(only.hist[0], rel=1e-12)
     assert not np.allclose(switch.hist[1:21], only.hist[1:21], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("formula", "backend", "anneals", "expected"),
+    [
+        ("planar*2-scale-hh*3-tril-loc", "jax", False, "path"),
+        ("planar*2-scale-hh*3-tril-loc", "jax", True, "total"),
+        ("planar*2-scale-hh*3-tril-loc", "numba", False, "total"),
+        ("radial-loc", "jax", False, "total"),
+        ("scale-nvp-loc", "jax", False, "total"),
+    ],
+)
+def test_the_default_is_the_path_gradient_where_it_costs_little(
+    formula, backend, anneals, expected
+):
+    chain = build_chain(formula, 3)
+    assert default_gradient(chain, backend, anneals=anneals) == expected
+
+
+def test_without_an_inverse_it_is_the_total_gradient(monkeypatch):
+    monkeypatch.setattr(pmf.flows.Planar, "has_inverse", False)
+    assert default_gradient(build_chain("planar-loc", 3), "jax", anneals=False) == "total"
+
+
+def test_a_fit_takes_the_default():
+    assert_array_equal(fit().hist, fit(gradient="path").hist)
 
 
 def test_annealed_losses_are_those_of_the_target():

@@ -19,6 +19,7 @@ from pymc_flows.backend import choose_backend, layer_loop
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
 from pymc_flows.examine import check_start, plan_draws, warn_if_affine
+from pymc_flows.objective import default_gradient
 from pymc_flows.optimizers import Rated
 from pymc_flows.training import MAX_CHUNK, TrainingLoop
 
@@ -34,7 +35,7 @@ def prepare(
     n_draws: int,
     optimizer: Rated,
     ramp: Ramp | None,
-    gradient: str,
+    gradient: str | None,
     path_from: int,
     replacements: Mapping[Variable, Variable] | None,
     compile_kwargs: Mapping[str, Any],
@@ -50,6 +51,7 @@ def prepare(
     start = approx.center_point()
     check_start(approx.density, start, replacements)
     chosen = choose_backend(given, approx.chain, approx.density, n_draws, replacements)
+    gradient = gradient or default_gradient(approx.chain, chosen, anneals=ramp is not None)
     warn_if_affine(approx.chain)
     trackers = [c for c in callbacks if isinstance(c, Tracker)]
     for tracker in trackers:

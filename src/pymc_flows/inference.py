@@ -127,7 +127,7 @@ class NFVI(KLqp):
         schedule: str | None = None,
         stop: bool | Plateau | None = None,
         anneal: float | Anneal | None = None,
-        gradient: str = "total",
+        gradient: str | None = None,
         more_obj_params: Sequence[SharedVariable] | None = None,
         more_updates: Mapping[SharedVariable, TensorVariable] | None = None,
         more_replacements: Mapping[Variable, Variable] | None = None,
@@ -190,10 +190,10 @@ class NFVI(KLqp):
         anneal : float or Anneal, optional
             Fit to a flattened target first, p^β with β from 0.01 to 1 over this share of the
             steps, so that modes apart are found. ``hist`` has the losses of the target itself.
-        gradient : {'total', 'path', 'switch'}
+        gradient : {'total', 'path', 'switch'}, optional
             Estimate of the gradient: that of the loss; the path gradient, whose noise vanishes as
-            the flow becomes the posterior, but takes about twice the time of a step and is noisier
-            far from it; or the first for half of the ``n`` steps and then the second.
+            the flow becomes the posterior; or the first for half of the steps, then the second. The
+            default is the path gradient of planar and affine layers on JAX, if nothing is annealed.
         more_obj_params : list of SharedVariable
             Parameters of the model to optimise along.
         more_updates : dict
@@ -233,7 +233,7 @@ class NFVI(KLqp):
         every = check_integer("every", CHECKPOINT_EVERY if every is None else every)
         if checkpoint is not None:
             check_target(checkpoint)
-        if gradient not in GRADIENTS:
+        if gradient not in (None, *GRADIENTS):
             raise ArgumentError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
         annealing = as_anneal(anneal)
         plateau = as_plateau(stop)

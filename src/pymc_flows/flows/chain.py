@@ -11,6 +11,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FlowShapeError, NotInvertibleError
 from pymc_flows.flows._scans import scan_layers, scan_score
+from pymc_flows.flows._shapes import check_positive_int, with_shape
 from pymc_flows.flows.base import Flow, FusedFlow, KernelFlow
 
 __all__ = ["Block", "Chain", "Loop"]
@@ -43,7 +44,7 @@ class Block:
 
     def __post_init__(self) -> None:
         """Refuse a count that is not a positive integer."""
-        _check_positive_int("the count of a block", self.count)
+        check_positive_int("the count of a block", self.count)
 
     def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
         """Shape of each stacked raw parameter, (count, ...), names in alphabetical order."""
@@ -107,7 +108,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         """Refuse an empty chain and a dimension that is not a positive integer."""
-        _check_positive_int("the dimension of a chain", self.dim)
+        check_positive_int("the dimension of a chain", self.dim)
         if not isinstance(self.blocks, tuple) or not self.blocks:
             raise FlowShapeError(f"a chain needs a tuple of blocks, got {self.blocks!r}")
 
@@ -203,6 +204,14 @@ class Chain:
         """
         return self._apply(z, params, loop, is_inverse=False)
 
+    @property
+    def has_quick_score(self) -> bool:
+        """Whether `score` costs little: every layer is affine, or knows a short way."""
+        general = Flow.forward_and_score
+        layers = [block.layer for block in self.blocks if block.layer.has_inverse]
+        quick = [x for x in layers if x.is_affine or type(x).forward_and_score is not general]
+        return len(quick) == len(self.blocks)
+
     def score(
         self, z: TensorVariable, params: Sequence[_Raw], *, loop: Loop = "unroll"
     ) -> TensorVariable:
@@ -240,9 +249,10 @@ class Chain:
                 raw if isinstance(raw, Mapping) else block.unflatten(raw, self.dim)
             )
             if block.count > 1 and isinstance(layer, FusedFlow):
-                z, score = layer.stack_forward_and_score(z, score, stacked)
-                continue
-            if block.count > 1 and loop == "scan" and stacked:
+                if not _is_thin(block, z, loop):
+                    z, score = layer.stack_forward_and_score(z, score, stacked)
+                    continue
+            elif block.count > 1 and loop == "scan" and stacked:
                 z, score = scan_score(layer, z, score, stacked)
                 continue
             for k in range(block.count):
@@ -339,7 +349,7 @@ class Chain:
         points = pt.as_tensor_variable(points)
         if points.ndim == 0:
             raise FlowShapeError(f"points must have shape (..., {self.dim}), got a scalar")
-        return _with_shape("points", points, (*points.type.shape[:-1], self.dim))
+        return with_shape("points", points, (*points.type.shape[:-1], self.dim))
 
     def _check_params(self, params: Sequence[_Raw]) -> list[_Raw]:
         if len(params) != len(self.blocks):
@@ -348,10 +358,11 @@ class Chain:
             )
         checked: list[_Raw] = []
         for index, (shapes, raw) in enumerate(zip(self.param_shapes(), params, strict=True)):
-            where = f"block {index} ({self.blocks[index].layer.word})"
+            block = self.blocks[index]
+            where = f"block {index} ({block.layer.word})"
             if not isinstance(raw, Mapping):
-                size = self.blocks[index].size(self.dim)
-                checked.append(_with_shape(f"the parameters of {where}", raw, (size,)))
+                all_of_it = f"the parameters of {where}"
+                checked.append(with_shape(all_of_it, raw, (block.size(self.dim),)))
                 continue
             if raw.keys() != shapes.keys():
                 raise FlowShapeError(
@@ -359,7 +370,7 @@ class Chain:
                 )
             checked.append(
                 {
-                    name: _with_shape(f"{name} of {where}", raw[name], shape)
+                    name: with_shape(f"{name} of {where}", raw[name], shape)
                     for name, shape in shapes.items()
                 }
             )
@@ -371,24 +382,3 @@ def _is_thin(block: Block, points: TensorVariable, loop: Loop) -> bool:
     known = [n for n in points.type.shape if n is not None]
     is_small = len(known) == points.ndim and math.prod(known) < MIN_FUSED
     return loop == "scan" and is_small and block.count <= MAX_COPIED
-
-
-def _with_shape(what: str, value: TensorVariable, shape: tuple[int | None, ...]) -> TensorVariable:
-    """Refuse a value that cannot have the shape; make the graph check what is not known yet."""
-    value = pt.as_tensor_variable(value)
-    known = value.type.shape
-    if len(known) != len(shape) or any(
-        None not in (have, want) and have != want for have, want in zip(known, shape, strict=True)
-    ):
-        raise FlowShapeError(f"{what} must have shape {_text(shape)}, got {_text(known)}")
-    return value if known == shape else pt.specify_shape(value, shape)
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    inside = ", ".join("?" if length is None else str(length) for length in shape)
-    return f"({inside},)" if len(shape) == 1 else f"({inside})"
-
-
-def _check_positive_int(what: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise FlowShapeError(f"{what} must be an integer of at least 1, got {value!r}")

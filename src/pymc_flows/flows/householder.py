@@ -97,6 +97,15 @@ class Householder(FusedFlow, KernelFlow):
         """Reflect once: the map is its own inverse."""
         return self.forward_and_log_det(y, params)
 
+    def forward_and_score(
+        self,
+        z: TensorVariable,
+        score: TensorVariable,
+        params: Mapping[str, TensorVariable],
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Reflect both: the Jacobian is orthogonal."""
+        return self.forward_and_log_det(z, params)[0], self.forward_and_log_det(score, params)[0]
+
     def stack_forward_and_log_det(
         self, z: TensorVariable, params: Mapping[str, TensorVariable]
     ) -> tuple[TensorVariable, TensorVariable]:
@@ -108,6 +117,16 @@ class Householder(FusedFlow, KernelFlow):
     ) -> tuple[TensorVariable, TensorVariable]:
         """All reflections of a block, the last row first: the transposed matrix."""
         return _reflect(y, params["v"], is_inverse=True), zeros_of_batch(y)
+
+    def stack_forward_and_score(
+        self,
+        z: TensorVariable,
+        score: TensorVariable,
+        params: Mapping[str, TensorVariable],
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """All reflections of a block, of both."""
+        v = params["v"]
+        return _reflect(z, v, is_inverse=False), _reflect(score, v, is_inverse=False)
 
     def kernel_forward_and_log_det(
         self, z: TensorVariable, theta: TensorVariable
