@@ -47,6 +47,7 @@ def fit(model: pm.Model, formula: str, draws: int, device: Any, steps: int) -> R
                 obj_n_mc=draws,
                 obj_optimizer=pm.adam(learning_rate=0.01),
                 backend="jax",
+                gradient="total",
                 progressbar=False,
                 random_seed=0,
             )

@@ -64,6 +64,7 @@ def compiled_loop(optimizer: Callable[..., Any], backend: str) -> Callable[[int]
         obj_n_mc=1,
         obj_optimizer=optimizer,
         backend=backend,
+        gradient="total",
         progressbar=False,
         random_seed=0,
     )

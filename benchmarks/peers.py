@@ -77,13 +77,17 @@ class BlockFit(Fit):
 
 
 def ours(workload: Workload, backend: str) -> Fit:
-    """Fit with this library, by `NFVI.refine` after a first fit."""
+    """Fit with this library, by `NFVI.refine` after a first fit.
+
+    The gradient is the total one, as of all others here.
+    """
     inference = NFVI(workload.formula, model=workload.model(), random_seed=0)
     inference.fit(
         FIRST_BLOCK,
         obj_n_mc=workload.draws,
         obj_optimizer=pm.adam(learning_rate=LEARNING_RATE),
         backend=backend,
+        gradient="total",
         progressbar=False,
         random_seed=0,
     )

@@ -116,6 +116,7 @@ def measure(point: Point, seconds: float) -> Row:
             obj_n_mc=draws,
             obj_optimizer=pm.adam(learning_rate=0.01),
             backend=point.backend,
+            gradient="total",
             progressbar=False,
         )
 

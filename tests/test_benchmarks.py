@@ -262,13 +262,14 @@ def test_neutra(bench, tmp_path, monkeypatch):
 def test_recipe(bench, tmp_path, monkeypatch):
     pytest.importorskip("jax")
     recipe = bench.recipe
-    chosen = {name: recipe.VARIANTS[name] for name in (recipe.DEFAULTS, "path")}
+    chosen = {name: recipe.VARIANTS[name] for name in (recipe.DEFAULTS, "path", "total")}
     monkeypatch.setattr(recipe, "VARIANTS", chosen)
     monkeypatch.setattr(recipe, "FRESH_DRAWS", 500)
+    monkeypatch.setattr(recipe, "CALL_STEPS", 5)
     arguments = ["--names", "pot1", "--formulas", "loc", "--steps", "40", "--out", str(tmp_path)]
     report = recipe.main(arguments)
     rows = record(tmp_path, "recipe")["details"]["rows"]
-    variants = [recipe.DEFAULTS, "path", "path, equal time", recipe.AVERAGE]
+    variants = [recipe.DEFAULTS, "total", "total, equal time", recipe.AVERAGE]
     assert [row["variant"] for row in rows] == variants
     assert np.isfinite([row["ELBO"] for row in rows]).all()
     lines = report.tables["Gains over the defaults"]
