@@ -36,7 +36,7 @@ from pymc_flows.targets import (
     ring,
 )
 
-FIRST_SEED, LATER_SEED, N_SEEDS = 100, 200, 10
+FIRST_SEED, LATER_SEED, N_SEEDS = 100, 300, 10
 DRAWS = 100_000
 # Quantiles of tails need more.
 MANY_DRAWS = 1_000_000
@@ -180,19 +180,22 @@ SHAPES = (
     ),
     Shape(
         ring,
-        "nsf(hidden=32, bins=16)*4",
+        "planar*32",
         scale=(2.0, 2.0),
-        steps=24_000,
-        anneal=0.3,
+        steps=240_000,
+        anneal=0.5,
+        gradient="switch",
+        first=LATER_SEED,
     ),
     Shape(
         Funnel(),
-        "iaf(hidden=64, clip=20, activation=silu)-scale-loc",
+        "iaf(depth=0, clip=200)-scale-loc",
         center=(0.0,) * 10,
         scale=(3.0,) + (1.0,) * 9,
-        steps=60_000,
-        draws=512,
-        rate=0.005,
+        steps=100_000,
+        rate=0.01,
+        anneal=0.3,
+        gradient="path",
         first=LATER_SEED,
     ),
 )

@@ -82,7 +82,7 @@ LAYERS = (
     Stretch(),
     NVP(hidden=5, depth=2),
     IAF(hidden=5, depth=2),
-    MAF(hidden=5, depth=1),
+    MAF(depth=0),
     Spline(bins=4),
     NSF(hidden=5, depth=1, bins=4, bound=3.0),
     NSF(hidden=5, depth=1, bins=3, waves=4, frequency=2.0),

@@ -57,7 +57,7 @@ def test_the_equation(layer, dim, rng):
         assert log_det[n] == pytest.approx(total, abs=1e-12)
 
 
-@pytest.mark.parametrize("layer", [IAF(hidden=24), IAF(hidden=24, depth=1), MAF(hidden=24)])
+@pytest.mark.parametrize("layer", [IAF(hidden=24), IAF(depth=0), MAF(hidden=24, depth=1)])
 def test_one_layer_has_a_full_triangular_jacobian_and_two_a_full_one(layer, rng):
     points = rng.standard_normal((5, 6))
     chain = one_block(layer, 1, 6)

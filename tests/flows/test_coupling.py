@@ -36,7 +36,7 @@ def coupled(z, matrices, layer, moves):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("dim", [1, 2, 5])
 @pytest.mark.parametrize("shift", ["after", "before"])
 def test_the_equation(shift, dim, depth, activation, rng):
@@ -129,7 +129,7 @@ def test_options_in_a_formula():
     ("options", "message"),
     [
         ("hidden=0", "hidden of nvp must be an integer from 1 to 65,536, got 0"),
-        ("depth=9", "depth of nvp must be an integer from 1 to 8, got 9"),
+        ("depth=9", "depth of nvp must be an integer from 0 to 8, got 9"),
         ("clip=0", "clip of nvp must be positive and finite, got 0"),
         ("shift=inside", "shift of nvp must be one of after, before, got 'inside'"),
         ("activation=sine", "activation of nvp must be one of relu, silu, tanh, got 'sine'"),

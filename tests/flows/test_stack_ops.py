@@ -14,6 +14,7 @@ WORDS = sorted(word for word, cls in FLOWS.items() if issubclass(cls, KernelFlow
 every_kernel = pytest.mark.parametrize("word", WORDS)
 OPTIONS = [
     "nvp(hidden=5, depth=1, activation=relu)",
+    "iaf(depth=0)",
     "nvp(hidden=5, shift=before)",
     "iaf(depth=3, clip=2, activation=silu)",
     "iaf(hidden=6, activation=silu, shift=before)",

@@ -1,5 +1,6 @@
 """Kernels of a block of layers that scale and shift by a dense network."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,8 @@ class DenseStack(StackOp):
 
     def layer_size(self, dim: Any) -> Any:
         """All matrices of one network."""
-        between = (self.depth - 1) * (self.hidden + 1) * self.hidden
-        return (dim + 1) * self.hidden + between + (self.hidden + 1) * 2 * dim
+        sizes = [dim, *[self.hidden] * self.depth, 2 * dim]
+        return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
 
     def saved_shape(self, count: Any, n: Any, dim: Any) -> tuple[Any, ...]:
         """(count, size)."""
@@ -56,13 +57,10 @@ class DenseStack(StackOp):
         @jit
         def starts(level, k, count, dim):  # type: ignore[no-untyped-def]
             """Where a matrix lies in the parameters; its rows without the bias, its columns."""
-            first = (dim + 1) * hidden
-            if level == 0:
-                return k * first, dim, hidden
-            between = (hidden + 1) * hidden
-            before = count * (first + (level - 1) * between)
+            rows = hidden if level else dim
             columns = hidden if level < depth else 2 * dim
-            return before + k * (hidden + 1) * columns, hidden, columns
+            before = (dim + 1) * hidden + (level - 1) * (hidden + 1) * hidden if level else 0
+            return count * before + k * (rows + 1) * columns, rows, columns
 
         @jit
         def matrix(theta, start, rows, columns):  # type: ignore[no-untyped-def]
@@ -73,8 +71,8 @@ class DenseStack(StackOp):
         def dense_stack(z0, theta):  # type: ignore[no-untyped-def]
             n, dim = z0.shape
             theta = np.ascontiguousarray(theta)
-            first, between, last = (dim + 1) * hidden, (hidden + 1) * hidden, 2 * dim
-            count = len(theta) // (first + (depth - 1) * between + (hidden + 1) * last)
+            start, rows, columns = starts(depth, 0, 1, dim)
+            count = len(theta) // (start + (rows + 1) * columns)
             z = z0.copy()
             log_det = np.zeros(n, z0.dtype)
             saved = np.empty((count, 2 * n * (dim + depth * hidden)), z0.dtype)

@@ -33,8 +33,9 @@ class MaskedAffine(Flow):
     """Base of layers that shift and scale coordinates as a masked network says.
 
     Raw parameters are the matrices of the network, ``dense0`` (dim + 1, hidden) to the last one
-    (hidden + 1, 2 dim), whose columns are log-scales, then shifts. The masks are constants that
-    multiply the matrices, once per step: entries that they hide have no effect.
+    (hidden + 1, 2 dim), or the only one (dim + 1, 2 dim). Columns of the last are log-scales, then
+    shifts. The masks are constants that multiply the matrices, once per step: entries that they
+    hide have no effect.
     """
 
     has_inverse: ClassVar[bool] = True

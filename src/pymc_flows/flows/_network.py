@@ -145,7 +145,7 @@ def check_choice(word: str, option: str, value: str, choices: Sequence[str]) -> 
 def check_network(word: str, hidden: int, depth: int, activation: str) -> None:
     """Refuse options of a network that make none."""
     check_int(word, "hidden", hidden, 1, _MAX_HIDDEN)
-    check_int(word, "depth", depth, 1, _MAX_DEPTH)
+    check_int(word, "depth", depth, 0, _MAX_DEPTH)
     check_choice(word, "activation", activation, sorted(ACTIVATIONS))
 
 

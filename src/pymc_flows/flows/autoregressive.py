@@ -1,5 +1,6 @@
 """Inverse and masked autoregressive flows: each coordinate depends on those before it."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,13 +34,12 @@ class _Autoregressive(MaskedAffine):
         # Hidden ranks spread evenly over all those that some output may see.
         top = max(dim - 2, 0)
         units = np.floor(np.linspace(0, top + 1, self.hidden, endpoint=False))
-        hidden = np.stack([units, units])
-        first = ranks[:, :, None] <= hidden[:, None, :]
-        between = [hidden[:, :, None] <= hidden[:, None, :]] * (self.depth - 1)
-        last = hidden[:, :, None] < ranks[:, None, :]
+        levels = [ranks, *[np.stack([units, units])] * self.depth]
+        inner = [a[:, :, None] <= b[:, None, :] for a, b in itertools.pairwise(levels)]
+        last = levels[-1][:, :, None] < ranks[:, None, :]
         return [
             np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1).astype(float)
-            for mask in (first, *between, last)
+            for mask in (*inner, last)
         ]
 
     def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
@@ -138,6 +138,7 @@ class IAF(_Autoregressive, KernelFlow):
         Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units some
         neighbours in the order share what they depend on. On the ridges ``pot2`` and ``pot4`` a
         second layer lowers the KL of ``iaf*8-scale-loc`` from 0.56 and 0.96 to 0.49 and 0.78 nats.
+        Without hidden layers, ``depth=0``, log-scales and shifts are linear: those of a funnel are.
     clip : float
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}
@@ -203,7 +204,7 @@ class MAF(_Autoregressive):
     ----------
     hidden, depth : int
         Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units some
-        neighbours in the order share what they depend on.
+        neighbours in the order share what they depend on. With ``depth=0`` the network is linear.
     clip : float
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}

@@ -60,7 +60,8 @@ class NSF(Flow):
     ----------
     hidden, depth : int
         Units in each hidden layer, and number of hidden layers. On the ridges ``pot4`` a second
-        layer lowers the KL of ``nsf*4-scale-loc`` from 1.04 to 0.83 nats (10,000 steps).
+        layer lowers the KL of ``nsf*4-scale-loc`` from 1.04 to 0.83 nats (10,000 steps). With
+        ``depth=0`` the network is linear.
     bins : int
         Number of bins of each spline. 16 were no better than 8 on ``pot4``, and worse on ``pot2``.
     bound : float
