@@ -196,7 +196,7 @@ def fits(monkeypatch):
         if isinstance(happens, BaseException):
             raise happens
         self.state = SimpleNamespace(done=happens, is_interrupted=happens < n)
-        self._held.append(f"The loss of {self.approx.formula} was still falling.")
+        self.concerns.append(f"The loss of {self.approx.formula} was still falling.")
         return self.approx
 
     monkeypatch.setattr(ladder.NFVI, "fit", fit)

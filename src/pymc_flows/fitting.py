@@ -13,7 +13,6 @@ from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows._arguments import check_integer
 from pymc_flows._files import check_target
-from pymc_flows._interrupts import Interrupts
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.density import density_of, model_or_context
 from pymc_flows.errors import ArgumentError
@@ -115,8 +114,7 @@ def fit(
     if not isinstance(start, Frame):
         dense = not build_chain(flow, density.dim).is_elementwise
         start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
-    with Interrupts(deferred=False):
-        inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
+    inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
     return inference.fit(n, **kwargs)
 
 

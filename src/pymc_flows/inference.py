@@ -66,6 +66,8 @@ class NFVI(KLqp):
         ``objective(nmc)`` is the symbolic loss, differentiable w.r.t. ``approx.params``.
     hist : ndarray
         Losses of all steps so far, in nats, one per step.
+    concerns : list of str, optional
+        Given a list, fits add to it what else they log of a loss that still fell, and the like.
 
     Examples
     --------
@@ -80,8 +82,7 @@ class NFVI(KLqp):
 
     hist: np.ndarray
     state: Any
-    # Where concerns about a fit wait for a caller who fits several and says those of one.
-    _held: list[str] | None = None
+    concerns: list[str] | None = None
 
     def __init__(
         self,
@@ -93,10 +94,16 @@ class NFVI(KLqp):
         params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
         random_seed: RandomState = None,
     ):
-        approx = NormalizingFlow(
-            flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
-        )
-        Inference.__init__(self, FlowKL, approx, None, beta=1.0)
+        with Interrupts(deferred=False):
+            approx = NormalizingFlow(
+                flow,
+                model=model,
+                jitter=jitter,
+                start=start,
+                params=params,
+                random_seed=random_seed,
+            )
+            Inference.__init__(self, FlowKL, approx, None, beta=1.0)
 
     def __repr__(self) -> str:
         """Formula, dimension and steps so far."""
@@ -106,8 +113,6 @@ class NFVI(KLqp):
     def __deepcopy__(self, memo: dict[int, Any]) -> NFVI:
         """Copy with the model and, after a fit, all that `refine` continues from."""
         return deep_copy(self)
-
-    # ---------------------------------------------------------------------------------- fitting
 
     def fit(
         self,
@@ -361,8 +366,6 @@ class NFVI(KLqp):
             self.hist, self.state = hist, state
             self.approx.hist = hist
 
-    # ------------------------------------------------------------------------------------ inside
-
     def _iterate(self, *, progressbar: bool, theme: Any) -> None:
         """Take the steps that are planned, also those that another process began with."""
         state = self.state
@@ -388,13 +391,10 @@ class NFVI(KLqp):
             if not state.loop.is_compiled:
                 raise
             state.is_interrupted = True
-            if self._held is None:
+            if self.concerns is None:
                 _log.warning("%s", run.how_to_go_on())
         finally:
             self.hist = np.concatenate([before, run.losses])
             self.approx.hist = self.hist
             save()
-        if self._held is None:
-            run.report()
-        else:
-            run.report(self._held.append)
+        run.report(_log.warning if self.concerns is None else self.concerns.append)

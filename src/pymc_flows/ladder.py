@@ -197,92 +197,119 @@ def climb(
     model = model_or_context(model)
     _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
-    begin = time.perf_counter()
+    tried = _Tried(seeds)
     with Interrupts(deferred=False):
         approx = _gaussian(model, start, seeds)
     frame, is_found = approx.groups[0].frame, not isinstance(start, Frame)
-    fitted: list[tuple[NormalizingFlow, list[str]]] = []
-    rungs: list[Rung] = []
-
-    def judge(approx: NormalizingFlow, steps: int, said: list[str]) -> Quality:
-        with Interrupts(deferred=False):
-            quality = measure(approx, JUDGED_BY, random_seed=int(next(seeds)))
-        fitted.append((approx, said))
-        rungs.append(Rung(approx.formula, quality, time.perf_counter() - begin, steps))
-        _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
-        return quality
-
     dim, enough = len(frame.center), GOOD_ENOUGH
     trials = [Trial(GAUSSIAN), *richer(dim)]
     if is_found and not approx.has_minibatch:
-        quality = judge(approx, 0, [])
+        quality = tried.judge(approx, 0, [])
         if quality.is_trusted:
-            is_spread = _gap(rungs) > SPREAD and dim > 1
+            is_spread = _gap(tried.rungs) > SPREAD and dim > 1
             trials = spread() if is_spread else richer(dim)
             enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
-            if _is_good(rungs, enough):
+            if _is_good(tried.rungs, enough):
                 trials = []
     ended = ""
     for trial in trials:
-        begin, name = time.perf_counter(), str(Formula(trial.formula))
+        tried.begin = time.perf_counter()
+        seed = int(next(seeds))
+        concerns: list[str] | None = None if approx.has_minibatch else []
+        name = str(Formula(trial.formula))
         try:
-            with Interrupts(deferred=False):
-                inference = NFVI(
-                    trial.formula,
-                    model=model,
-                    start=frame,
-                    random_seed=int(next(seeds)),
-                    **(inf_kwargs or {}),
-                )
-            if not approx.has_minibatch:
-                inference._held = []
+            inference = NFVI(
+                trial.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
+            )
+            inference.concerns = concerns
             approx = inference.fit(n, **trial.arguments(kwargs))
             steps = inference.state.done
-            if approx.has_minibatch:
-                rung = Rung(approx.formula, None, time.perf_counter() - begin, steps)
-                approx.ladder = Ladder((rung,), 0)
+            if concerns is None:
+                approx.ladder = Ladder((Rung(approx.formula, None, tried.seconds, steps),), 0)
                 return approx
             if inference.state.is_interrupted:
                 ended = f"Interrupted after {steps:,} of {n:,} steps of {name!r}"
-            judge(approx, steps, inference._held or [])
+            tried.judge(approx, steps, concerns)
         except (KeyboardInterrupt, ArithmeticError, BackendError, MemoryError) as error:
-            if not _is_left(rungs, error):
+            if not _is_left(tried.rungs, error):
                 raise
             is_interrupt = isinstance(error, KeyboardInterrupt)
             why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
             ended = ended or f"Fitting {name!r} was not finished ({why})"
-        if ended or _is_good(rungs, enough):
+        if ended or _is_good(tried.rungs, enough):
             break
         if trial.formula == GAUSSIAN:
             frame = _learned(approx, frame)
-    qualities = [rung.quality for rung in rungs if rung.quality is not None]
-    taken = _best(qualities)
-    best, concerns = fitted[taken]
-    best.ladder = Ladder(tuple(rungs), taken)
-    _log.info("Tried:\n%s", best.ladder)
-    if (lacking := best.ladder.lacking(qualities[taken])) > LACKING:
-        _log.warning(
-            "%s lacks %.0f %% or more of the evidence that another formula knew of: perhaps a mode"
-            " is missing.\n"
-            "Try anneal=0.5, or draws of MCMC as the reference of pymc_flows.report.",
-            best.formula,
-            100 * lacking,
-        )
-    if ended:
-        text = (
-            "%s: nothing further is tried. Taken is %r, the best so far; it can be used as it is."
-        )
-        _log.warning(text, ended, str(best.formula))
-    for concern in concerns:
-        _log.warning("%s", concern)
-    if not qualities[taken].is_trusted:
-        _log.warning(
-            "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you use "
-            "it, and try more steps or a formula of your own.",
-            len(rungs),
-            qualities[taken].khat,
-        )
-    return best
+    return tried.best(ended)
+
+
+class _Tried:
+    """What a search has fitted so far.
+
+    Parameters
+    ----------
+    seeds : iterator of int
+        Of the draws that judge.
+
+    Attributes
+    ----------
+    rungs : list of Rung
+    begin : float
+        When the running one began.
+    """
+
+    def __init__(self, seeds: Iterator[Any]):
+        self.rungs: list[Rung] = []
+        self.begin = time.perf_counter()
+        self._fitted: list[tuple[NormalizingFlow, list[str]]] = []
+        self._seeds = seeds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the running rung so far."""
+        return time.perf_counter() - self.begin
+
+    def judge(self, approx: NormalizingFlow, steps: int, concerns: list[str]) -> Quality:
+        """Measure a fit of which its inference had these concerns."""
+        with Interrupts(deferred=False):
+            quality = measure(approx, JUDGED_BY, random_seed=int(next(self._seeds)))
+        self._fitted.append((approx, concerns))
+        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps))
+        _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
+        return quality
+
+    def best(self, ended: str) -> NormalizingFlow:
+        """Take the best, and say what speaks against it and why the search ended early, if so."""
+        qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
+        taken = _best(qualities)
+        (best, concerns), quality = self._fitted[taken], qualities[taken]
+        best.ladder = Ladder(tuple(self.rungs), taken)
+        _log.info("Tried:\n%s", best.ladder)
+        if (lacking := best.ladder.lacking(quality)) > LACKING:
+            _log.warning(
+                "%s lacks %.0f %% or more of the evidence that another formula knew of: perhaps a"
+                " mode is missing.\n"
+                "Try anneal=0.5, or draws of MCMC as the reference of pymc_flows.report.",
+                best.formula,
+                100 * lacking,
+            )
+        if ended:
+            _log.warning(
+                "%s: nothing further is tried. Taken is %r, the best so far; it can be used as it "
+                "is.",
+                ended,
+                str(best.formula),
+            )
+        for concern in concerns:
+            _log.warning("%s", concern)
+        if not quality.is_trusted:
+            _log.warning(
+                "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you "
+                "use it, and try more steps or a formula of your own.",
+                len(self.rungs),
+                quality.khat,
+            )
+        return best
 
 
 def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:

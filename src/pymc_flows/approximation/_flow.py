@@ -20,6 +20,7 @@ from xarray import Dataset
 
 from pymc_flows import draws as _draws
 from pymc_flows._files import write
+from pymc_flows._interrupts import Interrupts
 from pymc_flows.approximation._draws import FlowDraws
 from pymc_flows.approximation._group import NormalizingFlowGroup
 from pymc_flows.approximation._pickling import OnlyCloudpickle, deep_copy
@@ -105,16 +106,17 @@ class NormalizingFlow(FlowDraws):
     ):
         formula = Formula(flow)
         model = model_or_context(model)
-        self.density = density_of(model)
-        group = NormalizingFlowGroup(
-            None,
-            flow=formula,
-            model=model,
-            jitter=jitter,
-            start=start,
-            params=params,
-            random_seed=random_seed,
-        )
+        with Interrupts(deferred=False):
+            self.density = density_of(model)
+            group = NormalizingFlowGroup(
+                None,
+                flow=formula,
+                model=model,
+                jitter=jitter,
+                start=start,
+                params=params,
+                random_seed=random_seed,
+            )
         self.hist = np.asarray(())
         self.ladder: Any = None
         super().__init__([group], model=model)
