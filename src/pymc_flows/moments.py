@@ -75,7 +75,7 @@ def match_moments(
             return wider.matched()
     best = first
     for draws in ROUNDS[1:]:
-        if not best.is_usable or best.has_least_gap:
+        if not best.is_usable or best.has_its_moments:
             break
         candidate = Weighted.draws(log_density, best.matched(), draws, rng)
         gain = candidate.share - best.share
@@ -136,15 +136,21 @@ class Weighted:
         return self.has_enough and self.quality.is_trusted
 
     @property
-    def has_least_gap(self) -> bool:
-        """Whether the noise of the moments would cost more nats than the Gaussian lacks.
+    def has_its_moments(self) -> bool:
+        """Whether nothing but noise sets the moments of the draws apart from the Gaussian's.
 
-        The mean of n draws in d dimensions is d/2n nats off on average, and their covariance
-        d(d + 1)/4n.
+        Then they would make it worse: the mean of n draws in d dimensions is d/2n nats off on
+        average, and their covariance d(d + 1)/4n.
         """
-        dim = len(self.frame.center)
-        found = self.quality
-        return found.log_evidence - found.elbo < dim * (dim + 3) / (4 * found.ess)
+        dim, found = len(self.frame.center), self.quality
+        if found.log_evidence - found.elbo > dim * (dim + 3) / (4 * found.ess):
+            return False
+        weights, noise = np.exp(self.log_weights), found.ess**-0.5
+        z = (self.points - self.frame.center) / _sd(self.frame)
+        mean = weights @ z
+        sd = np.sqrt(weights @ np.square(z - mean))
+        # Squares of draws that come with their negatives are half as many.
+        return bool((np.maximum(abs(mean), abs(sd - 1)) < N_ERRORS * noise).all())
 
     def matched(self) -> Frame:
         """The Gaussian with the moments of the weighted draws."""
@@ -158,6 +164,13 @@ class Weighted:
         mine, others = self.quality, other.quality
         error = math.hypot(mine.log_evidence_error, others.log_evidence_error)
         return mine.log_evidence - others.log_evidence > N_ERRORS * error
+
+
+def _sd(frame: Frame) -> np.ndarray:
+    """Standard deviations of the Gaussian's coordinates; they are 1 without a scale."""
+    if frame.scale is None or frame.is_elementwise:
+        return np.ones(1) if frame.scale is None else frame.scale
+    return np.sqrt(np.square(frame.scale).sum(axis=1))
 
 
 def _widened(
