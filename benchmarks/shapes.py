@@ -180,11 +180,11 @@ SHAPES = (
     ),
     Shape(
         ring,
-        "planar*32",
+        "radial*16-scale-loc",
         scale=(2.0, 2.0),
-        steps=240_000,
-        anneal=0.5,
-        gradient="switch",
+        steps=40_000,
+        rate=0.01,
+        anneal=0.3,
         first=LATER_SEED,
     ),
     Shape(
