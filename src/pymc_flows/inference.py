@@ -94,16 +94,10 @@ class NFVI(KLqp):
         params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
         random_seed: RandomState = None,
     ):
-        with Interrupts(deferred=False):
-            approx = NormalizingFlow(
-                flow,
-                model=model,
-                jitter=jitter,
-                start=start,
-                params=params,
-                random_seed=random_seed,
-            )
-            Inference.__init__(self, FlowKL, approx, None, beta=1.0)
+        approx = NormalizingFlow(
+            flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
+        )
+        Inference.__init__(self, FlowKL, approx, None, beta=1.0)
 
     def __repr__(self) -> str:
         """Formula, dimension and steps so far."""
@@ -113,6 +107,8 @@ class NFVI(KLqp):
     def __deepcopy__(self, memo: dict[int, Any]) -> NFVI:
         """Copy with the model and, after a fit, all that `refine` continues from."""
         return deep_copy(self)
+
+    # ---------------------------------------------------------------------------------- fitting
 
     def fit(
         self,
@@ -365,6 +361,8 @@ class NFVI(KLqp):
         finally:
             self.hist, self.state = hist, state
             self.approx.hist = hist
+
+    # ------------------------------------------------------------------------------------ inside
 
     def _iterate(self, *, progressbar: bool, theme: Any) -> None:
         """Take the steps that are planned, also those that another process began with."""
