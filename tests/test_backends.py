@@ -97,7 +97,7 @@ def test_numba_and_jax_agree_also_on_the_steps_that_fail(on_numba):
         FORMULA, model=picky_model(lambda x: pt.switch(x > 2.5, np.nan, x)), random_seed=1
     )
     with pytest.warns(UserWarning, match="steps were skipped"):
-        jax.fit(100, backend="jax", **PICKY)
+        jax.fit(100, backend="jax", gradient="total", **PICKY)
     assert 0 < np.isnan(jax.hist).sum() < 30
     with pytest.warns(UserWarning, match="last exception was ValueError: out of range"):
         on_numba.refine(100, progressbar=False)

@@ -137,15 +137,25 @@ optdb.register("pymc_flows_plain_forms", in2out(_plain_forms), TAGS["jax"], posi
 
 @on_first_use("numba")
 def _register_numba() -> None:
+    from numba.extending import overload
     from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+
+    def contiguous(x):  # type: ignore[no-untyped-def]
+        """Copy what is not in order in memory; numba does so too, and warns."""
+
+    @overload(contiguous)
+    def _(x):  # type: ignore[no-untyped-def]
+        if x.layout == "A":
+            return lambda x: np.ascontiguousarray(x)
+        return lambda x: x
 
     @numba_njit
     def product(x, y):  # type: ignore[no-untyped-def]
-        return np.dot(x, y)
+        return np.dot(contiguous(x), contiguous(y))
 
     @register_funcify_and_cache_key(QuickDot)
     def _(op: QuickDot, node: Apply, **_: Any) -> tuple[Any, str]:
-        return product, "QuickDot 1"
+        return product, "QuickDot 2"
 
 
 @on_first_use("jax")
