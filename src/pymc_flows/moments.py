@@ -168,9 +168,9 @@ class Weighted:
 
 def _sd(frame: Frame) -> np.ndarray:
     """Standard deviations of the Gaussian's coordinates; they are 1 without a scale."""
-    if frame.scale is None or frame.is_elementwise:
-        return np.ones(1) if frame.scale is None else frame.scale
-    return np.sqrt(np.square(frame.scale).sum(axis=1))
+    if frame.scale is None:
+        return np.ones(1)
+    return frame.scale if frame.is_elementwise else np.linalg.norm(frame.scale, axis=1)
 
 
 def _widened(

@@ -26,6 +26,8 @@ from pymc_flows.frame import Frame
 # Estimates of the gradient; the third is the first, then the second.
 GRADIENTS = ("total", "path", "switch")
 
+_LOG_2PI = float(np.log(2 * np.pi))
+
 
 def default_gradient(chain: Chain, backend: str, *, anneals: bool) -> str:
     """Return what is nearer to the posterior at equal time, one of `GRADIENTS`.
@@ -40,9 +42,6 @@ def default_gradient(chain: Chain, backend: str, *, anneals: bool) -> str:
     """
     is_path = backend == "jax" and not anneals and chain.has_quick_score
     return "path" if is_path else "total"
-
-
-_LOG_2PI = float(np.log(2 * np.pi))
 
 
 def base_log_prob(z0: TensorVariable) -> TensorVariable:
