@@ -13,7 +13,7 @@ import pytensor
 from numba.core import event
 
 from benchmarks._common import Seconds
-from pymc_flows.training import TrainingLoop
+from pymc_flows.training.loop import TrainingLoop
 
 type Span = tuple[float, float]
 NUMBA_EVENT = "numba:compile"

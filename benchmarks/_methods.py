@@ -14,10 +14,10 @@ import pymc_flows as pmf
 from benchmarks._common import Row
 from benchmarks._compile_clock import CompileClock
 from benchmarks._posteriors import Draws, Reference
-from pymc_flows.density import ModelDensity
-from pymc_flows.diagnostics import measure
-from pymc_flows.frame import Frame
-from pymc_flows.points import place
+from pymc_flows.diagnostics.quality import measure
+from pymc_flows.flows.frame import Frame
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.points import place
 
 DRAWS = 4_000
 ADVI_STEPS = 30_000

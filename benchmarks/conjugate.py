@@ -14,7 +14,7 @@ import pytensor
 
 import pymc_flows as pmf
 from benchmarks._common import Check, Parser, Report, Row, stopwatch
-from pymc_flows.modes import NUMPY
+from pymc_flows.backends.modes import NUMPY
 
 N_OBSERVED = 10
 MEAN_BAR, WORST_BAR = 0.01, 0.03

@@ -19,8 +19,8 @@ import xarray as xr
 
 import pymc_flows as pmf
 from benchmarks._common import Check, Parser, Report, Row
-from pymc_flows._files import read
 from pymc_flows.errors import StorageError
+from pymc_flows.io.files import read
 
 KINDS = (
     "a bit flipped",

@@ -19,7 +19,7 @@ import pymc as pm
 import pymc_flows as pmf
 from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
 from benchmarks.shapes import FIRST_SEED, SHAPES, recipe_of
-from pymc_flows.log_density import LogDensity
+from pymc_flows.model.log_density import LogDensity
 from pymc_flows.targets import POTENTIALS, Mixture, Target, eight_gaussians, gaussian
 
 FORMULAS = ("scale-loc", "planar*8-scale-loc", "nvp*4-scale-loc")

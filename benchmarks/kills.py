@@ -21,8 +21,8 @@ import pymc as pm
 
 import pymc_flows as pmf
 from benchmarks._common import Check, Parser, Report, say
-from pymc_flows._files import Content, read
 from pymc_flows.errors import StorageError
+from pymc_flows.io.files import Content, read
 
 FORMULA = "planar*2-scale"
 STEPS, EVERY, DRAWS = 600, 20, 3

@@ -18,11 +18,11 @@ import pytensor.tensor as pt
 
 from benchmarks._common import Check, Parser, Report, Row, Seconds, stopwatch
 from pymc_flows import NFVI, NormalizingFlow
-from pymc_flows.backend import layer_loop
-from pymc_flows.examine import DrawPlan
-from pymc_flows.modes import training_mode
-from pymc_flows.objective import loss_and_gradients
+from pymc_flows.backends.modes import training_mode
+from pymc_flows.model.backend import layer_loop
+from pymc_flows.model.examine import DrawPlan
 from pymc_flows.targets import POTENTIALS
+from pymc_flows.training.objective import loss_and_gradients
 
 FORMULA = "planar*2"
 TARGET = POTENTIALS[0]

@@ -22,10 +22,10 @@ from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
 from benchmarks._compile_clock import compile_clock
 from benchmarks.accuracy import open_collection
 from pymc_flows.callbacks import Tracker
-from pymc_flows.diagnostics import measure
-from pymc_flows.objective import GRADIENTS, default_gradient
-from pymc_flows.optimizers import LEARNING_RATE
-from pymc_flows.stopping import Plateau
+from pymc_flows.diagnostics.quality import measure
+from pymc_flows.training.objective import GRADIENTS, default_gradient
+from pymc_flows.training.optimizers import LEARNING_RATE
+from pymc_flows.training.stopping import Plateau
 
 FORMULAS = (
     "scale-loc",

@@ -23,7 +23,7 @@ import pymc_flows as pmf
 from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
 from benchmarks._compile_clock import compile_clock
 from pymc_flows.importance import quality
-from pymc_flows.log_density import LogDensity
+from pymc_flows.model.log_density import LogDensity
 from pymc_flows.targets import (
     Mixture,
     Target,

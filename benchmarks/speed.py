@@ -29,7 +29,7 @@ from benchmarks.peers import PEERS, Fit, set_jax_precision
 from benchmarks.speed_bars import Rates, all_checks, compared_elsewhere
 from benchmarks.workloads import WORKLOADS, Workload
 from pymc_flows import NormalizingFlow
-from pymc_flows.backend import choose_backend
+from pymc_flows.model.backend import choose_backend
 
 # ------------------------------------------------------------------------------- in the child
 

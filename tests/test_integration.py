@@ -11,8 +11,8 @@ from scipy import stats
 
 import pymc_flows as pmf
 from pymc_flows.approximation import NormalizingFlowGroup
+from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import FlowError, FormulaError
-from pymc_flows.modes import NUMPY
 
 OWNERS = {"pymc": pm, "Group": Group, "Approximation": Approximation}
 ON_NUMPY = {"progressbar": False, "compile_kwargs": {"mode": NUMPY}}

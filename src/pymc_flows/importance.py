@@ -10,12 +10,9 @@ from typing import Literal
 
 import numpy as np
 import pytensor
-from pytensor.graph.traversal import graph_inputs
-from pytensor.tensor.random.type import RandomGeneratorType
 from xarray import DataArray, Dataset
 
-from pymc_flows.density import ModelDensity
-from pymc_flows.errors import ArgumentError, FitError, ModelError
+from pymc_flows.errors import ArgumentError, FitError
 
 type Correction = Literal["psis", "resample"]
 
@@ -186,17 +183,6 @@ def check_correction(correct: Correction | None, *, return_inferencedata: bool) 
         raise ArgumentError(
             f"correct={correct!r} puts weights next to the draws, and a MultiTrace has no place "
             "for them\nLeave out return_inferencedata=False."
-        )
-
-
-def check_has_weights(density: ModelDensity) -> None:
-    """Raise `ModelError` if the log density is random: a minibatch, a simulator."""
-    if any(isinstance(v.type, RandomGeneratorType) for v in graph_inputs(density.terms)):
-        raise ModelError(
-            "the model's log density is random (a minibatch or a simulator), so that draws have "
-            "no importance weights\n"
-            "Build the same model with all of the data and use it as the context: "
-            "with full_model: ..."
         )
 
 

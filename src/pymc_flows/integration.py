@@ -11,9 +11,9 @@ from pymc.variational.opvi import Approximation, Group
 
 from pymc_flows.approximation import NormalizingFlow, NormalizingFlowGroup
 from pymc_flows.errors import FormulaError
-from pymc_flows.fitting import fit as fit_flow
+from pymc_flows.fitting.entry import fit as fit_flow
+from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.formula import Formula
-from pymc_flows.inference import NFVI
 
 _ABSENT = object()
 # What `install` replaced: (owner, name, value in the owner's own namespace or _ABSENT).

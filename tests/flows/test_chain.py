@@ -6,12 +6,12 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import ALL_FIVE, compiled, evaluate, fixed, normal_params, shared_params
 from pytensor.graph.traversal import toposort
 
+from flow_cases import ALL_FIVE, compiled, evaluate, fixed, normal_params, shared_params
+from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import FlowError, FlowShapeError, FormulaError
 from pymc_flows.flows import Block, Chain, Loc, Planar, Scale, build_chain
-from pymc_flows.modes import NUMPY
 
 
 def test_direction_a_formula_reads_from_base_to_posterior():

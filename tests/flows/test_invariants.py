@@ -6,7 +6,10 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import (
+from pytensor.compile.mode import Mode
+from pytensor.graph.traversal import ancestors
+
+from flow_cases import (
     ALL_FIVE,
     LAYERS,
     Stretch,
@@ -21,13 +24,10 @@ from cases import (
     one_block,
     shared_params,
 )
-from pytensor.compile.mode import Mode
-from pytensor.graph.traversal import ancestors
-
+from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows import FLOWS, Block, FusedFlow, build_chain, register_flow
-from pymc_flows.modes import NUMPY
-from pymc_flows.objective import base_log_prob
+from pymc_flows.training.objective import base_log_prob
 
 # Flows that have no parameters, or are not the identity at jitter 0.
 NO_IDENTITY = {"hh", "loft", "perm", "stretch", "tail"}

@@ -4,10 +4,10 @@ With `inference`, the only modules that build on PyMC's variational base classes
 one group that knows its parameters, its draws and its log q.
 """
 
-from pymc_flows.approximation._flow import NormalizingFlow
-from pymc_flows.approximation._group import NormalizingFlowGroup
-from pymc_flows.approximation._pickling import deep_copy
-from pymc_flows.approximation._saving import (
+from pymc_flows.approximation.flow import NormalizingFlow
+from pymc_flows.approximation.group import NormalizingFlowGroup
+from pymc_flows.approximation.pickling import deep_copy
+from pymc_flows.approximation.saving import (
     check_log_density,
     contents,
     flow_arguments,

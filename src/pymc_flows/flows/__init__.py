@@ -5,24 +5,28 @@
 (4, True)
 """
 
-from pymc_flows.flows.affine import Loc, Scale
-from pymc_flows.flows.autoregressive import IAF, MAF
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
-from pymc_flows.flows.coupling import NVP
-from pymc_flows.flows.householder import Householder
-from pymc_flows.flows.loft import Loft
-from pymc_flows.flows.lowrank import LowRank
-from pymc_flows.flows.nsf import NSF
-from pymc_flows.flows.perm import Perm
-from pymc_flows.flows.planar import Planar
-from pymc_flows.flows.radial import Radial
-from pymc_flows.flows.spline import Spline
-from pymc_flows.flows.sylvester import Sylvester
-from pymc_flows.flows.tail import Tail
-from pymc_flows.flows.tril import Tril
+from pymc_flows.flows.layers import (
+    IAF,
+    MAF,
+    NSF,
+    NVP,
+    Householder,
+    Loc,
+    Loft,
+    LowRank,
+    Perm,
+    Planar,
+    Radial,
+    Scale,
+    Spline,
+    Sylvester,
+    Tail,
+    Tril,
+)
 from pymc_flows.formula import Formula
-from pymc_flows.registry import FLOWS, register_flow
+from pymc_flows.formula.registry import FLOWS, register_flow
 
 __all__ = [
     "FLOWS",

@@ -10,9 +10,9 @@ import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FlowShapeError, NotInvertibleError
-from pymc_flows.flows._scans import scan_layers, scan_score
-from pymc_flows.flows._shapes import check_positive_int, with_shape
 from pymc_flows.flows.base import Flow, FusedFlow, KernelFlow
+from pymc_flows.flows.checks import check_positive_int, with_shape
+from pymc_flows.flows.scans import scan_layers, scan_score
 
 __all__ = ["Block", "Chain", "Loop"]
 

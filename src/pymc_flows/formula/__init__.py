@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pymc_flows.errors import FlowShapeError
-from pymc_flows.formula._parser import MAX_CHARACTERS, MAX_LAYERS, MAX_NESTING, parse
-from pymc_flows.formula._steps import Group, Step, chain_text, expand
-from pymc_flows.formula._table import FormulaTable, numeric_table, symbolic_table
+from pymc_flows.formula.parser import MAX_CHARACTERS, MAX_LAYERS, MAX_NESTING, parse
+from pymc_flows.formula.steps import Group, Step, chain_text, expand
+from pymc_flows.formula.table import FormulaTable, numeric_table, symbolic_table
 
 __all__ = [
     "MAX_CHARACTERS",

@@ -6,13 +6,13 @@ they are. Without ``ax`` or ``figure`` it makes a new figure. Matplotlib comes w
 ``pip install 'pymc-flows[plots]'`` and is imported when the first figure is drawn.
 """
 
-from pymc_flows.plots._densities import approximation_density, density_contour
-from pymc_flows.plots._ladder import ladder
-from pymc_flows.plots._layers import layers, layers_animation
-from pymc_flows.plots._pairs import pairs
-from pymc_flows.plots._samples import draws, joint_kde
-from pymc_flows.plots._training import history, traces
-from pymc_flows.plots._weights import log_weights, pareto_tail
+from pymc_flows.plots.candidates import ladder
+from pymc_flows.plots.densities import approximation_density, density_contour
+from pymc_flows.plots.pair_grid import pairs
+from pymc_flows.plots.passages import layers, layers_animation
+from pymc_flows.plots.samples import draws, joint_kde
+from pymc_flows.plots.training import history, traces
+from pymc_flows.plots.weights import log_weights, pareto_tail
 
 __all__ = [
     "approximation_density",

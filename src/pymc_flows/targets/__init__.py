@@ -16,11 +16,11 @@ References
    arXiv:1505.05770.
 """
 
-from pymc_flows.targets._funnel import Funnel, funnel
-from pymc_flows.targets._gaussian import Gaussian, gaussian
-from pymc_flows.targets._potentials import POTENTIALS, Ridges, SplitRing, pot1, pot2, pot3, pot4
-from pymc_flows.targets._shapes import Banana, Mixture, Ring, banana, eight_gaussians, ring
-from pymc_flows.targets._target import Target
+from pymc_flows.targets.base import Target
+from pymc_flows.targets.funnels import Funnel, funnel
+from pymc_flows.targets.gaussians import Gaussian, gaussian
+from pymc_flows.targets.potentials import POTENTIALS, Ridges, SplitRing, pot1, pot2, pot3, pot4
+from pymc_flows.targets.shapes import Banana, Mixture, Ring, banana, eight_gaussians, ring
 
 __all__ = [
     "POTENTIALS",

@@ -1,0 +1,359 @@
+"""Draws of a flow, and its density, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, overload
+
+import numpy as np
+import pymc as pm
+import pytensor
+from numpy.typing import ArrayLike
+from pymc.backends.base import MultiTrace
+from pymc.util import RandomState, _get_seeds_per_chain
+from pymc.variational.opvi import Approximation
+from pytensor.graph.basic import Variable
+from pytensor.tensor.variable import TensorVariable
+from xarray import Dataset, DataTree
+
+from pymc_flows.approximation.group import NormalizingFlowGroup
+from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
+from pymc_flows.flows import Chain
+from pymc_flows.flows.evaluate import forward_and_log_det, inverse_and_log_det
+from pymc_flows.formula import Formula
+from pymc_flows.importance import Correction, check_correction, corrected
+from pymc_flows.model import draws as _draws
+from pymc_flows.model.examine import check_has_weights
+from pymc_flows.model.log_density import ROWS, LogDensity
+from pymc_flows.model.logp import ModelDensity, density_of
+from pymc_flows.model.points import is_named, place
+from pymc_flows.training.objective import base_log_prob
+
+# Of the points that are held at once, where they need not be held together.
+PART_BYTES = 32 * 2**20
+
+type Space = Literal["unconstrained", "constrained"]
+type NamedPoints = Mapping[str, ArrayLike] | Dataset | DataTree
+
+
+class FlowDraws(Approximation):
+    """Draws and densities of an approximation by one flow."""
+
+    groups: list[NormalizingFlowGroup]
+    density: ModelDensity
+    hist: np.ndarray
+    ladder: Any
+    _sample_rng: np.random.Generator
+    _draws_functions: _draws.DrawsFunctions
+
+    @property
+    def _group(self) -> NormalizingFlowGroup:
+        return self.groups[0]
+
+    @property
+    def formula(self) -> Formula:
+        """The formula of the chain."""
+        return self._group.formula
+
+    @property
+    def chain(self) -> Chain:
+        """The layers, in order of application."""
+        return self._group.chain
+
+    @property
+    def rng(self) -> np.random.RandomState:
+        """Seeds what PyMC compiles from this approximation."""
+        return self._group.rng
+
+    def sample_and_log_prob(
+        self, n: int, *, random_seed: RandomState = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points of the unconstrained space with their log density under the approximation.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws.
+        random_seed : int, Generator, RandomState, optional
+            Without one, draws continue the approximation's own stream.
+
+        Returns
+        -------
+        points : ndarray, shape (n, dim)
+        log_prob : ndarray, shape (n,)
+            ln q, in nats.
+
+        Raises
+        ------
+        ArgumentError
+            If ``n`` is not an integer of at least 1.
+        """
+        return self._draw(n, self._rng_for(random_seed))
+
+    def draw_parts(
+        self, n: int, *, random_seed: RandomState = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Draw the points of `sample_and_log_prob` in parts, so that not all of them are held.
+
+        Yields
+        ------
+        points : ndarray, shape (rows, dim)
+        log_prob : ndarray, shape (rows,)
+        """
+        rng, size = self._rng_for(random_seed), max(ROWS, PART_BYTES // (8 * self.ddim))
+        for begin in range(0, n, size):
+            yield self._draw(min(size, n - begin), rng)
+
+    def _rng_for(self, random_seed: RandomState) -> np.random.Generator:
+        if random_seed is None:
+            return self._sample_rng
+        return np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
+
+    def draw_seeds(self, n: int, random_seed: RandomState = None) -> list[int]:
+        """Seeds of n sets of draws; without a seed, from the approximation's own stream."""
+        return self._rng_for(random_seed).integers(2**32, size=n).tolist()
+
+    def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ArgumentError(f"the number of draws must be an integer of at least 1, got {n!r}")
+        dtype = np.dtype(pytensor.config.floatX)
+        z0 = rng.standard_normal((n, self.ddim), dtype=dtype)
+        z, log_det = forward_and_log_det(self._group.chain, z0, self._group.values())
+        frame = self._group.frame
+        return frame.place(z), _base_log_prob(z0) - log_det - frame.log_det
+
+    @overload
+    def log_prob(self, points: ArrayLike | NamedPoints, *, space: Space = ...) -> np.ndarray: ...
+
+    @overload
+    def log_prob(self, points: TensorVariable, *, space: Space = ...) -> TensorVariable: ...
+
+    def log_prob(self, points: Any, *, space: Space = "unconstrained") -> Any:
+        """Log density of the approximation at any points, exact through the chain's inverse.
+
+        Parameters
+        ----------
+        points : array-like, TensorVariable, dict of str to array-like, DataTree or Dataset
+            An array (n, dim) or (dim,) holds points of the unconstrained space; a symbolic one
+            gives a symbolic result. Values by name, of shape (n, *shape of the variable), are
+            mapped there: of the free variables (``"sigma"``) or of their unconstrained forms
+            (``"sigma_log__"``). Of a DataTree, the group ``posterior`` is taken.
+        space : 'unconstrained' or 'constrained'
+            Where the density lives: 'constrained' adds the log-Jacobians of the transforms, so
+            that it is the density of the values of the variables. Only for values by name.
+
+        Returns
+        -------
+        ndarray or TensorVariable, shape (n,), (), or (chain, draw) for a DataTree
+            ln q, in nats; −∞ at values outside of the support.
+
+        Raises
+        ------
+        FlowShapeError
+            If the last axis is not ``dim``, or a value has the wrong shape.
+        ArgumentError
+            If a name is missing, unknown or given twice, or ``space`` is unknown or meets an array.
+        ModelError
+            If ``space='constrained'`` and a transform changes the shape of a variable, or is not
+            one to one.
+        NotInvertibleError
+            If a layer of the chain has no inverse.
+        """
+        named = is_named(points)
+        if space not in ("unconstrained", "constrained"):
+            raise ArgumentError(f"space must be 'unconstrained' or 'constrained', got {space!r}")
+        if space == "constrained" and not named:
+            raise ArgumentError(
+                "space='constrained' needs values by name, a dict or a DataTree\n"
+                "An array holds points of the unconstrained space."
+            )
+        if isinstance(points, Variable):
+            frame = self._group.frame
+            self._check_points(points.type.shape)
+            z0, log_det = self._group.chain.inverse_and_log_det(
+                frame.take(points), self._group.blocks, loop=self._group.graph_loop
+            )
+            return base_log_prob(z0) - log_det - frame.log_det
+        if not named:
+            return self._inverse_and_log_prob(points)[1]
+        placed = place(self.density, points, with_log_det=space == "constrained")
+        # A point that has no place in the unconstrained space has no inverse either.
+        nan = np.isnan(placed.points).any(axis=1)
+        reachable = placed.inside & np.isfinite(placed.points).all(axis=1)
+        safe = np.where(reachable[:, None], placed.points, self.center_point())
+        log_q = self._inverse_and_log_prob(safe)[1] - placed.log_det
+        log_q = np.where(reachable, log_q, np.where(placed.inside & nan, np.nan, -np.inf))
+        return log_q.reshape(placed.batch)
+
+    def forward(self, z0: ArrayLike) -> np.ndarray:
+        """Points of the unconstrained space from draws of the base, N(0, I).
+
+        Parameters
+        ----------
+        z0 : array-like, shape (..., dim)
+
+        Returns
+        -------
+        ndarray, shape (..., dim)
+
+        Raises
+        ------
+        FlowShapeError
+            If the last axis is not ``dim``.
+        """
+        array = np.asarray(z0, dtype=pytensor.config.floatX)
+        self._check_points(array.shape)
+        flat = array.reshape(-1, self.ddim)
+        z, _ = forward_and_log_det(self._group.chain, flat, self._group.values())
+        return self._group.frame.place(z).reshape(array.shape)
+
+    def inverse(self, points: ArrayLike) -> np.ndarray:
+        """Draws of the base, N(0, I), from points of the unconstrained space.
+
+        Parameters
+        ----------
+        points : array-like, shape (..., dim)
+
+        Returns
+        -------
+        ndarray, shape (..., dim)
+
+        Raises
+        ------
+        FlowShapeError
+            If the last axis is not ``dim``.
+        NotInvertibleError
+            If a layer of the chain has no inverse.
+        """
+        return self._inverse_and_log_prob(points)[0]
+
+    def center_point(self) -> np.ndarray:
+        """The point (dim,) that the approximation draws from a zero of the base."""
+        return self.forward(np.zeros(self.ddim))
+
+    def _inverse_and_log_prob(self, points: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        frame = self._group.frame
+        array = np.asarray(points, dtype=pytensor.config.floatX)
+        self._check_points(array.shape)
+        flat = frame.take(array.reshape(-1, self.ddim))
+        z0, log_det = inverse_and_log_det(self._group.chain, flat, self._group.values())
+        log_q = _base_log_prob(z0) - log_det - frame.log_det
+        return z0.reshape(array.shape), log_q.reshape(array.shape[:-1])
+
+    def _check_points(self, shape: tuple[int | None, ...]) -> None:
+        if not shape or shape[-1] not in (None, self.ddim):
+            raise FlowShapeError(
+                f"points must have shape (n, {self.ddim}): one column per unconstrained scalar of "
+                f"the model\ngot {shape}"
+            )
+
+    def sample(
+        self,
+        draws: int = 500,
+        *,
+        correct: Correction | None = None,
+        random_seed: RandomState = None,
+        return_inferencedata: bool = True,
+        **kwargs: Any,
+    ) -> DataTree | MultiTrace:
+        """Draw from the approximation, all draws at once.
+
+        Parameters
+        ----------
+        draws : int
+            Number of draws.
+        correct : 'psis' or 'resample', optional
+            Corrects by importance weights p/q, Pareto-smoothed. 'psis' leaves the draws as they
+            are and stores their weights, for weighted means of one's own. Whatever else takes
+            draws ignores weights, such as ``az.summary``, ``az.loo``, ``az.compare``, plots and
+            ``pm.sample_posterior_predictive``: it needs 'resample', which draws from the draws,
+            with replacement, as often as there are draws (without, nothing would change); copies
+            of a draw stay side by side, and ArviZ's effective sample sizes and standard errors
+            see them. Neither can bring back what the approximation misses.
+        random_seed : int, Generator, RandomState, optional
+            Without one, draws continue the approximation's own stream.
+        return_inferencedata : bool
+            False gives PyMC's MultiTrace.
+        **kwargs
+            Passed to `pymc.to_inference_data`, such as ``include_transformed``.
+
+        Returns
+        -------
+        DataTree
+            Groups ``posterior`` (free variables and deterministics, with dims and coords),
+            ``observed_data`` and ``constant_data``. With ``correct``, also ``sample_stats``: ``lp``
+            (log density of the model in the unconstrained space, Jacobians included), ``log_q``
+            and ``log_weight`` (normalised; equal if resampled), and in its attrs ``khat``,
+            ``khat_threshold``, ``importance_ess`` and ``n_without_density``.
+
+        Raises
+        ------
+        ArgumentError
+            If ``draws`` is not an integer of at least 1, or ``correct`` is unknown or meets
+            ``return_inferencedata=False``.
+        ModelError
+            If a free variable has changed its shape, or the model in context has one that the
+            approximation does not know; with ``correct``, if the model's log density is random.
+        FitError
+            If there is nothing to resample: no draw has a finite weight.
+
+        Warns
+        -----
+        UserWarning
+            If ``correct`` is given and Pareto k-hat is above its threshold.
+        """
+        check_correction(correct, return_inferencedata=return_inferencedata)
+        if "chains" in kwargs:
+            raise TypeError(
+                "draws of an approximation are independent: there are no chains=, take more draws"
+            )
+        model = pm.Model.get_context(error_if_none=False) or self.model
+        rng = self._rng_for(random_seed)
+        points, log_q = self._draw(draws, rng)
+        self.density.check_shapes()
+        stats = None
+        if correct is not None:
+            density = self.density_of(model)
+            log_p = LogDensity(density).value(points)
+            points, stats = corrected(correct, points, log_p, log_q, rng)
+        everything = self.draws_at(points, model, rng)
+        if not return_inferencedata:
+            return _draws.to_multitrace(model, everything)
+        tree = _draws.to_datatree(model, everything, **kwargs)
+        if stats is not None:
+            tree["sample_stats"] = _draws.with_coords_of(tree.children["posterior"], stats)
+        return tree
+
+    def draws_at(
+        self, points: np.ndarray, model: pm.Model, rng: np.random.Generator
+    ) -> _draws.Draws:
+        """Everything that draws of a model consist of, at points (n, dim), by name: (n, ...) each.
+
+        The generator is for random variables that deterministics contain.
+        """
+        n = len(points)
+        values = {s.name: points[:, s.slice].reshape((n, *s.shape)) for s in self.density.slots}
+        return self._draws_functions.of(model)(values, rng)
+
+    def density_of(self, model: pm.Model) -> ModelDensity:
+        """The log density of a model with the free variables of this approximation.
+
+        Raises
+        ------
+        ModelError
+            If its free variables are others, or its log density is random.
+        """
+        density = self.density if model is self.model else density_of(model)
+        if density.slots != self.density.slots:
+            raise ModelError(
+                "the model in context does not have the free variables of this approximation, so "
+                "that its draws have no weights\n"
+                f"expected {', '.join(slot.name for slot in self.density.slots)}, "
+                f"got {', '.join(slot.name for slot in density.slots)}"
+            )
+        check_has_weights(density)
+        return density
+
+
+def _base_log_prob(z0: np.ndarray) -> np.ndarray:
+    return -0.5 * ((z0**2).sum(axis=-1) + z0.shape[-1] * np.log(2 * np.pi)).astype(z0.dtype)

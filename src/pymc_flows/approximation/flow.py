@@ -1,0 +1,246 @@
+"""The approximation of a whole model by one flow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pymc as pm
+from numpy.typing import ArrayLike
+from pymc.util import RandomState
+from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pymc.variational.opvi import VIState
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace
+from pytensor.tensor.variable import TensorVariable
+from xarray import Dataset
+
+from pymc_flows.approximation.draws import FlowDraws
+from pymc_flows.approximation.group import NormalizingFlowGroup
+from pymc_flows.approximation.pickling import OnlyCloudpickle, deep_copy
+from pymc_flows.approximation.saving import contents
+from pymc_flows.approximation.start import LayerParams
+from pymc_flows.flows.chain import Loop
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.io.files import write
+from pymc_flows.model import draws as _draws
+from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.training.objective import Problem
+
+
+class NormalizingFlow(FlowDraws):
+    """Normalizing-flow approximation of a model's posterior: z = c + A T(z0), z0 ~ N(0, I).
+
+    Parameters
+    ----------
+    flow : str or Formula
+        Formula of the chain T, in order of application, such as ``'scale-hh*4-loc'``.
+    model : pymc.Model, optional
+        Defaults to the model on the context stack.
+    jitter : float
+        Standard deviation of the noise on the raw start parameters.
+    start : dict of str to array-like or Frame, optional
+        Start point by variable name; what it does not name comes from ``model.initial_point()``.
+        It is the constant c, or the start of a final ``loc`` layer, and then c = 0; A = I. A
+        `Frame`, such as `find_frame` returns, is c and A.
+    params : dict of int to dict of str to array-like, optional
+        Initial raw values by layer: position in the expanded formula (0 is applied first) and
+        name, shapes as for one layer. They replace the drawn ones, without jitter.
+    random_seed : int, Generator, RandomState, optional
+        Seeds the start parameters and, where no other seed is given, fits and draws.
+
+    Attributes
+    ----------
+    formula : Formula
+    chain : Chain
+    density : ModelDensity
+    params : list of SharedVariable
+        One per parameter per block, repeats on the leading axis; blocks in order of application,
+        alphabetical inside.
+    hist : ndarray
+        Losses of all iterations so far, in nats.
+    ladder : Ladder or None
+        What ``fit(formula='auto')`` tried.
+
+    Raises
+    ------
+    FormulaError
+        If ``flow`` is not a formula.
+    ModelError
+        If the model has no continuous free variable, a discrete one, or ``start`` does not fit.
+    ArgumentError
+        If ``jitter`` is not a standard deviation, or ``params`` names a layer or a parameter that
+        the flow does not have.
+    FlowShapeError
+        If a value of ``params`` has the wrong shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pymc as pm
+    >>> import pymc_flows as pmf
+    >>> with pm.Model():
+    ...     x = pm.Normal("x", shape=2)
+    ...     approx = pmf.NormalizingFlow("loc", jitter=0, start={"x": [1, 2]})
+    >>> approx
+    NormalizingFlow('loc', dim=2)
+    >>> bool(np.isclose(approx.log_prob([1, 2]), -np.log(2 * np.pi)))
+    True
+    """
+
+    def __init__(
+        self,
+        flow: str | Formula = "scale-loc",
+        *,
+        model: pm.Model | None = None,
+        jitter: float = 0.01,
+        start: Mapping[str, ArrayLike] | Frame | None = None,
+        params: LayerParams | None = None,
+        random_seed: RandomState = None,
+    ):
+        formula = Formula(flow)
+        model = model_or_context(model)
+        with Interrupts(deferred=False):
+            self.density = density_of(model)
+            group = NormalizingFlowGroup(
+                None,
+                flow=formula,
+                model=model,
+                jitter=jitter,
+                start=start,
+                params=params,
+                random_seed=random_seed,
+            )
+        self.hist = np.asarray(())
+        self.ladder: Any = None
+        super().__init__([group], model=model)
+        self._sample_rng = np.random.default_rng(group.seeds.spawn(1)[0])
+        self._draws_functions = _draws.DrawsFunctions(
+            {slot.name: slot.shape for slot in self.density.slots}
+        )
+
+    @property
+    def state(self) -> VIState:
+        """Mean and standard deviation by variable, as PyMC's approximations give them."""
+        return self._group.state
+
+    @property
+    def mean_data(self) -> Dataset:
+        """Mean by unconstrained variable."""
+        return self._group.mean_data
+
+    @property
+    def std_data(self) -> Dataset:
+        """Standard deviation by unconstrained variable."""
+        return self._group.std_data
+
+    @property
+    def mean(self) -> TensorVariable:
+        """Mean (dim,) in the unconstrained space: exact if affine, else from fixed noise."""
+        return self._group.mean
+
+    @property
+    def std(self) -> TensorVariable:
+        """Standard deviation (dim,) in the unconstrained space; as `mean`."""
+        return self._group.std
+
+    @property
+    def cov(self) -> TensorVariable:
+        """Covariance (dim, dim) in the unconstrained space; as `mean`."""
+        return self._group.cov
+
+    @property
+    def graph_loop(self) -> Loop:
+        """How repeats enter graphs that PyTensor compiles with any backend."""
+        return self._group.graph_loop
+
+    def problem(self, beta: float = 1.0) -> Problem:
+        """What a fit optimises: this flow against the model's log density."""
+        group = self._group
+        scale = self.symbolic_normalizing_constant if self.has_minibatch else 1.0
+        return Problem(group.chain, group.blocks, group.frame, self.density, beta, scale)
+
+    @property
+    def has_minibatch(self) -> bool:
+        """Whether a minibatch makes the model's log density random."""
+        rvs = [*self.model.observed_RVs, *self.model.free_RVs]
+        return any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
+
+    def symbolic_sample_over_posterior(
+        self,
+        node: Variable | list[Variable],
+        more_replacements: Mapping[Variable, Variable] | None = None,
+    ) -> Any:
+        """Evaluate nodes for all draws at once; PyMC's own version scans over draws."""
+        nodes = list(node) if isinstance(node, list | tuple) else [node]
+        if more_replacements:
+            nodes = graph_replace(nodes, dict(more_replacements), strict=False)
+        values = self.density.unpack(self.symbolic_random)
+        sampled = _draws.vectorized(nodes, values, keep_checks=self.model.check_bounds)
+        return sampled if isinstance(node, list | tuple) else sampled[0]
+
+    # --------------------------------------------------------------------------------- display
+
+    def __str__(self) -> str:
+        """Formula and dimension."""
+        return f"NormalizingFlow({str(self.formula)!r}, dim={self.ddim})"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        parts = [replace(self.formula.table(self.ddim), title=str(self))._repr_html_()]
+        if len(self.hist):
+            recent = self.hist[-1_000:]
+            mean = recent[np.isfinite(recent)].mean() if np.isfinite(recent).any() else np.nan
+            parts.append(
+                f"<p>fitted in {len(self.hist):,} steps; average loss of the last {len(recent):,}: "
+                f"{mean:,.5g} nats</p>"
+            )
+        elif self.ladder is None:
+            parts.append("<p>not fitted, or without a record of the losses</p>")
+        if self.ladder is not None:
+            parts.append(f"<p>the formulas that were tried:</p>{self.ladder._repr_html_()}")
+        return "".join(parts)
+
+    # -------------------------------------------------------------------------------- keeping
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a netCDF file that `pymc_flows.load` reads, with the same model at hand.
+
+        In it are the formula, the frame, the raw parameters, ``hist``, ``ladder``, the random
+        states of the draws, and what tells the model from others: its free variables, and its log
+        density at three points. It takes the place of an existing file in one step.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Raises
+        ------
+        FileNotFoundError, IsADirectoryError
+            If the folder does not exist, or the path is one.
+        ModuleNotFoundError
+            If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+        """
+        write(path, contents(self))
+
+    # -------------------------------------------------------------------------------- copying
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Make plain pickle say what to do instead."""
+        # First, so that plain pickle meets it before anything of the model.
+        return {"_pickle_guard": OnlyCloudpickle(), **super().__getstate__()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        state.pop("_pickle_guard")
+        super().__setstate__(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NormalizingFlow:
+        """Copy with the model."""
+        return deep_copy(self)

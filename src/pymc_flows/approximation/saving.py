@@ -1,0 +1,166 @@
+"""An approximation as the content of a file, and back."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor
+
+from pymc_flows.approximation.draws import FlowDraws
+from pymc_flows.backends.rngs import decode_state, encode_state, set_state
+from pymc_flows.errors import StorageError
+from pymc_flows.flows import build_chain
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.io.files import Content
+from pymc_flows.model.fingerprint import base_points, differences, probe
+from pymc_flows.model.layout import fingerprint, layout
+
+PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
+_MOST_SHOWN = 10
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what the bits of a fit depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
+    """All that `restore` needs; with other losses than the approximation's own, if given."""
+    group = approx.groups[0]
+    arrays = {"center": group.frame.center}
+    if group.frame.scale is not None:
+        arrays["scale"] = group.frame.scale
+    arrays |= {f"param_{k}": np.asarray(v.get_value()) for k, v in group.params_dict.items()}
+    arrays["hist"] = np.asarray(approx.hist if hist is None else hist, dtype=float)
+    record = {
+        "versions": versions(),
+        "floatX": pytensor.config.floatX,
+        "model": fingerprint(approx.model, approx.density.slots),
+        "log_density": _log_density(approx),
+        "ladder": None if approx.ladder is None else approx.ladder.record(),
+        "scale_cost_to_minibatch": approx.scale_cost_to_minibatch,
+        "draws_rng": encode_state(approx._sample_rng.bit_generator.state),
+        "seeds_rng": encode_state(approx.rng.get_state(legacy=False)),
+    }
+    return Content(str(approx.formula), arrays, record)
+
+
+def _log_density(approx: FlowDraws) -> dict[str, list[float]] | None:
+    """Log densities where the approximation is, by term of the model."""
+    return probe(approx.density, approx.forward(base_points(approx.ddim)))
+
+
+def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
+    """Return the arguments of `NormalizingFlow` and `NFVI` that make the flow of a file.
+
+    Raises
+    ------
+    StorageError
+        If the model is not the one that the flow was made for.
+    FormulaError
+        If the formula has a word that is not known (any more).
+    """
+    dtype = pytensor.config.floatX
+    if content.record.get("floatX") != dtype:
+        raise StorageError(
+            f"the file was written with floatX={content.record.get('floatX')!r}, "
+            f"pytensor.config.floatX is {dtype!r}"
+        )
+    slots = layout(model)
+    expected = fingerprint(model, slots)
+    found = content.record.get("model")
+    if found != expected:
+        raise StorageError(
+            "the file belongs to another model\n" + _shown(_differences(found, expected))
+        )
+    formula = Formula(content.formula)
+    dim = slots[-1].slice.stop
+    center = content.array("center", (dim,), dtype)
+    scale = None
+    if "scale" in content.arrays:
+        square = (dim, dim) if content.arrays["scale"].ndim == 2 else (dim,)
+        scale = content.array("scale", square, dtype)
+    # Before anything of these shapes is made.
+    chain = build_chain(formula, dim)
+    for i, (block, shapes) in enumerate(zip(chain.blocks, chain.param_shapes(), strict=True)):
+        for name, shape in shapes.items():
+            content.array(f"param_{i}_{block.layer.word}_{name}", shape, dtype)
+    start = Frame(center, scale)
+    return {"flow": formula, "model": model, "jitter": 0, "start": start, "random_seed": 0}
+
+
+def _differences(found: Any, expected: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what differs between two fingerprints, the first of them from a file."""
+    try:
+        ours = {str(variable["name"]): variable for variable in expected}
+        theirs = {str(variable["name"]): variable for variable in found}
+        lines = [f"  {name!r}: only in the file" for name in theirs if name not in ours]
+        lines += [f"  {name!r}: only in the model" for name in ours if name not in theirs]
+        for name, variable in ours.items():
+            other = theirs.get(name, variable)
+            lines += [
+                f"  {name!r}: {key} is {str(other[key])[:80]!r} in the file, "
+                f"{str(variable[key])!r} in the model"
+                for key in variable
+                if other[key] != variable[key]
+            ]
+    except (AttributeError, KeyError, TypeError):
+        return ["  the file does not say which"]
+    return lines or ["  the same variables in another order: " + ", ".join(theirs)[:400]]
+
+
+def _shown(lines: list[str]) -> str:
+    if len(lines) > _MOST_SHOWN:
+        lines[_MOST_SHOWN:] = [f"  and {len(lines) - _MOST_SHOWN} further differences"]
+    return "\n".join(lines)
+
+
+def check_log_density(approx: FlowDraws, content: Content) -> None:
+    """Raise `StorageError` if the model of a restored approximation has other priors or data.
+
+    A minibatch, which is another one each time, is not compared; nor is anything if the model could
+    not be evaluated when it was saved, or cannot be now.
+    """
+    found, expected = content.record.get("log_density"), _log_density(approx)
+    if found is None or expected is None:
+        return
+    try:
+        lines = differences(found, expected)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StorageError(f"the file is malformed: {error!r}") from error
+    if lines:
+        raise StorageError(
+            "the model has other data or priors than when the file was written\n"
+            f"{_shown(lines)}\n"
+            "Give the model of that time, with its data (pm.set_data), or check_density=False if "
+            "another one is meant."
+        )
+
+
+def restore(approx: FlowDraws, content: Content) -> None:
+    """Give an approximation made with `flow_arguments` the rest of what is in the file."""
+    for name, param in approx.groups[0].params_dict.items():
+        param.set_value(content.array(f"param_{name}", param.type.shape, param.dtype))
+    approx.hist = content.array("hist", (None,))
+    record = content.record
+    try:
+        approx.scale_cost_to_minibatch = record["scale_cost_to_minibatch"]
+        draws, seeds = approx._sample_rng, approx.rng
+        set_state(draws, decode_state(record["draws_rng"], draws.bit_generator.state))
+        set_state(seeds, decode_state(record["seeds_rng"], seeds.get_state(legacy=False)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise StorageError(f"the file is malformed: {error!r}") from error

@@ -1,0 +1,97 @@
+"""Where the raw parameters of an approximation start: what the user gave, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pymc_flows.errors import ArgumentError, FlowShapeError
+from pymc_flows.flows import Chain
+from pymc_flows.flows.frame import Frame
+from pymc_flows.model.layout import Slot, sizes
+
+type LayerParams = Mapping[int, Mapping[str, ArrayLike]]
+
+
+def check_jitter(jitter: float) -> float:
+    """Return the jitter as a float, if it is a standard deviation."""
+    if isinstance(jitter, bool) or not isinstance(jitter, int | float | np.number):
+        raise ArgumentError(f"jitter must be a number, got {jitter!r}")
+    if not np.isfinite(jitter) or jitter < 0:
+        raise ArgumentError(f"jitter must be finite and at least 0, got {jitter!r}")
+    return float(jitter)
+
+
+def check_frame(frame: Frame, slots: Sequence[Slot]) -> Frame:
+    """Return the frame, if it is one of a model with these variables."""
+    variables = sizes(slots)
+    dim = sum(size for _, size in variables)
+    if len(frame.center) != dim:
+        raise FlowShapeError(
+            f"a frame of this model needs a center ({dim},), got {frame.center.shape}"
+        )
+    if frame.variables not in (None, variables):
+        raise ArgumentError(
+            "start is a frame of another model\n"
+            f"expected one of {_listed(variables)}, got one of {_listed(frame.variables)}\n"
+            "Find one for this model: find_frame(model)."
+        )
+    return frame
+
+
+def _listed(variables: Sequence[tuple[str, int]]) -> str:
+    shown = ", ".join(f"{name!r} ({size})" for name, size in variables[:10])
+    return shown + (", ..." if len(variables) > 10 else "")
+
+
+def set_layer_params(
+    chain: Chain, values: Sequence[dict[str, np.ndarray]], given: LayerParams | None
+) -> None:
+    """Overwrite drawn start values with the user's.
+
+    Parameters
+    ----------
+    chain : Chain
+    values : sequence of dict of str to ndarray
+        Raw values of each block, repeats on the leading axis; changed in place.
+    given : mapping of int to mapping of str to array-like, optional
+        By position of the layer in the expanded formula, and name; shapes of one layer.
+    """
+    layers = [(i, k) for i, block in enumerate(chain.blocks) for k in range(block.count)]
+    for position, params in _mapping(given or {}, "layer positions", "params").items():
+        is_integer = isinstance(position, int | np.integer) and not isinstance(position, bool)
+        if not is_integer or not 0 <= position < len(layers):
+            raise ArgumentError(
+                f"params has values for layer {position!r}\n"
+                f"expected positions 0 to {len(layers) - 1}, 0 is the first applied"
+            )
+        i, k = layers[position]
+        where = f"layer {position} ({chain.blocks[i].layer.word})"
+        for name, value in _mapping(params, "names", f"params of {where}").items():
+            if name not in values[i]:
+                raise ArgumentError(
+                    f"params has a value for {name!r} of {where}\n"
+                    f"expected one of {', '.join(values[i])}"
+                )
+            values[i][name][k] = _checked(value, values[i][name][k], f"{name!r} of {where}")
+
+
+def _mapping[K, V](given: Mapping[K, V], keys: str, what: str) -> Mapping[K, V]:
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"{what} must be a dict by {keys}, got {given!r}")
+    return given
+
+
+def _checked(value: ArrayLike, target: np.ndarray, what: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise ArgumentError(f"the value of {what} is not numeric: {value!r}")
+    if array.shape != target.shape:
+        raise FlowShapeError(
+            f"the value of {what} has the wrong shape\nexpected {target.shape}, got {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise ArgumentError(f"the value of {what} is not finite: {value!r}")
+    return array

@@ -1,0 +1,270 @@
+"""Graph surgery on log densities: checks per draw, data as inputs, parts that no draw changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pymc.logprob.utils import CheckParameterValue
+from pytensor.compile.builders import OpFromGraph
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import HasInnerGraph, Op
+from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import toposort
+from pytensor.raise_op import CheckAndRaise
+from pytensor.scan.op import Scan
+from pytensor.tensor.basic import Join, ScalarFromTensor
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.math import Dot
+from pytensor.tensor.shape import Shape, Shape_i
+from pytensor.tensor.subtensor import AdvancedSubtensor
+from pytensor.tensor.variable import TensorConstant, TensorVariable
+
+from pymc_flows.backends.modes import NUMPY
+
+# Constants with more elements than this become function inputs: compilers embed constants in
+# the code they generate, which takes seconds and memory for data of real size.
+MAX_CONSTANT_SIZE = 1_000
+
+# Ops that never need the value of an integer input while the graph is compiled: it is not a shape.
+_VALUE_FREE_OPS = (
+    Elemwise,
+    DimShuffle,
+    CAReduce,
+    Dot,
+    Blockwise,
+    AdvancedSubtensor,
+    OpFromGraph,
+    Scan,
+)
+
+
+def ops_inside(op: Op) -> list[Op]:
+    """The Op itself, or the one that a Blockwise repeats, and all Ops of its inner graph."""
+    op = op.core_op if isinstance(op, Blockwise) else op
+    inner = [node.op for node in op.fgraph.toposort()] if isinstance(op, HasInnerGraph) else []
+    return [op, *(found for other in inner for found in ops_inside(other))]
+
+
+def ops_of(outputs: Sequence[Variable]) -> list[Op]:
+    """All Ops of a graph and of its inner graphs."""
+    return [op for node in toposort(outputs) for op in ops_inside(node.op)]
+
+
+# ------------------------------------------------------------------------------------------ checks
+
+
+def switch_parameter_checks(
+    outputs: Sequence[Variable], inputs: Iterable[Variable], *, keep: bool
+) -> list[Variable]:
+    """Turn checks of parameters into switches, so that each draw answers for itself.
+
+    A check is an ``all()`` over everything that it sees; vectorised as it is, one invalid draw
+    would fail the whole batch. As a switch in the graph of a single draw it vectorises with it.
+    Checks inside a Scan are turned too.
+
+    Parameters
+    ----------
+    outputs : sequence of Variable
+        Log densities of one draw.
+    inputs : iterable of Variable
+        What a draw consists of.
+    keep : bool
+        False drops PyMC's checks (a model with ``check_bounds=False``).
+
+    Returns
+    -------
+    list of Variable
+        New graphs on the same inputs. A failed check of PyMC's gives −inf where it guards a log
+        density and NaN where it guards something else, for that draw only; so does any other
+        assertion about the values of a draw. Assertions about data and shapes stay.
+    """
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    dependent = set(inputs)
+    for node in fgraph.toposort():
+        if isinstance(node.op, Shape | Shape_i):
+            continue  # a draw has no say in its shape
+        if not dependent.isdisjoint(node.inputs):
+            dependent.update(node.outputs)
+        for old, new in zip(node.outputs, _switched(node, dependent, keep=keep), strict=True):
+            if new is not old:
+                fgraph.replace(old, new, import_missing=True, reason="parameter check")
+                dependent.add(new)
+    return list(fgraph.outputs)
+
+
+def _switched(node: Apply, dependent: set[Variable], *, keep: bool) -> list[Variable]:
+    """Outputs of a node without its checks; the node's own outputs if it has none."""
+    if isinstance(node.op, CheckAndRaise):
+        value, *conditions = node.inputs
+        if isinstance(node.op, CheckParameterValue):
+            if not keep:
+                return [value]
+            bad = -np.inf if node.op.can_be_replaced_by_ninf else np.nan
+        elif dependent.isdisjoint(conditions):
+            return node.outputs
+        else:
+            bad = np.nan
+        if not isinstance(value, TensorVariable) or not value.dtype.startswith("float"):
+            return node.outputs
+        condition = pt.all([_as_tensor(c) for c in conditions])
+        return [pt.switch(condition, value, np.asarray(bad, dtype=value.dtype))]
+    if not isinstance(node.op, Scan | OpFromGraph):
+        return node.outputs
+    if not any(isinstance(op, CheckAndRaise) for op in ops_inside(node.op)):
+        return node.outputs
+    inner = node.op.fgraph.unfreeze()
+    results = switch_parameter_checks(inner.outputs, inner.inputs, keep=keep)
+    if isinstance(node.op, OpFromGraph):
+        given = dict(zip(inner.inputs, node.inputs, strict=True))
+        return graph_replace(results, given, strict=False)
+    op = node.op
+    scan = Scan(
+        inner.inputs,
+        results,
+        op.info,
+        mode=op.mode,
+        truncate_gradient=op.truncate_gradient,
+        name=op.name,
+        allow_gc=op.allow_gc,
+        strict=op.strict,
+    )
+    return scan.make_node(*node.inputs).outputs
+
+
+def _as_tensor(condition: Variable) -> TensorVariable:
+    """The tensor behind a scalar: that one vectorises."""
+    if condition.owner is not None and isinstance(condition.owner.op, ScalarFromTensor):
+        return condition.owner.inputs[0]
+    return pt.as_tensor_variable(condition)
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def join_batches(outputs: Sequence[Variable]) -> list[Variable]:
+    """Turn each batch of joins in a vectorised graph into one join of batches.
+
+    Where only some of its inputs depend on the draw, PyTensor vectorises a join as a loop over
+    draws, whose gradient JAX cannot run. Broadcasting the others gives an ordinary join.
+    """
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    for node in fgraph.toposort():
+        if not (isinstance(node.op, Blockwise) and isinstance(node.op.core_op, Join)):
+            continue
+        n = node.op.batch_ndim(node)
+        batch = pt.broadcast_shape(
+            *(_static_shape(v)[:n] for v in node.inputs), arrays_are_shapes=True
+        )
+        inputs = [pt.broadcast_to(v, (*batch, *_static_shape(v)[n:])) for v in node.inputs]
+        joined = pt.join(node.op.core_op.axis + n, *inputs)
+        fgraph.replace(node.outputs[0], joined, import_missing=True, reason="join of batches")
+    return list(fgraph.outputs)
+
+
+def _static_shape(var: TensorVariable) -> tuple[TensorVariable | int, ...]:
+    return tuple(var.shape[i] if n is None else n for i, n in enumerate(var.type.shape))
+
+
+# -------------------------------------------------------------------------------------- fixed parts
+
+
+def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[TensorVariable]:
+    """Computed tensors that do not depend on ``inputs`` but feed a node that does.
+
+    Outputs that do not depend on ``inputs`` at all are not listed. What is not a tensor (an index,
+    a slice) is not either, but the tensors that it comes from are.
+    """
+    dependent = set(inputs)
+    found: dict[TensorVariable, None] = {}
+
+    def visit(var: Variable) -> None:
+        if var in dependent or var.owner is None:
+            return
+        if isinstance(var, TensorVariable):
+            found[var] = None
+        else:
+            for parent in var.owner.inputs:
+                visit(parent)
+
+    for node in toposort(outputs):
+        if not dependent.isdisjoint(node.inputs):
+            dependent.update(node.outputs)
+            for var in node.inputs:
+                visit(var)
+    return list(found)
+
+
+# -------------------------------------------------------------------------------------- large data
+
+
+def lift_constants(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """Compute what depends on large data alone, and hold large arrays in shared variables.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+        Log densities of one draw.
+
+    Returns
+    -------
+    list of TensorVariable
+        Equal graphs in which no constant above `MAX_CONSTANT_SIZE` feeds an Op that can take
+        a variable instead.
+    """
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    folded = _large_constant_parts(fgraph.outputs)
+    if folded:
+        values = pytensor.function([], folded, mode=NUMPY)()
+        for var, value in zip(folded, values, strict=True):
+            constant = pt.constant(np.asarray(value), dtype=var.dtype)
+            fgraph.replace(var, constant, import_missing=True, reason="constant part")
+    lifted: dict[object, Variable] = {}  # equal data once, as compilers would merge constants
+    for var in list(fgraph.variables):
+        if _is_large(var) and _may_vary(var, fgraph):
+            key = var.signature()
+            if key not in lifted:
+                name = var.name or "data"
+                lifted[key] = pytensor.shared(var.data, name, shape=var.data.shape, borrow=True)
+            fgraph.replace(var, lifted[key], import_missing=True, reason="large constant")
+    return list(fgraph.outputs)
+
+
+def _is_large(var: Variable) -> bool:
+    return isinstance(var, TensorConstant) and var.data.size > MAX_CONSTANT_SIZE
+
+
+def _may_vary(var: TensorConstant, fgraph: FunctionGraph) -> bool:
+    """Whether no Op needs the value at compile time, as for a shape or a mask.
+
+    Neither is ever a float.
+    """
+    if var.dtype.startswith(("float", "complex")):
+        return True
+    ops = [node.op for node, _ in fgraph.clients[var]]
+    if var.dtype == "bool":  # the number of its True is a shape
+        return all(isinstance(op, Elemwise | DimShuffle | CAReduce) for op in ops)
+    return all(isinstance(op, _VALUE_FREE_OPS) for op in ops)
+
+
+def _large_constant_parts(outputs: Sequence[Variable]) -> list[TensorVariable]:
+    """Largest float subgraphs that are computed from large constants and nothing variable.
+
+    What comes from small constants alone is left to PyTensor: its rewrites also rescue small
+    integers (3 * 10**2 overflows in int8), which evaluating such a part on its own would not.
+    """
+    constant: set[Variable] = set()
+    large: set[Variable] = set()
+    found: dict[Variable, None] = {}
+    for node in toposort(outputs):
+        if node.inputs and all(isinstance(v, Constant) or v in constant for v in node.inputs):
+            constant.update(node.outputs)
+            if any(v in large or _is_large(v) for v in node.inputs):
+                large.update(node.outputs)
+        else:
+            found.update(dict.fromkeys(v for v in node.inputs if v in large))
+    return [v for v in found if isinstance(v, TensorVariable) and v.dtype.startswith("float")]

@@ -1,0 +1,179 @@
+"""Rewrites of a graph for one backend, where PyTensor's own form is slow there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor import scalar as ps
+from pytensor.compile.mode import optdb
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.math import Dot
+
+from pymc_flows.backends.dispatch import on_first_use
+
+# Which of them a mode includes, by backend.
+TAGS = {
+    "numba": "pymc_flows_numba",
+    "jax": "pymc_flows_jax",
+    "numpy": "pymc_flows_numpy",
+}
+# After all rewrites that simplify, which would undo these, and before those that fuse (49).
+_POSITION = 48.5
+
+
+class QuickDot(Op):
+    """The product of two matrices of floats; its gradient is taken before it comes in."""
+
+    __props__ = ()
+
+    def make_node(self, x: Any, y: Any) -> Apply:
+        """Shape and type of the product."""
+        x, y = pt.as_tensor_variable(x), pt.as_tensor_variable(y)
+        shape = (x.type.shape[0], y.type.shape[1])
+        return Apply(self, [x, y], [pt.tensor(dtype=x.dtype, shape=shape)])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shape of the product."""
+        return [(shapes[0][0], shapes[1][1])]
+
+    def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
+        """Multiply in NumPy."""
+        output_storage[0][0] = np.dot(*inputs)
+
+
+@node_rewriter([Dot])
+def _quick_dot(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """PyTensor's own product takes numba 15 seconds to compile, for each layout of the inputs."""
+    x, y = node.inputs
+    if not x.dtype == y.dtype == node.outputs[0].dtype or x.dtype not in ("float32", "float64"):
+        return None
+    product = QuickDot()(x, y)
+    return [product] if node.outputs[0].type.is_super(product.type) else None
+
+
+class PlainSoftplus(ps.UnaryScalarOp):
+    """The softplus in one form for all numbers; PyTensor's has five, and JAX computes them all."""
+
+    def impl(self, x: Any) -> Any:
+        """Compute it in NumPy."""
+        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+class PlainSigmoid(ps.UnaryScalarOp):
+    """The sigmoid from the exponential of which the softplus is made, so that both share it."""
+
+    def impl(self, x: Any) -> Any:
+        """Compute it in NumPy."""
+        small = np.exp(-np.abs(x))
+        return np.where(x < 0, small, 1) / (1 + small)
+
+
+_PLAIN = {
+    scalar_op: Elemwise(plain(ps.upgrade_to_float, name=plain.__name__))
+    for scalar_op, plain in ((ps.Softplus, PlainSoftplus), (ps.Sigmoid, PlainSigmoid))
+}
+
+
+@node_rewriter([Elemwise])
+def _plain_forms(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Choose forms that no later rewrite looks into."""
+    plain = _PLAIN.get(type(node.op.scalar_op))
+    if plain is None or not node.outputs[0].dtype.startswith("float"):
+        return None
+    return [plain(node.inputs[0].astype(node.outputs[0].dtype))]
+
+
+def softplus(x: Any) -> Any:
+    """Return log(1 + exp(x)) of an array."""
+    return np.logaddexp(0.0, x)
+
+
+def log1mexp(x: Any) -> Any:
+    """Return log(1 - exp(x)) of an array of negative numbers (Maechler 2012)."""
+    with np.errstate(all="ignore"):
+        return np.where(x < -math.log(2), np.log1p(-np.exp(x)), np.log(-np.expm1(x)))
+
+
+def trigamma(x: Any) -> Any:
+    """Second derivative of the logarithm of the gamma function."""
+    from scipy import special  # slow to import
+
+    return special.polygamma(1, x)
+
+
+# Those that NumPy would take number by number through Python, half a microsecond each.
+_ON_ARRAYS = {
+    scalar_op: (name, arity, 1)
+    for scalar_op, name, arity in (
+        (ps.Clip, "clip", 3),
+        (ps.Softplus, f"{__name__}.softplus", 1),
+        (ps.Log1mexp, f"{__name__}.log1mexp", 1),
+        (ps.TriGamma, f"{__name__}.trigamma", 1),
+    )
+}
+
+
+@node_rewriter([Elemwise])
+def _on_arrays(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Give a scalar function one of arrays to run in NumPy."""
+    spec = _ON_ARRAYS.get(type(node.op.scalar_op))
+    if spec is None or node.op.nfunc_spec is not None:
+        return None
+    return [Elemwise(node.op.scalar_op, nfunc_spec=spec)(*node.inputs)]
+
+
+optdb.register("pymc_flows_on_arrays", in2out(_on_arrays), TAGS["numpy"], position=_POSITION)
+optdb.register("pymc_flows_quick_dot", in2out(_quick_dot), TAGS["numba"], position=_POSITION)
+optdb.register("pymc_flows_plain_forms", in2out(_plain_forms), TAGS["jax"], position=_POSITION)
+
+
+@on_first_use("numba")
+def _register_numba() -> None:
+    from numba.extending import overload
+    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+
+    def contiguous(x):  # type: ignore[no-untyped-def]
+        """Copy what is not in order in memory; numba does so too, and warns."""
+
+    @overload(contiguous)
+    def _(x):  # type: ignore[no-untyped-def]
+        if x.layout == "A":
+            return lambda x: np.ascontiguousarray(x)
+        return lambda x: x
+
+    @numba_njit
+    def product(x, y):  # type: ignore[no-untyped-def]
+        return np.dot(contiguous(x), contiguous(y))
+
+    @register_funcify_and_cache_key(QuickDot)
+    def _(op: QuickDot, node: Apply, **_: Any) -> tuple[Any, str]:
+        return product, "QuickDot 2"
+
+
+@on_first_use("jax")
+def _register_jax() -> None:
+    import jax.numpy as jnp
+    from pytensor.link.jax.dispatch import jax_funcify
+
+    def softplus(x: Any) -> Any:
+        return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+    def sigmoid(x: Any) -> Any:
+        small = jnp.exp(-jnp.abs(x))
+        return jnp.where(x < 0, small, 1) / (1 + small)
+
+    @jax_funcify.register(PlainSoftplus)
+    def _(op: PlainSoftplus, **_: Any) -> Any:
+        return softplus
+
+    @jax_funcify.register(PlainSigmoid)
+    def _(op: PlainSigmoid, **_: Any) -> Any:
+        return sigmoid

@@ -1,0 +1,118 @@
+"""Simpler forms of log densities that PyTensor's rewrites would not find.
+
+They are looked for before gradients are taken, so that these are simpler, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor import scalar as ps
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor.basic import MakeVector, get_underlying_scalar_constant_value
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.exceptions import NotScalarConstantError
+from pytensor.tensor.math import All
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.modes import NUMPY
+
+# What a condition is made of.
+_LOGICAL = (All, DimShuffle, Elemwise, MakeVector)
+
+
+def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """Simplify log densities of one draw.
+
+    A choice that data make once and for all is made. A probability that is a sigmoid is not asked
+    whether it lies between 0 and 1. And the two logarithms of a Bernoulli variable with such a
+    probability, log σ(x) and log(1 − σ(x)), become one function of ±x.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+
+    Returns
+    -------
+    list of TensorVariable
+        Equal graphs on the same inputs.
+    """
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    for rule in (_certain, _decided, _bernoulli):
+        for node in fgraph.toposort():
+            if node not in fgraph.apply_nodes or len(node.outputs) > 1:
+                continue
+            [old] = node.outputs
+            if not isinstance(old, TensorVariable):
+                continue
+            new = rule(node)
+            if new is not None and old.type.is_super(new.type):
+                fgraph.replace(old, new, import_missing=True, reason="simpler form")
+    return list(fgraph.outputs)
+
+
+def _decided(node: Apply) -> TensorVariable | None:
+    """switch(condition, a, b) with a condition that is the same for all of the data."""
+    if not _is(node, ps.Switch):
+        return None
+    condition, if_true, if_false = node.inputs
+    if not all(
+        isinstance(v, Constant) if v.owner is None else isinstance(v.owner.op, _LOGICAL)
+        for v in ancestors([condition])
+    ):
+        return None
+    value = pytensor.function([], condition, mode=NUMPY)()
+    if value.all():
+        return if_true
+    return None if value.any() else if_false
+
+
+def _certain(node: Apply) -> TensorVariable | None:
+    """all(σ(x) ≥ 0) and all(σ(x) ≤ 1)."""
+    if not isinstance(node.op, All):
+        return None
+    compared = node.inputs[0].owner
+    for scalar_op, bound in ((ps.GE, 0), (ps.LE, 1)):
+        if _is(compared, scalar_op):
+            value, limit = compared.inputs
+            if _is(value.owner, ps.Sigmoid) and _constant(limit) == bound:
+                return pt.constant(np.ones((1,) * node.out.ndim, dtype=bool))
+    return None
+
+
+def _bernoulli(node: Apply) -> TensorVariable | None:
+    """switch(y, log σ(x), log(1 − σ(x))) is −softplus(−x) where y, and −softplus(x) elsewhere."""
+    if not _is(node, ps.Switch):
+        return None
+    y, log_p, log_q = node.inputs
+    if not (_is(log_p.owner, ps.Log) and _is(log_q.owner, ps.Log)):
+        return None
+    [p], [q] = log_p.owner.inputs, log_q.owner.inputs
+    if not (_is(p.owner, ps.Sigmoid) and _is(q.owner, ps.Sub)):
+        return None
+    one, same = q.owner.inputs
+    if same is not p or _constant(one) != 1:
+        return None
+    x = p.owner.inputs[0]
+    sign = pt.switch(y, np.asarray(-1, dtype=x.dtype), np.asarray(1, dtype=x.dtype))
+    return -pt.softplus(sign * x)
+
+
+def _is(node: Apply | None, scalar_op: type) -> bool:
+    return (
+        node is not None
+        and isinstance(node.op, Elemwise)
+        and isinstance(node.op.scalar_op, scalar_op)
+    )
+
+
+def _constant(var: Variable) -> float | None:
+    try:
+        return float(get_underlying_scalar_constant_value(var))
+    except NotScalarConstantError:
+        return None

@@ -1,0 +1,1 @@
+"""How good an approximation is, by importance weights and by draws of a reference."""

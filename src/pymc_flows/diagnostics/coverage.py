@@ -1,0 +1,153 @@
+"""Whether an approximation has draws where draws of a reference are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytensor
+from xarray import DataArray
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.diagnostics.reliability import Moments
+from pymc_flows.errors import ArgumentError
+from pymc_flows.importance import ROUNDING, Quality
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.points import place
+
+# Distances beyond the largest log weight at which the shares are compared, in nats.
+_BEYOND = np.array([0.0, 1.0, 2.0, 5.0, 10.0, 20.0])
+# A missing share that is too small to matter.
+_NEGLIGIBLE = 0.01
+# The share of q above the largest of n weights is 1/n times an exponential variable, which exceeds
+# this once in a hundred times.
+_RARELY = -math.log(0.01)
+# Standard errors of a share of the reference's draws that are no surprise.
+_ERRORS = 3.0
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Draws of a reference, seen from an approximation.
+
+    Of the draws of the approximation, one log weight log p − log q is the largest, t. If the
+    approximation covers the posterior, its weights also say which share of the posterior has
+    log weights above t: E_q[w; w > e^t] / E_q[w], about w_max / Σw / (1 − k) for weights with a
+    Pareto tail of shape k, times an exponential variable since t is random, and by
+    e^(−Δ(1/k − 1)) less above t + Δ. Draws in a place that the approximation never visits have huge
+    log weights, since q is next to nothing there, and their share is not foreseen by the weights.
+    So something is missing if, for Δ = 0, 1, 2, 5, 10 or 20 nats, a share is above what the weights
+    foresee in 99 of 100 cases plus 1 %, by three standard errors of a share of so many draws.
+
+    Attributes
+    ----------
+    n_draws : int
+        Draws of the reference that were compared, at most as many as of the approximation.
+    n_effective : float
+        What they are worth, by the autocorrelation of their log p − log q.
+    invalid : float
+        Share of them without a density under the model.
+    distance : float
+        The Δ, in nats, at which the share comes nearest to its limit, or is furthest above it.
+    beyond : float
+        Share with a log p − log q larger by so much than that of any draw of the approximation.
+    limit : float
+        Largest such share that would be no surprise.
+    """
+
+    n_draws: int
+    n_effective: float
+    invalid: float
+    distance: float
+    beyond: float
+    limit: float
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the share is above its limit."""
+        return self.beyond > self.limit
+
+
+def cover(
+    approx: NormalizingFlow, reference: Any, log_weights: np.ndarray, quality: Quality
+) -> tuple[Coverage, Moments]:
+    """Compare draws of a reference with what the approximation's own draws have shown.
+
+    Returns also the moments of the reference in the unconstrained space.
+
+    Parameters
+    ----------
+    approx : NormalizingFlow
+    reference : mapping of str to array-like, Dataset or DataTree
+    log_weights : ndarray, shape (n,)
+        log p − log q of draws of the approximation, in nats.
+    quality : Quality
+        Of these.
+
+    Raises
+    ------
+    ArgumentError
+        If no draw of the reference has a density under the model.
+    """
+    placed = place(approx.density, reference)
+    rows = np.flatnonzero(placed.inside & np.isfinite(placed.points).all(axis=1))
+    n_all = len(placed.points)
+    outside = 1 - len(rows) / max(n_all, 1)
+    rows = rows[:: -(-len(rows) // len(log_weights)) or 1]
+    points = placed.points[rows]
+    log_p = LogDensity(approx.density).value(points) if len(points) else np.zeros(0)
+    valid = np.isfinite(log_p)
+    if not valid.any():
+        raise ArgumentError(
+            f"none of the {n_all} draws of the reference has a density under the model\n"
+            "Give draws of the posterior of the same model."
+        )
+    points, log_p = points[valid], log_p[valid]
+    log_q = approx.log_prob(points)
+    ratios = np.where(np.isfinite(log_q), log_p - log_q, np.inf)
+    n_effective = _effective(ratios)
+    beyond, limits = _shares(ratios, n_effective, log_weights, quality.khat)
+    worst = int(np.argmax(beyond / limits))
+    coverage = Coverage(
+        n_draws=len(ratios),
+        n_effective=n_effective,
+        invalid=outside + (1 - outside) * float(1 - valid.mean()),
+        distance=float(_BEYOND[worst]),
+        beyond=float(beyond[worst]),
+        limit=float(limits[worst]),
+    )
+    return coverage, Moments(points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float))
+
+
+def _effective(ratios: np.ndarray) -> float:
+    """Effective number of draws of a series (n,), by ranks: some may be infinite."""
+    import arviz  # noqa: F401 - its accessor of xarray objects; slow to import
+
+    n = len(ratios)
+    found = float(DataArray(ratios, dims="draw").azstats.ess(sample_dims="draw"))
+    # Too few draws have no autocorrelation; a series that alternates would be worth more.
+    return min(found, n) if math.isfinite(found) else float(n)
+
+
+def _shares(
+    ratios: np.ndarray, n_effective: float, log_weights: np.ndarray, khat: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the reference beyond the largest log weight, and their limits."""
+    finite = log_weights[np.isfinite(log_weights)]
+    if not len(finite):
+        return np.ones(len(_BEYOND)), np.full(len(_BEYOND), _NEGLIGIBLE)
+    top = float(finite.max())
+    # Equal weights differ by rounding only, a little more after an inverse.
+    rounding = 100 * ROUNDING[pytensor.config.floatX]
+    edges = top + rounding * (1 + abs(top)) + _BEYOND
+    beyond = (ratios[:, None] > edges).mean(axis=0)
+    share = 1 / float(np.exp(finite - top).sum())
+    k = min(max(khat, 0.01), 0.95)
+    expected = share / (1 - k) * np.exp(-_BEYOND * (1 / k - 1))
+    if not math.isfinite(khat):
+        expected = np.full(len(_BEYOND), share)
+    foreseen = np.minimum(_RARELY * expected, 0.5) + _NEGLIGIBLE
+    noise = _ERRORS * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+    return beyond, foreseen + noise

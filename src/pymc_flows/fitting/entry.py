@@ -1,0 +1,148 @@
+"""`fit`: formula in, fitted approximation out."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import pymc as pm
+from numpy.typing import ArrayLike
+from pymc.util import RandomState, _get_seeds_per_chain
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.errors import ArgumentError
+from pymc_flows.fitting.auto import climb
+from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.flows import build_chain
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.io.files import check_target
+from pymc_flows.model.examine import check_backend
+from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.start.search import find_frame
+from pymc_flows.support.arguments import check_integer
+
+AUTO = "auto"
+
+
+def fit(
+    n: int = 10_000,
+    *,
+    formula: str | Formula | None = None,
+    method: str | NFVI | None = None,
+    model: pm.Model | None = None,
+    random_seed: RandomState = None,
+    start: Mapping[str, ArrayLike] | Frame | None = None,
+    inf_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> NormalizingFlow:
+    """Fit a normalizing flow to a model's posterior.
+
+    A flow is fitted in the coordinates of `find_frame`, in which the posterior has about mean 0 and
+    covariance I; for formulas that do not mix coordinates, neither do these.
+
+    Parameters
+    ----------
+    n : int
+        Number of steps; of each fit for ``'auto'``.
+    formula : str or Formula, optional
+        Formula of the flow. Default ``'auto'``: a Gaussian with the moments of the posterior, which
+        takes no steps and leaves ``hist`` empty, and if that is not enough, richer and richer flows
+        until their ELBO gains nothing; the approximation's attribute ``ladder`` is the table of
+        what was tried.
+    method : str or NFVI, optional
+        ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
+    model : pymc.Model, optional
+        Defaults to the model on the context stack.
+    random_seed : int, Generator, RandomState, optional
+        Seeds start parameters and noise.
+    start : dict of str to array-like or Frame, optional
+        Where the search begins; defaults to ``model.initial_point()``. A `Frame` is taken as it is.
+    inf_kwargs : dict, optional
+        Further arguments of `NFVI`, such as ``jitter``.
+    **kwargs
+        As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, …
+
+    Returns
+    -------
+    NormalizingFlow
+
+    Raises
+    ------
+    ArgumentError
+        If formula and method are both given, the method is not NFVI, or ``n`` is no number.
+    """
+    if isinstance(n, pm.Model):
+        raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
+    if isinstance(n, str | Formula):
+        raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
+    n = check_integer("n", n, minimum=0)
+    _check_keywords(kwargs)
+    check_backend(kwargs.get("backend"))
+    if formula is not None and method is not None:
+        raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
+    if isinstance(method, NFVI):
+        given = {
+            "model": model,
+            "start": start,
+            "random_seed": random_seed,
+            "inf_kwargs": inf_kwargs,
+        }
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise ArgumentError(
+                f"method= is an NFVI already made: {', '.join(unused)} has no effect"
+            )
+        return method.fit(n, **kwargs)
+    if method is not None:
+        formula = _formula_of(method)
+    model = model_or_context(model)
+    density = density_of(model)  # held, so that the search and all fits find it again
+    if formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO):
+        for name in ("callbacks", "checkpoint"):
+            if kwargs.get(name):
+                raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
+        return climb(
+            n, model=model, start=start, random_seed=random_seed, inf_kwargs=inf_kwargs, **kwargs
+        )
+    if kwargs.get("checkpoint") is not None:
+        check_target(kwargs["checkpoint"])  # the search may take long
+    search_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
+    flow = Formula(formula)
+    if not isinstance(start, Frame):
+        dense = not build_chain(flow, density.dim).is_elementwise
+        start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
+    inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
+    return inference.fit(n, **kwargs)
+
+
+def _check_keywords(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that neither this function nor `NFVI.fit` has."""
+    own = inspect.signature(fit).parameters
+    known = [*own, *list(inspect.signature(NFVI.fit).parameters)[1:]]  # without self
+    for name in kwargs:
+        if name in known:
+            continue
+        # None of them is close to the name that other libraries give to a seed.
+        known_as = {"seed": "random_seed"}
+        close = difflib.get_close_matches(name, [*known, *known_as, "learning_rate"], n=1)
+        if close == ["learning_rate"]:
+            hint = "write obj_optimizer=pm.adam(learning_rate=…), schedule='cosine'"
+        elif close:
+            hint = f"did you mean {known_as.get(close[0], close[0])}=?"
+        else:
+            hint = "see the documentation of fit"
+        raise TypeError(f"fit() got an unexpected keyword argument {name!r}: {hint}")
+
+
+def _formula_of(method: object) -> str:
+    if isinstance(method, str):
+        name, equals, text = method.partition("=")
+        if name.strip().lower() == "nfvi":
+            return text if equals else AUTO
+    raise ArgumentError(
+        f"method must be 'nfvi', 'nfvi=<formula>' or an NFVI, got {method!r}\n"
+        "For other methods use pymc.fit."
+    )

@@ -1,0 +1,297 @@
+"""Fit a flow to draws: maximum likelihood, that is, the forward Kullback-Leibler divergence."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+from pymc.progress_bar import default_progress_theme
+from pymc.util import RandomState, _get_seeds_per_chain
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.backends.jax import has_jax
+from pymc_flows.backends.materialize import materialize
+from pymc_flows.errors import ArgumentError, FitError, FlowShapeError, NotInvertibleError
+from pymc_flows.fitting.held_out import CHECKS, HeldOut
+from pymc_flows.fitting.session import FitState, Run
+from pymc_flows.flows import build_chain
+from pymc_flows.flows.chain import Loop
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.model.backend import layer_loop
+from pymc_flows.model.examine import check_backend, warn_if_affine
+from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.points import is_named, place
+from pymc_flows.start.search import MAX_DENSE
+from pymc_flows.support.arguments import check_integer
+from pymc_flows.training.loop import Step, TrainingLoop
+from pymc_flows.training.noise import aligned_zeros
+from pymc_flows.training.objective import Problem, base_log_prob
+from pymc_flows.training.optimizers import Optimizer, rated
+from pymc_flows.training.packing import Packing, split_by_block
+from pymc_flows.training.progress import FitProgress
+
+_log = logging.getLogger(__name__)
+
+MIN_DRAWS = 10
+
+
+def fit_draws(
+    draws: Any,
+    formula: str | Formula,
+    model: pm.Model | None = None,
+    *,
+    n: int = 5_000,
+    batch: int = 256,
+    held_out: float = 0.1,
+    obj_optimizer: Optimizer | None = None,
+    backend: str | None = None,
+    random_seed: RandomState = None,
+    progressbar: bool = True,
+) -> NormalizingFlow:
+    """Fit a normalizing flow to draws of a posterior, by maximum likelihood.
+
+    Minimises the mean of −ln q over the draws, and with it KL(p ‖ q), which punishes the absence of
+    mass where draws are: the flow covers all modes of the draws, where `fit`, by KL(q ‖ p), may
+    lose some. Draws of short chains, one in each mode, will do: `sample` (approx, method='imh')
+    sets the weights of modes right. The model's log density is not evaluated: `report` says how
+    good the flow is. A flow with networks needs about as many draws as it has parameters
+    (`Formula.table` counts them); with fewer, take fewer layers and a smaller step size.
+
+    Parameters
+    ----------
+    draws : DataTree, Dataset, dict of str to array-like, or array-like
+        As for `NormalizingFlow.log_prob`: values of the free variables by name (of a DataTree, its
+        group ``posterior``), or points (n, dim) of the unconstrained space.
+    formula : str or Formula
+        Formula of the flow. Each step inverts it: `iaf` takes ``dim`` passes for that, and `maf`,
+        its mirror image, one.
+    model : pymc.Model, optional
+        Defaults to the model on the context stack.
+    n : int
+        Number of steps.
+    batch : int
+        Draws per step, chosen at random; at most all of them.
+    held_out : float
+        Share of the draws, the last ones of each chain, that steps do not use. The fit keeps the
+        parameters with the smallest mean of −ln q there, so that rich flows do not learn few
+        draws by heart; if later steps did, a warning is logged (logger ``pymc_flows``). Looks
+        are frequent early in a fit, and at least 20. 0 uses all draws and keeps the last
+        parameters.
+    obj_optimizer : callable, optional
+        As in `NFVI.fit`.
+    backend : {'numba', 'jax'}, optional
+        Default: JAX if it is installed. On numba, repeats of a layer are compiled one by one.
+    random_seed : int, Generator, RandomState, optional
+        Seeds the start parameters and the choice of draws.
+    progressbar : bool
+
+    Returns
+    -------
+    NormalizingFlow
+        In the coordinates in which the draws have mean 0 and covariance I (standard deviations 1
+        for a formula that does not mix coordinates, or above 300 dimensions). Its ``hist`` are the
+        means of −ln q over the batches, in nats.
+
+    Raises
+    ------
+    ArgumentError
+        If a variable is missing, draws are not finite or outside of the support, all equal in a
+        coordinate, or fewer than 10; or another argument cannot be used.
+    FlowShapeError
+        If the draws have the wrong shape.
+    NotInvertibleError
+        If a layer of the formula has no inverse.
+    FitError
+        If 100 steps in a row failed.
+
+    References
+    ----------
+    .. [1] Papamakarios, Nalisnick, Rezende, Mohamed & Lakshminarayanan, Normalizing Flows for
+       Probabilistic Modeling and Inference, JMLR 22(57), 2021, section 2.3.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pymc as pm
+    >>> import pymc_flows as pmf
+    >>> with pm.Model():
+    ...     x = pm.Normal("x")
+    ...     draws = {"x": np.random.default_rng(1).normal(3, 2, 400)}
+    ...     approx = pmf.fit_draws(draws, "scale-loc", n=0)
+    >>> approx.center_point().round()
+    array([3.])
+    """
+    n, batch = check_integer("n", n, minimum=0), check_integer("batch", batch)
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 <= held_out < 1:
+        raise ArgumentError(f"held_out must be a share from 0 to less than 1, got {held_out!r}")
+    check_backend(backend)
+    model = model_or_context(model)
+    density = density_of(model)
+    flow = Formula(formula)
+    chain = build_chain(flow, density.dim)
+    if without := chain.words_without_inverse:
+        raise NotInvertibleError(
+            f"{', '.join(without)} in {str(flow)!r} has no inverse, which the density of given "
+            "draws needs\nTake another flow, or fit by pymc_flows.fit."
+        )
+    warn_if_affine(chain)
+    used, kept_back = _split(_points(density, draws), held_out)
+    frame = _frame_of(used, density, dense=not chain.is_elementwise)
+    start_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
+    approx = NormalizingFlow(flow, model=model, start=frame, random_seed=start_seed)
+    backend = backend or ("jax" if has_jax() else "numba")
+    batch = min(batch, len(used))
+    state = _prepare(approx, used, batch, n, obj_optimizer, backend, int(fit_seed))
+    epoch = len(used) // batch
+    _run(approx, state, n, used, kept_back, epoch=epoch, progressbar=progressbar)
+    return approx
+
+
+def _points(density: ModelDensity, draws: Any) -> np.ndarray:
+    """Points (..., dim) of the unconstrained space, the last axis but one along a chain."""
+    if is_named(draws):
+        placed = place(density, draws)
+        points, inside = placed.points, placed.inside
+        shape = (*placed.batch, density.dim)
+    else:
+        points = np.asarray(draws, dtype=pytensor.config.floatX)
+        if points.ndim < 2 or points.shape[-1] != density.dim:
+            raise FlowShapeError(
+                f"draws must have shape (n, {density.dim}): one column per unconstrained scalar "
+                f"of the model\ngot {points.shape}"
+            )
+        inside, shape = np.ones(points.shape[:-1], bool), points.shape
+    usable = inside & np.isfinite(points).all(axis=-1)
+    if not usable.all():
+        raise ArgumentError(
+            f"{(~usable).sum():,} of {usable.size:,} draws are not finite, or outside of the "
+            "support of a variable\nAre they draws of this model?"
+        )
+    if usable.size < MIN_DRAWS:
+        raise ArgumentError(f"at least {MIN_DRAWS} draws are needed, got {usable.size}")
+    return points.reshape(shape)
+
+
+def _split(points: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, dim) for the steps, and the last of each chain to judge by."""
+    length, dim = points.shape[-2:]
+    stop = length - int(share * length)
+    return points[..., :stop, :].reshape(-1, dim), points[..., stop:, :].reshape(-1, dim)
+
+
+def _frame_of(points: np.ndarray, density: ModelDensity, *, dense: bool) -> Frame:
+    """Coordinates in which the points have mean 0 and covariance I."""
+    n, dim = points.shape
+    sd = points.std(axis=0)
+    if not (sd > 0).all():
+        coordinate = int(np.argmin(sd))
+        slot = next(s for s in density.slots if coordinate < s.slice.stop)
+        raise ArgumentError(
+            f"all draws are equal in coordinate {coordinate - slot.slice.start} of {slot.name!r}"
+        )
+    if not dense or dim > MAX_DENSE or n <= 2 * dim:
+        return Frame(points.mean(axis=0), sd)
+    correlation = np.atleast_2d(np.corrcoef(points.T))
+    # A trace of noise keeps the factor away from singular: with two variables that are the same.
+    correlation += 1e-6 * np.eye(dim)
+    return Frame(points.mean(axis=0), sd[:, None] * np.linalg.cholesky(correlation))
+
+
+def _prepare(
+    approx: NormalizingFlow,
+    points: np.ndarray,
+    batch: int,
+    n: int,
+    obj_optimizer: Optimizer | None,
+    backend: str,
+    seed: int,
+) -> FitState:
+    """The compiled loop, whose noise is the choice of draws."""
+    problem, optimizer = approx.problem(), rated(obj_optimizer, n)
+    rows = pt.matrix("draws", shape=(batch, approx.ddim), dtype=pytensor.config.floatX)
+    # There are no kernels of inverses.
+    loop: Loop = "scan" if layer_loop(backend) == "scan" else "unroll"
+    named, packing = approx.groups[0].params_dict, None
+    params: list[Any] = problem.flat_params
+    if optimizer.is_elementwise:
+        packing = Packing(named)
+        params = [packing.theta]
+        blocks = tuple(split_by_block(approx.chain, packing.theta, loop))
+        problem = replace(problem, params=blocks)
+    loss = _loss(problem, rows, loop)
+    grads = [materialize(grad) for grad in pytensor.grad(loss, params)]
+    names = [""] if packing else list(named)
+    step = Step(
+        rows,
+        loss,
+        dict(zip(names, grads, strict=True)),
+        dict(optimizer.optimizer(grads, params)),
+        () if optimizer.rate is None else (optimizer.rate,),
+        packing=packing,
+    )
+    # What is fitted is the flow in the coordinates of its frame.
+    standard = problem.frame.take(points).astype(pytensor.config.floatX)
+
+    def choose(rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        chosen = aligned_zeros(shape, dtype)
+        chosen[:n] = standard[rng.integers(len(standard), size=(n, shape[1]))]
+        return chosen
+
+    every = max(1, n // CHECKS)
+    noise_seed, model_seed = np.random.SeedSequence(seed).spawn(2)
+    compiled = TrainingLoop(
+        step,
+        backend=backend,
+        noise_seed=noise_seed,
+        model_seed=model_seed,
+        max_chunk=every,
+        source=choose,
+    )
+    has_rate = optimizer.rate is not None
+    return FitState(compiled, [], optimizer.schedule, has_rate, score=True, every=every)
+
+
+def _loss(problem: Problem, rows: TensorVariable, loop: Loop) -> TensorVariable:
+    """Mean of −ln q, in nats of the unconstrained space, at points in the frame's coordinates."""
+    z0, log_det = problem.chain.inverse_and_log_det(rows, problem.params, loop=loop)
+    log_q = base_log_prob(z0) - log_det
+    return problem.frame.log_det - log_q.mean()
+
+
+def _run(
+    approx: NormalizingFlow,
+    state: FitState,
+    n: int,
+    used: np.ndarray,
+    kept_back: np.ndarray,
+    *,
+    epoch: int,
+    progressbar: bool,
+) -> None:
+    """Take the steps, and leave the parameters that describe the held-out draws best."""
+    run = Run(approx, state, n)
+    held_out = HeldOut(approx, state, kept_back, epoch) if len(kept_back) else None
+    try:
+        label = str(approx.formula)
+        with FitProgress(n, default_progress_theme, show=progressbar, label=label) as bar:
+            run.advance(bar, held_out.look if held_out is not None else None)
+    except KeyboardInterrupt:
+        _log.info("Interrupted.")
+    except FitError as error:
+        raise FitError(
+            f"{state.loop.failures} steps in a row failed: the density of the draws under the "
+            "flow, or its gradient, is not finite\nTry a smaller step size, "
+            "obj_optimizer=pm.adam(learning_rate=.001), or another formula."
+        ) from error.__cause__
+    finally:
+        approx.hist = run.losses.copy()
+    if held_out is not None:
+        held_out.keep_best(used)
+    run.report(learns=held_out is None or held_out.learns)

@@ -1,0 +1,398 @@
+"""`NFVI`: fits a normalizing flow to a model's log density with the compiled training loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pymc as pm
+from numpy.typing import ArrayLike
+from pymc.progress_bar import default_progress_theme
+from pymc.util import RandomState
+from pymc.variational.inference import Inference, KLqp
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.approximation import NormalizingFlow, deep_copy
+from pymc_flows.approximation.operators import FlowKL
+from pymc_flows.errors import ArgumentError
+from pymc_flows.fitting.checkpoint import save_fit
+from pymc_flows.fitting.prepare import prepare
+from pymc_flows.fitting.session import Callback, Run
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.io.files import check_target
+from pymc_flows.support.arguments import check_integer, check_list, renamed, warn_unused
+from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.training.annealing import Anneal, as_anneal
+from pymc_flows.training.objective import GRADIENTS
+from pymc_flows.training.optimizers import Optimizer, Schedule, rated
+from pymc_flows.training.progress import FitProgress
+from pymc_flows.training.stopping import Plateau, as_plateau
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY = 1_000
+
+
+class NFVI(KLqp):
+    """Normalizing-flow variational inference.
+
+    Parameters
+    ----------
+    flow : str or Formula
+        Formula of the flow, such as ``'scale-hh*4-loc'`` or ``'planar*8'``.
+    model : pymc.Model, optional
+        Defaults to the model on the context stack.
+    jitter : float
+        Standard deviation of the noise on the raw start parameters.
+    start : dict of str to array-like or Frame, optional
+        Start point; defaults to ``model.initial_point()``. A `Frame`, such as `find_frame` returns,
+        gives fixed coordinates in which the flow works.
+    params : dict of int to dict of str to array-like, optional
+        Initial raw values by layer; see `NormalizingFlow`.
+    random_seed : int, Generator, RandomState, optional
+        Seeds the start parameters and, where they get no seed of their own, fits and draws.
+
+    Attributes
+    ----------
+    approx : NormalizingFlow
+    objective : FlowObjective
+        ``objective(nmc)`` is the symbolic loss, differentiable w.r.t. ``approx.params``.
+    hist : ndarray
+        Losses of all steps so far, in nats, one per step.
+    concerns : list of str, optional
+        Given a list, fits add to it what else they log of a loss that still fell, and the like.
+
+    Examples
+    --------
+    >>> import pymc as pm
+    >>> import pymc_flows as pmf
+    >>> with pm.Model():
+    ...     x = pm.Normal("x", shape=2)
+    ...     inference = pmf.NFVI("scale-loc", random_seed=1)
+    >>> inference.approx
+    NormalizingFlow('scale-loc', dim=2)
+    """
+
+    hist: np.ndarray
+    state: Any
+    concerns: list[str] | None = None
+
+    def __init__(
+        self,
+        flow: str | Formula = "scale-loc",
+        *,
+        model: pm.Model | None = None,
+        jitter: float = 0.01,
+        start: Mapping[str, ArrayLike] | Frame | None = None,
+        params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
+        random_seed: RandomState = None,
+    ):
+        approx = NormalizingFlow(
+            flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
+        )
+        Inference.__init__(self, FlowKL, approx, None, beta=1.0)
+
+    def __repr__(self) -> str:
+        """Formula, dimension and steps so far."""
+        steps = 0 if self.state is None else self.state.i
+        return f"NFVI({str(self.approx.formula)!r}, dim={self.approx.ddim}, steps={steps:,})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NFVI:
+        """Copy with the model and, after a fit, all that `refine` continues from."""
+        return deep_copy(self)
+
+    # ---------------------------------------------------------------------------------- fitting
+
+    def fit(
+        self,
+        n: int = 10_000,
+        score: bool | None = None,  # noqa: FBT001 - PyMC's signature
+        callbacks: Sequence[Callback] | None = None,
+        progressbar: bool = True,  # noqa: FBT001, FBT002 - PyMC's signature
+        progressbar_theme: Any = default_progress_theme,
+        *,
+        backend: str | None = None,
+        include_transformed: bool = False,
+        random_seed: RandomState = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int | None = None,
+        obj_n_mc: int | None = 64,
+        obj_optimizer: Optimizer | None = None,
+        schedule: str | None = None,
+        stop: bool | Plateau | None = None,
+        anneal: float | Anneal | None = None,
+        gradient: str | None = None,
+        more_obj_params: Sequence[SharedVariable] | None = None,
+        more_updates: Mapping[SharedVariable, TensorVariable] | None = None,
+        more_replacements: Mapping[Variable, Variable] | None = None,
+        total_grad_norm_constraint: float | None = None,
+        compile_kwargs: Mapping[str, Any] | None = None,
+        fn_kwargs: Mapping[str, Any] | None = None,
+        tf_n_mc: int | None = None,
+        test_optimizer: Optimizer | None = None,
+        more_tf_params: Sequence[SharedVariable] | None = None,
+    ) -> NormalizingFlow:
+        """Fit the flow by stochastic gradient steps on the negative ELBO.
+
+        A step whose loss, gradient or update is not finite, or that raises, changes nothing; it
+        counts, with NaN in ``hist``, and how many there were is said at the end. Ctrl-C ends the
+        fit after the running call, within about a quarter of a second or one step.
+
+        Parameters
+        ----------
+        n : int
+            Number of steps.
+        score : bool, optional
+            Record the loss; default True. Without it ``hist`` does not grow.
+        callbacks : list of callable
+            Called as ``callback(approx, losses, i)`` after step i = 1, 2, …, which costs the
+            speed of the compiled loop. PyMC's `CheckParametersConvergence` looks at nothing in
+            between: it is called at i = 1 and the multiples of its ``every``. A `StopIteration`
+            ends the fit after that step. A `pymc_flows.callbacks.Tracker` records inside the loop.
+        progressbar : bool
+            Show steps, loss and steps per second.
+        progressbar_theme : rich.theme.Theme
+            Theme of the progress bar.
+        backend : {"numba", "jax"}, optional
+            What compiles the loop; by default `choose_backend` decides.
+        include_transformed : bool
+            Whether ``approx.state`` has the unconstrained variables as well.
+        random_seed : int, Generator, RandomState, optional
+            Seeds the base noise and the model's own randomness (minibatches); without one, the
+            seed of the inference does. The same seed gives the same bits on one backend and
+            machine.
+        checkpoint : str or path-like, optional
+            File that keeps the fit, for `pymc_flows.resume` after a crash. It is written before
+            the first step, in place of a file that is there, then as ``every`` says, and when the
+            fit ends, is interrupted or fails; also by `refine`. A process that is killed while it
+            writes leaves the last whole file, and a hidden one, ``.*.tmp``, beside it.
+        every : int, optional
+            Steps between checkpoints; default 1,000.
+        obj_n_mc : int, optional
+            Draws per step; None means one.
+        obj_optimizer : callable, optional
+            Any PyMC optimizer, such as ``pm.adam(learning_rate=.01)``. The default is that one with
+            cosine decay of the step size to a hundredth over the ``n`` steps.
+        schedule : {'cosine', 'one-cycle', 'halving', 'constant'}, optional
+            How the step size changes over the ``n`` steps: it decays to a hundredth, rises for 30 %
+            of them and then decays, halves after a half and three quarters of them, or stays. By
+            default it decays for the default optimizer and stays for others.
+        stop : bool or Plateau, optional
+            End the fit once the loss has settled; ``n`` is the upper bound. The step size then
+            stays at its peak until that moment and decays in the last steps. By default all ``n``
+            steps are taken.
+        anneal : float or Anneal, optional
+            Fit to a flattened target first, p^β with β from 0.01 to 1 over this share of the
+            steps, so that modes apart are found. ``hist`` has the losses of the target itself.
+        gradient : {'total', 'path', 'switch'}, optional
+            Estimate of the gradient: that of the loss; the path gradient, whose noise vanishes as
+            the flow becomes the posterior; or the first for half of the steps, then the second. The
+            default is the path gradient of planar and affine layers on JAX, if nothing is annealed.
+        more_obj_params : list of SharedVariable
+            Parameters of the model to optimise along.
+        more_updates : dict
+            Further updates of shared variables, once per step.
+        more_replacements : dict
+            Variables that the model is built from (shared ones, minibatches, what is computed from
+            them) and what stands in their place in the log density.
+        total_grad_norm_constraint : float, optional
+            Upper bound of the gradient's norm.
+        compile_kwargs : dict
+            Passed to `pytensor.function`.
+        fn_kwargs
+            Deprecated name of ``compile_kwargs``.
+        tf_n_mc, test_optimizer, more_tf_params
+            For test functions, which this inference does not have: ignored with a warning.
+
+        Returns
+        -------
+        NormalizingFlow
+            ``self.approx``, also if the fit was interrupted.
+
+        Raises
+        ------
+        ArgumentError
+            If an argument cannot be used.
+        ModelError
+            If the log density is not finite at the start, or has no gradient.
+        BackendError
+            If the backend is unknown, missing, or lacks an Op of the model.
+        FitError
+            If 100 steps in a row failed; the message says at which term of the model, coordinate
+            or gradient. The approximation keeps the parameters of the last good step.
+        """
+        n = check_integer("n", n, minimum=0)
+        if every is not None and checkpoint is None:
+            raise ArgumentError("every= says how often checkpoint= is written: give both")
+        every = check_integer("every", CHECKPOINT_EVERY if every is None else every)
+        if checkpoint is not None:
+            check_target(checkpoint)
+        if gradient not in (None, *GRADIENTS):
+            raise ArgumentError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+        annealing = as_anneal(anneal)
+        plateau = as_plateau(stop)
+        if plateau is not None and (schedule is not None or self._maybe_score(score) is False):
+            raise ArgumentError("stop= sets the step sizes and needs the losses: give no schedule=")
+        warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
+        with Interrupts(deferred=False):
+            self.state = prepare(
+                self.approx,
+                beta=float(self.objective.op.beta),
+                score=bool(self._maybe_score(score)),
+                callbacks=check_list("callbacks", callbacks),
+                backend=backend,
+                random_seed=random_seed,
+                n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
+                optimizer=rated(obj_optimizer, n, schedule),
+                ramp=None if annealing is None else annealing.over(n),
+                gradient=gradient,
+                path_from=n // 2,
+                extra=list(more_obj_params or []),
+                more_updates=dict(more_updates or {}),
+                replacements=more_replacements,
+                max_norm=total_grad_norm_constraint,
+                compile_kwargs=renamed(fn_kwargs, compile_kwargs),
+            )
+        self.approx.groups[0].include_transformed = include_transformed
+        if plateau is not None:
+            self.state.plateau = plateau
+            peak = self.state.schedule.peak
+            first = max(0, n - plateau.decay)
+            self.state.schedule = Schedule(peak, plateau.decay, "cosine", first)
+        self.state.begin(n)
+        if checkpoint is not None:
+            self.state.checkpoint, self.state.every = Path(checkpoint), every
+            save_fit(checkpoint, self.approx, self.state, self.hist, every=every)
+        self._iterate(progressbar=progressbar, theme=progressbar_theme)
+        return self.approx
+
+    def refine(
+        self,
+        n: int,
+        progressbar: bool = True,  # noqa: FBT001, FBT002 - PyMC's signature
+        progressbar_theme: Any = default_progress_theme,
+        *,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Continue the last fit: same compiled loop, optimizer state, noise and callbacks.
+
+        The callbacks' index goes on, and ``hist`` grows.
+
+        Parameters
+        ----------
+        n : int
+            Number of further steps.
+        progressbar, progressbar_theme
+            As in `fit`.
+        learning_rate : float, optional
+            Constant step size from here on. Default: that of the optimizer; of the default
+            optimizer's schedule what is left of it after an interrupted fit, then its final one.
+
+        Raises
+        ------
+        TypeError
+            Before the first fit, as in PyMC.
+        ArgumentError
+            If ``learning_rate`` is given but the optimizer fixed its own.
+        """
+        n = check_integer("n", n, minimum=0)
+        if self.state is None:
+            raise TypeError("Need to call `.fit` first")
+        if learning_rate is not None:
+            if not self.state.has_rate:
+                raise ArgumentError(
+                    "learning_rate cannot be changed: the optimizer of the last fit has no step "
+                    "size of its own\nUse one like pm.adam(learning_rate=.01)."
+                )
+            self.state.schedule = Schedule(float(learning_rate))
+        self.approx.density.check_shapes()
+        self.state.begin(n)
+        self._iterate(progressbar=progressbar, theme=progressbar_theme)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a netCDF file with the approximation and all that `refine` continues from.
+
+        `pymc_flows.resume` makes an inference of it, `pymc_flows.load` the approximation alone.
+
+        Parameters
+        ----------
+        path : str or path-like
+        """
+        if self.state is None:
+            self.approx.save(path)
+        else:
+            save_fit(path, self.approx, self.state, self.hist, every=0)
+
+    def run_profiling(
+        self,
+        n: int = 1000,
+        score: bool | None = None,  # noqa: FBT001 - PyMC's signature
+        *,
+        backend: str | None = None,
+        compile_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Profile the compiled loop; parameters move as in a fit, ``hist`` stays as it is.
+
+        Parameters
+        ----------
+        n : int
+            Number of steps.
+        score, backend, compile_kwargs, **kwargs
+            As in `fit`.
+
+        Returns
+        -------
+        pytensor.compile.profiling.ProfileStats
+        """
+        hist, state = self.hist, self.state
+        compile_kwargs = renamed(kwargs.pop("fn_kwargs", None), compile_kwargs)
+        profile = {**compile_kwargs, "profile": True}
+        try:
+            self.fit(n, score, backend=backend, compile_kwargs=profile, **kwargs)
+            return self.state.loop.function.profile
+        finally:
+            self.hist, self.state = hist, state
+            self.approx.hist = hist
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _iterate(self, *, progressbar: bool, theme: Any) -> None:
+        """Take the steps that are planned, also those that another process began with."""
+        state = self.state
+        split = len(self.hist) - (state.done if state.score else 0)
+        before, earlier = self.hist[:split], self.hist[split:]
+        run = Run(self.approx, state, state.n, earlier)
+
+        def save() -> None:
+            if state.checkpoint is not None:
+                hist = np.concatenate([before, run.losses])
+                save_fit(state.checkpoint, self.approx, state, hist, every=state.every)
+
+        state.is_interrupted = False
+        try:
+            with FitProgress(
+                state.n, theme, show=progressbar, label=str(self.approx.formula)
+            ) as bar:
+                run.advance(bar, save)
+        except StopIteration as stop:
+            state.n = state.done  # nothing is left to resume
+            _log.info("%s", stop)
+        except KeyboardInterrupt:
+            if not state.loop.is_compiled:
+                raise
+            state.is_interrupted = True
+            if self.concerns is None:
+                _log.warning("%s", run.how_to_go_on())
+        finally:
+            self.hist = np.concatenate([before, run.losses])
+            self.approx.hist = self.hist
+            save()
+        run.report(_log.warning if self.concerns is None else self.concerns.append)

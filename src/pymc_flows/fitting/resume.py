@@ -1,0 +1,188 @@
+"""`load` and `resume`: approximations and fits from the files that `save` and checkpoints are.
+
+A file is netCDF, so ``xarray.open_dataset`` reads it; behind the data stands a SHA-256 of them,
+which is compared first. Formula, numbers and a table of texts are all that is in it: nothing is
+unpickled and nothing is run. The digest finds damage, not forgery.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pymc as pm
+from pymc.progress_bar import default_progress_theme
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.approximation import (
+    NormalizingFlow,
+    check_log_density,
+    flow_arguments,
+    restore,
+)
+from pymc_flows.errors import ArgumentError
+from pymc_flows.fitting.auto import Ladder
+from pymc_flows.fitting.checkpoint import fit_arguments, restore_fit
+from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.prepare import prepare
+from pymc_flows.fitting.session import Callback
+from pymc_flows.io.files import read
+from pymc_flows.model.logp import model_or_context
+from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.training.optimizers import Optimizer, rated
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: pm.Model | None = None,
+    *,
+    check_density: bool = True,
+) -> NormalizingFlow:
+    """Read an approximation from a file.
+
+    It draws and computes the very bits that the saved one would have.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Written by ``approx.save``, ``inference.save`` or ``fit(checkpoint=)``.
+    model : pymc.Model, optional
+        The model that the approximation was made for; defaults to the model on the context stack.
+        Names, shapes, dtypes and kinds of transforms of its free variables are compared.
+    check_density : bool
+        Whether to compare the log density, too, at three points and by term: it shows other
+        priors and other data (but not those of a minibatch). False lets the approximation draw
+        with a model that was changed on purpose, such as one whose data are for predictions.
+
+    Returns
+    -------
+    NormalizingFlow
+
+    Raises
+    ------
+    StorageError
+        If the file is damaged or none of ours, or belongs to another model or other data; the
+        message says what differs.
+    FormulaError
+        If the formula has a flow that is not registered.
+    ModuleNotFoundError
+        If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+    """
+    content = read(path)
+    approx = NormalizingFlow(**flow_arguments(content, model_or_context(model)))
+    restore(approx, content)
+    approx.ladder = Ladder.restored(content.record.get("ladder"))
+    if check_density:
+        check_log_density(approx, content)
+    return approx
+
+
+def resume(
+    path: str | os.PathLike[str],
+    model: pm.Model | None = None,
+    *,
+    check_density: bool = True,
+    callbacks: Sequence[Callback] | None = None,
+    progressbar: bool = True,
+    progressbar_theme: Any = default_progress_theme,
+    obj_optimizer: Optimizer | None = None,
+    more_obj_params: Sequence[SharedVariable] | None = None,
+    more_updates: Mapping[SharedVariable, TensorVariable] | None = None,
+    more_replacements: Mapping[Variable, Variable] | None = None,
+    total_grad_norm_constraint: Any = None,
+    compile_kwargs: Mapping[str, Any] | None = None,
+) -> NFVI:
+    """Go on with a fit from its checkpoint, and finish it.
+
+    On the same machine, with the same versions, the result has the bits of the fit that was not
+    interrupted. (On numba a process that compiles a fit for the very first time may round in
+    another way than those that then find it in PyTensor's cache on disk; only those agree to the
+    last bit.) If the file is a checkpoint, it goes on being one. A fit that had finished is
+    restored and takes no step; `NFVI.refine` continues it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Written by ``fit(checkpoint=)`` or ``inference.save``.
+    model : pymc.Model, optional
+        As for `load`.
+    check_density : bool
+        As for `load`. False lets the fit go on with other data or priors.
+    callbacks : list of callable
+        Those of the fit. They get its index, and all losses; what else they remember is theirs.
+    progressbar, progressbar_theme
+        As in `NFVI.fit`.
+    obj_optimizer : callable, optional
+        Only if it was not one of PyMC's with plain numbers, which the file holds.
+    more_obj_params, more_updates, more_replacements, compile_kwargs
+        Those of the fit, if it had any: they are code, which no file holds.
+    total_grad_norm_constraint : TensorVariable, optional
+        Only if it was symbolic.
+
+    Returns
+    -------
+    NFVI
+        With ``approx``, ``hist`` and all that `NFVI.refine` needs.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be used, or holds no fit.
+    ArgumentError
+        If an argument of the fit that the file does not hold is missing, or was not there.
+    """
+    content = read(path)
+    model = model_or_context(model)
+    compile_kwargs = dict(compile_kwargs or {})
+    arguments = fit_arguments(
+        content,
+        {
+            "obj_optimizer": obj_optimizer,
+            "more_obj_params": more_obj_params or None,
+            "more_updates": more_updates or None,
+            "more_replacements": more_replacements or None,
+            "total_grad_norm_constraint": total_grad_norm_constraint,
+            "compile_kwargs": compile_kwargs or None,
+        },
+    )
+    inference = NFVI(**flow_arguments(content, model))
+    restore(inference.approx, content)
+    inference.hist = inference.approx.hist
+    inference.objective.op.beta = arguments["beta"]
+    backend = arguments["backend"]
+    with Interrupts(deferred=False):
+        state = prepare(
+            inference.approx,
+            beta=arguments["beta"],
+            score=arguments["score"],
+            callbacks=list(callbacks or []),
+            backend=None if "mode" in compile_kwargs else backend,
+            random_seed=0,
+            n_draws=arguments["obj_n_mc"],
+            optimizer=rated(arguments.get("obj_optimizer"), arguments["n"]),
+            ramp=arguments["ramp"],
+            gradient=arguments["gradient"],
+            path_from=arguments["path_from"],
+            extra=list(more_obj_params or []),
+            more_updates=dict(more_updates or {}),
+            replacements=more_replacements,
+            max_norm=arguments["total_grad_norm_constraint"],
+            compile_kwargs=compile_kwargs,
+        )
+    if state.recipe["backend"] != backend:
+        raise ArgumentError(
+            f"the fit ran on {backend!r}, the mode in compile_kwargs is one of "
+            f"{state.recipe['backend']!r}"
+        )
+    restore_fit(inference.approx, state, content)
+    if check_density:  # when what the fit has learned of the model itself is in its place
+        check_log_density(inference.approx, content)
+    inference.state = state
+    if state.every:
+        state.checkpoint = Path(path)
+    inference._iterate(progressbar=progressbar, theme=progressbar_theme)
+    return inference

@@ -1,0 +1,158 @@
+"""Chains on NumPy arrays: draws and densities without compiling anything.
+
+Each kind of layer becomes one small NumPy-mode function, shared by all approximations in the
+process; repeats are a Python loop over whole arrays. So the first draw costs the same for
+``planar`` and ``planar*64``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.backends.modes import NUMPY
+from pymc_flows.errors import NotInvertibleError
+from pymc_flows.flows.base import Flow, FusedFlow
+from pymc_flows.flows.chain import Block, Chain
+
+type Params = Sequence[Mapping[str, np.ndarray]]
+
+# Rows that go through a chain together: what a network or a spline holds for them fits into caches.
+ROWS = 8_192
+
+
+def forward_and_log_det(
+    chain: Chain, z: np.ndarray, params: Params
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map base draws to posterior-space points.
+
+    Parameters
+    ----------
+    chain : Chain
+    z : ndarray, shape (n, dim)
+    params : sequence of mapping of str to ndarray
+        Raw parameters of each block, repeats on the leading axis.
+
+    Returns
+    -------
+    z_new : ndarray, shape (n, dim)
+    log_det : ndarray, shape (n,)
+        log|det ∂z_new/∂z|, in nats.
+    """
+    stages = [
+        stage
+        for block, raw in zip(chain.blocks, params, strict=True)
+        for stage in _stages(block, chain.dim, raw, z.dtype.name, inverse=False)
+    ]
+    return _through(stages, z)
+
+
+def passage(chain: Chain, z: np.ndarray, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Follow base draws (n, dim) through the layers: each one's word, and the points after it.
+
+    Repeats that are one map, such as those of `hh`, are one step, as in ``'hh*4'``.
+    """
+    for block, raw in zip(chain.blocks, params, strict=True):
+        stages = _stages(block, chain.dim, raw, z.dtype.name, inverse=False)
+        word = block.layer.word
+        name = f"{word}*{block.count}" if len(stages) < block.count else word
+        for one, values in stages:
+            z, _ = one(z, *values)
+            yield name, z
+
+
+def inverse_and_log_det(
+    chain: Chain, y: np.ndarray, params: Params
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map posterior-space points to base draws; arguments and results as in the forward map.
+
+    The log-determinant is that of the *forward* map at the base draws.
+
+    Raises
+    ------
+    NotInvertibleError
+        If a layer has no inverse.
+    """
+    missing = chain.words_without_inverse
+    if missing:
+        raise NotInvertibleError(f"no inverse of the chain: {', '.join(missing)} has none")
+    stages = [
+        stage
+        for block, raw in zip(chain.blocks, params, strict=True)
+        for stage in _stages(block, chain.dim, raw, y.dtype.name, inverse=True)
+    ]
+    return _through(stages[::-1], y)
+
+
+type _Stage = tuple[Callable[..., tuple[np.ndarray, np.ndarray]], list[np.ndarray]]
+
+
+def _through(stages: Sequence[_Stage], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, dim) after all stages, and their summed log-determinants (n,)."""
+    parts = []
+    for begin in range(0, max(len(points), 1), ROWS):
+        z = points[begin : begin + ROWS]
+        total = np.zeros(len(z), z.dtype)
+        for one, values in stages:
+            z, log_det = one(z, *values)
+            total = total + log_det
+        parts.append((z, total))
+    if len(parts) == 1:
+        return parts[0]
+    points, log_dets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return points, log_dets
+
+
+def _stages(
+    block: Block, dim: int, raw: Mapping[str, np.ndarray], dtype: str, *, inverse: bool
+) -> list[_Stage]:
+    """Functions and parameter values of a block, in the order of the forward map."""
+    names = list(block.layer.param_shapes(dim))
+    values = [np.asarray(raw[name], dtype) for name in names]
+    if isinstance(block.layer, FusedFlow):
+        fn = _stage_function(block.layer, dim, block.count, dtype, inverse=inverse)
+        return [(fn, values)]
+    fns = [
+        _stage_function(block.layer, dim, None, dtype, place=place, inverse=inverse)
+        for place in range(min(block.layer.period, block.count))
+    ]
+    return [(fns[k % len(fns)], [value[k] for value in values]) for k in range(block.count)]
+
+
+@lru_cache(maxsize=256)
+def _stage_function(
+    layer: Flow, dim: int, count: int | None, dtype: str, *, place: int = 0, inverse: bool
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Function (points, *raw parameters) -> (points, log_det) of a layer or of a fused stack.
+
+    The layer is one at ``place`` in its block.
+    """
+    points = pt.matrix("points", shape=(None, dim), dtype=dtype)
+    lead = () if count is None else (count,)
+    raw = {
+        name: pt.tensor(name, shape=(*lead, *shape), dtype=dtype)
+        for name, shape in layer.param_shapes(dim).items()
+    }
+    params = _constrain_at(layer, raw, place)
+    if count is not None and isinstance(layer, FusedFlow):
+        stack = layer.stack_inverse_and_log_det if inverse else layer.stack_forward_and_log_det
+        outputs = stack(points, params)
+    else:
+        one = layer.inverse_and_log_det if inverse else layer.forward_and_log_det
+        outputs = one(points, params)
+    inputs = [points, *raw.values()]
+    return pytensor.function(inputs, outputs, mode=NUMPY, on_unused_input="ignore")
+
+
+def _constrain_at(
+    layer: Flow, raw: Mapping[str, TensorVariable], place: int
+) -> dict[str, TensorVariable]:
+    if place == 0:
+        return layer.constrain(raw)
+    stacks = {name: pt.stack([value] * (place + 1)) for name, value in raw.items()}
+    return {name: value[place] for name, value in layer.constrain(stacks).items()}

@@ -1,0 +1,164 @@
+"""Blocks of repeated layers as one PyTensor Op, for numba.
+
+Copied into a graph, every layer costs numba seconds of compilation, and every node of a small graph
+costs a step more time than its arithmetic. As one Op with a kernel of its own, which takes the raw
+parameters of a block in one vector, a block compiles in the same time for any number of repeats and
+is one node. The plain graphs of the layers are the reference that tests compare with, and what JAX
+runs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.gradient import DisconnectedType, grad_not_implemented
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.backends.dispatch import on_first_use, source_key
+from pymc_flows.flows.kernels import scalar
+
+__all__ = ["StackOp"]
+
+type Kernels = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+class StackOp(Op):
+    """Apply the layers of a block in order, on raw parameters.
+
+    Inputs are z (n, dim) and theta (count · size,): the raw parameters of the block, one after the
+    other in alphabetical order, each as the ravelled (count, ...). Outputs are the new points
+    (n, dim), the log-determinant (n,) in nats, and what the pullback needs, saved per layer:
+    (count, n) or (count, n, dim).
+    """
+
+    __props__: tuple[str, ...] = ()
+    saved_core: ClassVar[str] = "(k,n)"
+    """Axes of what is saved, k the number of layers, n of points, d the dimension."""
+
+    def layer_size(self, dim: Any) -> Any:
+        """Number of parameters of one layer."""
+        raise NotImplementedError
+
+    @property
+    def saved_rank(self) -> int:
+        """Number of axes of what is saved."""
+        return self.saved_core.count(",") + 1
+
+    def saved_shape(self, count: Any, n: Any, dim: Any) -> tuple[Any, ...]:
+        """Shape of what is saved; None for a length that is not known."""
+        return (count, n, dim)[: self.saved_rank]
+
+    def kernels(self, jit: Callable[..., Any]) -> Kernels:
+        """Return the forward map and its pullback as functions of arrays, compiled by ``jit``.
+
+        ``forward(z, theta)`` gives the outputs of the Op, ``pullback(by_z, by_log_det, z_new,
+        saved, theta)`` the gradients with respect to z and theta. They bake in neither sizes nor
+        types, so that one kernel serves every block of a type.
+        """
+        raise NotImplementedError
+
+    @property
+    def gufunc_signature(self) -> str:
+        """How the Op vectorises."""
+        return f"(n,d),(m)->(n,d),(n),{self.saved_core}"
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Check ranks and types."""
+        z, theta = _as_one_type(inputs, (2, 1))
+        (n, dim), (size,) = z.type.shape, theta.type.shape
+        count = None if size is None or dim is None else size // self.layer_size(dim)
+        saved = self.saved_shape(count, n, dim)
+        outputs = [pt.tensor(dtype=z.dtype, shape=shape) for shape in ((n, dim), (n,), saved)]
+        return Apply(self, [z, theta], outputs)
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the outputs."""
+        (n, dim), (size,) = shapes
+        count = size // self.layer_size(dim)
+        return [(n, dim), (n,), self.saved_shape(count, n, dim)]
+
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
+        """What is saved for the pullback is not differentiated."""
+        return [[True, True, False]] * len(node.inputs)
+
+    def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
+        """Run the kernel without compiling it."""
+        for storage, value in zip(output_storage, _plain(self)[0](*inputs), strict=True):
+            storage[0] = np.array(value)
+
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[TensorVariable]:
+        """Gradients w.r.t. z and the parameters."""
+        by_z, by_log_det = (
+            pt.zeros_like(out) if isinstance(ct.type, DisconnectedType) else ct
+            for out, ct in zip(outputs[:2], cotangents[:2], strict=True)
+        )
+        z_new, _, saved = outputs
+        return StackPullback(self)(by_z, by_log_det, z_new, saved, inputs[1], return_list=True)
+
+
+class StackPullback(Op):
+    """Pull cotangents of new points and log-determinant back through the layers of a `StackOp`."""
+
+    __props__ = ("stack",)
+
+    def __init__(self, stack: StackOp):
+        self.stack = stack
+
+    @property
+    def gufunc_signature(self) -> str:
+        """How the Op vectorises."""
+        return f"(n,d),(n),(n,d),{self.stack.saved_core},(m)->(n,d),(m)"
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Check ranks and types."""
+        variables = _as_one_type(inputs, (2, 1, 2, self.stack.saved_rank, 1))
+        return Apply(self, variables, [variables[2].type(), variables[4].type()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the outputs."""
+        return [shapes[2], shapes[4]]
+
+    def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
+        """Run the kernel without compiling it."""
+        for storage, value in zip(output_storage, _plain(self.stack)[1](*inputs), strict=True):
+            storage[0] = np.array(value)
+
+    def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
+        """Refuse: the plain graphs have second derivatives."""
+        return [
+            grad_not_implemented(self, i, x, "second derivatives of a fused block")
+            for i, x in enumerate(inputs)
+        ]
+
+
+def _plain(stack: StackOp) -> Kernels:
+    return stack.kernels(lambda function: function)
+
+
+def _as_one_type(inputs: Sequence[Any], ranks: tuple[int, ...]) -> list[TensorVariable]:
+    variables = [pt.as_tensor_variable(x) for x in inputs]
+    if tuple(x.ndim for x in variables) != ranks or len({x.dtype for x in variables}) != 1:
+        got = ", ".join(f"{x.dtype} of rank {x.ndim}" for x in variables)
+        raise TypeError(f"expected inputs of one type and ranks {ranks}, got {got}")
+    return variables
+
+
+@on_first_use("numba")
+def _register_numba() -> None:
+    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+
+    def key(op: StackOp, part: str) -> str:
+        # This module takes no part in what a kernel computes.
+        sources = source_key(type(op).__module__) + source_key(scalar.__name__)
+        return f"{type(op).__qualname__} {op._props()} {part} {sources}"
+
+    @register_funcify_and_cache_key(StackOp)
+    def _(op: StackOp, node: Apply, **_: Any) -> tuple[Any, str]:
+        return op.kernels(numba_njit)[0], key(op, "forward")
+
+    @register_funcify_and_cache_key(StackPullback)
+    def _(op: StackPullback, node: Apply, **_: Any) -> tuple[Any, str]:
+        return op.stack.kernels(numba_njit)[1], key(op.stack, "pullback")

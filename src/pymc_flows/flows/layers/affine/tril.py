@@ -1,0 +1,103 @@
+"""Dense lower-triangular affine map."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
+from pytensor.tensor.linalg import solve_triangular
+
+from pymc_flows.flows.base import KernelFlow
+from pymc_flows.flows.kernels.tril import tril_stack
+from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
+from pymc_flows.formula.registry import register_flow
+
+__all__ = ["Tril"]
+
+
+@register_flow
+@dataclass(frozen=True)
+class Tril(KernelFlow):
+    r"""Lower triangle: z' = L z with L = D (I + N).
+
+    D = diag(σ) is positive and N strictly lower triangular, so ``tril-loc`` is every Gaussian: the
+    full-rank family of [1]_. The log-determinant is Σ log σ.
+
+    Raw ``rho`` (dim,) gives σ = max(softplus(ρ), δ), with δ = 1e-15 in float64 and 1e-6 in float32.
+    Raw ``lower`` (dim (dim − 1)/2,) is N, row by row. Adam moves every raw value by about its step
+    size, whatever the target; with D in front that step is relative to the scale of the coordinate,
+    where entries of L would take steps too large for narrow coordinates and too small for wide
+    ones. Dividing N by √dim or dim as well only makes fits of 100 and 300 dimensions slower.
+
+    At jitter 0 the map is the identity.
+
+    References
+    ----------
+    .. [1] Kucukelbir, Tran, Ranganath, Gelman & Blei, Automatic Differentiation Variational
+       Inference, JMLR 18(14), 2017, section 2.4, arXiv:1603.00788.
+    """
+
+    word: ClassVar[str] = "tril"
+    equation: ClassVar[str] = "L z, L lower triangular"
+    has_inverse: ClassVar[bool] = True
+    is_affine: ClassVar[bool] = True
+
+    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """``lower`` (dim (dim − 1)/2,) and ``rho`` (dim,)."""
+        return {"lower": (dim * (dim - 1) // 2,), "rho": (dim,)}
+
+    def reference_params(
+        self, dim: int, count: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The identity matrix."""
+        return {
+            "lower": np.zeros((count, dim * (dim - 1) // 2)),
+            "rho": np.full((count, dim), INVERSE_SOFTPLUS_ONE),
+        }
+
+    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+        """``lower`` (dim (dim − 1)/2,), the rows of N, and ``sigma`` (dim,), positive."""
+        return {"lower": raw["lower"], "sigma": positive(raw["rho"])}
+
+    def forward_and_log_det(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Multiply by L."""
+        sigma = params["sigma"]
+        return (z + z @ _unpack(params).T) * sigma, _log_det(z, sigma)
+
+    def inverse_and_log_det(
+        self, y: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Solve the triangular system."""
+        sigma = params["sigma"]
+        dim = sigma.type.shape[-1]
+        columns = (y / sigma).reshape((-1, dim)).T
+        matrix = _unpack(params) + np.eye(dim, dtype=sigma.dtype)
+        z = solve_triangular(matrix, columns, lower=True, b_ndim=2).T
+        return pt.specify_shape(z.reshape(y.shape), y.type.shape), _log_det(y, sigma)
+
+    def kernel_forward_and_log_det(
+        self, z: TensorVariable, theta: TensorVariable
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Multiply by the L of each layer in turn, in one Op.
+
+        Numba takes half a minute of compilation for the matrix product and its gradients.
+        """
+        z_new, log_det, _ = tril_stack(z, theta)
+        return z_new, log_det
+
+
+def _unpack(params: Mapping[str, TensorVariable]) -> TensorVariable:
+    """N (dim, dim) from its packed rows."""
+    lower, dim = params["lower"], params["sigma"].type.shape[-1]
+    # Gathered from the packed values with a zero at the end: JAX is slower in scattering them.
+    index = np.full((dim, dim), dim * (dim - 1) // 2)
+    index[np.tril_indices(dim, -1)] = np.arange(index[0, 0])
+    return pt.concatenate([lower, np.zeros(1, lower.dtype)])[index]
+
+
+def _log_det(points: TensorVariable, sigma: TensorVariable) -> TensorVariable:
+    return zeros_of_batch(points) + pt.log(sigma).sum()

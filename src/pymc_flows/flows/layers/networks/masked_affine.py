@@ -1,0 +1,112 @@
+"""What affine coupling and autoregressive layers share: a masked network of scales and shifts."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.tensor import TensorVariable
+
+from pymc_flows.flows.base import Flow
+from pymc_flows.flows.checks import check_choice, check_positive
+from pymc_flows.flows.kernels.dense import DenseStack
+from pymc_flows.flows.layers.networks.network import (
+    check_network,
+    dense_names,
+    dense_reference,
+    dense_shapes,
+    gains,
+    place_in_block,
+    run_network,
+)
+
+__all__ = ["MaskedAffine"]
+
+_SHIFTS = ("after", "before")
+
+
+@dataclass(frozen=True)
+class MaskedAffine(Flow):
+    """Base of layers that shift and scale coordinates as a masked network says.
+
+    Raw parameters are the matrices of the network, ``dense0`` (dim + 1, hidden) to the last one
+    (hidden + 1, 2 dim), or the only one (dim + 1, 2 dim). Columns of the last are log-scales, then
+    shifts. The masks are constants that multiply the matrices, once per step: entries that they
+    hide have no effect.
+    """
+
+    has_inverse: ClassVar[bool] = True
+    period: ClassVar[int] = 2
+    hidden: int = 32
+    depth: int = 2
+    clip: float = 1.0
+    activation: str = "tanh"
+    shift: str = "after"
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no network."""
+        check_network(self.word, self.hidden, self.depth, self.activation)
+        check_positive(self.word, "clip", self.clip)
+        check_choice(self.word, "shift", self.shift, _SHIFTS)
+
+    @abstractmethod
+    def masks(self, dim: int) -> list[np.ndarray]:
+        """Which entries each matrix has, biases included: (period, inputs + 1, outputs).
+
+        From the first matrix to the last, which has ``dim`` outputs here.
+        """
+
+    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """``dense0`` (dim + 1, hidden) to the last matrix (hidden + 1, 2 dim)."""
+        return {**dense_shapes(dim, self.hidden, self.depth, 2 * dim)}
+
+    def reference_params(
+        self, dim: int, count: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Random hidden units, and a last matrix of zeros: scale 1 and shift 0."""
+        return dense_reference(self.param_shapes(dim), count, rng)
+
+    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+        """The matrices without their hidden entries; which these are depends on the place."""
+        constrained = {}
+        for name, factors in self._factors(raw["dense0"].type.shape[-2] - 1).items():
+            placed = place_in_block(factors, raw[name])
+            constrained[name] = raw[name] * pt.constant(placed.astype(raw[name].dtype))
+        return constrained
+
+    def _factors(self, dim: int) -> dict[str, np.ndarray]:
+        """What each matrix is multiplied by, (period, inputs + 1, outputs)."""
+        masks = self.masks(dim)
+        masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
+        pairs = zip(dense_names(self.depth), masks, strict=True)
+        return {name: mask * gains(mask.shape) for name, mask in pairs}
+
+    def log_scale_and_shift(
+        self, z: TensorVariable, params: Mapping[str, TensorVariable]
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """By the network at ``z`` (..., dim): s, between -clip and clip, and the shift of e^s z."""
+        dim = z.type.shape[-1]
+        out = run_network(z, params, self.depth, self.activation)
+        clip = np.asarray(self.clip, out.dtype)
+        s, t = clip * pt.tanh(out[..., :dim] / clip), out[..., dim:]
+        return s, t * pt.exp(s) if self.shift == "before" else t
+
+    def parallel_kernel(
+        self, z: TensorVariable, theta: TensorVariable
+    ) -> tuple[TensorVariable, TensorVariable]:
+        """Scale and shift by networks that see the points as they enter each layer of a block.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (n, dim)
+        theta : TensorVariable, shape (size,)
+            Raw parameters of the block.
+        """
+        dim = z.type.shape[-1]
+        stack = DenseStack(self.hidden, self.depth, self.clip, self.activation, self.shift)
+        places = np.arange(theta.type.shape[0] // stack.layer_size(dim)) % self.period
+        factors = [np.ravel(of_place[places]) for of_place in self._factors(dim).values()]
+        z_new, log_det, _ = stack(z, theta * np.concatenate(factors).astype(theta.dtype))
+        return z_new, log_det

@@ -1,0 +1,180 @@
+"""What must be known about a log density before a training function is compiled.
+
+Whether it is finite at the start and has a gradient, whether it can be evaluated for many draws
+at once (decided by trying, on a few draws and without compiling), how many draws fit into memory,
+and which backend can run it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytensor
+from pytensor.graph.traversal import graph_inputs
+from pytensor.tensor.random.type import RandomGeneratorType
+
+from pymc_flows.backends.jax import has_jax
+from pymc_flows.backends.modes import BACKENDS, NUMPY
+from pymc_flows.errors import BackendError, ModelError
+from pymc_flows.flows.base import AFFINE
+from pymc_flows.flows.chain import Chain
+from pymc_flows.model.logp import ModelDensity, Replacements
+from pymc_flows.model.trial import trial
+
+_log = logging.getLogger(__name__)
+
+# Unfused intermediates (value and gradient of the log density) of one micro-batch of draws may
+# take this many bytes. A constant, never free memory: the same seed must give the same bits.
+MICRO_BATCH_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class DrawPlan:
+    """How the draws of one step go through the log density.
+
+    Attributes
+    ----------
+    micro_batch : int or None
+        Draws evaluated at once; None for a scan over single draws.
+    reason : str
+        Why draws are looped over, naming the Op; empty when they are not.
+    """
+
+    micro_batch: int | None
+    reason: str = ""
+
+
+def check_start(
+    density: ModelDensity, start: np.ndarray, replacements: Replacements = None
+) -> None:
+    """Raise `ModelError` unless the log density has a gradient and is finite at the start.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    start : ndarray, shape (dim,)
+    replacements : mapping, optional
+        Replacements in the log density.
+    """
+    attempt = trial(density, replacements)
+    if not np.isfinite(attempt.values(start)).all():
+        raise ModelError(_blame(density.replaced(replacements), start))
+
+
+def _terms(density: ModelDensity, points: np.ndarray) -> dict[str, np.ndarray]:
+    """Log density (n,) of each term of the model, at points (n, dim)."""
+    values = [term.sum() for term in density.named_terms.values()]
+    fn = pytensor.function(density.model.value_vars, values, mode=NUMPY, on_unused_input="ignore")
+    rows = [
+        fn(*(z[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots)) for z in points
+    ]
+    return dict(zip(density.named_terms, np.array(rows, dtype=float).T, strict=True))
+
+
+def _blame(density: ModelDensity, start: np.ndarray) -> str:
+    """Name the terms of the model that are not finite at the start."""
+    values = {name: x[0] for name, x in _terms(density, start[None]).items()}
+    bad = [name for name, value in values.items() if not np.isfinite(value)]
+    shown = ", ".join(
+        f"{s.name}={np.array2string(start[s.slice].reshape(s.shape), threshold=6)}"
+        for s in density.slots
+    )
+    return "\n".join(
+        [
+            "the log density of the model is not finite at the start",
+            *(f"  {name}: log density {values[name]}" for name in bad),
+            f"at {shown}",
+            *_hint_of_data(density, bad),
+            "Give the model another initial point (initval=) or pass start=; model.debug() "
+            "shows the parameters of each term.",
+        ]
+    )
+
+
+def _hint_of_data(density: ModelDensity, bad: Sequence[str]) -> list[str]:
+    observed = [rv.name for rv in density.model.observed_RVs if rv.name in bad]
+    if not observed:
+        return []
+    return [
+        f"Look at the data of {', '.join(observed)} first: a value that is infinite, or outside of "
+        "the support, has no density anywhere."
+    ]
+
+
+def why_not_finite(density: ModelDensity, points: np.ndarray) -> str:
+    """Say at how many of the points (n, dim) which terms of the model are not finite."""
+    lines = [
+        f"  {name}: not finite at {int((~np.isfinite(x)).sum())} of {len(points)} draws"
+        for name, x in _terms(density, points).items()
+        if not np.isfinite(x).all()
+    ]
+    if not np.isfinite(points).all():
+        lines.insert(0, "  the flow itself: draws are not finite")
+    return "\n".join(lines or ["  all terms are finite at the current draws; a gradient is not"])
+
+
+def plan_draws(
+    density: ModelDensity,
+    n_draws: int,
+    start: np.ndarray,
+    backend: str,
+    replacements: Replacements = None,
+) -> DrawPlan:
+    """Decide how ``n_draws`` draws go through the log density on ``backend``.
+
+    Raises
+    ------
+    BackendError
+        If the backend lacks an Op of the log density.
+    """
+    attempt = trial(density, replacements)
+    if backend == "jax" and (problem := attempt.why_not_jax(start)):
+        raise BackendError(f"jax cannot run this model: {problem}\nUse backend='numba'.")
+    if n_draws == 1:
+        return DrawPlan(None)
+    if reason := attempt.why_not_batched(start, backend):
+        attempt.say_once(f"Draws are evaluated one after the other: {reason}.")
+        return DrawPlan(None, reason)
+    limit = max(1, MICRO_BATCH_BYTES // max(1, attempt.bytes_per_draw(start)))
+    return DrawPlan(math.ceil(n_draws / math.ceil(n_draws / limit)))
+
+
+def warn_if_affine(chain: Chain) -> None:
+    """Warn of couplings and autoregressive layers where there is nothing for them to depend on."""
+    words = sorted({b.layer.word for b in chain.blocks if b.layer.note(chain.dim) == AFFINE})
+    if words:
+        _log.warning(
+            "The model has one unconstrained scalar, and each layer %s is %s: it adds nothing to "
+            "scale-loc. Take spline*2-scale-loc, which bends.",
+            ", ".join(words),
+            AFFINE,
+        )
+
+
+def check_backend(backend: object) -> None:
+    """Raise `BackendError` if ``backend`` is neither None nor the name of a usable backend."""
+    if backend is None:
+        return
+    if backend not in BACKENDS:
+        raise BackendError(
+            f"unknown backend {backend!r}\nexpected one of {', '.join(map(repr, BACKENDS))} or None"
+        )
+    if backend == "jax" and not has_jax():
+        raise BackendError(
+            "backend 'jax' is not installed\nInstall it with: pip install 'pymc-flows[jax]'"
+        )
+
+
+def check_has_weights(density: ModelDensity) -> None:
+    """Raise `ModelError` if the log density is random: a minibatch, a simulator."""
+    if any(isinstance(v.type, RandomGeneratorType) for v in graph_inputs(density.terms)):
+        raise ModelError(
+            "the model's log density is random (a minibatch or a simulator), so that draws have "
+            "no importance weights\n"
+            "Build the same model with all of the data and use it as the context: "
+            "with full_model: ..."
+        )

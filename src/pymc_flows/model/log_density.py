@@ -1,0 +1,111 @@
+"""A model's log density at arrays of points, outside of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.graph.traversal import graph_inputs
+from pytensor.scan.op import Scan
+from pytensor.tensor.sharedvar import TensorSharedVariable
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.graphs import ops_of
+from pymc_flows.backends.jax import has_jax
+from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.logp import ModelDensity
+
+# Points per call, a fixed number; the larger where there are at least as many.
+ROWS, MANY_ROWS = 64, 4096
+
+type _Shapes = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of ``rows`` points, planned for data of these shapes."""
+
+    shapes: _Shapes
+    rows: int
+    call: Callable[..., list[np.ndarray]]
+
+
+# By number of points asked for and whether with gradients. They live as long as the density.
+_FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[tuple[int, bool], _Function]] = WeakKeyDictionary()
+
+
+class LogDensity:
+    """Evaluates a model's log density, and its gradient, at any number of points.
+
+    Nothing is compiled, but for models with a Scan, whose steps NumPy would take in Python: they
+    run on JAX where it is installed. Functions are made once per density.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    """
+
+    def __init__(self, density: ModelDensity):
+        self._density = density
+
+    def value(self, points: np.ndarray) -> np.ndarray:
+        """Log density (n,) at points (n, dim) of the unconstrained space, in nats."""
+        [value] = self._call(points, with_grad=False)
+        return value
+
+    def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density (n,) and its gradient (n, dim) at points (n, dim)."""
+        value, gradient = self._call(points, with_grad=True)
+        return value, gradient
+
+    def _call(self, points: np.ndarray, *, with_grad: bool) -> list[np.ndarray]:
+        wanted = 1 if len(points) == 1 else ROWS if len(points) < MANY_ROWS else MANY_ROWS
+        function = self._function(wanted, with_grad=with_grad)
+        parts = []
+        for begin in range(0, len(points), function.rows):
+            part = points[begin : begin + function.rows].astype(pytensor.config.floatX)
+            padding = np.repeat(part[:1], function.rows - len(part), axis=0)
+            with np.errstate(all="ignore"):
+                found = function.call(np.concatenate([part, padding]))
+            parts.append([np.asarray(x, dtype=float)[: len(part)] for x in found])
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    @cached_property
+    def _in_jax(self) -> bool:
+        return has_jax() and any(isinstance(op, Scan) for op in ops_of(self._density.terms))
+
+    def _function(self, wanted: int, *, with_grad: bool) -> _Function:
+        known = _FUNCTIONS.setdefault(self._density, {})
+        # The shapes of the data say how many points may be held at once.
+        inputs = graph_inputs(self._density.terms)
+        shared = [v for v in inputs if isinstance(v, TensorSharedVariable)]
+        shapes = [np.shape(v.get_value(borrow=True)) for v in shared]
+        found = known.get((wanted, with_grad))
+        if found is None or found.shapes != shapes:
+            found = known[wanted, with_grad] = self._make(wanted, shapes, with_grad=with_grad)
+        return found
+
+    def _make(self, wanted: int, shapes: _Shapes, *, with_grad: bool) -> _Function:
+        density = self._density
+        plan = plan_draws(density, wanted, density.start(), "jax" if self._in_jax else "numba")
+        rows = min(wanted, ROWS) if plan.micro_batch is None else plan.micro_batch
+        z = pt.matrix("z", shape=(rows, density.dim), dtype=pytensor.config.floatX)
+        outputs: list[TensorVariable]
+        if with_grad:
+            (prior, data), gradient, _ = density.value_and_grad(
+                z, weights=[1.0, 1.0], micro_batch=plan.micro_batch
+            )
+            outputs = [prior + data, gradient]
+        else:
+            evaluate = density.looped if plan.micro_batch is None else density.batched
+            outputs = [sum(evaluate(z))]
+        mode = training_mode("jax") if self._in_jax else NUMPY
+        return _Function(
+            shapes, rows, pytensor.function([z], outputs, mode=mode, on_unused_input="ignore")
+        )

@@ -1,0 +1,392 @@
+"""Log density of a PyMC model over flat unconstrained vectors, for many draws at once.
+
+With `layout`, this module is the only reader of `pymc.Model`. It prepares the model's log density
+once (parameter checks per draw, large data as function inputs) and evaluates it for a batch of
+draws, vectorised where the graph allows it and by a scan over draws where it does not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from weakref import WeakValueDictionary
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace, vectorize_graph
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.graphs import (
+    frontier,
+    join_batches,
+    lift_constants,
+    switch_parameter_checks,
+)
+from pymc_flows.backends.modes import no_compiler
+from pymc_flows.backends.products import join_products
+from pymc_flows.backends.simplify import simplify
+from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.model.layout import Slot, initial_point, layout, start_point
+from pymc_flows.model.replacements import Replacements, check_replacements, named_terms
+
+__all__ = ["ModelDensity", "Replacements", "Slot", "density_of"]
+
+
+class ModelDensity:
+    """The log density of a model as a function of flat unconstrained vectors.
+
+    Parameters
+    ----------
+    model : pymc.Model
+        Model with at least one free variable, all of them continuous.
+
+    Attributes
+    ----------
+    slots : tuple of Slot
+        Layout of the flat vector, in the order of ``model.free_RVs``.
+    dim : int
+        Length of the flat vector.
+
+    Raises
+    ------
+    ModelError
+        If the model has no free variable or a discrete one.
+    """
+
+    def __init__(self, model: pm.Model):
+        self.model = model
+        self.slots = layout(model)
+        self.dim = self.slots[-1].slice.stop
+        self._replacements: Replacements = None
+        self._replaced: ModelDensity | None = None
+        self._parts = _parts(model)
+
+    def is_current(self) -> bool:
+        """Whether the model still has the variables that it had, in shape and number."""
+        parts = _parts(self.model)
+        return (
+            len(parts) == len(self._parts)
+            and all(a is b for a, b in zip(parts, self._parts, strict=True))
+            and (self._is_static or layout(self.model) == self.slots)
+        )
+
+    @property
+    def _is_static(self) -> bool:
+        """Whether neither data nor coords can change the shape of a free variable."""
+        return all(None not in value.type.shape for value in self.model.value_vars)
+
+    # ------------------------------------------------------------------ flat vector <-> variables
+
+    def unpack(self, z: TensorVariable) -> dict[Variable, TensorVariable]:
+        """Split flat vectors into the model's value variables.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (..., dim)
+
+        Returns
+        -------
+        dict of value variable to TensorVariable, shape (..., *shape of the variable)
+        """
+        batch = tuple(z.shape[i] if n is None else n for i, n in enumerate(z.type.shape[:-1]))
+        return {
+            value: z[..., slot.slice].reshape((*batch, *slot.shape)).astype(slot.dtype)
+            for value, slot in zip(self.model.value_vars, self.slots, strict=True)
+        }
+
+    def pack(self, point: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Join values by name, shape of the variable each, into one flat vector (dim,)."""
+        dtype = pytensor.config.floatX
+        return np.concatenate([np.ravel(point[slot.name]).astype(dtype) for slot in self.slots])
+
+    def start(self, start: Mapping[str, object] | None = None) -> np.ndarray:
+        """Return the flat start point: the model's initial point with ``start`` laid over it.
+
+        Parameters
+        ----------
+        start : mapping of str to array-like, optional
+            Values by variable name; a transformed name (``"sigma_log__"``) means a value in the
+            unconstrained space, as everywhere in PyMC. Values are broadcast to the variable.
+
+        Raises
+        ------
+        ArgumentError
+            If ``start`` is not a mapping.
+        ModelError
+            If a name is unknown, a value is not numeric, a shape does not fit, or a value lies
+            outside the support.
+        """
+        return self.pack(start_point(self.model, self.slots, start))
+
+    def split(self, start: Mapping[str, object] | None = None) -> list[np.ndarray]:
+        """Return `start` variable by variable, in the order of ``slots``."""
+        flat = self.start(start)
+        return [flat[slot.slice] for slot in self.slots]
+
+    def check_shapes(self) -> None:
+        """Raise `ModelError` if a free variable no longer has the shape the flow was built for.
+
+        Only variables whose shape depends on mutable data or coords can change; without any, this
+        costs nothing.
+        """
+        if self._is_static:
+            return
+        current = initial_point(self.model)
+        for slot in self.slots:
+            if np.shape(current[slot.name]) != slot.shape:
+                raise ModelError(
+                    f"the shape of free variable {slot.name!r} changed since the approximation "
+                    f"was made\nexpected {slot.shape}, got {np.shape(current[slot.name])}\n"
+                    "Data may change their length, free variables may not: make a new "
+                    "approximation."
+                )
+
+    # -------------------------------------------------------------------------- log density graphs
+
+    @cached_property
+    def named_terms(self) -> dict[str, TensorVariable]:
+        """Log density of each random variable and potential, as PyMC gives them, in nats.
+
+        Graphs in the model's value variables, for one draw, not summed: free variables (with the
+        Jacobians of their transforms), observed ones, potentials.
+        """
+        with no_compiler():
+            return named_terms(self.model, self._replacements)
+
+    @cached_property
+    def terms(self) -> list[TensorVariable]:
+        """Log prior (with the transforms' Jacobians) and log likelihood (with potentials), scalars.
+
+        Graphs in the model's value variables, for one draw, in nats.
+        """
+        model = self.model
+        sums = [term.sum() for term in self.named_terms.values()]
+        n_free = len(model.free_RVs)
+        with no_compiler():
+            outputs = [_total(sums[:n_free]), _total(sums[n_free:])]
+            outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
+            return join_products(lift_constants(simplify(outputs)), model.value_vars)
+
+    def replaced(self, replacements: Replacements) -> ModelDensity:
+        """Return the same density with variables of the model replaced, made once; itself if none.
+
+        Parameters
+        ----------
+        replacements : mapping of Variable to Variable, optional
+            Variables that the model is built from, and what stands in their place.
+
+        Raises
+        ------
+        ArgumentError
+            If a variable cannot be replaced by the other, or the log density does not depend on
+            it.
+        """
+        checked = check_replacements(self.model, replacements)
+        if not checked:
+            return self
+        # Only the last ones are kept: a fit uses the same ones throughout.
+        if self._replaced is None or self._replaced._replacements != checked:
+            other = copy.copy(self)
+            for name in ("named_terms", "terms"):
+                other.__dict__.pop(name, None)
+            other._replacements, other._replaced = checked, None
+            self._replaced = other
+        return self._replaced
+
+    def single(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
+        """Log prior and log likelihood at one point z (dim,)."""
+        return self._at(z, self.replaced(replacements).terms)
+
+    def batched(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
+        """Log prior and log likelihood at points z (draws, dim), vectorised: shapes (draws,)."""
+        return self._at_all(z, self.replaced(replacements).terms)
+
+    def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
+        """Log prior and log likelihood at points z (draws, dim) by a scan over draws."""
+        return self._scan(lambda terms, row: self._at(row, terms), [z], replacements)
+
+    def value_and_grad(
+        self,
+        z: TensorVariable,
+        *,
+        weights: Sequence[TensorVariable | float],
+        micro_batch: int | None,
+        extra: Sequence[Variable] = (),
+        replacements: Replacements = None,
+    ) -> tuple[list[TensorVariable], TensorVariable, list[TensorVariable]]:
+        """Values and gradient of weights[0]·log prior + weights[1]·log likelihood.
+
+        The gradient is taken draw by draw or micro-batch by micro-batch inside the scan, so
+        that nothing is ever differentiated through a scan over draws.
+
+        Parameters
+        ----------
+        z : TensorVariable, shape (draws, dim)
+        weights : two scalars
+        micro_batch : int or None
+            Draws evaluated at once; None loops over single draws with the unbatched graph.
+        extra : sequence of Variable
+            Further inputs of the log density to differentiate with respect to.
+        replacements : mapping, optional
+            Applied to the log density first.
+
+        Returns
+        -------
+        values : [log prior, log likelihood], shape (draws,) each
+        grad : shape (draws, dim)
+        extra_grads : gradients of the weighted sum over all draws, shapes of ``extra``
+        """
+        n_draws = z.type.shape[0]
+        if n_draws == 1:
+            values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
+            grads = _gradient(values, weights, [z, *extra])
+            return values, grads[0], grads[1:]
+        if micro_batch is not None and micro_batch >= n_draws:
+            values = self.batched(z, replacements)
+            grads = _gradient(values, weights, [z, *extra])
+            return values, grads[0], grads[1:]
+
+        def one(
+            terms: list[TensorVariable], rows: TensorVariable, *counts: TensorVariable
+        ) -> list[TensorVariable]:
+            values = (self._at if micro_batch is None else self._at_all)(rows, terms)
+            counted = values
+            if counts:
+                counted = [pt.switch(counts[0], v, pt.zeros_like(v)) for v in values]
+            return [*values, *_gradient(counted, weights, [rows, *extra])]
+
+        outer = [w for w in weights if isinstance(w, Variable)]
+        sequences = _in_batches(z, n_draws, micro_batch)
+        outputs = self._scan(one, sequences, replacements, outer=outer, free=extra)
+        prior, data, grad, *extra_grads = outputs
+        return (
+            [prior.reshape((-1,))[:n_draws], data.reshape((-1,))[:n_draws]],
+            grad.reshape((-1, self.dim))[:n_draws],
+            [g.sum(axis=0) for g in extra_grads],
+        )
+
+    def _at(self, row: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
+        return graph_replace(terms, self.unpack(row), strict=False)
+
+    def _at_all(self, rows: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
+        # On an input of its own first: joining copies the graph, and with it whatever ``rows`` are
+        # computed from, which would cut the result off from the ``rows`` of the caller.
+        points = rows.type()
+        outputs = join_batches(vectorize_graph(terms, self.unpack(points)))
+        outputs = graph_replace(outputs, {points: rows}, strict=False)
+        return [pt.full((rows.shape[0],), out) if out.ndim == 0 else out for out in outputs]
+
+    def _scan(
+        self,
+        fn: Callable[..., list[TensorVariable]],
+        sequences: list[TensorVariable],
+        replacements: Replacements,
+        *,
+        outer: Sequence[Variable] = (),
+        free: Sequence[Variable] = (),
+    ) -> list[TensorVariable]:
+        """Scan ``fn(terms, *slices)`` over draws; ``outer`` are variables that it uses besides.
+
+        The parts of the log density that no draw changes are computed once, outside of the scan:
+        they include whatever the model draws at random itself (a minibatch), which must be the
+        same for all draws of a step.
+        """
+        terms = self.replaced(replacements).terms
+        fixed = frontier(terms, [*self.model.value_vars, *free])
+        # Vectorising would copy the fixed parts, and the scan would not know the copies again.
+        held = {var: var.type() for var in fixed}
+        terms = _replace(terms, held)
+
+        def step(*args: TensorVariable) -> list[TensorVariable]:
+            slices, inner = args[: len(sequences)], args[len(sequences) :]
+            given = dict(zip([*held.values(), *outer], inner, strict=True))
+            return _replace(fn(terms, *slices), given)
+
+        return pytensor.scan(
+            step, sequences=sequences, non_sequences=[*fixed, *outer], return_updates=False
+        )
+
+
+def model_or_context(model: pm.Model | None) -> pm.Model:
+    """Return the model, or the one on the context stack.
+
+    Raises
+    ------
+    TypeError
+        As PyMC does, if there is neither.
+    ArgumentError
+        If it is no model.
+    """
+    if model is not None and not isinstance(model, pm.Model):
+        raise ArgumentError(
+            f"model must be a pymc.Model, got {type(model).__name__}\n"
+            "Pass model=…, or call this inside `with model:`."
+        )
+    if model is None and pm.Model.get_context(error_if_none=False) is None:
+        raise TypeError(
+            "No model on context stack.\nPass model=…, or call this inside `with model:`."
+        )
+    return pm.modelcontext(model)
+
+
+# By id of the model, which its density keeps alive.
+_DENSITIES: WeakValueDictionary[int, ModelDensity] = WeakValueDictionary()
+
+
+def density_of(model: pm.Model) -> ModelDensity:
+    """Return the density of a model: the same as before, while something uses that one.
+
+    So what has been found out about it, and compiled for it, need not be again: a model with a Scan
+    takes seconds. A model that has got other variables since has another density.
+
+    Raises
+    ------
+    ModelError
+        If the model has no free variable or a discrete one.
+    """
+    found = _DENSITIES.get(id(model))
+    if found is None or not found.is_current():
+        found = _DENSITIES[id(model)] = ModelDensity(model)
+    return found
+
+
+def _parts(model: pm.Model) -> list[object]:
+    """What the log density of a model is made of, besides values of data."""
+    maps = model.rvs_to_values, model.rvs_to_transforms
+    pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
+    return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]
+
+
+def _total(terms: list[TensorVariable]) -> TensorVariable:
+    return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
+
+
+def _in_batches(z: TensorVariable, n_draws: int, micro_batch: int | None) -> list[TensorVariable]:
+    """Draws in batches; if draws must repeat to fill the last, also a mask of those that count."""
+    if micro_batch is None:
+        return [z]
+    n_batches = -(-n_draws // micro_batch)
+    missing = n_batches * micro_batch - n_draws
+    rows = pt.concatenate([z, z[:missing]]) if missing else z
+    rows = rows.reshape((n_batches, micro_batch, z.type.shape[1]))
+    if not missing:
+        return [rows]
+    counts = np.arange(n_batches * micro_batch) < n_draws
+    return [rows, pt.constant(counts.reshape((n_batches, micro_batch)))]
+
+
+def _gradient(
+    values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
+) -> list[TensorVariable]:
+    total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
+    return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
+
+
+def _replace(
+    outputs: list[TensorVariable], replacements: Mapping[Variable, Variable]
+) -> list[TensorVariable]:
+    return graph_replace(outputs, replacements, strict=False) if replacements else outputs

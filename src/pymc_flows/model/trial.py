@@ -1,0 +1,281 @@
+"""Trying a log density out on a few draws, without compiling anything."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.op import Op
+from pytensor.graph.traversal import graph_inputs, toposort
+from pytensor.scan.op import Scan
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends import jax as _jax
+from pymc_flows.backends.graphs import ops_inside
+from pymc_flows.backends.modes import NUMPY, PLAIN, metered
+from pymc_flows.errors import ModelError
+from pymc_flows.model.logp import ModelDensity, Replacements
+
+_log = logging.getLogger(__name__)
+
+
+class Trial:
+    """The log density for one draw and for a few at once, ready to be evaluated in NumPy.
+
+    Parameters
+    ----------
+    density : ModelDensity
+
+    Raises
+    ------
+    ModelError
+        If the log density has no gradient.
+    """
+
+    def __init__(self, density: ModelDensity):
+        self._density = ref(density)  # trials are kept as long as their density, and no longer
+        self._said: set[str] = set()
+        self._mode = PLAIN
+        self._bytes = 0
+        self._dependent: set[Variable] = set()
+        self._row = pt.vector("z", shape=(density.dim,), dtype=pytensor.config.floatX)
+        values = density.single(self._row)
+        self._one = [*values, _gradient(values, self._row)]
+
+    def say_once(self, message: str) -> None:
+        """Log a warning, the first time that it is given."""
+        if message not in self._said:
+            self._said.add(message)
+            _log.warning(message)
+
+    # ----------------------------------------------------------------------------------- one draw
+
+    def values(self, point: np.ndarray) -> list[float]:
+        """Log prior and log likelihood at a point (dim,), in nats.
+
+        Raises
+        ------
+        ModelError
+            If they cannot be evaluated there.
+        """
+        try:
+            prior, data, _ = self._evaluate(point)
+            if not np.isfinite([prior, data]).all():  # the stable form of the graph may be finite
+                fn = pytensor.function(
+                    [self._row], self._one[:2], mode=NUMPY, on_unused_input="ignore"
+                )
+                prior, data = fn(point)
+        except Exception as error:
+            raise ModelError(
+                "the log density of the model cannot be evaluated at the start: "
+                f"{failing_op(error)}"
+            ) from error
+        return [float(prior), float(data)]
+
+    def bytes_per_draw(self, point: np.ndarray) -> int:
+        """Bytes of all intermediates of value and gradient for one draw, none of them fused.
+
+        They follow from shapes alone, so that micro-batches depend on model and data only.
+        """
+        self._evaluate(point)
+        return self._bytes
+
+    def _evaluate(self, point: np.ndarray) -> list[np.ndarray]:
+        self._bytes = 0
+        try:
+            return self._function(point)
+        except Exception:
+            if self._mode is NUMPY:
+                raise
+            # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can. They
+            # raise anything; a fault of the model itself comes again, from the other mode.
+            self._mode = NUMPY
+            del self._function
+            return self._evaluate(point)
+
+    @cached_property
+    def _function(self) -> Any:
+        mode = metered(self._mode, self._meter)
+        fn = pytensor.function([self._row], self._one, mode=mode, on_unused_input="ignore")
+        self._dependent = set(fn.maker.fgraph.inputs[:1])
+        for node in fn.maker.fgraph.toposort():
+            if not self._dependent.isdisjoint(node.inputs):
+                self._dependent.update(node.outputs)
+        return fn
+
+    def _meter(self, *, node: Any, storage_map: dict[Variable, list[Any]], **_: object) -> None:
+        if not node.op.view_map:
+            for var in self._dependent.intersection(node.outputs):
+                self._bytes += getattr(storage_map[var][0], "nbytes", 0)
+
+    # ------------------------------------------------------------------------------ several draws
+
+    def why_not_batched(self, point: np.ndarray, backend: str) -> str:
+        """Say why ``backend`` must loop over draws, naming the Op; nothing if it need not.
+
+        Decided by trying: a few draws around the point in NumPy, and for JAX by tracing.
+        """
+        if self._why_not_vectorised:
+            return self._why_not_vectorised
+        if self._difference is None:
+            self._difference = self._compare(point)
+        return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
+
+    def why_not_jax(self, point: np.ndarray) -> str:
+        """Say why JAX cannot run the log density at all; nothing if it can."""
+        return self._why_not_looped_on_jax if self.why_not_batched(point, "jax") else ""
+
+    _difference: str | None = None
+
+    @cached_property
+    def _draws(self) -> TensorVariable:
+        n = _unlike_any_size(self._one)
+        return pt.matrix("z", shape=(n, *self._row.type.shape), dtype=self._row.dtype)
+
+    @cached_property
+    def _batch(self) -> list[TensorVariable]:
+        values = self._model_density.batched(self._draws)
+        return [*values, _gradient(values, self._draws)]
+
+    @property
+    def _model_density(self) -> ModelDensity:
+        density = self._density()
+        assert density is not None  # whoever calls has just found this trial by it
+        return density
+
+    @cached_property
+    def _why_not_vectorised(self) -> str:
+        try:
+            batch = self._batch
+        except Exception as error:  # whatever an Op raises, draws can be looped over
+            return f"vectorised over draws, {failing_op(error)}"
+        loops = [
+            op
+            for node in toposort(batch)
+            if isinstance(node.op, Blockwise)
+            for op in ops_inside(node.op)
+            if isinstance(op, Scan)
+        ]
+        return f"the log density contains a {op_name(loops[0])}" if loops else ""
+
+    def _compare(self, point: np.ndarray) -> str:
+        noise = np.random.default_rng(0).standard_normal(self._draws.type.shape)
+        noise[0] = 0
+        points = (point + 0.1 * noise).astype(point.dtype)
+        expected = [np.stack(x) for x in zip(*map(self._evaluate, points), strict=True)]
+        try:
+            found = pytensor.function([self._draws], self._batch, mode=self._mode)(points)
+        except Exception as error:  # whatever an Op raises, draws can be looped over
+            return f"vectorised over draws, {failing_op(error)}"
+        if all(map(_agree, found, expected)):
+            return ""
+        return "vectorised over draws, its value or gradient differs from that of single draws"
+
+    @cached_property
+    def _why_not_batched_on_jax(self) -> str:
+        if _jax.is_plain(self._batch):
+            return ""
+        error = self._jax_error(self._batch)
+        return f"vectorised over draws on JAX, {error}" if error else ""
+
+    @cached_property
+    def _why_not_looped_on_jax(self) -> str:
+        values, gradient, _ = self._model_density.value_and_grad(
+            self._draws, weights=[1, 1], micro_batch=None
+        )
+        error = self._jax_error([*values, gradient])
+        if error and (unknown := _jax.unknown_ops(self._one)):
+            return f"it has no conversion for {', '.join(unknown)}"
+        return error
+
+    def _jax_error(self, outputs: Sequence[TensorVariable]) -> str:
+        try:
+            _jax.trace(self._draws, outputs)
+        except Exception as error:  # whatever JAX says, it cannot run this
+            return failing_op(error)
+        return ""
+
+
+_TRIALS: WeakKeyDictionary[ModelDensity, Trial] = WeakKeyDictionary()
+
+
+def trial(density: ModelDensity, replacements: Replacements = None) -> Trial:
+    """Return the trial of a log density, made once.
+
+    Raises
+    ------
+    ModelError
+        If the log density has no gradient.
+    """
+    density = density.replaced(replacements)
+    if density not in _TRIALS:
+        _TRIALS[density] = Trial(density)
+    return _TRIALS[density]
+
+
+def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVariable:
+    try:
+        return pytensor.grad(sum(v.sum() for v in values), z, disconnected_inputs="ignore")
+    except (NotImplementedError, TypeError) as error:
+        raise ModelError(
+            f"the log density of the model has no gradient: {_first_line(error)}\n"
+            "Variational inference follows the gradient of the log density; rewrite that term "
+            "with differentiable operations or give its Op a gradient."
+        ) from error
+
+
+def _unlike_any_size(outputs: Sequence[Variable]) -> int:
+    """A number of draws, of at least 3, that no dimension of the model can be mistaken for."""
+    variables = [*graph_inputs(outputs), *(v for node in toposort(outputs) for v in node.outputs)]
+    sizes = {size for var in variables for size in getattr(var.type, "shape", ())}
+    for var in variables:
+        if hasattr(var, "get_value"):
+            sizes.update(np.shape(var.get_value(borrow=True)))
+    return next(n for n in itertools.count(3) if n not in sizes)
+
+
+def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal but for rounding, which ill-conditioned models magnify."""
+    size = np.max(np.abs(expected), initial=0, where=np.isfinite(expected))
+    return np.shape(found) == expected.shape and np.allclose(
+        found, expected, rtol=1e-3, atol=1e-3 * size, equal_nan=True
+    )
+
+
+def op_name(op: Op) -> str:
+    """The name of an Op without its properties; of a Blockwise, that of what it repeats."""
+    core = op.core_op if isinstance(op, Blockwise) else op
+    return re.sub(r"\{.*", "", str(core), flags=re.DOTALL)
+
+
+def failing_op(error: Exception) -> str:
+    """Name the Op that an error is about, with the error's first line."""
+    found = re.search(r"Apply node that caused the error: (?:Blockwise\{)?([^\s({[]+)", str(error))
+    name = found.group(1) if found else _innermost_op(error)
+    return f"{name} fails ({type(error).__name__}: {_first_line(error)})"
+
+
+def _innermost_op(error: Exception) -> str:
+    """The Op whose conversion to JAX was running: its functions close over the Op or its node."""
+    name, trace = "an Op", error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            op = value.op if isinstance(value, Apply) else value
+            if isinstance(op, Op):
+                name = op_name(op)
+        trace = trace.tb_next
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

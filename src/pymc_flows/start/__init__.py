@@ -1,0 +1,1 @@
+"""Where a fit begins: a Gaussian at a mode of the posterior, and one with its moments."""

@@ -1,0 +1,192 @@
+"""A Gaussian with the mean and covariance of a posterior, by importance weights.
+
+Near a posterior, the weighted draws of a Gaussian have moments that are better than its own, and
+the Gaussian with these draws better (adaptive importance sampling: Cappé, Guillin, Marin & Robert,
+Population Monte Carlo, JCGS 13(4), 2004). Nothing is trained or compiled for that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.flows.frame import Frame
+from pymc_flows.importance import Quality, weigh
+from pymc_flows.start.search import with_covariance
+
+# Draws of each round.
+ROUNDS = (4_000, 4_000, 16_000, 4_000)
+# Effective draws per dimension without which a covariance is noise.
+ENOUGH = 10
+# A gain in the share of effective draws that is worth a further round.
+GAIN = 0.01
+# A Gaussian is widened by these.
+FACTORS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
+# Draws of each where the Gaussian has a larger share of effective draws than that.
+PROBES, EVEN = 1_000, 0.5
+# So few effective draws leave no hope for still wider ones.
+HOPELESS = 4
+# Rounds after that.
+WIDE_ROUNDS = 4
+# The Gaussians of these rounds are wider than their moments, for tails that no Gaussian has.
+DEFENSIVE = 1.25
+# A difference of log Z that is none by chance, in standard errors.
+N_ERRORS = 4.0
+
+
+def match_moments(
+    log_density: Callable[[np.ndarray], np.ndarray], frame: Frame, rng: np.random.Generator
+) -> Frame:
+    """Improve a Gaussian by the moments of its weighted draws, as long as it does.
+
+    It is widened first, if a wider one finds mass that it lacks: further modes, or the ends of a
+    curve.
+
+    Parameters
+    ----------
+    log_density : callable
+        Log density (n,) at points (n, dim), in nats.
+    frame : Frame
+        The Gaussian: its mean and a factor of its covariance.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Frame
+        The one whose weights are the most even, or, of a Gaussian that was widened, the one with
+        the moments of its weighted draws; ``frame`` itself where k-hat says that weights cannot be
+        trusted, or there are too few effective draws for a covariance.
+    """
+    first = Weighted.draws(log_density, frame, ROUNDS[0], rng)
+    wider = _widened(log_density, first, rng)
+    if wider is not None:
+        for _ in range(WIDE_ROUNDS):
+            if not wider.has_enough:
+                break
+            spread = wider.matched().widened(DEFENSIVE)
+            candidate = Weighted.draws(log_density, spread, max(ROUNDS), rng)
+            if wider.has_more_mass_than(candidate):
+                break
+            wider = candidate
+        if wider.is_usable:
+            return wider.matched()
+    best = first
+    for draws in ROUNDS[1:]:
+        if not best.is_usable or best.has_its_moments:
+            break
+        candidate = Weighted.draws(log_density, best.matched(), draws, rng)
+        gain = candidate.share - best.share
+        best = candidate if gain > 0 else best
+        if gain <= GAIN:
+            break
+    return best.frame
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Draws of a Gaussian with importance weights.
+
+    Attributes
+    ----------
+    frame : Frame
+    points : ndarray, shape (n, dim)
+    log_weights : ndarray, shape (n,)
+        Normalised.
+    quality : Quality
+    """
+
+    frame: Frame
+    points: np.ndarray
+    log_weights: np.ndarray
+    quality: Quality
+
+    @classmethod
+    def draws(
+        cls,
+        log_density: Callable[[np.ndarray], np.ndarray],
+        frame: Frame,
+        n: int,
+        rng: np.random.Generator,
+    ) -> Weighted:
+        """Draw and weigh."""
+        dim = len(frame.center)
+        half = rng.standard_normal((n // 2, dim))
+        noise = np.concatenate([half, -half])  # exact means of what is symmetric
+        points = frame.place(noise)
+        log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
+        found, log_weights = weigh(log_density(points) - log_q + frame.log_det)
+        return cls(frame, points, log_weights, found)
+
+    @property
+    def share(self) -> float:
+        """Share of effective draws."""
+        return self.quality.ess / self.quality.n_draws
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether there are enough effective draws for a covariance."""
+        return self.quality.ess >= ENOUGH * len(self.frame.center)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the moments mean something."""
+        return self.has_enough and self.quality.is_trusted
+
+    @property
+    def has_its_moments(self) -> bool:
+        """Whether nothing but noise sets the moments of the draws apart from the Gaussian's.
+
+        Then they would make it worse: the mean of n draws in d dimensions is d/2n nats off on
+        average, and their covariance d(d + 1)/4n.
+        """
+        dim, found = len(self.frame.center), self.quality
+        if found.log_evidence - found.elbo > dim * (dim + 3) / (4 * found.ess):
+            return False
+        weights, noise = np.exp(self.log_weights), found.ess**-0.5
+        z = (self.points - self.frame.center) / _sd(self.frame)
+        mean = weights @ z
+        sd = np.sqrt(weights @ np.square(z - mean))
+        # Squares of draws that come with their negatives are half as many.
+        return bool((np.maximum(abs(mean), abs(sd - 1)) < N_ERRORS * noise).all())
+
+    def matched(self) -> Frame:
+        """The Gaussian with the moments of the weighted draws."""
+        weights = np.exp(self.log_weights)
+        center = weights @ self.points
+        rest = (self.points - center) * np.sqrt(weights)[:, None]
+        return with_covariance(center, rest.T @ rest)
+
+    def has_more_mass_than(self, other: Weighted) -> bool:
+        """Whether log Z is larger, by more than chance."""
+        mine, others = self.quality, other.quality
+        error = math.hypot(mine.log_evidence_error, others.log_evidence_error)
+        return mine.log_evidence - others.log_evidence > N_ERRORS * error
+
+
+def _sd(frame: Frame) -> np.ndarray:
+    """Standard deviations of the Gaussian's coordinates; they are 1 without a scale."""
+    if frame.scale is None:
+        return np.ones(1)
+    return frame.scale if frame.is_elementwise else np.linalg.norm(frame.scale, axis=1)
+
+
+def _widened(
+    log_density: Callable[[np.ndarray], np.ndarray], first: Weighted, rng: np.random.Generator
+) -> Weighted | None:
+    """The widest of some, if they have more mass than the first, or only they usable weights."""
+    draws = PROBES if first.share > EVEN else ROUNDS[0]
+    usable = [first] if first.is_usable else []
+    for factor in FACTORS:
+        wider = Weighted.draws(log_density, first.frame.widened(factor), draws, rng)
+        if wider.quality.ess < HOPELESS:
+            break
+        if wider.quality.is_trusted and wider.quality.ess >= ENOUGH:
+            usable.append(wider)
+    # Weights of a narrow one may look well by chance, of the widest hardly.
+    whole = [x for x in usable if not any(other.has_more_mass_than(x) for other in usable)]
+    if not whole or whole[0] is first:
+        return None
+    return Weighted.draws(log_density, whole[-1].frame, max(ROUNDS), rng)

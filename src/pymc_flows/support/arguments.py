@@ -1,0 +1,48 @@
+"""Checks of what `NFVI.fit` is given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.errors import ArgumentError
+
+
+def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
+    """Return the value as an int, or raise `ArgumentError`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_list(name: str, value: Any) -> list[Any]:
+    """Return a list or tuple as a list, None as an empty one, or raise `ArgumentError`."""
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise ArgumentError(f"{name} must be a list, got {value!r}\nWrite {name}=[...].")
+    return list(value)
+
+
+def renamed(
+    fn_kwargs: Mapping[str, Any] | None, compile_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return ``compile_kwargs``, also if they come under their old name."""
+    if fn_kwargs is None:
+        return dict(compile_kwargs or {})
+    warnings.warn(
+        "fn_kwargs is deprecated, please use compile_kwargs instead",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return dict(fn_kwargs)
+
+
+def warn_unused(**given: object) -> None:
+    """Warn of arguments for test functions."""
+    for name, value in given.items():
+        if value is not None:
+            warnings.warn(f"`{name}` is not used for NFVI and ignored", UserWarning, stacklevel=3)

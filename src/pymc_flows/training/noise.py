@@ -1,0 +1,90 @@
+"""Base noise of many steps, drawn at once into one array."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.backends.jax import precision
+
+# In bytes. JAX takes an array that begins at a multiple of it as it is, and copies any other.
+ALIGNMENT = 64
+
+type Source = Callable[[np.random.Generator, int, tuple[int, ...], str], Any]
+"""Noise (steps, draws, dim) of a shape and a dtype, of which the first n steps are used."""
+
+
+def base_noise(backend: str) -> Source:
+    """Where the base noise of a backend comes from."""
+    by_jax = backend == "jax" and is_on_accelerator()
+    return standard_normal_by_jax if by_jax else standard_normal
+
+
+def standard_normal(
+    rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """Base noise that NumPy draws; steps after the first ``n`` get zeros."""
+    noise = aligned_zeros(shape, dtype)
+    rng.standard_normal(out=noise[:n], dtype=noise.dtype)
+    return noise
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array of zeros that JAX need not copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def is_on_accelerator() -> bool:
+    """Whether JAX computes elsewhere than on a CPU."""
+    import jax  # slow to import
+
+    device = jax.config.jax_default_device or jax.devices()[0]
+    return bool(getattr(device, "platform", device) != "cpu")
+
+
+def standard_normal_by_jax(
+    rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str
+) -> Any:
+    """Base noise that is drawn where JAX computes, instead of being sent there.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Gives a key to each of the first ``n`` steps, so that they do not depend on how many steps a
+        call takes.
+    n : int
+    shape : tuple of int
+        (steps, draws, dim); steps after the first ``n`` get zeros.
+    dtype : str
+
+    Returns
+    -------
+    jax.Array, shape (steps, draws, dim)
+    """
+    words = np.zeros((shape[0], 2), np.uint32)
+    words[:n] = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
+    with precision(dtype):
+        return _by_keys()(words, n, shape[1:], dtype)
+
+
+@cache
+def _by_keys() -> Callable[[np.ndarray, int, tuple[int, ...], str], Any]:
+    import jax
+
+    def draw(words: np.ndarray, n: int, shape: tuple[int, ...], dtype: str) -> Any:
+        keys = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+
+        def fill(i: Any, noise: Any) -> Any:
+            return noise.at[i].set(jax.random.normal(keys[i], shape, dtype))
+
+        # Calls have the same length whatever they are for; only n steps cost something.
+        return jax.lax.fori_loop(0, n, fill, jax.numpy.zeros((len(words), *shape), dtype))
+
+    return jax.jit(draw, static_argnums=(2, 3))

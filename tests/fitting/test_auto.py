@@ -1,0 +1,260 @@
+"""`formula='auto'`: what is tried, what is taken, and what is said of it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pymc as pm
+import pytest
+
+import pymc_flows as pmf
+from pymc_flows.backends.modes import NUMPY
+from pymc_flows.diagnostics.quality import Quality
+from pymc_flows.errors import BackendError, FitError
+from pymc_flows.fitting import auto as ladder
+from pymc_flows.fitting import candidates as _rungs
+from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+
+IAF = _rungs.AUTOREGRESSIVE
+NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
+JAX = {"backend": "jax", "progressbar": False}
+
+
+def quality(elbo, error=0.01, khat=0.3, log_evidence=None):
+    evidence = elbo if log_evidence is None else log_evidence
+    return Quality(4000, elbo, error, khat, 1000.0, evidence, error)
+
+
+def test_a_gaussian_posterior_needs_one_rung():
+    with pm.Model() as model:
+        pm.MvNormal("x", [100, 0.1], cov=[[90, 0.05], [0.05, 1e-4]])
+    approx = pmf.fit(300, model=model, random_seed=1, **JAX)
+    assert str(approx.formula) == "scale-loc"
+    assert [(str(r.formula), r.steps) for r in approx.ladder.rungs] == [("scale-loc", 0)]
+    assert len(approx.hist) == 0
+    np.testing.assert_allclose(approx.mean.eval(mode=NUMPY), [100, 0.1], rtol=0.01)
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    with pm.Model() as model:
+        pm.Potential("p", -pm.math.exp(pm.Flat("x")) + 1.5 * model["x"])  # log of a gamma
+        pm.Normal("y", model["x"] ** 2, 0.5)
+    return pmf.fit(1_000, model=model, random_seed=3, obj_n_mc=32, **JAX)
+
+
+def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
+    tried = [str(r.formula) for r in skewed.ladder.rungs]
+    assert tried[0] == "scale-loc"
+    assert NVP in tried
+    assert [r.steps for r in skewed.ladder.rungs] == [0] + [1_000] * (len(tried) - 1)
+    assert str(skewed.formula) == tried[skewed.ladder.taken]
+    first, *_, last = (r.quality.elbo for r in skewed.ladder.rungs)
+    assert last > first + 0.1
+    assert len(skewed.hist) == 1_000
+
+
+def test_the_table_says_what_was_tried(skewed):
+    lines = str(skewed.ladder).splitlines()
+    assert lines[0].split() == [
+        "formula",
+        "steps",
+        "ELBO",
+        "±",
+        "error",
+        "k-hat",
+        "log",
+        "Z",
+        "seconds",
+    ]
+    assert sum(line.endswith("taken") for line in lines) == 1
+    html = skewed.ladder._repr_html_()
+    assert html.count("<tr>") == len(lines)
+    assert NVP in html
+
+
+def test_the_same_seed_climbs_the_same_ladder():
+    with pm.Model() as model:
+        pm.Normal("x", 3, 2)
+    one, other = (
+        pmf.fit(50, model=model, random_seed=4, obj_n_mc=8, **JAX).ladder for _ in range(2)
+    )
+    assert [r.quality for r in one.rungs] == [r.quality for r in other.rungs]
+
+
+@pytest.mark.parametrize(
+    ("qualities", "taken"),
+    [
+        ([quality(-3), quality(-2.99)], 0),  # within the noise
+        ([quality(-3), quality(-2.9)], 1),
+        ([quality(-3), quality(-2.9), quality(-2.95)], 1),
+        ([quality(-3), quality(-2.9), quality(-2.89)], 1),
+        ([quality(-np.inf, np.nan), quality(-5)], 1),
+        ([quality(-1e13, 1e13, khat=17), quality(-5)], 1),
+        ([quality(-3, khat=0.9), quality(-3)], 1),  # as good, and to be trusted
+        ([quality(-3), quality(-3, khat=0.9)], 0),
+        ([quality(-3), quality(-np.inf, np.nan)], 0),
+    ],
+)
+def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
+    assert ladder._best(qualities) == taken
+
+
+@pytest.mark.parametrize(
+    ("dim", "expected"),
+    [
+        (1, ["spline*2-scale-loc"]),
+        (2, [f"nvp*4-{IAF}-scale-loc", f"nvp*10-{IAF}-scale-loc"]),
+        (5000, [f"nvp*4-scale-hh*10-loc-{IAF}-scale-loc",
+                f"nvp*10-scale-hh*10-loc-{IAF}-scale-loc"]),
+    ],
+)  # fmt: skip
+def test_what_is_tried(dim, expected):
+    assert [trial.formula for trial in _rungs.richer(dim)] == expected
+
+
+def test_a_trial_has_settings_of_its_own_where_none_are_given():
+    trial = _rungs.Trial("loc", anneal=0.3, draws=128, rate=0.003)
+    own = trial.arguments({})
+    assert (own["anneal"], own["obj_n_mc"], own["schedule"]) == (0.3, 128, "cosine")
+    given = {"obj_n_mc": 5, "obj_optimizer": pm.sgd(), "anneal": None}
+    assert trial.arguments(given) == given
+    assert _rungs.Trial("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
+
+
+def rung(elbo, log_z, khat=0.1, error=0.001):
+    return Rung(Formula("loc"), Quality(4000, elbo, 0.001, khat, 1000.0, log_z, error), 1.0, 9)
+
+
+def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
+    wide, narrow = rung(-3.0, 0.0), rung(-0.7, -0.69)
+    assert ladder._is_good([narrow], 0.02)
+    assert not ladder._is_good([wide, narrow], 0.02)
+    assert ladder._is_good([rung(-3.0, 0.0, khat=0.9), narrow], 0.02)
+    assert ladder._is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
+
+
+def test_what_is_tried_where_modes_are_apart(monkeypatch):
+    trials = [_rungs.Trial("scale-loc", 0.3, 8, 0.003), _rungs.Trial("loc", 0.8)]
+    monkeypatch.setattr(ladder, "spread", lambda: trials)
+    with pm.Model() as model:
+        modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
+        pm.Mixture("x", np.full(3, 1 / 3), modes, shape=2)
+    approx = pmf.fit(20, model=model, random_seed=1, **JAX)
+    assert [str(r.formula) for r in approx.ladder.rungs] == ["scale-loc", "scale-loc", "loc"]
+    scale = approx.groups[0].frame.scale
+    np.testing.assert_allclose(np.diag(scale @ scale.T), 6 + 0.4**2, rtol=0.1)
+
+
+def test_formulas_for_modes_that_are_apart_are_formulas():
+    for trial in _rungs.spread():
+        Formula(trial.formula)
+        assert 0 <= (trial.anneal or 0) < 1
+
+
+def test_a_minibatch_gets_the_first_rung_unjudged():
+    data = pm.Minibatch(np.linspace(-1, 2, 60), batch_size=10)
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.Normal("y", x, 1, observed=data, total_size=60)
+    approx = pmf.fit(20, model=model, random_seed=1, obj_n_mc=4, **JAX)
+    assert [r.quality for r in approx.ladder.rungs] == [None]
+    assert "–" in str(approx.ladder)
+
+
+def test_later_rungs_start_from_what_the_first_has_learned():
+    start = Frame(np.array([1.0, 2.0]), np.array([[2.0, 0], [3.0, 4.0]]))
+    with pm.Model() as model:
+        pm.Normal("x", shape=2)
+    for frame in (start, Frame(start.center), Frame(start.center, np.array([2.0, 3.0]))):
+        approx = pmf.NormalizingFlow("scale-loc", model=model, start=frame, jitter=0.5)
+        learned = pmf.NormalizingFlow(
+            "perm-perm", model=model, start=ladder._learned(approx, frame), jitter=0
+        )
+        for moment in ("mean", "cov"):
+            one, other = (getattr(a, moment).eval(mode=NUMPY) for a in (learned, approx))
+            np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+# ------------------------------------------------------------------------- ends before its time
+
+
+def skewed_model():
+    with pm.Model() as model:
+        x = pm.Flat("x")
+        pm.Potential("p", 1.5 * x - pm.math.exp(x))
+    return model
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What happens at each fit in turn: an error, or the number of steps until an interrupt."""
+    script = []
+
+    def fit(self, n, **kwargs):
+        happens = script.pop(0)
+        if isinstance(happens, BaseException):
+            raise happens
+        self.state = SimpleNamespace(done=happens, is_interrupted=happens < n)
+        self.concerns.append(f"The loss of {self.approx.formula} was still falling.")
+        return self.approx
+
+    monkeypatch.setattr(ladder.NFVI, "fit", fit)
+    return script
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+SPLINE = "spline*2-scale-loc"
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (KeyboardInterrupt(), f"Fitting '{SPLINE}' was not finished (interrupted): "),
+        (FitError("100 steps"), f"Fitting '{SPLINE}' was not finished (FitError: 100 steps): "),
+        (3, f"Interrupted after 3 of 9 steps of '{SPLINE}': "),
+    ],
+)
+def test_what_was_fitted_before_an_end_is_kept(fits, caplog, happens, said):
+    fits.append(happens)
+    approx = pmf.fit(9, model=skewed_model(), random_seed=1)
+    assert str(approx.formula) == "scale-loc"
+    assert [r.steps for r in approx.ladder.rungs] == [0] + [3] * (happens == 3)
+    [text] = warned(caplog)
+    assert text.startswith(said)
+    assert "Taken is 'scale-loc', the best so far" in text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FitError, BackendError])
+def test_an_end_before_anything_was_fitted_is_an_error(fits, error):
+    fits.append(error())
+    with pytest.raises(error):
+        pmf.fit(9, model=skewed_model(), start=Frame(np.zeros(1), np.ones(1)))
+
+
+def test_a_backend_that_is_refused_is_an_error_unless_it_costs_a_fit(fits, caplog):
+    fits += [BackendError("no such Op"), 9, BackendError("no such Op")]
+    with pytest.raises(BackendError):
+        pmf.fit(9, model=skewed_model(), random_seed=1)
+    start = Frame(np.array([0.5]), np.array([0.7]))
+    approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)
+    assert [r.steps for r in approx.ladder.rungs] == [9]
+    assert any("(BackendError: no such Op)" in text for text in warned(caplog))
+
+
+def test_concerns_are_told_of_the_one_that_is_taken(fits, caplog):
+    fits += [9, 9]
+    start = Frame(np.array([0.5]), np.array([0.7]))
+    approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)
+    assert (str(approx.formula), len(approx.ladder.rungs)) == ("scale-loc", 2)
+    said = [text for text in warned(caplog) if "falling" in text]
+    assert said == ["The loss of scale-loc was still falling."]
+
+
+def test_a_ladder_of_one_rung_prints():
+    text = str(Ladder((Rung(Formula("loc"), quality(1234.5), 1.0, 9),), 0))
+    assert "1,234.500" in text
