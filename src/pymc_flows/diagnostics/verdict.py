@@ -360,7 +360,7 @@ def report(
         worst=float(np.abs(errors[:2]).max()),
         coverage=coverage,
         contradiction=contradiction,
-        is_framed=approx.groups[0].is_framed,
+        is_framed=approx.is_framed,
         lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
     )
 
