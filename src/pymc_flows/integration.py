@@ -7,7 +7,7 @@ from functools import cached_property, wraps
 from typing import Any
 
 import pymc as pm
-from pymc.variational.opvi import Approximation, Group
+from pymc.variational import Approximation, Group
 
 from pymc_flows.approximation import NormalizingFlow, NormalizingFlowGroup
 from pymc_flows.errors import FormulaError

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.util import RandomState
-from pymc.variational.minibatch_rv import MinibatchRandomVariable
-from pymc.variational.opvi import VIState
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
@@ -29,7 +26,9 @@ from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.support.compat import MinibatchRandomVariable, VIState
 from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.support.seeds import RandomState
 from pymc_flows.training.objective import Problem
 
 

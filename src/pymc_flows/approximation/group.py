@@ -10,8 +10,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from numpy.typing import ArrayLike
-from pymc.util import RandomState, _get_seeds_per_chain
-from pymc.variational.opvi import Group, node_property
+from pymc.variational import Group
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset
@@ -28,6 +27,8 @@ from pymc_flows.flows.chain import Loop
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.logp import density_of
+from pymc_flows.support.compat import node_property
+from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.objective import base_log_prob
 
 # Draws behind the moments of a chain that is not affine; the noise is fixed.
@@ -71,7 +72,7 @@ class NormalizingFlowGroup(Group):
         self._jitter = check_jitter(jitter)
         self._start = start
         self.is_framed = isinstance(start, Frame)
-        self.seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
+        self.seeds = np.random.SeedSequence(integer_seed(random_seed))
         super().__init__(
             group,
             random_seed=self.seeds.generate_state(1)[0],

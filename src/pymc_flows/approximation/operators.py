@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pymc.variational.operators import KL
-from pymc.variational.opvi import ObjectiveFunction
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.compat import KL, ObjectiveFunction
 from pymc_flows.training.objective import loss_graph
 
 
