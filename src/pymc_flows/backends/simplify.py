@@ -14,13 +14,11 @@ from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import ancestors
-from pytensor.tensor.basic import MakeVector, get_underlying_scalar_constant_value
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.exceptions import NotScalarConstantError
-from pytensor.tensor.math import All
+from pytensor.tensor import get_underlying_scalar_constant_value
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.support.compat import All, DimShuffle, Elemwise, MakeVector, NotScalarConstantError
 
 # What a condition is made of.
 _LOGICAL = (All, DimShuffle, Elemwise, MakeVector)
