@@ -1,0 +1,10 @@
+"""What the graph of a model says about its posterior.
+
+Sets of latents are carried through the graph of the log density, node by node. From them follow its
+factors, the pattern of its Hessian, hyperparameters and field, and the groups that are independent
+given the rest.
+"""
+
+from pymc_flows.model.structure._structure import Structure, factor_incidence, structure, structure_of
+
+__all__ = ["Structure", "factor_incidence", "structure", "structure_of"]

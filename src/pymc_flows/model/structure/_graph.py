@@ -1,0 +1,165 @@
+"""Log-density terms in a form whose linear structure can be read, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pytensor
+from pytensor.compile.builders import OpFromGraph
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import toposort
+from pytensor.raise_op import CheckAndRaise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.shape import Shape, Shape_i
+from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows._simplify import simplify
+from pymc_flows.density import ModelDensity
+from pymc_flows.modes import NUMPY, no_compiler
+
+# Known by name, and never opened: their dependence is along an axis.
+AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
+
+_PREPARED: WeakKeyDictionary[ModelDensity, dict[str, TensorVariable]] = WeakKeyDictionary()
+
+
+def prepared_terms(density: ModelDensity) -> dict[str, TensorVariable]:
+    """Terms of a log density without checks of parameters and with inner graphs opened.
+
+    A check depends on all elements of a parameter, but not on their values where the density is
+    finite: no part of the structure.
+
+    Returns
+    -------
+    dict of str to TensorVariable
+        Graphs in the model's value variables for one draw, not summed, as
+        `ModelDensity.named_terms`.
+    """
+    found = _PREPARED.get(density)
+    if found is None:
+        named = density.named_terms
+        with no_compiler():
+            outputs = simplify(_opened(list(named.values())))
+        found = _PREPARED[density] = dict(zip(named, outputs, strict=True))
+    return found
+
+
+def _opened(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """The same graphs without assertions and with the inner graphs of Ops in their place."""
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    for node in fgraph.toposort():
+        if isinstance(node.op, CheckAndRaise):
+            fgraph.replace(node.outputs[0], node.inputs[0], import_missing=True, reason="check")
+        elif isinstance(node.op, OpFromGraph) and not is_elementwise(node):
+            if isinstance(node.op, AXIS_OPS):
+                continue
+            inner = node.op.fgraph.unfreeze()
+            given = dict(zip(inner.inputs, node.inputs, strict=True))
+            new = _opened(graph_replace(inner.outputs, given, strict=False))
+            for old, opened in zip(node.outputs, new, strict=True):
+                fgraph.replace(old, opened, import_missing=True, reason="inner graph")
+    return list(fgraph.outputs)
+
+
+def is_elementwise(node: Apply) -> bool:
+    """Whether each element of the outputs depends on the same element of each input only."""
+    if isinstance(node.op, Elemwise):
+        return True
+    if not isinstance(node.op, OpFromGraph):
+        return False
+    return all(
+        isinstance(inner.op, Elemwise)
+        or (isinstance(inner.op, DimShuffle) and inner.op.is_left_expand_dims)
+        for inner in node.op.fgraph.toposort()
+    )
+
+
+def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Apply]:
+    """Nodes of a graph that depend on the values of ``inputs``, inputs before outputs.
+
+    The shape of an input is not a value.
+    """
+    known = set(inputs)
+    nodes = []
+    for node in toposort(outputs, blockers=known):
+        if isinstance(node.op, Shape | Shape_i) or known.isdisjoint(node.inputs):
+            continue
+        known.update(node.outputs)
+        nodes.append(node)
+    return nodes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Shapes and constant values of a graph's variables at one point.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    shapes : dict of Variable to tuple
+    values : dict of Variable to value
+        Of what does not depend on the inputs that were asked for.
+    fixed : set of Variable
+        Those of ``values`` that depend on no value variable and are not random.
+    """
+
+    shapes: dict[Variable, tuple[int, ...]]
+    values: dict[Variable, Any]
+    fixed: frozenset[Variable]
+
+    def size(self, var: Variable) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shapes[var], dtype=np.int64))
+
+
+def facts(
+    density: ModelDensity,
+    nodes: Sequence[Apply],
+    depends: set[Variable],
+    outputs: Sequence[Variable] = (),
+) -> Facts:
+    """Evaluate what the relations of ``nodes`` need: one pass of NumPy, nothing compiled."""
+    values = density.model.value_vars
+    point = dict(zip(values, density.split(), strict=True))
+    shaped: dict[Variable, None] = dict.fromkeys(outputs)
+    wanted: dict[Variable, None] = {}
+    for node in nodes:
+        shaped.update(dict.fromkeys(v for v in (*node.inputs, *node.outputs) if _has_shape(v)))
+        if not is_elementwise(node):
+            wanted.update(dict.fromkeys(v for v in node.inputs if v not in depends))
+    shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}
+    slots = zip(values, density.slots, strict=True)
+    shapes |= {value: slot.shape for value, slot in slots}
+    open_shapes = [v for v in shaped if v not in shapes]
+    constants = {v: v.data for v in wanted if isinstance(v, Constant)}
+    computed = [v for v in wanted if v not in constants and hasattr(v.type, "dtype")]
+    fn = pytensor.function(
+        values, [*(v.shape for v in open_shapes), *computed], mode=NUMPY, on_unused_input="ignore"
+    )
+    slots = zip(values, density.slots, strict=True)
+    arrays = [point[v].reshape(s.shape).astype(s.dtype) for v, s in slots]
+    with np.errstate(all="ignore"):
+        found = fn(*arrays)
+    n = len(open_shapes)
+    shapes |= {v: tuple(map(int, s)) for v, s in zip(open_shapes, found[:n], strict=True)}
+    known = constants | dict(zip(computed, found[n:], strict=True))
+    return Facts(shapes, known, frozenset(known).difference(_varying(list(known), values)))
+
+
+def _has_shape(var: Variable) -> bool:
+    return hasattr(var.type, "shape")
+
+
+def _varying(variables: Sequence[Variable], inputs: Sequence[Variable]) -> set[Variable]:
+    """Which of the variables depend on the inputs or on chance."""
+    nodes = list(toposort(variables))
+    chance = [v for node in nodes for v in node.inputs if isinstance(v.type, RandomType)]
+    return {v for node in dependents(variables, [*inputs, *chance]) for v in node.outputs}
