@@ -5,6 +5,6 @@ factors, the pattern of its Hessian, hyperparameters and field, and the groups t
 given the rest.
 """
 
-from pymc_flows.model.structure._structure import Structure, factor_incidence, structure, structure_of
+from pymc_flows.model.structure._structure import Structure, structure, structure_of
 
-__all__ = ["Structure", "factor_incidence", "structure", "structure_of"]
+__all__ = ["Structure", "structure", "structure_of"]

@@ -79,6 +79,6 @@ def merged_sets(parts: Sequence[Part[Pattern]], n: int) -> Sets:
         return Rows(parts[0].taken(), parts[0].rows.matrix)
     patterns = [part.rows.matrix for part in parts]
     merged = distinct(parts, n, [p.n_rows for p in patterns])
-    return Rows(merged.index, union(parts, patterns, merged, n).pattern)
+    return Rows(merged.index, union(parts, patterns, merged).pattern)
 
 

@@ -148,7 +148,7 @@ class Entries:
     pattern: Pattern
 
 
-def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged, n: int) -> Entries:
+def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged) -> Entries:
     """Join the columns of the distinct rows of all parts."""
     n_rows = len(merged.chosen)
     rows, columns, sources, items = [], [], [], []
@@ -180,34 +180,38 @@ def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged, n:
 def _joined(rows: Ints, columns: Ints, n_rows: int, n_columns: int) -> tuple[Pattern, Ints]:
     """Sort entries by row and column, join equal ones; also where each has gone."""
     total = len(rows)
-    # SciPy sorts within rows in compiled code, which numbers the entries as it goes.
-    number = np.arange(total)
-    matrix = sp.coo_matrix((number, (rows, columns)), shape=(n_rows, n_columns))
-    csr = _uncombined(matrix, n_rows, n_columns)
-    line = np.repeat(np.arange(n_rows), np.diff(csr.indptr))
+    order = np.argsort(rows, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+    # SciPy sorts within rows in compiled code. The values number the entries as they come.
+    csr = sp.csr_array((order, columns[order], indptr), shape=(n_rows, n_columns), copy=False)
+    csr.sort_indices()
+    line = np.repeat(np.arange(n_rows), np.diff(indptr))
     first = np.ones(total, dtype=bool)
     first[1:] = (csr.indices[1:] != csr.indices[:-1]) | (line[1:] != line[:-1])
-    place = np.cumsum(first) - 1
     target = np.empty(total, dtype=np.intp)
-    target[csr.data] = place
+    target[csr.data] = np.cumsum(first) - 1
     counts = np.bincount(line[first], minlength=n_rows)
     indptr = np.concatenate([[0], np.cumsum(counts)])
     return Pattern(indptr, csr.indices[first].astype(np.intp), n_columns), target
 
 
-def _uncombined(matrix: sp.coo_matrix, n_rows: int, n_columns: int) -> sp.csr_matrix:
-    """CSR with sorted columns whose duplicates are all there (``tocsr`` would add them up)."""
-    order = np.argsort(matrix.row, kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(matrix.row, minlength=n_rows))])
-    csr = sp.csr_matrix(
-        (matrix.data[order], matrix.col[order], indptr), shape=(n_rows, n_columns), copy=False
-    )
-    csr.sort_indices()
-    return csr
-
-
-def identity(n: int, columns: Ints, n_columns: int) -> Rows[Pattern]:
-    """Rows of a variable of n elements: ``columns`` are theirs, −1 where they have none."""
+def identity(columns: Ints, n_columns: int) -> Rows[Pattern]:
+    """Rows of a variable whose elements are columns; −1 marks one that is none."""
     has = columns >= 0
     indptr = np.concatenate([[0], np.cumsum(has)])
-    return Rows(np.arange(n), Pattern(indptr, columns[has], n_columns))
+    return Rows(np.arange(len(columns)), Pattern(indptr, columns[has], n_columns))
+
+
+def stacked(arrays: Sequence[Rows[Pattern]]) -> Rows[Pattern]:
+    """Rows of several arrays, one array after the other."""
+    patterns = [rows.matrix for rows in arrays]
+    starts = np.cumsum([0, *(p.n_rows for p in patterns)])
+    index = np.concatenate([r.index + s for r, s in zip(arrays, starts[:-1], strict=True)])
+    ends = np.cumsum([0, *(len(p.indices) for p in patterns)])
+    indptr = np.concatenate([[0], *(p.indptr[1:] + e for p, e in zip(patterns, ends[:-1], strict=True))])
+    indices = np.concatenate([p.indices for p in patterns])
+    used, index = np.unique(index, return_inverse=True)
+    lengths = np.diff(indptr)[used]
+    taken = ranges(indptr[used], lengths)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return Rows(index, Pattern(indptr, indices[taken], patterns[0].n_columns))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,13 +13,11 @@ import scipy.sparse as sp
 
 from pymc_flows.density import ModelDensity, density_of, model_or_context
 from pymc_flows.layout import Slot
-from pymc_flows.model.structure._factors import factors_of
-from pymc_flows.model.structure._graph import dependents, facts, prepared_terms
+from pymc_flows.model.structure._factors import Factors, factor_incidence
+from pymc_flows.model.structure._graph import prepared_terms
 from pymc_flows.model.structure._groups import hubs_of, partition, pattern_of
-from pymc_flows.model.structure._incidence import Sets, incidence
 from pymc_flows.model.structure._names import Names
 from pymc_flows.model.structure._roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
-from pymc_flows.model.structure._rows import identity
 from pymc_flows.model.structure._table import structure_html, structure_text
 
 type Ints = npt.NDArray[np.intp]
@@ -44,8 +42,8 @@ class Structure:
         Number of latents.
     n_factors : dict of str to int
         Number of factors of each random variable and potential.
-    incidence : csr_array of bool, shape (factors, dim)
-        Which factor sees which latent.
+    factors : Factors
+        Which factor sees which latent; ``incidence`` has it as a matrix.
     hyper_names, field_names : tuple of str
         Free variables by role; one that is in part a hub is in both.
     hyperparameters, field : ndarray of int
@@ -71,7 +69,7 @@ class Structure:
 
     slots: tuple[Slot, ...]
     n_factors: Mapping[str, int]
-    incidence: sp.csr_array
+    factors: Factors
     hyper_names: tuple[str, ...]
     field_names: tuple[str, ...]
     hyperparameters: Ints
@@ -82,7 +80,7 @@ class Structure:
     factor_groups: Ints
     unknown: Mapping[str, int]
     why_not: str | None
-    names: Names = field(repr=False)
+    names: Names
 
     @property
     def dim(self) -> int:
@@ -100,9 +98,14 @@ class Structure:
         return np.bincount(self.groups[self.groups >= 0], minlength=self.n_groups)
 
     @cached_property
+    def incidence(self) -> sp.csr_array:
+        """Which factor sees which latent: bool, shape (factors, dim)."""
+        return self.factors.distinct[self.factors.index]
+
+    @cached_property
     def hessian(self) -> sp.csr_array:
         """Pattern of the Hessian, shape (dim, dim): pairs of latents that share a factor."""
-        return pattern_of(self.incidence)
+        return pattern_of(self.factors.distinct)
 
     @property
     def hessian_density(self) -> float:
@@ -162,77 +165,35 @@ def structure_of(
     density: ModelDensity, *, hyper: Sequence[str] = (), field: Sequence[str] = ()
 ) -> Structure:
     """Return the `structure` of a density."""
-    terms = prepared_terms(density)
-    found = roles(density, terms, hyper=hyper, field=field)
-    counts, matrix, unknown = factor_incidence(density)
+    found = roles(density, prepared_terms(density), hyper=hyper, field=field)
+    factors = factor_incidence(density)
     owner = np.repeat(np.arange(len(density.slots)), [_size(s) for s in density.slots])
     is_hyper = np.isin(owner, found.hyper)
-    is_hyper, hubs = _with_hubs(matrix, is_hyper, owner, _fixed(density, field))
     rest = np.flatnonzero(~is_hyper)
-    inner = matrix[:, rest]
-    pattern = pattern_of(inner)
+    pattern = pattern_of(factors.distinct[:, rest])
+    hubs = hubs_of(pattern)
+    moved = _moved(pattern, hubs, owner[rest], int(is_hyper.sum()), _fixed(density, field))
+    is_hyper[rest[moved]] = True
+    kept = ~moved
+    rest, hubs, pattern = rest[kept], hubs[kept], pattern[kept][:, kept] if moved.any() else pattern
     local = [np.flatnonzero(owner[rest] == i) for i in np.unique(owner[rest])]
-    divided = partition(pattern, hubs[rest], local)
-    names = Names.of(density)
+    label = partition(pattern, hubs, local).label
     return Structure(
         slots=density.slots,
-        n_factors=counts,
-        incidence=matrix,
+        n_factors=factors.counts,
+        factors=factors,
         hyper_names=_names(density, owner[is_hyper]),
         field_names=_names(density, owner[rest]),
         hyperparameters=np.flatnonzero(is_hyper),
         field=rest,
-        hubs=np.flatnonzero(hubs & ~is_hyper),
-        separator=rest[divided.label < 0],
-        groups=divided.label,
-        factor_groups=_factor_groups(inner, divided.label),
-        unknown=unknown,
+        hubs=rest[hubs],
+        separator=rest[label < 0],
+        groups=label,
+        factor_groups=_group_of_rows(factors.distinct[:, rest], label)[factors.index],
+        unknown=factors.unknown,
         why_not=_why_not(density, found, owner, is_hyper, pattern),
-        names=names,
+        names=Names.of(density),
     )
-
-
-def factor_incidence(
-    density: ModelDensity,
-) -> tuple[dict[str, int], sp.csr_array, dict[str, int]]:
-    """Which factor of a log density sees which latent.
-
-    Returns
-    -------
-    counts : dict of str to int
-        Number of factors by term.
-    matrix : csr_array of bool, shape (factors, dim)
-    unknown : dict of str to int
-        Ops that count as dense.
-    """
-    terms = prepared_terms(density)
-    values = density.model.value_vars
-    depends = {*values, *(v for n in dependents(list(terms.values()), values) for v in n.outputs)}
-    factors = {name: factors_of(term, depends) for name, term in terms.items()}
-    outputs = [var for found in factors.values() for var in found]
-    nodes = dependents(outputs, values)
-    depends = {*values, *(v for node in nodes for v in node.outputs)}
-    known = facts(density, nodes, depends, outputs)
-    inputs = {
-        value: identity(_size(slot), np.arange(slot.slice.start, slot.slice.stop), density.dim)
-        for value, slot in zip(values, density.slots, strict=True)
-    }
-    sets, unknown = incidence(nodes, inputs, known)
-    counts = {name: sum(known.size(v) for v in found) for name, found in factors.items()}
-    blocks = [
-        _matrix(sets[var]) if var in sets else sp.csr_array((known.size(var), density.dim), dtype=bool)
-        for var in outputs
-    ]
-    return counts, sp.csr_array(sp.vstack(blocks, format="csr")), unknown
-
-
-def _matrix(sets: Sets) -> sp.csr_array:
-    pattern = sets.matrix
-    values = np.ones(len(pattern.indices), dtype=bool)
-    rows = sp.csr_array(
-        (values, pattern.indices, pattern.indptr), shape=(pattern.n_rows, pattern.n_columns)
-    )
-    return rows[sets.index]
 
 
 def _size(slot: Slot) -> int:
@@ -251,26 +212,30 @@ def _fixed(density: ModelDensity, field: Sequence[str]) -> Ints:
     )
 
 
-def _with_hubs(
-    matrix: sp.csr_array, is_hyper: npt.NDArray[np.bool_], owner: Ints, fixed: Ints
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Move small unbounded hubs to the hyperparameters; also all hubs of the field."""
-    rest = np.flatnonzero(~is_hyper)
-    hubs = np.zeros_like(is_hyper)
-    pattern = pattern_of(matrix[:, rest])
-    hubs[rest] = hubs_of(pattern)
-    # Whole variables: an element of the fixed effects without the others helps nobody.
-    movable = [i for i in np.unique(owner[hubs]) if i not in fixed]
-    movable = [i for i in movable if hubs[owner == i].mean() > 0.5]
-    moved = np.isin(owner, movable) & ~is_hyper
-    if moved.any() and is_hyper.sum() + moved.sum() <= MAX_WITH_HUBS and not (moved | is_hyper).all():
-        is_hyper = is_hyper | moved
-        hubs = hubs & ~moved
-    return is_hyper, hubs
+def _moved(
+    pattern: sp.csr_array,
+    hubs: npt.NDArray[np.bool_],
+    owner: Ints,
+    n_hyper: int,
+    fixed: Ints,
+) -> npt.NDArray[np.bool_]:
+    """Elements of the field that join the hyperparameters: fixed effects, while they are few.
+
+    Elements of one variable of that kind share factors; levels of a crossed factor do not.
+    """
+    moved = np.zeros(len(owner), dtype=bool)
+    variables = [np.flatnonzero(owner == i) for i in np.unique(owner[hubs]) if i not in fixed]
+    for mine in sorted(variables, key=len):
+        if n_hyper + len(mine) > MAX_WITH_HUBS or moved.sum() + len(mine) == len(owner):
+            break
+        if hubs[mine].all() and pattern[mine][:, mine].nnz == len(mine) ** 2:
+            moved[mine] = True
+            n_hyper += len(mine)
+    return moved
 
 
-def _factor_groups(inner: sp.csr_array, label: Ints) -> Ints:
-    """The one group that each factor sees, −1 where it sees none."""
+def _group_of_rows(inner: sp.csr_array, label: Ints) -> Ints:
+    """The one group that each row sees, −1 where it sees none."""
     found = np.full(inner.shape[0], -1, dtype=np.intp)
     rows = np.repeat(np.arange(inner.shape[0]), np.diff(inner.indptr))
     seen = label[inner.indices]
