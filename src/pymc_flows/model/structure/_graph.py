@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 import pytensor
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
@@ -103,7 +104,6 @@ class Facts:
 
     Parameters
     ----------
-    density : ModelDensity
     shapes : dict of Variable to tuple
     values : dict of Variable to value
         Of what does not depend on the inputs that were asked for.
@@ -119,6 +119,12 @@ class Facts:
         """Number of elements."""
         return int(np.prod(self.shapes[var], dtype=np.int64))
 
+    def joined(self, other: Facts) -> Facts:
+        """These facts and others."""
+        return Facts(
+            self.shapes | other.shapes, self.values | other.values, self.fixed | other.fixed
+        )
+
 
 def facts(
     density: ModelDensity,
@@ -126,32 +132,58 @@ def facts(
     depends: set[Variable],
     outputs: Sequence[Variable] = (),
 ) -> Facts:
-    """Evaluate what the relations of ``nodes`` need: one pass of NumPy, nothing compiled."""
-    values = density.model.value_vars
-    point = dict(zip(values, density.split(), strict=True))
+    """Evaluate what the relations of ``nodes`` need: one pass of NumPy, nothing compiled.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    nodes : sequence of Apply
+    depends : set of Variable
+        What varies: only its shapes are asked for.
+    outputs : sequence of Variable
+        Further variables whose shapes are asked for.
+    """
     shaped: dict[Variable, None] = dict.fromkeys(outputs)
     wanted: dict[Variable, None] = {}
     for node in nodes:
         shaped.update(dict.fromkeys(v for v in (*node.inputs, *node.outputs) if _has_shape(v)))
         if not is_elementwise(node):
             wanted.update(dict.fromkeys(v for v in node.inputs if v not in depends))
+    known = values_of(density, list(wanted))
+    inputs = density.model.value_vars
     shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}
-    slots = zip(values, density.slots, strict=True)
-    shapes |= {value: slot.shape for value, slot in slots}
+    shapes |= {v: slot.shape for v, slot in zip(inputs, density.slots, strict=True)}
     open_shapes = [v for v in shaped if v not in shapes]
-    constants = {v: v.data for v in wanted if isinstance(v, Constant)}
-    computed = [v for v in wanted if v not in constants and hasattr(v.type, "dtype")]
-    fn = pytensor.function(
-        values, [*(v.shape for v in open_shapes), *computed], mode=NUMPY, on_unused_input="ignore"
-    )
-    slots = zip(values, density.slots, strict=True)
-    arrays = [point[v].reshape(s.shape).astype(s.dtype) for v, s in slots]
+    found = _evaluated(density, [v.shape for v in open_shapes])
+    shapes |= {v: tuple(map(int, s)) for v, s in zip(open_shapes, found, strict=True)}
+    return Facts(shapes, known.values, known.fixed).joined(known)
+
+
+def values_of(density: ModelDensity, variables: Sequence[Variable]) -> Facts:
+    """Evaluate variables at the start point of a density."""
+    values = {v: v.data for v in variables if isinstance(v, Constant)}
+    computed = [v for v in variables if v not in values and hasattr(v.type, "dtype")]
+    values |= dict(zip(computed, _evaluated(density, computed), strict=True))
+    varying = _varying(list(values), density.model.value_vars)
+    shapes = {v: np.shape(value) for v, value in values.items()}
+    return Facts(shapes, values, frozenset(values).difference(varying))
+
+
+def _evaluated(density: ModelDensity, outputs: Sequence[Variable]) -> list[Any]:
+    if not outputs:
+        return []
+    inputs = density.model.value_vars
+    fn = pytensor.function(inputs, list(outputs), mode=NUMPY, on_unused_input="ignore")
     with np.errstate(all="ignore"):
-        found = fn(*arrays)
-    n = len(open_shapes)
-    shapes |= {v: tuple(map(int, s)) for v, s in zip(open_shapes, found[:n], strict=True)}
-    known = constants | dict(zip(computed, found[n:], strict=True))
-    return Facts(shapes, known, frozenset(known).difference(_varying(list(known), values)))
+        found: list[Any] = fn(*split_point(density, density.start()))
+    return found
+
+
+def split_point(
+    density: ModelDensity, z: npt.NDArray[np.float64]
+) -> list[npt.NDArray[np.float64]]:
+    """Values of the value variables, in order, at a flat point (dim,)."""
+    return [z[slot.slice].reshape(slot.shape).astype(slot.dtype) for slot in density.slots]
 
 
 def _has_shape(var: Variable) -> bool:
@@ -162,4 +194,7 @@ def _varying(variables: Sequence[Variable], inputs: Sequence[Variable]) -> set[V
     """Which of the variables depend on the inputs or on chance."""
     nodes = list(toposort(variables))
     chance = [v for node in nodes for v in node.inputs if isinstance(v.type, RandomType)]
-    return {v for node in dependents(variables, [*inputs, *chance]) for v in node.outputs}
+    return {
+        *inputs,
+        *(v for node in dependents(variables, [*inputs, *chance]) for v in node.outputs),
+    }

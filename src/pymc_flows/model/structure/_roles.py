@@ -15,6 +15,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.density import ModelDensity
 from pymc_flows.errors import ArgumentError
+from pymc_flows.model.structure._graph import split_point
 from pymc_flows.modes import NUMPY
 
 # A flow over more hyperparameters than this costs more than it saves.
@@ -155,12 +156,3 @@ def _changed(
             if k == j and not np.allclose(before[at_i], after[at_i], rtol=1e-6, atol=1e-12):
                 scaling.add(j)
     return scaling
-
-
-def split_point(
-    density: ModelDensity, z: npt.NDArray[np.float64]
-) -> list[npt.NDArray[np.float64]]:
-    """Values of the value variables, in order, at a flat point (dim,)."""
-    return [z[slot.slice].reshape(slot.shape).astype(slot.dtype) for slot in density.slots]
-
-

@@ -215,3 +215,12 @@ def stacked(arrays: Sequence[Rows[Pattern]]) -> Rows[Pattern]:
     taken = ranges(indptr[used], lengths)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     return Rows(index, Pattern(indptr, indices[taken], patterns[0].n_columns))
+
+
+def distinct_rows(pattern: Pattern, rows: Ints) -> Ints:
+    """Number the sets of columns of some rows: rows with the same columns get the same number."""
+    lengths = np.diff(pattern.indptr)[rows]
+    entries = ranges(pattern.indptr[rows], lengths)
+    columns = Rows(pattern.indices, pattern)
+    part = Part(columns, entries, np.concatenate([[0], np.cumsum(lengths)]))
+    return distinct([part], len(rows), [pattern.n_columns]).index
