@@ -31,7 +31,7 @@ from pymc_flows.model.structure._graph import (
     dependents,
     facts,
     is_elementwise,
-    prepared_terms,
+    prepared,
     split_point,
     values_of,
 )
@@ -181,7 +181,7 @@ class _Plan:
             for v in graph_inputs(list(density.named_terms.values()))
             if isinstance(v, SharedVariable)
         ]
-        named = prepared_terms(density)
+        named = prepared(density).terms
         terms = dict(zip(named, expanded(list(named.values()), self._inputs), strict=True))
         nodes = live_nodes(list(terms.values()), self._inputs)
         live = {*self._inputs, *(v for node in nodes for v in node.outputs)}

@@ -136,13 +136,14 @@ def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
     patterns = [part.rows.matrix.pattern for part in parts]
     merged = distinct(parts, n, [p.n_rows for p in patterns])
     entries = union(parts, patterns, merged)
+    n_entries = len(entries.pattern.indices)
     steps = [
-        Step(t.part.rows.matrix, source, _unless_aligned(put), t.numbers and t.numbers.picked(item))
+        Step(t.part.rows.matrix, source, _unless_aligned(put, n_entries), t.numbers and t.numbers.picked(item))
         for t, source, item, put in zip(
             taken, entries.source, entries.item, entries.target, strict=True
         )
     ]
-    matrix = Matrix(entries.pattern, np.zeros(len(entries.pattern.indices)))
+    matrix = Matrix(entries.pattern, np.zeros(n_entries))
     if all(_is_constant(step) for step in steps):
         matrix.data = added(steps, (), len(matrix.data))
     else:
@@ -150,8 +151,8 @@ def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
     return Rows(merged.index, matrix)
 
 
-def _unless_aligned(put: Ints) -> Ints | None:
-    return None if np.array_equal(put, np.arange(len(put))) else put
+def _unless_aligned(put: Ints, n: int) -> Ints | None:
+    return None if np.array_equal(put, np.arange(n)) else put
 
 
 def _is_constant(step: Step) -> bool:

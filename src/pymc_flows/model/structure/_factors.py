@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.density import ModelDensity
-from pymc_flows.model.structure._graph import dependents, facts, prepared_terms
+from pymc_flows.model.structure._graph import dependents, facts, prepared
 from pymc_flows.model.structure._incidence import incidence
 from pymc_flows.model.structure._rows import Rows, identity, stacked
 from pymc_flows.model.structure._sums import factors_of
@@ -27,6 +27,10 @@ class Factors:
     ----------
     outputs : tuple of TensorVariable
         The arrays, graphs in the model's value variables.
+    checks : tuple of TensorVariable
+        Conditions; where one is false somewhere, the density is zero.
+    sizes : tuple of int
+        Number of elements of each array.
     counts : dict of str to int
         Number of factors of each random variable and potential.
     distinct : csr_array of bool, shape (rows, dim)
@@ -38,6 +42,8 @@ class Factors:
     """
 
     outputs: tuple[TensorVariable, ...]
+    checks: tuple[TensorVariable, ...]
+    sizes: tuple[int, ...]
     counts: Mapping[str, int]
     distinct: sp.csr_array
     index: Ints
@@ -46,10 +52,11 @@ class Factors:
 
 def factor_incidence(density: ModelDensity) -> Factors:
     """Take a log density apart into factors, and find the latents that each of them sees."""
-    terms = prepared_terms(density)
+    ready = prepared(density)
+    terms, checks = ready.terms, list(ready.checks)
     values = density.model.value_vars
     depends = {*values, *(v for n in dependents(list(terms.values()), values) for v in n.outputs)}
-    factors = {name: factors_of(term, depends) for name, term in terms.items()}
+    factors = {name: factors_of(term, depends, checks) for name, term in terms.items()}
     outputs = [var for found in factors.values() for var in found]
     nodes = dependents(outputs, values)
     depends = {*values, *(v for node in nodes for v in node.outputs)}
@@ -70,5 +77,6 @@ def factor_incidence(density: ModelDensity) -> Factors:
         (np.ones(len(pattern.indices), dtype=bool), pattern.indices, pattern.indptr),
         shape=(pattern.n_rows, pattern.n_columns),
     )
+    sizes = tuple(known.size(v) for v in outputs)
     counts = {name: sum(known.size(v) for v in mine) for name, mine in factors.items()}
-    return Factors(tuple(outputs), counts, distinct, joined.index, unknown)
+    return Factors(tuple(outputs), tuple(checks), sizes, counts, distinct, joined.index, unknown)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import pytensor
+from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -22,6 +23,7 @@ from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows._graphs import _as_tensor as as_tensor
 from pymc_flows._simplify import simplify
 from pymc_flows.density import ModelDensity
 from pymc_flows.modes import NUMPY, no_compiler
@@ -29,42 +31,66 @@ from pymc_flows.modes import NUMPY, no_compiler
 # Known by name, and never opened: their dependence is along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
 
-_PREPARED: WeakKeyDictionary[ModelDensity, dict[str, TensorVariable]] = WeakKeyDictionary()
 
 
-def prepared_terms(density: ModelDensity) -> dict[str, TensorVariable]:
-    """Terms of a log density without checks of parameters and with inner graphs opened.
+@dataclass(frozen=True)
+class Prepared:
+    """Terms of a log density in a form whose structure can be read.
+
+    Parameters
+    ----------
+    terms : dict of str to TensorVariable
+        Graphs in the model's value variables for one draw, not summed, as
+        `ModelDensity.named_terms`, without checks of parameters.
+    checks : list of TensorVariable
+        Where one of these is not true everywhere, the density is zero.
+    """
+
+    terms: dict[str, TensorVariable]
+    checks: list[TensorVariable]
+
+
+_PREPARED: WeakKeyDictionary[ModelDensity, Prepared] = WeakKeyDictionary()
+
+
+def prepared(density: ModelDensity) -> Prepared:
+    """Take checks of parameters out of a log density, and open its inner graphs.
 
     A check depends on all elements of a parameter, but not on their values where the density is
-    finite: no part of the structure.
-
-    Returns
-    -------
-    dict of str to TensorVariable
-        Graphs in the model's value variables for one draw, not summed, as
-        `ModelDensity.named_terms`.
+    finite: it is no part of the structure.
     """
     found = _PREPARED.get(density)
     if found is None:
+        checks: list[TensorVariable] = []
         named = density.named_terms
         with no_compiler():
-            outputs = simplify(_opened(list(named.values())))
-        found = _PREPARED[density] = dict(zip(named, outputs, strict=True))
+            outputs = simplify(_opened(list(named.values()), checks))
+        if not density.model.check_bounds:
+            checks = []
+        terms = dict(zip(named, outputs, strict=True))
+        found = _PREPARED[density] = Prepared(terms, checks)
     return found
 
 
-def _opened(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+def _opened(
+    outputs: Sequence[TensorVariable], checks: list[TensorVariable]
+) -> list[TensorVariable]:
     """The same graphs without assertions and with the inner graphs of Ops in their place."""
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for node in fgraph.toposort():
         if isinstance(node.op, CheckAndRaise):
-            fgraph.replace(node.outputs[0], node.inputs[0], import_missing=True, reason="check")
-        elif isinstance(node.op, OpFromGraph) and not is_elementwise(node):
-            if isinstance(node.op, AXIS_OPS):
-                continue
+            value, *conditions = node.inputs
+            if isinstance(node.op, CheckParameterValue):
+                checks.extend(as_tensor(c) for c in conditions)
+            fgraph.replace(node.outputs[0], value, import_missing=True, reason="check")
+        elif (
+            isinstance(node.op, OpFromGraph)
+            and not isinstance(node.op, AXIS_OPS)
+            and not is_elementwise(node)
+        ):
             inner = node.op.fgraph.unfreeze()
             given = dict(zip(inner.inputs, node.inputs, strict=True))
-            new = _opened(graph_replace(inner.outputs, given, strict=False))
+            new = _opened(graph_replace(inner.outputs, given, strict=False), checks)
             for old, opened in zip(node.outputs, new, strict=True):
                 fgraph.replace(old, opened, import_missing=True, reason="inner graph")
     return list(fgraph.outputs)

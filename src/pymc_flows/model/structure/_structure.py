@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from pymc_flows.density import ModelDensity, density_of, model_or_context
 from pymc_flows.layout import Slot
 from pymc_flows.model.structure._factors import Factors, factor_incidence
-from pymc_flows.model.structure._graph import prepared_terms
+from pymc_flows.model.structure._graph import prepared
 from pymc_flows.model.structure._groups import hubs_of, partition, pattern_of
 from pymc_flows.model.structure._names import Names
 from pymc_flows.model.structure._roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
@@ -165,7 +165,7 @@ def structure_of(
     density: ModelDensity, *, hyper: Sequence[str] = (), field: Sequence[str] = ()
 ) -> Structure:
     """Return the `structure` of a density."""
-    found = roles(density, prepared_terms(density), hyper=hyper, field=field)
+    found = roles(density, prepared(density).terms, hyper=hyper, field=field)
     factors = factor_incidence(density)
     owner = np.repeat(np.arange(len(density.slots)), [_size(s) for s in density.slots])
     is_hyper = np.isin(owner, found.hyper)

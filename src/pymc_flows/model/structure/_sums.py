@@ -29,7 +29,9 @@ class _Piece:
         return self.var if self.weight is None else self.weight * self.var
 
 
-def factors_of(term: TensorVariable, depends: set[Variable]) -> list[TensorVariable]:
+def factors_of(
+    term: TensorVariable, depends: set[Variable], checks: list[TensorVariable]
+) -> list[TensorVariable]:
     """Return arrays whose elements sum to a term's, each of them depending on as little as can be.
 
     A distribution of vectors, or a potential, is often a sum over elements each of which depends
@@ -40,6 +42,8 @@ def factors_of(term: TensorVariable, depends: set[Variable]) -> list[TensorVaria
     term : TensorVariable
     depends : set of Variable
         What depends on the latents.
+    checks : list of TensorVariable
+        Gets the conditions without which the term is −∞.
 
     Returns
     -------
@@ -48,19 +52,25 @@ def factors_of(term: TensorVariable, depends: set[Variable]) -> list[TensorVaria
     """
     done: list[_Piece] = []
     todo = [_Piece(term, None)]
+    met: list[TensorVariable] = []
     apart = False
     while todo:
         piece = todo.pop()
-        parts = _taken_apart(piece, depends)
+        parts = _taken_apart(piece, depends, met)
         if parts is None:
             done.append(piece)
         else:
             apart = apart or not isinstance(piece.var.owner.op, Elemwise | DimShuffle)
             todo.extend(parts)
-    return [piece.expression() for piece in reversed(done)] if apart else [term]
+    if not apart:
+        return [term]
+    checks.extend(met)
+    return [piece.expression() for piece in reversed(done)]
 
 
-def _taken_apart(piece: _Piece, depends: set[Variable]) -> list[_Piece] | None:
+def _taken_apart(
+    piece: _Piece, depends: set[Variable], checks: list[TensorVariable]
+) -> list[_Piece] | None:
     """Pieces that have the same sum; None if it is no sum."""
     var, weight = piece.var, piece.weight
     node = var.owner
@@ -72,7 +82,7 @@ def _taken_apart(piece: _Piece, depends: set[Variable]) -> list[_Piece] | None:
     if isinstance(node.op, DimShuffle):
         return [_Piece(node.inputs[0], None if weight is None else _shuffled(weight, node))]
     if isinstance(node.op, Elemwise):
-        return _linear(piece, node, depends)
+        return _linear(piece, node, depends, checks)
     core = node.op.core_op if isinstance(node.op, Blockwise) else node.op
     if isinstance(core, Dot) and depends.issuperset(node.inputs) and _size(var) <= _MAX_OUTPUTS:
         left, right = node.inputs
@@ -96,7 +106,9 @@ def _shuffled(weight: TensorVariable, node: Apply) -> TensorVariable:
     return squeezed.dimshuffle(places)
 
 
-def _linear(piece: _Piece, node: Apply, depends: set[Variable]) -> list[_Piece] | None:
+def _linear(
+    piece: _Piece, node: Apply, depends: set[Variable], checks: list[TensorVariable]
+) -> list[_Piece] | None:
     """Pieces of a sum, or of a product with one factor that depends on the latents."""
     op = node.op.scalar_op
     given = list(node.inputs)
@@ -114,6 +126,7 @@ def _linear(piece: _Piece, node: Apply, depends: set[Variable]) -> list[_Piece] 
         return list(_broadcast(piece, [(given[0], 1 / given[1])]))
     if isinstance(op, ps.Switch) and _is_minus_infinity(given[2]):
         # Outside of its support the density is zero, whatever the other factors are.
+        checks.append(given[0])
         return list(_broadcast(piece, [(given[1], None)]))
     return None
 
