@@ -174,9 +174,20 @@ def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
             _add_dense(out, w, pairs, places)
             return
     outer_products()(
-        out, w, pairs.left, pairs.right, pairs.table, pairs.begin, places, same,
-        left.pattern.indptr, left.pattern.indices, left.data,
-        right.pattern.indptr, right.pattern.indices, right.data,
+        out,
+        w,
+        pairs.left,
+        pairs.right,
+        pairs.table,
+        pairs.begin,
+        places,
+        same,
+        left.pattern.indptr,
+        left.pattern.indices,
+        left.data,
+        right.pattern.indptr,
+        right.pattern.indices,
+        right.data,
     )
 
 

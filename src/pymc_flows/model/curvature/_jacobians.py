@@ -138,7 +138,12 @@ def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
     entries = union(parts, patterns, merged)
     n_entries = len(entries.pattern.indices)
     steps = [
-        Step(t.part.rows.matrix, source, _unless_aligned(put, n_entries), t.numbers and t.numbers.picked(item))
+        Step(
+            t.part.rows.matrix,
+            source,
+            _unless_aligned(put, n_entries),
+            t.numbers and t.numbers.picked(item),
+        )
         for t, source, item, put in zip(
             taken, entries.source, entries.item, entries.target, strict=True
         )

@@ -13,8 +13,20 @@ def outer_products() -> Any:
 
     @njit(cache=True, nogil=True)
     def kernel(  # type: ignore[no-untyped-def]
-        out, weights, left, right, table, begin, places, same, p_left, c_left, d_left, p_right,
-        c_right, d_right,
+        out,
+        weights,
+        left,
+        right,
+        table,
+        begin,
+        places,
+        same,
+        p_left,
+        c_left,
+        d_left,
+        p_right,
+        c_right,
+        d_right,
     ):
         """Add weights[t] · row left[t] of one matrix ⊗ row right[t] of another, symmetrised.
 

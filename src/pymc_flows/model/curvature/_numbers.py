@@ -137,5 +137,3 @@ def is_extreme(node: Apply) -> TensorVariable:
 def covers(node: Apply, found: object) -> bool:
     """Whether a node's derivative is known, given what is known of its relations."""
     return not isinstance(found, Blocks) or isinstance(node.op, Max | Min)
-
-

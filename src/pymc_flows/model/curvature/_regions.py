@@ -160,8 +160,9 @@ def _absorb(
             len(given) == 1
             and known.size(given[0]) == known.size(out)
             and all(
-                is_elementwise(user) and user not in linear and known.size(user.outputs[0])
-                == known.size(out)
+                is_elementwise(user)
+                and user not in linear
+                and known.size(user.outputs[0]) == known.size(out)
                 for user in clients.get(out, ())
             )
         ):

@@ -68,8 +68,7 @@ def factor_incidence(density: ModelDensity) -> Factors:
     sets, unknown = incidence(nodes, inputs, known)
     nothing = identity(np.array([-1]), density.dim)
     found = [
-        sets.get(var, Rows(np.zeros(known.size(var), np.intp), nothing.matrix))
-        for var in outputs
+        sets.get(var, Rows(np.zeros(known.size(var), np.intp), nothing.matrix)) for var in outputs
     ]
     joined = stacked(found)
     pattern = joined.matrix

@@ -32,7 +32,6 @@ from pymc_flows.modes import NUMPY, no_compiler
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
 
 
-
 @dataclass(frozen=True)
 class Prepared:
     """Terms of a log density in a form whose structure can be read.
@@ -205,9 +204,7 @@ def _evaluated(density: ModelDensity, outputs: Sequence[Variable]) -> list[Any]:
     return found
 
 
-def split_point(
-    density: ModelDensity, z: npt.NDArray[np.float64]
-) -> list[npt.NDArray[np.float64]]:
+def split_point(density: ModelDensity, z: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     """Values of the value variables, in order, at a flat point (dim,)."""
     return [z[slot.slice].reshape(slot.shape).astype(slot.dtype) for slot in density.slots]
 

@@ -80,5 +80,3 @@ def merged_sets(parts: Sequence[Part[Pattern]], n: int) -> Sets:
     patterns = [part.rows.matrix for part in parts]
     merged = distinct(parts, n, [p.n_rows for p in patterns])
     return Rows(merged.index, union(parts, patterns, merged).pattern)
-
-

@@ -200,8 +200,10 @@ def _run(node: Apply, output: int, first: list[npt.NDArray[Any]], known: Facts) 
     rest = [known.values[v] for v in node.inputs[len(first) :]]
     new = node.op.make_node(
         *(pt.constant(a) for a in first),
-        *(v.type.make_constant(a) if hasattr(v.type, "make_constant") else v
-          for v, a in zip(node.inputs[len(first) :], rest, strict=True)),
+        *(
+            v.type.make_constant(a) if hasattr(v.type, "make_constant") else v
+            for v, a in zip(node.inputs[len(first) :], rest, strict=True)
+        ),
     )
     storage: list[list[Any]] = [[None] for _ in new.outputs]
     new.op.perform(new, [*first, *rest], storage)
@@ -261,8 +263,9 @@ def _placed(node: Apply, output: int, known: Facts, live: list[bool]) -> Relatio
     positions = _positions(node, known)
     index = tuple(
         np.asarray(i) if np.ndim(i) else i
-        for i in unflatten_index_variables([known.values[v] for v in node.inputs[2:]],
-                                           node.op.idx_list)
+        for i in unflatten_index_variables(
+            [known.values[v] for v in node.inputs[2:]], node.op.idx_list
+        )
     )
     target = np.asarray(positions[index])
     source = spread(known.shapes[y], target.shape)

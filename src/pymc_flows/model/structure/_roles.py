@@ -120,9 +120,7 @@ def _scaling(
             pairs.extend((i, j) for j in mine)
     if not pairs:
         return set()
-    fn = pytensor.function(
-        values, list(curvatures.values()), mode=NUMPY, on_unused_input="ignore"
-    )
+    fn = pytensor.function(values, list(curvatures.values()), mode=NUMPY, on_unused_input="ignore")
     return _changed(density, fn, list(curvatures), pairs)
 
 

@@ -208,7 +208,9 @@ def stacked(arrays: Sequence[Rows[Pattern]]) -> Rows[Pattern]:
     starts = np.cumsum([0, *(p.n_rows for p in patterns)])
     index = np.concatenate([r.index + s for r, s in zip(arrays, starts[:-1], strict=True)])
     ends = np.cumsum([0, *(len(p.indices) for p in patterns)])
-    indptr = np.concatenate([[0], *(p.indptr[1:] + e for p, e in zip(patterns, ends[:-1], strict=True))])
+    indptr = np.concatenate(
+        [[0], *(p.indptr[1:] + e for p, e in zip(patterns, ends[:-1], strict=True))]
+    )
     indices = np.concatenate([p.indices for p in patterns])
     used, index = np.unique(index, return_inverse=True)
     lengths = np.diff(indptr)[used]

@@ -69,4 +69,3 @@ def _groups(structure: Structure) -> str:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown}, {len(names) - _MAX_NAMES} more"
-
