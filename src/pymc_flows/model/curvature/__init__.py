@@ -1,5 +1,5 @@
 """Exact sparse second derivatives of a log density."""
 
-from pymc_flows.model.curvature._curvature import Curvature
+from pymc_flows.model.curvature.hessian import Curvature
 
 __all__ = ["Curvature"]

@@ -5,7 +5,7 @@ factors, the pattern of its Hessian, hyperparameters and field, and the groups t
 given the rest.
 """
 
-from pymc_flows.model.structure._grouped import GroupedDensity
-from pymc_flows.model.structure._structure import Structure, structure, structure_of
+from pymc_flows.model.structure.grouped import GroupedDensity
+from pymc_flows.model.structure.reader import Structure, structure, structure_of
 
 __all__ = ["GroupedDensity", "Structure", "structure", "structure_of"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pymc_flows.density import ModelDensity
+from pymc_flows.model.logp import ModelDensity
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Names:
     def of(cls, density: ModelDensity) -> Names:
         """Read the dims and coords of a density's model."""
         model = density.model
-        coords = {name: tuple(c) for name, c in model.coords.items() if c is not None}
+        coords = {str(name): tuple(c) for name, c in model.coords.items() if c is not None}
         variables = []
         for rv, slot in zip(model.free_RVs, density.slots, strict=True):
             dims: tuple[str | None, ...] = tuple(model.named_vars_to_dims.get(rv.name, ()))
             # A transform that shortens a variable leaves nothing that coordinates could name.
-            lengths = [len(coords[d]) if d in coords else n for d, n in zip(dims, slot.shape)]
+            lengths = [
+                len(coords[d]) if d in coords else n for d, n in zip(dims, slot.shape, strict=False)
+            ]
             if len(dims) != len(slot.shape) or tuple(lengths) != slot.shape:
                 dims = (None,) * len(slot.shape)
             variables.append(

@@ -10,12 +10,12 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.math import Max, Min
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.model.curvature._jacobians import Matrix, Numbers, Taken, jacobian
-from pymc_flows.model.curvature._linear import Coefficient
-from pymc_flows.model.curvature._regions import Cut, Region
-from pymc_flows.model.structure._graph import Facts
-from pymc_flows.model.structure._relations import Blocks, Factors, relations, spread
-from pymc_flows.model.structure._rows import Ints, Part, Rows
+from pymc_flows.model.curvature.jacobians import Matrix, Numbers, Taken, jacobian
+from pymc_flows.model.curvature.linear import Coefficient
+from pymc_flows.model.curvature.regions import Cut, Region
+from pymc_flows.model.structure.graph import Facts
+from pymc_flows.model.structure.relations import Blocks, Factors, relations, spread
+from pymc_flows.model.structure.rows import Ints, Part, Rows
 
 
 class Slots:
@@ -87,8 +87,10 @@ class Jacobians:
             found = relations(node, k, self._known, self._live)
             factors: Factors | None = None
             if isinstance(found, Blocks):  # a maximum: the element that it is
-                factors = Factors(is_extreme(node), found.inputs[0].indices)
-            given = found.inputs if isinstance(found, Blocks) else found
+                given = found.inputs
+                factors = Factors(is_extreme(node), given[0].indices if given[0] else None)
+            else:
+                given = found
             taken = [
                 Taken(
                     Part(self[var], relation.indices, relation.indptr),

@@ -15,13 +15,13 @@ from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows._graphs import join_batches
-from pymc_flows.density import ModelDensity
+from pymc_flows.backends.graphs import join_batches
+from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.errors import ArgumentError
-from pymc_flows.examine import plan_draws
-from pymc_flows.model.structure._graph import split_point
-from pymc_flows.model.structure._structure import Structure
-from pymc_flows.modes import NUMPY, no_compiler
+from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.graph import split_point
+from pymc_flows.model.structure.reader import Structure
 
 type Floats = npt.NDArray[np.float64]
 

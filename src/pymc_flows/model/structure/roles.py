@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytensor
 from pymc.distributions.transforms import ZeroSumTransform
-from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.density import ModelDensity
+from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.structure._graph import split_point
-from pymc_flows.modes import NUMPY
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.graph import split_point
 
 # A flow over more hyperparameters than this costs more than it saves.
 MAX_HYPER = 50

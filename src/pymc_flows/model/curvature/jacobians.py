@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pymc_flows.model.structure._rows import (
+from pymc_flows.model.structure.rows import (
     Hashes,
     Ints,
     Part,

@@ -29,16 +29,14 @@ def colours(pattern: sp.csr_array) -> Ints:
     """
     n = pattern.shape[0]
     found = np.full(n, -1, dtype=np.intp)
-    used = [np.zeros(0, dtype=bool) for _ in range(0)]
+    used: list[npt.NDArray[np.bool_]] = []
     for column in np.argsort(-np.diff(pattern.indptr), kind="stable"):
         rows = pattern.indices[pattern.indptr[column] : pattern.indptr[column + 1]]
         if not len(rows):
             continue
-        for colour, taken in enumerate(used):
-            if not taken[rows].any():
-                break
-        else:
-            colour = len(used)
+        free = (i for i, taken in enumerate(used) if not taken[rows].any())
+        colour = next(free, len(used))
+        if colour == len(used):
             used.append(np.zeros(n, dtype=bool))
         used[colour][rows] = True
         found[column] = colour

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytensor.tensor as pt
 import scipy.sparse as sp
 from pytensor import sparse
+from pytensor.compile.ops import TypeCastingOp, ViewOp
 from pytensor.graph.basic import Apply, Variable
 from pytensor.sparse import math as sparse_math
-from pytensor.compile.ops import TypeCastingOp, ViewOp
 from pytensor.tensor.basic import (
     Alloc,
     ExtractDiag,
@@ -37,7 +37,7 @@ from pytensor.tensor.subtensor import (
     unflatten_index_variables,
 )
 
-from pymc_flows.model.structure._graph import AXIS_OPS, Facts, is_elementwise
+from pymc_flows.model.structure.graph import AXIS_OPS, Facts, is_elementwise
 
 type Ints = npt.NDArray[np.intp]
 
@@ -254,7 +254,7 @@ def _join(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations
 
 
 def _placed(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
-    """x with x[index] = y, or x[index] += y."""
+    """An array x after x[index] = y, or x[index] += y."""
     if not all(v in known.fixed for v in node.inputs[2:]):
         return None
     x, y = node.inputs[:2]

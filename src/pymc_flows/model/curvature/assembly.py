@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from pymc_flows.model.curvature._jacobians import Floats, Matrix
-from pymc_flows.model.curvature._kernels import outer_products
-from pymc_flows.model.structure._rows import Ints, Pattern, Rows, distinct_rows, ranges
+from pymc_flows.model.curvature.jacobians import Floats, Matrix
+from pymc_flows.model.curvature.kernels import outer_products
+from pymc_flows.model.structure.rows import Ints, Pattern, Rows, distinct_rows, ranges
 
 # From this many pairs of rows with one pattern on, products of dense matrices are quicker.
 _MIN_DENSE_ROWS, _MIN_DENSE_COLUMNS = 16, 6

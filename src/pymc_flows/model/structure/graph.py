@@ -23,10 +23,10 @@ from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows._graphs import _as_tensor as as_tensor
-from pymc_flows._simplify import simplify
-from pymc_flows.density import ModelDensity
-from pymc_flows.modes import NUMPY, no_compiler
+from pymc_flows.backends.graphs import as_tensor_of
+from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.simplify import simplify
+from pymc_flows.model.logp import ModelDensity
 
 # Known by name, and never opened: their dependence is along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
@@ -80,7 +80,7 @@ def _opened(
         if isinstance(node.op, CheckAndRaise):
             value, *conditions = node.inputs
             if isinstance(node.op, CheckParameterValue):
-                checks.extend(as_tensor(c) for c in conditions)
+                checks.extend(as_tensor_of(c) for c in conditions)
             fgraph.replace(node.outputs[0], value, import_missing=True, reason="check")
         elif (
             isinstance(node.op, OpFromGraph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,18 @@ from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows._graphs import switch_parameter_checks
-from pymc_flows._simplify import simplify
-from pymc_flows.density import ModelDensity
+from pymc_flows.backends.graphs import switch_parameter_checks
+from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.simplify import simplify
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.curvature._assembly import Assembly, Product
-from pymc_flows.model.curvature._coloured import ColouredHessian
-from pymc_flows.model.curvature._expand import expanded, live_nodes
-from pymc_flows.model.curvature._jacobians import Matrix
-from pymc_flows.model.curvature._numbers import Jacobians, Slots, covers
-from pymc_flows.model.curvature._regions import Cut, cut
-from pymc_flows.model.structure._graph import (
+from pymc_flows.model.curvature.assembly import Assembly, Product
+from pymc_flows.model.curvature.coloured import ColouredHessian
+from pymc_flows.model.curvature.expand import expanded, live_nodes
+from pymc_flows.model.curvature.jacobians import Matrix
+from pymc_flows.model.curvature.numbers import Jacobians, Slots, covers
+from pymc_flows.model.curvature.regions import Cut, cut
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.graph import (
     Facts,
     dependents,
     facts,
@@ -35,11 +36,10 @@ from pymc_flows.model.structure._graph import (
     split_point,
     values_of,
 )
-from pymc_flows.model.structure._groups import pattern_of
-from pymc_flows.model.structure._incidence import incidence
-from pymc_flows.model.structure._relations import op_name, relations, spread
-from pymc_flows.model.structure._rows import Pattern, Rows, identity, stacked
-from pymc_flows.modes import NUMPY, no_compiler
+from pymc_flows.model.structure.groups import pattern_of
+from pymc_flows.model.structure.incidence import incidence
+from pymc_flows.model.structure.relations import op_name, relations, spread
+from pymc_flows.model.structure.rows import Pattern, Rows, identity, stacked
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Curvature:
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
     def value_grad_curvature(self, z: npt.ArrayLike) -> tuple[float, Floats, sp.csc_matrix]:
-        """Return log density, its gradient in the field (n_field,) and the curvature at z (dim,)."""
+        """Return log density, gradient in the field (n_field,) and curvature at z (dim,)."""
         return self._at(np.asarray(z, dtype=float), with_grad=True)
 
     def _at(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, sp.csc_matrix]:
@@ -212,7 +212,7 @@ class _Plan:
         graph = cut(terms, self._inputs, known)
         known = known.joined(self._coefficients(graph))
         jacobians = Jacobians(graph, self._rows(), known, slots, len(self._field))
-        sinks = [v for v in graph.regions]
+        sinks = list(graph.regions)
         total = pt.add(*(t.sum() for t in terms)) if len(terms) > 1 else None
         total = terms[0].sum() if len(terms) == 1 else total
         adjoints = dict(
@@ -352,7 +352,7 @@ class _Plan:
 
 
 def _uncovered(
-    term: TensorVariable, inputs: Sequence[Variable], known: Facts, live: set[Variable]
+    term: TensorVariable, inputs: Iterable[Variable], known: Facts, live: set[Variable]
 ) -> list[str]:
     """Names of the Ops of a term whose second derivatives are not known."""
     return [

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pymc_flows._tables import html_table, text_table
+from pymc_flows.support.tables import html_table, text_table
 
 if TYPE_CHECKING:
-    from pymc_flows.model.structure._structure import Structure
+    from pymc_flows.model.structure.reader import Structure
 
 _MAX_NAMES = 6
 

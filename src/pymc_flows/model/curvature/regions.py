@@ -15,9 +15,9 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.replace import clone_replace
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.model.curvature._expand import live_nodes
-from pymc_flows.model.curvature._linear import Coefficient, coefficients
-from pymc_flows.model.structure._graph import Facts, is_elementwise
+from pymc_flows.model.curvature.expand import live_nodes
+from pymc_flows.model.curvature.linear import Coefficient, coefficients
+from pymc_flows.model.structure.graph import Facts, is_elementwise
 
 
 @dataclass(frozen=True)

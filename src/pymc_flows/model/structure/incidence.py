@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from pytensor.graph.basic import Apply, Variable
 
-from pymc_flows.model.structure._graph import Facts
-from pymc_flows.model.structure._relations import Blocks, Relation, relations
-from pymc_flows.model.structure._rows import (
+from pymc_flows.model.structure.graph import Facts
+from pymc_flows.model.structure.relations import Blocks, Relation, relations
+from pymc_flows.model.structure.rows import (
     Part,
     Pattern,
     Rows,

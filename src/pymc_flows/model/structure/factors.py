@@ -10,11 +10,11 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.density import ModelDensity
-from pymc_flows.model.structure._graph import dependents, facts, prepared
-from pymc_flows.model.structure._incidence import incidence
-from pymc_flows.model.structure._rows import Rows, identity, stacked
-from pymc_flows.model.structure._sums import factors_of
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.graph import dependents, facts, prepared
+from pymc_flows.model.structure.incidence import incidence
+from pymc_flows.model.structure.rows import Rows, identity, stacked
+from pymc_flows.model.structure.sums import factors_of
 
 type Ints = npt.NDArray[np.intp]
 
