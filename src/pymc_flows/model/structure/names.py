@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,25 +30,27 @@ class Names:
     Parameters
     ----------
     variables : tuple of _Variable
-    coords : dict of str to sequence
+    coords : mapping of str to sequence
     """
 
     variables: tuple[_Variable, ...]
-    coords: dict[str, Sequence[Any]]
+    coords: Mapping[str | None, Sequence[Any]]
 
     @classmethod
     def of(cls, density: ModelDensity) -> Names:
         """Read the dims and coords of a density's model."""
         model = density.model
-        coords = {str(name): tuple(c) for name, c in model.coords.items() if c is not None}
+        coords: dict[str | None, tuple[Any, ...]] = {
+            str(name): tuple(values) for name, values in model.coords.items() if values is not None
+        }
         variables = []
         for rv, slot in zip(model.free_RVs, density.slots, strict=True):
             dims: tuple[str | None, ...] = tuple(model.named_vars_to_dims.get(rv.name, ()))
             # A transform that shortens a variable leaves nothing that coordinates could name.
-            lengths = [
-                len(coords[d]) if d in coords else n for d, n in zip(dims, slot.shape, strict=False)
-            ]
-            if len(dims) != len(slot.shape) or tuple(lengths) != slot.shape:
+            same = len(dims) == len(slot.shape) and all(
+                n == len(coords.get(dim, range(n))) for dim, n in zip(dims, slot.shape, strict=True)
+            )
+            if not same:
                 dims = (None,) * len(slot.shape)
             variables.append(
                 _Variable(rv.name, slot.slice.start, slot.slice.stop, slot.shape, dims)
