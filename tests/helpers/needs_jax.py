@@ -13,12 +13,12 @@ from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 PROGRAM = re.compile(r"""import jax\b|["']jax["']""")  # in the text of a child process
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "jax: the test needs JAX (set by tests/needs_jax.py)")
+    config.addinivalue_line("markers", "jax: needs JAX (tests/helpers/needs_jax.py sets it)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
