@@ -191,7 +191,7 @@ class NormalizingFlow(FlowDraws):
         FileNotFoundError, IsADirectoryError
             If the folder does not exist, or the path is one.
         ModuleNotFoundError
-            If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+            If h5netcdf or h5py is missing (the extra ``files``).
         """
         write(path, contents(self))
 

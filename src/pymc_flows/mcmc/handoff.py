@@ -281,7 +281,8 @@ def _choose(
     """The implementation of NUTS, and what compiles the log density for it."""
     if sampler is not None and sampler != "pymc" and not _has(sampler):
         raise BackendError(
-            f"sampler {sampler!r} is not installed\nInstall it with: pip install {sampler}"
+            f"sampler {sampler!r} is not installed\n"
+            f"install {sampler}, or leave sampler out to use what is installed"
         )
     if sampler == "pymc":
         return sampler, "numba"
