@@ -27,8 +27,8 @@ import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from benchmarks import _hierarchy_fits as fits
 from benchmarks import _hierarchy_models as models
@@ -192,10 +192,12 @@ def report_of(rows: list[Row], sources: list[Row], arguments: Namespace) -> Repo
         "command": arguments.command,
     }
     all_sources = [own, *sources]
+    # Those of a calibration are the numbers of its data sets.
+    seeds = sorted({row["seed"] for row in rows if row["table"] != CALIBRATION})
     return Report(
         "hierarchies",
         ABOUT,
-        {"seeds": ", ".join(str(s) for s in sorted({row["seed"] for row in rows}))},
+        {"seeds": ", ".join(map(str, seeds))},
         _hierarchy_tables.tables(rows) | {"Runs": source_rows(rows, all_sources, PEER_PACKAGES)},
         _hierarchy_tables.checks(rows),
         {"sources": all_sources, "rows": rows},
@@ -203,17 +205,18 @@ def report_of(rows: list[Row], sources: list[Row], arguments: Namespace) -> Repo
 
 
 def fit_all(arguments: Namespace) -> Report:
-    """Run all processes; what is there is saved after each."""
+    """Run all processes; what is there is saved after each posterior."""
     added, sources = read_rows(arguments.add)
     new: list[Row] = []
     report = None
-    for job in jobs(arguments):
-        for row in run(arguments, job):
-            new.append(row)
-            told: dict[str, Any] = {k: v for k, v in row.items() if v is not None and k != "source"}
-            say(", ".join(f"{k} {v}" for k, v in told.items()))
-        report = report_of(together(new, added), sources, arguments)
-        report.save(arguments, show=False)
+    for _, group in groupby(jobs(arguments), key=lambda job: job[:2]):
+        for job in group:
+            for row in run(arguments, job):
+                new.append(row)
+                told = {k: v for k, v in row.items() if v is not None and k != "source"}
+                say(", ".join(f"{k} {v}" for k, v in told.items()))
+        # What is there if the rest fails.
+        report_of(together(new, added), sources, arguments).save(arguments, show=False)
     report = report_of(together(new, added), sources, arguments)
     report.save(arguments)
     return report
