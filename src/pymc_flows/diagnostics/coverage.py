@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytensor
-from xarray import DataArray
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.reliability import Moments
@@ -118,17 +117,37 @@ def cover(
         beyond=float(beyond[worst]),
         limit=float(limits[worst]),
     )
-    return coverage, Moments(points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float))
+    mean, std = points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float)
+    return coverage, Moments(mean, std, effective_sizes(points))
 
 
 def _effective(ratios: np.ndarray) -> float:
     """Effective number of draws of a series (n,), by ranks: some may be infinite."""
-    import arviz  # noqa: F401 - its accessor of xarray objects; slow to import
+    from arviz_stats.base.array import array_stats  # slow to import
 
     n = len(ratios)
-    found = float(DataArray(ratios, dims="draw").azstats.ess(sample_dims="draw"))
+    found = float(array_stats.ess(ratios, chain_axis=None, method="bulk"))
     # Too few draws have no autocorrelation; a series that alternates would be worth more.
     return min(found, n) if math.isfinite(found) else float(n)
+
+
+def effective_sizes(points: np.ndarray) -> np.ndarray:
+    """What draws (n, dim) are worth, for the mean and the standard deviation of each coordinate.
+
+    The number (dim,) of independent draws of a normal distribution with the same noise: fewer for
+    autocorrelated draws, and for those with heavy tails. For kurtosis κ, the relative variance of a
+    standard deviation of n draws is (κ − 1)/4n, for a normal distribution 1/2n; that of a mean 1/n.
+    """
+    from arviz_stats.base.array import array_stats  # slow to import
+
+    n = len(points)
+    z = points.astype(float) - points.mean(axis=0, dtype=float)
+    std = z.std(axis=0)
+    z /= np.where(std > 0, std, 1.0)
+    with np.errstate(all="ignore"):  # of a constant coordinate
+        each = [array_stats.ess(x.T, chain_axis=None, method="mean") for x in (z, z**2)]
+        found = np.nanmin([*each, np.full(z.shape[1], n)], axis=0)
+    return found / np.maximum((np.mean(z**4, axis=0) - 1) / 4, 1)
 
 
 def _shares(
@@ -140,7 +159,7 @@ def _shares(
         return np.ones(len(_BEYOND)), np.full(len(_BEYOND), _NEGLIGIBLE)
     top = float(finite.max())
     # Equal weights differ by rounding only, a little more after an inverse.
-    rounding = 100 * ROUNDING[pytensor.config.floatX]
+    rounding = 10 * ROUNDING[pytensor.config.floatX]
     edges = top + rounding * (1 + abs(top)) + _BEYOND
     beyond = (ratios[:, None] > edges).mean(axis=0)
     share = 1 / float(np.exp(finite - top).sum())

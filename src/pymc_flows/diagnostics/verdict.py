@@ -29,8 +29,8 @@ __all__ = ["Coordinate", "Report", "report"]
 # Fewer draws would say little of the tail of their weights.
 _MIN_DRAWS = 100
 # Errors of means and standard deviations, in standard deviations, above which draws need a
-# correction; and above which draws of a reference contradict.
-_TOLERANCE, _CONTRADICTION = 0.1, 0.3
+# correction, or a reference contradicts; beyond so many standard errors of the latter.
+_TOLERANCE, _ERRORS = 0.1, 4.0
 # Coordinates that are named, and shown.
 _NAMED, _SHOWN = 1_000, 10
 _NUMBERS = range(1, 5)  # columns of the table
@@ -86,8 +86,10 @@ class Report:
     coverage : Coverage or None
         What the reference says of places that are missing.
     contradiction : float or None
-        Largest error against the reference, in standard deviations; of weighted draws if k-hat
-        says that the weights can be trusted.
+        Error against the reference that is furthest above its noise, in standard deviations; of
+        weighted draws if k-hat says that the weights can be trusted.
+    contradiction_noise : float
+        How large it may be by chance, by the effective numbers of draws of both.
     is_framed : bool
         Whether the flow was given coordinates to work in, as `fit` does.
     lacking : float
@@ -103,6 +105,7 @@ class Report:
     worst: float
     coverage: Coverage | None = None
     contradiction: float | None = None
+    contradiction_noise: float = 0.0
     is_framed: bool = True
     lacking: float = 0.0
 
@@ -131,10 +134,8 @@ class Report:
 
     @property
     def _contradicts(self) -> bool:
-        if self.coverage is None or self.contradiction is None:
-            return False
-        noise = 4 / math.sqrt(self.coverage.n_draws) + 4 / math.sqrt(max(self.quality.ess, 1))
-        return not self.contradiction <= _CONTRADICTION + noise
+        error = self.contradiction
+        return error is not None and not error <= _TOLERANCE + self.contradiction_noise
 
     @property
     def _remedy(self) -> str:
@@ -338,13 +339,16 @@ def report(
         nothing = np.full(approx.ddim, np.nan)
         weighted = Moments(nothing, nothing)
     errors = [*differences(plain, weighted)]
-    coverage, contradiction = None, None
+    coverage, contradiction, noise = None, None, 0.0
     if reference is not None:
         coverage, truth = cover(approx, reference, log_weights, quality)
         errors += differences(plain, truth)
         # Errors that the weights remove are not held against it, if the weights can be trusted.
         left = differences(weighted if quality.is_trusted else plain, truth)
-        contradiction = float(np.abs(left).max())
+        error = np.abs(left).max(axis=0)
+        noises = _ERRORS * np.sqrt(1 / truth.effective + 1 / max(quality.ess, 1))
+        index = worst_first(error - noises)[0]
+        contradiction, noise = float(error[index]), float(noises[index])
     order = worst_first(*errors)[:_NAMED]
     slots = approx.density.slots
     coordinates = tuple(
@@ -360,6 +364,7 @@ def report(
         worst=float(np.abs(errors[:2]).max()),
         coverage=coverage,
         contradiction=contradiction,
+        contradiction_noise=noise,
         is_framed=approx.groups[0].is_framed,
         lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
     )

@@ -117,7 +117,7 @@ class Weighted:
         noise = np.concatenate([half, -half])  # exact means of what is symmetric
         points = frame.place(noise)
         log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
-        found, log_weights = weigh(log_density(points) - log_q + frame.log_det)
+        found, log_weights = weigh(log_density(points) - log_q + frame.log_det, pairs=True)
         return cls(frame, points, log_weights, found)
 
     @property
