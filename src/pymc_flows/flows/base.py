@@ -22,18 +22,6 @@ from pytensor.tensor import TensorVariable
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows.numerics import zeros_of_batch
 
-__all__ = [
-    "AFFINE",
-    "Arrays",
-    "FixedFlow",
-    "Flow",
-    "FusedFlow",
-    "KernelFlow",
-    "Pair",
-    "Params",
-    "Shapes",
-]
-
 type Params = Mapping[str, TensorVariable]
 """Parameters of a layer by name, or of a block, on a leading axis (count,)."""
 type Pair = tuple[TensorVariable, TensorVariable]

@@ -15,8 +15,6 @@ from pymc_flows.flows.checks import check_positive_int
 from pymc_flows.flows.numerics import zeros_of_batch
 from pymc_flows.formula.steps import Step
 
-__all__ = ["Block", "Loop", "Raw"]
-
 # A fused block is a product of matrices that has to be prepared. On JAX, few layers take points
 # with less than this many numbers in all faster one by one: reflections of 1 point in 100
 # dimensions 4 times as fast, of 10 in 10 dimensions twice, of 10 in 100 dimensions no more.

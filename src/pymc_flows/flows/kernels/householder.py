@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["HouseholderStack"]
-
 
 class HouseholderStack(StackOp):
     """Householder layers: raw parameter v (count, dim).

@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["LowRankStack"]
-
 
 class LowRankStack(StackOp):
     """Low-rank layers: raw parameters rho (count, dim), u and w (count, rank, dim).

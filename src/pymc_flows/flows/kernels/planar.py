@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["PlanarStack"]
-
 # Layers whose determinants are multiplied before the logarithm is taken. Each lies between the
 # floor, 1e-15, and what a wᵀu can be, some 1e12.
 _PER_LOG = 8

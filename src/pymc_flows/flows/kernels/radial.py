@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["RadialStack"]
-
 
 class RadialStack(StackOp):
     """Radial layers: raw parameters a (count,), b (count,) and z_ref (count, dim).

@@ -10,8 +10,6 @@ import numpy as np
 
 from pymc_flows.flows.numerics import floor
 
-__all__ = ["Functions", "functions"]
-
 # Convergent 12 of Lambert's continued fraction of tanh: x P(x²) / Q(x²). Up to |x| = 2.5 its
 # relative error is 1.3e-16. Scaled to Q(0) = 1, so that three squarings stay in range.
 _SCALE = 316234143225.0

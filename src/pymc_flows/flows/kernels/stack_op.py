@@ -20,8 +20,6 @@ from pytensor.tensor import TensorVariable
 from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.flows.kernels import scalar
 
-__all__ = ["StackOp"]
-
 type Kernels = tuple[Callable[..., Any], Callable[..., Any]]
 
 

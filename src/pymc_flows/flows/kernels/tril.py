@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["TrilStack"]
-
 
 class TrilStack(StackOp):
     """Triangular layers: raw parameters lower (count, dim (dim − 1)/2) and rho (count, dim).

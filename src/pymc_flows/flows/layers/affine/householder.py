@@ -19,8 +19,6 @@ from pymc_flows.flows.numerics import (
 )
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Householder"]
-
 # For vectors that are longer than their number by this factor, T is multiplied by the points, not
 # by V: by a fifth faster for 10 vectors in 100 dimensions and more, slower in 10.
 LONG = 4

@@ -21,8 +21,6 @@ from pymc_flows.flows.numerics import (
 )
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["LowRank"]
-
 
 @register_flow
 @dataclass(frozen=True)

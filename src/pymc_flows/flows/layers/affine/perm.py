@@ -11,8 +11,6 @@ from pymc_flows.flows.base import FixedFlow, Pair, Params
 from pymc_flows.flows.numerics import zeros_of_batch
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Perm"]
-
 _KINDS = ("random", "reverse", "rotate")
 
 

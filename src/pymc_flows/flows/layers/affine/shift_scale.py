@@ -10,8 +10,6 @@ from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Loc", "Scale"]
-
 
 @register_flow
 @dataclass(frozen=True)

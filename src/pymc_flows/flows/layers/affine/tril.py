@@ -12,8 +12,6 @@ from pymc_flows.flows.kernels.tril import TrilStack
 from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Tril"]
-
 
 @register_flow
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.base import FixedFlow, Pair, Params
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Loft"]
-
 # Excess over the threshold from which on the map goes on along its tangent: its range would end at
 # threshold + log(largest float). No draw of a flow gets there.
 _LAST = 1e30

@@ -21,8 +21,6 @@ from pytensor.tensor import TensorVariable
 from pymc_flows.flows.base import Pair
 from pymc_flows.flows.checks import check_int
 
-__all__ = ["check_bins", "spline_table", "transform", "transform_back"]
-
 # Smallest share of the box for a bin's width and height, and smallest slope at a knot: those of the
 # paper's code. Their quotients, which bound slopes within bins, have squares far inside float32.
 _MIN_SHARE = 1e-3

@@ -15,8 +15,6 @@ from pymc_flows.flows.layers.elementwise.rational_quadratic import (
 )
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Spline"]
-
 
 @register_flow
 @dataclass(frozen=True)

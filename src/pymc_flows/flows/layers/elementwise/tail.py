@@ -12,8 +12,6 @@ from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.numerics import floor
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Tail"]
-
 # The heaviest tail: 1 is that of a Cauchy distribution.
 _HEAVIEST = 2.0
 # Weights at jitter 0: at |z| = 3 the map is 5 % from the identity.

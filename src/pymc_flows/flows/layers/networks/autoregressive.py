@@ -15,8 +15,6 @@ from pymc_flows.flows.layers.networks.masked_affine import MaskedAffine
 from pymc_flows.flows.layers.networks.network import place_in_block
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["IAF", "MAF"]
-
 type _Pair = Pair
 
 # Copies run faster than a loop, and compile faster while they are few.

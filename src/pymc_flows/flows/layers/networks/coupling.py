@@ -11,8 +11,6 @@ from pymc_flows.flows.base import AFFINE, KernelFlow, Pair, Params
 from pymc_flows.flows.layers.networks.masked_affine import MaskedAffine
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["NVP"]
-
 
 @register_flow
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from pymc_flows.flows.layers.networks.network import (
     run_network,
 )
 
-__all__ = ["MaskedAffine"]
-
 _SHIFTS = ("after", "before")
 
 

@@ -17,19 +17,6 @@ from pymc_flows.errors import FlowShapeError
 from pymc_flows.flows.base import Arrays, Params
 from pymc_flows.flows.checks import check_choice, check_int, check_positive
 
-__all__ = [
-    "ACTIVATIONS",
-    "check_network",
-    "check_waves",
-    "dense_names",
-    "dense_reference",
-    "dense_shapes",
-    "gains",
-    "place_in_block",
-    "run_network",
-    "wave_features",
-]
-
 _MAX_HIDDEN = 65_536
 _MAX_DEPTH = 8  # at most one digit in a name keeps the alphabetical order that of the layers
 

@@ -28,8 +28,6 @@ from pymc_flows.flows.layers.networks.network import (
 )
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["NSF"]
-
 type _Spline = Callable[[TensorVariable, TensorVariable, float], Pair]
 
 

@@ -12,8 +12,6 @@ from pymc_flows.flows.kernels.radial import RadialStack
 from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, event_dim, norm, positive
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Radial"]
-
 
 @register_flow
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from pymc_flows.flows.numerics import (
 )
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["Sylvester"]
-
 
 @register_flow
 @dataclass(frozen=True)
