@@ -365,7 +365,7 @@ def report(
         coverage=coverage,
         contradiction=contradiction,
         contradiction_noise=noise,
-        is_framed=approx.groups[0].is_framed,
+        is_framed=approx.is_framed,
         lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
     )
 

@@ -11,7 +11,6 @@ import pytensor
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.reliability import coordinate_name
 from pymc_flows.errors import ArgumentError, FlowShapeError
-from pymc_flows.flows.evaluate import passage
 from pymc_flows.plots.axes import Floats, Limits, pyplot, ranges, set_frame, set_labels
 
 if TYPE_CHECKING:
@@ -187,13 +186,11 @@ def _path(
     colours = hsv_to_rgb(
         np.stack([hue, np.full_like(hue, _SATURATION), np.full_like(hue, _VALUE)], -1)
     )
-    group = approx.groups[0]
-    place = group.frame.place
-    z = z.astype(pytensor.config.floatX)
-    names, places = ["base"], [place(z)[:, pair]]
-    for name, after in passage(approx.chain, z, group.values()):
-        names.append(f"{len(names)}: {name}")
-        places.append(place(after)[:, pair])
+    names: list[str] = []
+    places: list[Floats] = []
+    for word, after in approx.flow.passage(z.astype(pytensor.config.floatX)):
+        names.append(f"{len(names)}: {word}" if names else word)
+        places.append(after[:, pair])
     first, second = (coordinate_name(approx.model, approx.density.slots, i) for i in pair)
     return names, places, colours, (first, second)
 
