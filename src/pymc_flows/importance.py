@@ -178,8 +178,10 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     from arviz_stats.base.array import array_stats  # slow to import
 
     try:
-        # It takes the log likelihoods of leave-one-out cross-validation: minus the log weights.
-        smoothed, khat = array_stats.psislw(-log_weights)
+        # It takes the log likelihoods of leave-one-out cross-validation: minus the log weights. For
+        # a huge k-hat its quantiles overflow, to what it truncates.
+        with np.errstate(over="ignore"):
+            smoothed, khat = array_stats.psislw(-log_weights)
     except ValueError:  # the largest weights are all equal: there is no tail
         return log_weights - _log_sum_exp(log_weights), -math.inf
     return smoothed, float(khat)
