@@ -11,20 +11,11 @@ import pytensor
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.reliability import Moments
+from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.importance import ROUNDING, Quality
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.points import place
-
-# Distances beyond the largest log weight at which the shares are compared, in nats.
-_BEYOND = np.array([0.0, 1.0, 2.0, 5.0, 10.0, 20.0])
-# A missing share that is too small to matter.
-_NEGLIGIBLE = 0.01
-# The share of q above the largest of n weights is 1/n times an exponential variable, which exceeds
-# this once in a hundred times.
-_RARELY = -math.log(0.01)
-# Standard errors of a share of the reference's draws that are no surprise.
-_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +104,7 @@ def cover(
         n_draws=len(ratios),
         n_effective=n_effective,
         invalid=outside + (1 - outside) * float(1 - valid.mean()),
-        distance=float(_BEYOND[worst]),
+        distance=THRESHOLDS.beyond[worst],
         beyond=float(beyond[worst]),
         limit=float(limits[worst]),
     )
@@ -154,19 +145,22 @@ def _shares(
     ratios: np.ndarray, n_effective: float, log_weights: np.ndarray, khat: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the reference beyond the largest log weight, and their limits."""
+    beyond_nats = np.array(THRESHOLDS.beyond)
     finite = log_weights[np.isfinite(log_weights)]
     if not len(finite):
-        return np.ones(len(_BEYOND)), np.full(len(_BEYOND), _NEGLIGIBLE)
+        return np.ones(len(beyond_nats)), np.full(len(beyond_nats), THRESHOLDS.share)
     top = float(finite.max())
     # Equal weights differ by rounding only, a little more after an inverse.
     rounding = 10 * ROUNDING[pytensor.config.floatX]
-    edges = top + rounding * (1 + abs(top)) + _BEYOND
+    edges = top + rounding * (1 + abs(top)) + beyond_nats
     beyond = (ratios[:, None] > edges).mean(axis=0)
     share = 1 / float(np.exp(finite - top).sum())
     k = min(max(khat, 0.01), 0.95)
-    expected = share / (1 - k) * np.exp(-_BEYOND * (1 / k - 1))
+    expected = share / (1 - k) * np.exp(-beyond_nats * (1 / k - 1))
     if not math.isfinite(khat):
-        expected = np.full(len(_BEYOND), share)
-    foreseen = np.minimum(_RARELY * expected, 0.5) + _NEGLIGIBLE
-    noise = _ERRORS * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+        expected = np.full(len(beyond_nats), share)
+    foreseen = np.minimum(THRESHOLDS.rare * expected, 0.5) + THRESHOLDS.share
+    noise = (
+        THRESHOLDS.share_errors * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+    )
     return beyond, foreseen + noise
