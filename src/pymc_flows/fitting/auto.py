@@ -90,7 +90,7 @@ class Ladder:
         found = [rung.quality for rung in self.rungs if rung.quality is not None]
         own = quality.log_evidence + N_ERRORS * quality.log_evidence_error
         gap = known_evidence(found) - own
-        return max(0.0, -math.expm1(-gap)) if math.isfinite(gap) else 0.0
+        return -math.expm1(-gap) if 0 < gap < math.inf else 0.0
 
     def record(self) -> dict[str, Any]:
         """All of it as JSON has it."""
