@@ -91,9 +91,11 @@ def _bernoulli(node: Apply) -> TensorVariable | None:
     if not _is(log_p.owner, ps.Log):
         return None
     [p] = log_p.owner.inputs
-    if not _is(p.owner, ps.Sigmoid) or _complement(log_q.owner) is not p:
+    if not _is(p.owner, ps.Sigmoid):
         return None
-    x = p.owner.inputs[0]
+    [x] = p.owner.inputs
+    if _complement(log_q.owner) is not p:
+        return None
     sign = pt.switch(y, np.asarray(-1, dtype=x.dtype), np.asarray(1, dtype=x.dtype))
     return -pt.softplus(sign * x)
 
