@@ -14,7 +14,17 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure.graph import Facts, dependents, facts, prepared
 from pymc_flows.model.structure.relations import relations
-from pymc_flows.model.structure.rows import Part, Pattern, Rows, distinct, identity, stacked, union
+from pymc_flows.model.structure.rows import (
+    Blocks,
+    Part,
+    Pattern,
+    Relation,
+    Rows,
+    distinct,
+    identity,
+    stacked,
+    union,
+)
 from pymc_flows.model.structure.sums import factors_of
 
 type Ints = npt.NDArray[np.intp]
