@@ -15,10 +15,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from numpy.typing import ArrayLike
-from pymc.util import RandomState, _get_seeds_per_chain
-from pymc.variational.inference import Inference, KLqp
-from pymc.variational.operators import KL
-from pymc.variational.opvi import Approximation, Group, ObjectiveFunction, VIState, node_property
+from pymc.variational import Approximation, Group, Inference, KLqp
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
@@ -34,6 +31,8 @@ from pymc_flows.model import draws as _draws
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.compat import KL, ObjectiveFunction, VIState, node_property
+from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.objective import loss_graph
 
 __all__ = [
@@ -75,7 +74,7 @@ class NormalizingFlowGroup(Group):
         group: Sequence[TensorVariable] | None,
         vfam: str | None = None,
         params: LayerParams | None = None,
-        random_seed: RandomState = None,
+        random_seed: RandomState | np.random.SeedSequence = None,
         model: pm.Model | None = None,
         options: dict[str, Any] | None = None,
         *,
@@ -91,9 +90,10 @@ class NormalizingFlowGroup(Group):
             start_state, self.formula, jitter=check_jitter(jitter), start=start, params=params
         )
         if isinstance(random_seed, np.random.SeedSequence):
-            self._seeds = random_seed
+            seeds = random_seed
         else:
-            self._seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
+            seeds = np.random.SeedSequence(integer_seed(random_seed))
+        self._seeds = seeds
         seed = self._seeds.generate_state(1)[0]
         super().__init__(group, random_seed=seed, model=model, options=options)
 

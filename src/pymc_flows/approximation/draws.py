@@ -9,8 +9,6 @@ import numpy as np
 import pymc as pm
 import pytensor
 from numpy.typing import ArrayLike
-from pymc.backends.base import MultiTrace
-from pymc.util import RandomState, _get_seeds_per_chain
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset, DataTree
@@ -26,6 +24,8 @@ from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import ROWS, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.points import is_named, place
+from pymc_flows.support.compat import MultiTrace
+from pymc_flows.support.seeds import RandomState, integer_seed
 
 # Of the points that are held at once, where they need not be held together.
 PART_BYTES = 32 * 2**20
@@ -115,7 +115,7 @@ class FlowDraws(StateApproximation):
     def _rng_for(self, random_seed: RandomState) -> np.random.Generator:
         if random_seed is None:
             return self._sample_rng
-        return np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
+        return np.random.default_rng(integer_seed(random_seed))
 
     def draw_seeds(self, n: int, random_seed: RandomState = None) -> list[int]:
         """Seeds of n sets of draws; without a seed, from the approximation's own stream."""

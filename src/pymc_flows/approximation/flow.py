@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.util import RandomState, _get_seeds_per_chain
-from pymc.variational.minibatch_rv import MinibatchRandomVariable
 
 from pymc_flows.approximation.draws import FlowDraws
 from pymc_flows.approximation.pickling import OnlyCloudpickle, deep_copy
@@ -24,7 +22,9 @@ from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.objective import Problem
 
 
@@ -103,7 +103,7 @@ class NormalizingFlow(FlowDraws):
         jitter = check_jitter(jitter)
         with Interrupts(deferred=False):
             density = density_of(model)
-            seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
+            seeds = np.random.SeedSequence(integer_seed(random_seed))
             q = start_state(
                 formula,
                 density,
@@ -119,7 +119,7 @@ class NormalizingFlow(FlowDraws):
     def of(cls, q: State, model: pm.Model, random_seed: RandomState = None) -> NormalizingFlow:
         """Make the approximation of a model by a distribution that is there already."""
         approx = cls.__new__(cls)
-        seeds = np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0])
+        seeds = np.random.SeedSequence(integer_seed(random_seed))
         approx._set_up(q, density_of(model), model, seeds)
         return approx
 
@@ -191,7 +191,7 @@ class NormalizingFlow(FlowDraws):
         FileNotFoundError, IsADirectoryError
             If the folder does not exist, or the path is one.
         ModuleNotFoundError
-            If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+            If h5netcdf or h5py is missing (the extra ``files``).
         """
         write(path, contents(self))
 

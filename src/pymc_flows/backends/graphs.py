@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -15,16 +14,25 @@ from pytensor.graph.op import HasInnerGraph, Op
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
-from pytensor.scan.op import Scan
-from pytensor.tensor.basic import Join, ScalarFromTensor
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
-from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import Shape, Shape_i
-from pytensor.tensor.subtensor import AdvancedSubtensor
-from pytensor.tensor.variable import TensorConstant, TensorVariable
+from pytensor.tensor import TensorConstant
+from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.support.compat import (
+    AdvancedSubtensor,
+    Blockwise,
+    CAReduce,
+    CheckParameterValue,
+    DimShuffle,
+    Dot,
+    Elemwise,
+    Join,
+    ScalarFromTensor,
+    Scan,
+    Shape,
+    Shape_i,
+    rebuild_scan,
+)
 
 # Constants with more elements than this become function inputs: compilers embed constants in
 # the code they generate, which takes seconds and memory for data of real size.
@@ -111,7 +119,7 @@ def _switched(node: Apply, dependent: set[Variable], *, keep: bool) -> list[Vari
             bad = np.nan
         if not isinstance(value, TensorVariable) or not value.dtype.startswith("float"):
             return node.outputs
-        condition = pt.all([_as_tensor(c) for c in conditions])
+        condition = pt.all([as_tensor_of(c) for c in conditions])
         return [pt.switch(condition, value, np.asarray(bad, dtype=value.dtype))]
     if not isinstance(node.op, Scan | OpFromGraph):
         return node.outputs
@@ -122,21 +130,10 @@ def _switched(node: Apply, dependent: set[Variable], *, keep: bool) -> list[Vari
     if isinstance(node.op, OpFromGraph):
         given = dict(zip(inner.inputs, node.inputs, strict=True))
         return graph_replace(results, given, strict=False)
-    op = node.op
-    scan = Scan(
-        inner.inputs,
-        results,
-        op.info,
-        mode=op.mode,
-        truncate_gradient=op.truncate_gradient,
-        name=op.name,
-        allow_gc=op.allow_gc,
-        strict=op.strict,
-    )
-    return scan.make_node(*node.inputs).outputs
+    return rebuild_scan(node.op, inner.inputs, results).make_node(*node.inputs).outputs
 
 
-def _as_tensor(condition: Variable) -> TensorVariable:
+def as_tensor_of(condition: Variable) -> TensorVariable:
     """The tensor behind a scalar: that one vectorises."""
     if condition.owner is not None and isinstance(condition.owner.op, ScalarFromTensor):
         return condition.owner.inputs[0]

@@ -10,39 +10,44 @@ import importlib.util
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from importlib import import_module
 
 import numpy as np
 import pytensor
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.traversal import graph_inputs, toposort
-from pytensor.tensor.basic import (
-    Alloc,
-    AllocEmpty,
-    ARange,
-    Join,
-    MakeVector,
-    ScalarFromTensor,
-    Split,
-    TensorFromScalar,
-)
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
-from pytensor.tensor.extra_ops import CumOp
-from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
-from pytensor.tensor.special import LogSoftmax, Softmax
-from pytensor.tensor.subtensor import (
-    AdvancedIncSubtensor,
-    AdvancedSubtensor,
-    IncSubtensor,
-    Subtensor,
-)
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import ops_inside, ops_of
 from pymc_flows.backends.modes import training_mode
 from pymc_flows.backends.products import DataProduct
+from pymc_flows.support.compat import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    Alloc,
+    AllocEmpty,
+    ARange,
+    Blockwise,
+    CAReduce,
+    CumOp,
+    DimShuffle,
+    Dot,
+    Elemwise,
+    IncSubtensor,
+    Join,
+    LogSoftmax,
+    MakeVector,
+    Reshape,
+    ScalarFromTensor,
+    Shape,
+    Shape_i,
+    Softmax,
+    SpecifyShape,
+    Split,
+    Subtensor,
+    TensorFromScalar,
+    jax_function,
+    jax_precision,
+)
 
 # Of a Blockwise, what it repeats.
 _SAFE_BLOCKWISE = (Elemwise, CAReduce, DimShuffle, Dot, DataProduct)
@@ -101,7 +106,7 @@ def _is_plain(node: Apply, *, static: bool) -> bool:
 
 def unknown_ops(outputs: Sequence[Variable]) -> list[str]:
     """Names of the Ops of a graph that have no conversion to JAX as they are."""
-    from pytensor.link.jax.dispatch import jax_funcify
+    from pymc_flows.support.compat import jax_funcify
 
     unknown = jax_funcify.dispatch(object)
     return sorted({str(op) for op in ops_of(outputs) if jax_funcify.dispatch(type(op)) is unknown})
@@ -114,8 +119,8 @@ def trace(z: TensorVariable, outputs: Sequence[Variable]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fn = pytensor.function([z], outputs, mode=training_mode("jax"), on_unused_input="ignore")
-        data = [container.storage[0] for container in fn.input_storage[1:]]
-        jax.eval_shape(lambda x: fn.vm.jit_fn(x, *data), np.zeros(z.type.shape, z.dtype))
+        call, data = jax_function(fn)
+        jax.eval_shape(lambda x: call(x, *data), np.zeros(z.type.shape, z.dtype))
 
 
 def precision(dtype: str) -> AbstractContextManager[object]:
@@ -123,8 +128,4 @@ def precision(dtype: str) -> AbstractContextManager[object]:
 
     PyTensor sets it once, when it first meets JAX; a fit in the other precision would fail.
     """
-    import jax
-
-    # Its place before JAX 0.8.
-    home = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
-    return home.enable_x64(dtype == "float64")
+    return jax_precision(double=dtype == "float64")

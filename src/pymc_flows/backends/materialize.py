@@ -46,7 +46,7 @@ def materialize(x: Variable) -> TensorVariable:
 
 @on_first_use("numba")
 def _register_numba() -> None:
-    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+    from pymc_flows.support.compat import numba_njit, register_funcify_and_cache_key
 
     @numba_njit
     def identity(x):  # type: ignore[no-untyped-def]
@@ -60,7 +60,8 @@ def _register_numba() -> None:
 @on_first_use("jax")
 def _register_jax() -> None:
     from jax.lax import optimization_barrier
-    from pytensor.link.jax.dispatch import jax_funcify
+
+    from pymc_flows.support.compat import jax_funcify
 
     @jax_funcify.register(Materialize)
     def _(op: Materialize, **_: Any) -> Any:

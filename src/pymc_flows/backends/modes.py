@@ -10,12 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytensor
-from pytensor.compile.maker import FunctionMaker
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
-from pytensor.link.vm import VMLinker
 
 from pymc_flows.backends.rewrites import TAGS
+from pymc_flows.support.compat import (
+    CHECKS_AS_SWITCHES,
+    FILLS_AS_ALLOC,
+    FunctionMaker,
+    VMLinker,
+    query_of_mode,
+)
 
 BACKENDS = ("numba", "jax")
 
@@ -52,14 +57,15 @@ class _Mode(Mode):
 
 # "stabilize" keeps the numerically careful forms (log1p, logsumexp, ...) that a model's author
 # relies on; a leftover parameter check becomes -inf instead of an exception, as everywhere in PyMC.
-_CHECKS = "local_check_parameter_to_ninf_switch"
 NUMPY = _Mode(
     linker="py",
-    optimizer=RewriteDatabaseQuery(include=["fast_compile", "stabilize", _CHECKS, TAGS["numpy"]]),
+    optimizer=RewriteDatabaseQuery(
+        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"]]
+    ),
 )
 # The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do
 # number by number.
-PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["local_second_to_alloc"]))
+PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=[FILLS_AS_ALLOC]))
 
 
 def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
@@ -68,10 +74,10 @@ def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
     It gets ``node=``, ``thunk=``, ``storage_map=`` and ``compute_map=``.
     """
     linker = VMLinker(use_cloop=False, c_thunks=False, callback=callback)
-    return _Mode(linker, mode.provided_optimizer)
+    return _Mode(linker, query_of_mode(mode))
 
 
 def training_mode(backend: str) -> Mode:
     """Return the mode that compiles the training loop on ``backend`` ("numba" or "jax")."""
     mode = get_mode(backend.upper())
-    return _Mode(mode.linker, mode.provided_optimizer).including(_CHECKS, TAGS[backend])
+    return _Mode(mode.linker, query_of_mode(mode)).including(CHECKS_AS_SWITCHES, TAGS[backend])

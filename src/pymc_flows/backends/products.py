@@ -15,13 +15,16 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
-from pytensor.graph.replace import _vectorize_node
-from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
-from pytensor.tensor.elemwise import DimShuffle
-from pytensor.tensor.math import Dot
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.support.compat import (
+    Blockwise,
+    DimShuffle,
+    Dot,
+    vectorize_node,
+    vectorize_node_fallback,
+)
 
 __all__ = ["DataProduct", "join_products"]
 
@@ -82,7 +85,7 @@ class DataProduct(Op):
         return [rows.T @ columns, other(matrix, by_product)]
 
 
-@_vectorize_node.register(DataProduct)
+@vectorize_node.register(DataProduct)
 def _vectorize(op: DataProduct, node: Apply, matrix: Variable, vectors: Variable) -> Apply:
     if matrix.type.ndim == 2:
         return op.make_node(matrix, vectors)
@@ -160,7 +163,7 @@ def _added(node: Apply) -> int | None:
 
 @on_first_use("numba")
 def _register_numba() -> None:
-    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+    from pymc_flows.support.compat import numba_njit, register_funcify_and_cache_key
 
     @register_funcify_and_cache_key(DataProduct)
     def _(op: DataProduct, node: Apply, **_: Any) -> tuple[Any, str]:
@@ -197,7 +200,8 @@ def _register_numba() -> None:
 @on_first_use("jax")
 def _register_jax() -> None:
     from jax.lax import dot_general
-    from pytensor.link.jax.dispatch import jax_funcify
+
+    from pymc_flows.support.compat import jax_funcify
 
     @jax_funcify.register(DataProduct)
     def _(op: DataProduct, **_: Any) -> Any:

@@ -14,10 +14,9 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
-from pytensor.tensor.elemwise import Elemwise
-from pytensor.tensor.math import Dot
 
 from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.support.compat import Dot, Elemwise
 
 # Which of them a mode includes, by backend.
 TAGS = {
@@ -138,7 +137,8 @@ optdb.register("pymc_flows_plain_forms", in2out(_plain_forms), TAGS["jax"], posi
 @on_first_use("numba")
 def _register_numba() -> None:
     from numba.extending import overload
-    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+
+    from pymc_flows.support.compat import numba_njit, register_funcify_and_cache_key
 
     def contiguous(x):  # type: ignore[no-untyped-def]
         """Copy what is not in order in memory; numba does so too, and warns."""
@@ -161,7 +161,8 @@ def _register_numba() -> None:
 @on_first_use("jax")
 def _register_jax() -> None:
     import jax.numpy as jnp
-    from pytensor.link.jax.dispatch import jax_funcify
+
+    from pymc_flows.support.compat import jax_funcify
 
     def softplus(x: Any) -> Any:
         return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))

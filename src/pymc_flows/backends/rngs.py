@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
-from pymc.pytensorf import collect_default_updates
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
 
 from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.support.compat import collect_default_updates
 
 _STATE_DTYPES = ("int32", "int64", "uint32", "uint64")
 
@@ -31,7 +31,7 @@ def model_rngs(
     updates = collect_default_updates(outputs, inputs=[noise])
     values: list[object] = [np.random.default_rng(child) for child in seed.spawn(len(updates))]
     if backend == "jax" and values:
-        from pytensor.link.jax.dispatch import jax_typify
+        from pymc_flows.support.compat import jax_typify
 
         values = [jax_typify(value) for value in values]
     return updates, values
@@ -124,7 +124,8 @@ choose_generator = ChooseGenerator()
 @on_first_use("jax")
 def _register_jax() -> None:
     import jax
-    from pytensor.link.jax.dispatch import jax_funcify
+
+    from pymc_flows.support.compat import jax_funcify
 
     @jax_funcify.register(ChooseGenerator)
     def jax_choose(op: Op, **kwargs: object) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from pymc.util import RandomState
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.importance import Quality, quality
 from pymc_flows.model.log_density import LogDensity
+from pymc_flows.support.seeds import RandomState
 
 __all__ = ["Quality", "measure", "quality"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pymc as pm
-from pymc.util import RandomState
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.layout import Slot
 from pymc_flows.model.log_density import LogDensity
+from pymc_flows.support.seeds import RandomState
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from pymc.util import RandomState
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.coverage import Coverage, cover
@@ -23,6 +22,7 @@ from pymc_flows.diagnostics.reliability import (
 from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.importance import LACKING, Quality, weigh
+from pymc_flows.support.seeds import RandomState
 from pymc_flows.support.tables import html_table, text_table
 
 __all__ = ["Coordinate", "Report", "report"]

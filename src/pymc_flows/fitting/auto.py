@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.quality import Quality, measure
@@ -30,6 +29,7 @@ from pymc_flows.start.moments import match_moments
 from pymc_flows.start.search import find_frame
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.support.tables import html_table, text_table
 from pymc_flows.training.optimizers import rated
 
@@ -196,7 +196,7 @@ def climb(
     """
     model = model_or_context(model)
     _check_arguments(n, inf_kwargs or {}, kwargs)
-    seeds = iter(np.random.SeedSequence(_get_seeds_per_chain(random_seed, 1)[0]).generate_state(16))
+    seeds = iter(np.random.SeedSequence(integer_seed(random_seed)).generate_state(16))
     tried = _Tried(seeds)
     with Interrupts(deferred=False):
         approx = _gaussian(model, start, seeds)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
@@ -23,6 +22,7 @@ from pymc_flows.model.examine import check_backend
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.start.search import find_frame
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.seeds import RandomState, integer_seeds
 
 AUTO = "auto"
 
@@ -109,7 +109,7 @@ def fit(
         )
     if kwargs.get("checkpoint") is not None:
         check_target(kwargs["checkpoint"])  # the search may take long
-    search_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
+    search_seed, fit_seed = integer_seeds(random_seed, 2)
     flow = Formula(formula)
     if not isinstance(start, Frame):
         dense = not build_chain(flow, density.dim).is_elementwise

@@ -10,8 +10,6 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
-from pymc.progress_bar import default_progress_theme
-from pymc.util import RandomState, _get_seeds_per_chain
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.approximation import NormalizingFlow
@@ -31,6 +29,8 @@ from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
 from pymc_flows.model.points import is_named, place
 from pymc_flows.start.search import MAX_DENSE
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.compat import default_progress_theme
+from pymc_flows.support.seeds import RandomState, integer_seeds
 from pymc_flows.training.loop import Step, TrainingLoop
 from pymc_flows.training.noise import aligned_zeros
 from pymc_flows.training.optimizers import Optimizer, rated
@@ -144,7 +144,7 @@ def fit_draws(
     warn_if_affine(chain)
     used, kept_back = _split(_points(density, draws), held_out)
     frame = _frame_of(used, density, dense=not chain.is_elementwise)
-    start_seed, fit_seed = _get_seeds_per_chain(random_seed, 2)
+    start_seed, fit_seed = integer_seeds(random_seed, 2)
     approx = NormalizingFlow(flow, model=model, start=frame, random_seed=start_seed)
     backend = backend or ("jax" if has_jax() else "numba")
     batch = min(batch, len(used))

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.progress_bar import default_progress_theme
-from pymc.util import RandomState
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
@@ -27,7 +25,9 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
 from pymc_flows.support.arguments import check_integer, check_list, renamed, warn_unused
+from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.support.seeds import RandomState
 from pymc_flows.training.annealing import Anneal, as_anneal
 from pymc_flows.training.objective import GRADIENTS
 from pymc_flows.training.optimizers import Optimizer, Schedule, rated

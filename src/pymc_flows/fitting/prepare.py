@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pymc.util import RandomState, _get_seeds_per_chain
 from pytensor.graph.basic import Variable
 
 from pymc_flows.approximation import NormalizingFlow
@@ -17,6 +16,7 @@ from pymc_flows.fitting.session import Callback, FitState, call_interval
 from pymc_flows.fitting.step import build_step
 from pymc_flows.model.backend import choose_backend, layer_loop, requested_backend
 from pymc_flows.model.examine import check_start, plan_draws, warn_if_affine
+from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.annealing import Ramp
 from pymc_flows.training.loop import MAX_CHUNK, TrainingLoop
 from pymc_flows.training.objective import default_gradient
@@ -108,5 +108,5 @@ def _seeds(approx: NormalizingFlow, random_seed: RandomState) -> list[np.random.
     if random_seed is None:
         entropy = int(approx.rng.randint(2**30, dtype=np.int64))
     else:
-        entropy = int(_get_seeds_per_chain(random_seed, 1)[0])
+        entropy = int(integer_seed(random_seed))
     return np.random.SeedSequence(entropy).spawn(2)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pymc as pm
-from pymc.progress_bar import default_progress_theme
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
@@ -32,6 +31,7 @@ from pymc_flows.fitting.prepare import prepare
 from pymc_flows.fitting.session import Callback
 from pymc_flows.io.files import read
 from pymc_flows.model.logp import model_or_context
+from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.optimizers import Optimizer, rated
 
@@ -70,7 +70,7 @@ def load(
     FormulaError
         If the formula has a flow that is not registered.
     ModuleNotFoundError
-        If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+        If h5netcdf or h5py is missing (the extra ``files``).
     """
     content = read(path)
     approx = NormalizingFlow(**flow_arguments(content, model_or_context(model)))

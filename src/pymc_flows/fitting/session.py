@@ -16,7 +16,6 @@ import numpy as np
 import pytensor
 from pymc.variational.callbacks import CheckParametersConvergence
 from pytensor.graph.traversal import toposort
-from pytensor.scan.op import Scan
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.modes import NUMPY
@@ -25,6 +24,7 @@ from pymc_flows.errors import ArgumentError, FitError
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.model.examine import why_not_finite
 from pymc_flows.model.logp import Replacements
+from pymc_flows.support.compat import Scan
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.annealing import Ramp
 from pymc_flows.training.concerns import concerns

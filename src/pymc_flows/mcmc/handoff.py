@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pymc as pm
-from pymc.util import RandomState
 from pytensor.graph.replace import graph_replace
 from xarray import Dataset, DataTree
 
@@ -31,6 +30,7 @@ from pymc_flows.model import draws as _draws
 from pymc_flows.model.backend import choose_backend, layer_loop
 from pymc_flows.model.examine import check_backend
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.seeds import RandomState
 
 _log = logging.getLogger(__name__)
 
@@ -281,7 +281,8 @@ def _choose(
     """The implementation of NUTS, and what compiles the log density for it."""
     if sampler is not None and sampler != "pymc" and not _has(sampler):
         raise BackendError(
-            f"sampler {sampler!r} is not installed\nInstall it with: pip install {sampler}"
+            f"sampler {sampler!r} is not installed\n"
+            f"install {sampler}, or leave sampler out to use what is installed"
         )
     if sampler == "pymc":
         return sampler, "numba"

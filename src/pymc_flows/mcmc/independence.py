@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pymc as pm
-from pymc.step_methods.compound import BlockedStep, Competence
-from pymc.util import RandomState, get_random_generator
+from pymc.step_methods import BlockedStep
 from pytensor.compile.mode import Mode
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset
@@ -17,6 +16,8 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import FitError
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import Competence, get_random_generator
+from pymc_flows.support.seeds import RandomState
 
 _log = logging.getLogger(__name__)
 

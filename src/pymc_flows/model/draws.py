@@ -11,28 +11,30 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
-from pymc.backends.arviz import DataTreeConverter
-from pymc.backends.base import MultiTrace
-from pymc.backends.ndarray import NDArray
-from pymc.distributions.shape_utils import change_dist_size
 from pytensor.compile.builders import OpFromGraph
-from pytensor.compile.ops import ViewOp
-from pytensor.compile.rewriting import inline_ofg_node
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace, graph_replace, vectorize_graph
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from pytensor.graph.traversal import graph_inputs, toposort
-from pytensor.scan.op import Scan
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.random.op import RandomVariable
-from pytensor.tensor.random.type import RandomGeneratorType
-from pytensor.tensor.shape import Shape
 from xarray import Dataset, DataTree
 
 from pymc_flows.backends.graphs import frontier, join_batches, switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ModelError
+from pymc_flows.support.compat import (
+    Blockwise,
+    DataTreeConverter,
+    MultiTrace,
+    NDArray,
+    RandomGeneratorType,
+    RandomVariable,
+    Scan,
+    Shape,
+    ViewOp,
+    change_dist_size,
+    inline_ofg_node,
+)
 
 type Draws = dict[str, np.ndarray]
 type DrawsFunction = Callable[[Mapping[str, np.ndarray], np.random.Generator], Draws]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytensor
 from pytensor.graph.traversal import graph_inputs
-from pytensor.tensor.random.type import RandomGeneratorType
 
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import BACKENDS, NUMPY
@@ -24,6 +23,7 @@ from pymc_flows.flows.base import AFFINE
 from pymc_flows.flows.chain import Chain
 from pymc_flows.model.logp import ModelDensity, Replacements
 from pymc_flows.model.trial import trial
+from pymc_flows.support.compat import RandomGeneratorType
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def check_backend(backend: object) -> None:
         )
     if backend == "jax" and not has_jax():
         raise BackendError(
-            "backend 'jax' is not installed\nInstall it with: pip install 'pymc-flows[jax]'"
+            "backend 'jax' is not installed\ninstall jax, or leave backend out to use numba"
         )
 
 

@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytensor
 from pytensor.graph.traversal import graph_inputs
-from pytensor.tensor.random.type import RandomGeneratorType
 
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import RandomGeneratorType
 
 type Values = dict[str, list[float]]
 type _Function = Callable[..., list[np.ndarray]]

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pymc as pm
 import pytensor
-from pymc.initial_point import make_initial_point_fn
-from pymc.logprob.transforms import ChainedTransform
-from pymc.vartypes import discrete_types
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import PLAIN, no_compiler
 from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.support.compat import ChainedTransform, make_initial_point_fn
 
 type Point = dict[str, np.ndarray]
 
@@ -63,7 +61,7 @@ def _check_free_variables(model: pm.Model) -> None:
             "Build the model first, then create the approximation in its context or pass model=."
         )
     for rv in model.free_RVs:
-        if rv.dtype in discrete_types:
+        if np.dtype(rv.dtype).kind in "biu":
             raise ModelError(
                 f"free variable {rv.name!r} is discrete ({rv.dtype})\n"
                 "A flow needs continuous variables: marginalise it out "

@@ -11,8 +11,6 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.traversal import graph_inputs
-from pytensor.scan.op import Scan
-from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import ops_of
@@ -20,6 +18,7 @@ from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import Scan, TensorSharedVariable
 
 # Points per call, a fixed number; the larger where there are at least as many.
 ROWS, MANY_ROWS = 64, 4096

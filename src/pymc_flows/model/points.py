@@ -11,11 +11,9 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from numpy.typing import ArrayLike
-from pymc.logprob.transforms import CircularTransform
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import toposort
-from pytensor.scan.op import Scan
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset, DataTree
 
@@ -23,6 +21,7 @@ from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.model.draws import vectorized
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import CircularTransform, Scan
 
 # A value of the support comes back from the unconstrained space as it was, up to this.
 _RTOL, _ATOL = 1e-4, 1e-6

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import pymc as pm
 import pytensor.tensor as pt
-from pymc.logprob.basic import transformed_conditional_logp
-from pymc.logprob.utils import replace_rvs_by_values
+from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.errors import ArgumentError
+from pymc_flows.support.compat import replace_rvs_by_values
 
 __all__ = ["Replacements", "check_replacements", "named_terms"]
 

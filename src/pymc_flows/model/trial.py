@@ -16,8 +16,6 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
 from pytensor.graph.traversal import graph_inputs, toposort
-from pytensor.scan.op import Scan
-from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends import jax as _jax
@@ -25,6 +23,7 @@ from pymc_flows.backends.graphs import ops_inside
 from pymc_flows.backends.modes import NUMPY, PLAIN, metered
 from pymc_flows.errors import ModelError
 from pymc_flows.model.logp import ModelDensity, Replacements
+from pymc_flows.support.compat import Blockwise, Scan, compiled_graph
 
 _log = logging.getLogger(__name__)
 
@@ -107,8 +106,9 @@ class Trial:
     def _function(self) -> Any:
         mode = metered(self._mode, self._meter)
         fn = pytensor.function([self._row], self._one, mode=mode, on_unused_input="ignore")
-        self._dependent = set(fn.maker.fgraph.inputs[:1])
-        for node in fn.maker.fgraph.toposort():
+        graph = compiled_graph(fn)
+        self._dependent = set(graph.inputs[:1])
+        for node in graph.toposort():
             if not self._dependent.isdisjoint(node.inputs):
                 self._dependent.update(node.outputs)
         return fn

@@ -67,15 +67,14 @@ STYLE = Style()
 
 
 def pyplot() -> Any:
-    """Import Matplotlib, or say how to install it."""
+    """Import Matplotlib, or say that it is missing."""
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] != "matplotlib":
             raise  # Matplotlib is there, and lacks something itself
         raise ModuleNotFoundError(
-            "plots need matplotlib, which is not installed\n"
-            "install it with: pip install 'pymc-flows[plots]'",
+            "plots need matplotlib, which is not installed\ninstall matplotlib",
             name=error.name,
         ) from error
     return plt

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.util import RandomState, _get_seeds_per_chain
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.examine import check_start
@@ -23,6 +22,7 @@ from pymc_flows.model.layout import sizes
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.support.seeds import RandomState, integer_seed
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def find_frame(
     """
     with Interrupts(deferred=False):
         density = density_of(model_or_context(model))
-        rng = np.random.default_rng(_get_seeds_per_chain(random_seed, 1)[0])
+        rng = np.random.default_rng(integer_seed(random_seed))
         center = density.start(start)
         check_start(density, center)
         frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)

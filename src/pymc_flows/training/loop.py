@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor import ifelse
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.conditional import ifelse
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor import ifelse
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.conditional import ifelse
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 

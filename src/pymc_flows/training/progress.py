@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from pymc.progress_bar import CustomProgress
 from rich.console import Console
 from rich.progress import Progress, TextColumn
+
+from pymc_flows.support.compat import CustomProgress
 
 # Seconds between updates; rich draws ten times a second.
 INTERVAL = 0.1

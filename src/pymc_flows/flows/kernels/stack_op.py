@@ -149,12 +149,13 @@ def _as_one_type(inputs: Sequence[Any], ranks: tuple[int, ...]) -> list[TensorVa
 
 @on_first_use("numba")
 def _register_numba() -> None:
-    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+    from pymc_flows.support.compat import numba_njit, register_funcify_and_cache_key
 
     def key(op: StackOp, part: str) -> str:
         # This module takes no part in what a kernel computes.
         sources = source_key(type(op).__module__) + source_key(scalar.__name__)
-        return f"{type(op).__qualname__} {op._props()} {part} {sources}"
+        props = tuple(getattr(op, name) for name in op.__props__)
+        return f"{type(op).__qualname__} {props} {part} {sources}"
 
     @register_funcify_and_cache_key(StackOp)
     def _(op: StackOp, node: Apply, **_: Any) -> tuple[Any, str]:

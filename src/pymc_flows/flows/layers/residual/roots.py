@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from pytensor.graph.basic import Apply
-from pytensor.scalar.basic import BinaryScalarOp, upgrade_to_float
-from pytensor.scalar.basic import tanh as scalar_tanh
-from pytensor.tensor.elemwise import Elemwise
+from pytensor.scalar import BinaryScalarOp, upgrade_to_float
+from pytensor.scalar import tanh as scalar_tanh
 
 from pymc_flows.backends.dispatch import on_first_use, source_key
+from pymc_flows.support.compat import Elemwise
 
 # Newton needs at most 5 steps for s <= 10 and 19 for s up to 1e13; the limit only bounds the loop
 # for arguments that are not numbers.
@@ -88,7 +88,7 @@ planar_root = Elemwise(PlanarRoot(upgrade_to_float, name="planar_root"))
 
 @on_first_use("numba")
 def _register_numba() -> None:
-    from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
+    from pymc_flows.support.compat import numba_njit, register_funcify_and_cache_key
 
     # The residual is a difference of rounded terms: reordering them would break the stopping rule.
     @numba_njit(fastmath=False)
@@ -128,7 +128,8 @@ def _register_numba() -> None:
 def _register_jax() -> None:
     import jax
     import jax.numpy as jnp
-    from pytensor.link.jax.dispatch import jax_funcify
+
+    from pymc_flows.support.compat import jax_funcify
 
     # JAX cannot differentiate a while loop backwards; graphs that PyTensor hands over without their
     # gradients (to a JAX sampler, say) rely on this rule.

@@ -1,0 +1,254 @@
+"""Every name of PyMC, PyTensor and JAX that may change without notice, imported in this one place.
+
+Such a name begins with an underscore, lives in a submodule that the library's reference does not
+document, or is an attribute of something internal. Above each stands why it is needed and what to
+do instead when it is gone. All were read in PyMC 6.4.0, PyTensor 3.3.7 and JAX 0.12, and compared
+with PyMC 6.3.2; where these differ, it is said and handled here. What is assumed of them is tested
+in ``tests/support/test_compat.py``, names of rewrites included.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+# PyMC's converter of draws to a DataTree: dims, coords and groups as `pm.sample` gives them.
+# Instead: `pymc.to_inference_data`, once it takes arrays.
+from pymc.backends.arviz import DataTreeConverter
+
+# The container that PyMC's approximations return with ``return_inferencedata=False``.
+# Instead: nothing, once PyMC drops it.
+from pymc.backends.base import MultiTrace
+
+# The one backend of `MultiTrace`; filled with draws that exist already. Instead: as above.
+from pymc.backends.ndarray import NDArray
+
+# Adds the draw axis to a random variable. Instead: `vectorize_graph` of its parameters.
+from pymc.distributions.shape_utils import change_dist_size
+
+# `Model.initial_point` with some of the values given. Instead: a model with initvals of its own.
+from pymc.initial_point import make_initial_point_fn
+
+# Transforms that `isinstance` must tell apart. Instead: they move with `pymc.logprob.transforms`.
+from pymc.logprob.transforms import ChainedTransform, CircularTransform
+
+# The Op of PyMC's parameter checks, which become switches here. Instead: any `CheckAndRaise`.
+from pymc.logprob.utils import CheckParameterValue, replace_rvs_by_values
+
+# PyMC's progress bar and its colours. Instead: `rich.progress.Progress`, `rich.theme.Theme`.
+from pymc.progress_bar import CustomProgress, default_progress_theme
+
+# The updates of the generators in a graph. Instead: walk `RandomVariable` nodes.
+from pymc.pytensorf import collect_default_updates
+
+# The answer of a step method to "can you sample this?". Instead: an integer from 0 to 3.
+from pymc.step_methods.compound import Competence
+
+# A `numpy.random.Generator` from a step's ``rng``, copied. Instead: `numpy.random.default_rng`.
+from pymc.util import get_random_generator
+
+# The Op of an observed variable with ``total_size=``. Instead: none; it says how to scale ELBOs.
+from pymc.variational.minibatch_rv import MinibatchRandomVariable
+
+# The base class of the objective's operator. Instead: it goes with PyMC's `KLqp`.
+from pymc.variational.operators import KL
+
+# What PyMC's variational classes are made of. Instead: they go with PyMC's `Approximation`.
+from pymc.variational.opvi import ObjectiveFunction, VIState, node_property
+
+# Makes functions; subclassed to keep the C compiler away. Instead: nothing, if ``cxx`` is empty.
+from pytensor.compile.maker import FunctionMaker
+
+# The Op that names a deterministic. Instead: any Op whose ``view_map`` is {0: [0]}.
+from pytensor.compile.ops import ViewOp
+
+# Inner graph of an `OpFromGraph` node in place of the node. Instead: `graph_replace` of its graph.
+from pytensor.compile.rewriting import inline_ofg_node
+
+# Registers a vectorisation of an Op, and the general one. Instead: an Op's ``gufunc_signature``.
+from pytensor.graph.replace import _vectorize_node as vectorize_node
+
+# The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
+from pytensor.link.vm import VMLinker
+
+# A loop; models, draws and backends are asked for it. Instead: its name in the new place.
+from pytensor.scan.op import Scan
+
+# Ops, to say which of them JAX runs and which a rewrite changes. Instead: their new places.
+from pytensor.tensor.basic import (
+    Alloc,
+    AllocEmpty,
+    ARange,
+    Join,
+    MakeVector,
+    ScalarFromTensor,
+    Split,
+    TensorFromScalar,
+)
+from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
+from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.exceptions import NotScalarConstantError
+from pytensor.tensor.extra_ops import CumOp
+from pytensor.tensor.math import All, Dot
+
+# Random variables, and the type of their generators. Instead: their new places.
+from pytensor.tensor.random.op import RandomVariable
+from pytensor.tensor.random.type import RandomGeneratorType
+
+# Ops, as above.
+from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
+
+# Data that a model can change. Instead: `SharedVariable` with a `TensorVariable` type.
+from pytensor.tensor.sharedvar import TensorSharedVariable
+
+# Ops, as above.
+from pytensor.tensor.special import LogSoftmax, Softmax
+from pytensor.tensor.subtensor import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    IncSubtensor,
+    Subtensor,
+)
+
+__all__ = [
+    "CHECKS_AS_SWITCHES",
+    "FILLS_AS_ALLOC",
+    "KL",
+    "ARange",
+    "AdvancedIncSubtensor",
+    "AdvancedSubtensor",
+    "All",
+    "Alloc",
+    "AllocEmpty",
+    "Blockwise",
+    "CAReduce",
+    "ChainedTransform",
+    "CheckParameterValue",
+    "CircularTransform",
+    "Competence",
+    "CumOp",
+    "CustomProgress",
+    "DataTreeConverter",
+    "DimShuffle",
+    "Dot",
+    "Elemwise",
+    "FunctionMaker",
+    "IncSubtensor",
+    "Join",
+    "LogSoftmax",
+    "MakeVector",
+    "MinibatchRandomVariable",
+    "MultiTrace",
+    "NDArray",
+    "NotScalarConstantError",
+    "ObjectiveFunction",
+    "RandomGeneratorType",
+    "RandomVariable",
+    "Reshape",
+    "ScalarFromTensor",
+    "Scan",
+    "Shape",
+    "Shape_i",
+    "Softmax",
+    "SpecifyShape",
+    "Split",
+    "Subtensor",
+    "TensorFromScalar",
+    "TensorSharedVariable",
+    "VIState",
+    "VMLinker",
+    "ViewOp",
+    "change_dist_size",
+    "collect_default_updates",
+    "compiled_graph",
+    "default_progress_theme",
+    "get_random_generator",
+    "inline_ofg_node",
+    "jax_function",
+    "jax_precision",
+    "make_initial_point_fn",
+    "node_property",
+    "query_of_mode",
+    "rebuild_scan",
+    "replace_rvs_by_values",
+    "vectorize_node",
+    "vectorize_node_fallback",
+]
+
+# ---------------------------------------------------------------------------- rewrites, by name
+# A query for a rewrite that does not exist is no error in PyTensor: these are tested by effect.
+
+# PyMC's: a failed parameter check gives −inf, not an exception. Instead: `switch_parameter_checks`.
+CHECKS_AS_SWITCHES = "local_check_parameter_to_ninf_switch"
+# PyTensor's: ``second(x, y)``, of which gradients are full, as an allocation. Instead: nothing but
+# time, NumPy's mode would do these number by number.
+FILLS_AS_ALLOC = "local_second_to_alloc"
+
+# ------------------------------------------------------- names whose modules import numba or JAX
+
+_LAZY = {
+    # Register the implementation of an Op. Instead: PyTensor's page on extending a backend.
+    "jax_funcify": "pytensor.link.jax.dispatch",
+    "jax_typify": "pytensor.link.jax.dispatch",
+    "numba_njit": "pytensor.link.numba.dispatch.basic",
+    "register_funcify_and_cache_key": "pytensor.link.numba.dispatch.basic",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `_LAZY` when it is first asked for; only inside of functions, then."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# ------------------------------------------------------------------------ attributes of internals
+
+
+def compiled_graph(function: Any) -> Any:
+    """The rewritten `FunctionGraph` that a compiled function runs.
+
+    Instead of its ``maker``: rewrite the graph oneself, with `pytensor.graph.rewrite_graph`.
+    """
+    return function.maker.fgraph
+
+
+def query_of_mode(mode: Any) -> Any:
+    """The rewrites of a mode, to make another mode with the same. Instead: its ``optimizer``."""
+    return mode.provided_optimizer
+
+
+def jax_function(function: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """The JAX function behind one that PyTensor compiled, and its data after the given inputs.
+
+    Instead: `pytensor.wrap_jax` the other way round, or let the compiled function itself fail.
+    """
+    return function.vm.jit_fn, [container.storage[0] for container in function.input_storage[1:]]
+
+
+def jax_precision(*, double: bool) -> AbstractContextManager[object]:
+    """Set the precision of JAX inside of a block."""
+    import jax
+
+    # `jax.experimental.enable_x64` before JAX 0.8, `jax.enable_x64` since.
+    home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    return home.enable_x64(double)
+
+
+def rebuild_scan(op: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """The same Scan with another inner graph, whose inputs and outputs mean the same.
+
+    Instead: ``op.clone_with_new_graph``, once there is such a method.
+    """
+    return Scan(
+        inputs,
+        outputs,
+        op.info,
+        mode=op.mode,
+        truncate_gradient=op.truncate_gradient,
+        name=op.name,
+        allow_gc=op.allow_gc,
+        strict=op.strict,
+    )

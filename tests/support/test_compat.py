@@ -1,0 +1,401 @@
+"""Names of PyMC, PyTensor and JAX that may change: they are there, and do what is assumed.
+
+A failure here, with a new version of one of them, says what to change in `support/compat.py`.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pymc.distributions.dist_math import check_parameters
+from pymc.logprob.utils import ParameterValueError
+from pytensor.compile.mode import Mode
+from pytensor.graph.rewriting.db import RewriteDatabaseQuery
+
+import pymc_flows
+from pymc_flows.backends.modes import NUMPY, PLAIN, training_mode
+from pymc_flows.support import compat
+
+ROOT = Path(pymc_flows.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+COMPAT = ROOT / "support" / "compat.py"
+
+LIBRARIES = {
+    "arviz",
+    "arviz_base",
+    "arviz_plots",
+    "arviz_stats",
+    "jax",
+    "jaxlib",
+    "pymc",
+    "pytensor",
+}
+# Modules that the libraries' references document. Everything public in them is public.
+PUBLIC = {
+    "arviz",
+    "jax",
+    "jax.lax",
+    "jax.numpy",
+    "jax.random",
+    "jax.tree",
+    "pymc",
+    "pymc.logprob",
+    "pymc.step_methods",
+    "pymc.variational",
+    "pymc.variational.callbacks",
+    "pymc.variational.updates",
+    "pytensor",
+    "pytensor.compile.builders",
+    "pytensor.compile.mode",
+    "pytensor.compile.sharedvalue",
+    "pytensor.gradient",
+    "pytensor.graph.basic",
+    "pytensor.graph.fg",
+    "pytensor.graph.op",
+    "pytensor.graph.replace",
+    "pytensor.graph.rewriting.basic",
+    "pytensor.graph.rewriting.db",
+    "pytensor.graph.traversal",
+    "pytensor.raise_op",
+    "pytensor.scalar",
+    "pytensor.tensor",
+    "pytensor.tensor.linalg",
+    "pytensor.tensor.random",
+    "pytensor.tensor.variable",
+}
+# Attributes of compiled functions, modes and Ops that no reference documents.
+PRIVATE_ATTRIBUTES = {
+    "input_storage",
+    "jit_fn",
+    "maker",
+    "output_storage",
+    "provided_linker",
+    "provided_optimizer",
+    "vm",
+}
+
+
+# ----------------------------------------------------------------------------- imports, by reading
+
+
+# On the way to a public module.
+PACKAGES = {name.rpartition(".")[0] for name in PUBLIC} - {""}
+
+
+def is_public(name: str) -> bool:
+    """Whether a dotted name, in full, may be used anywhere: it, or what it is in, is documented."""
+    module, _, last = name.rpartition(".")
+    if name in PUBLIC | PACKAGES:
+        return True
+    is_module = isinstance(getattr(sys.modules.get(module), last, None), ModuleType)
+    return module in PUBLIC and not last.startswith("_") and not is_module
+
+
+def bound_modules(tree: ast.AST) -> dict[str, str]:
+    """Local names of the libraries' modules: {'pt': 'pytensor.tensor'}."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                whole = alias.name if alias.asname else alias.name.split(".")[0]
+                found[alias.asname or whole] = whole
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return {name: whole for name, whole in found.items() if whole in PUBLIC}
+
+
+def names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines and full names of the libraries' modules and what is in them, imported or dotted."""
+    modules = bound_modules(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            # Beyond the first class or function, attributes belong to that.
+            whole = modules.get(first, "")
+            for part in rest if whole in PUBLIC | PACKAGES else ():
+                whole = f"{whole}.{part}"
+                yield node.lineno, whole
+                if whole not in PUBLIC | PACKAGES:
+                    break
+
+
+def private_names(source: str) -> list[tuple[int, str]]:
+    """Lines and names of whatever belongs into `compat`."""
+    tree = ast.parse(source)
+    found = {
+        (line, name)
+        for line, name in names_used(tree)
+        if name.split(".")[0] in LIBRARIES and not is_public(name)
+    }
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in PRIVATE_ATTRIBUTES - own:
+            found.add((node.lineno, f".{node.attr}"))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"local_\w+", str(node.value)):
+            found.add((node.lineno, str(node.value)))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_compat_has_private_names(path):
+    if path != COMPAT:
+        assert private_names(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from pymc.util import _get_seeds_per_chain", "pymc.util._get_seeds_per_chain"),
+        ("from pymc.util import RandomState", "pymc.util.RandomState"),
+        ("from pytensor.graph.replace import _vectorize_node", "pytensor.graph.replace._vec"),
+        ("import pymc.pytensorf", "pymc.pytensorf"),
+        ("import pymc.util as u", "pymc.util"),
+        ("from pymc import util", "pymc.util"),
+        ("import pymc as pm\npm.util.get_var_name", "pymc.util"),
+        ("import pytensor\npytensor.link.c.CLinker", "pytensor.link"),
+        ("import pytensor.tensor as pt\npt._x", "pytensor.tensor._x"),
+        ("def f(fn):\n    return fn.vm", ".vm"),
+        ("x = 'local_second_to_alloc'", "local_second_to_alloc"),
+        ("def f():\n    from pytensor.scan.op import Scan", "pytensor.scan.op.Scan"),
+    ],
+)
+def test_a_private_name_is_seen(source, name):
+    [(_, found)] = private_names(source)
+    assert found.startswith(name)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pymc as pm\npm.Normal.dist(0, 1)",
+        "import pytensor\npytensor.graph.basic.Apply",
+        "import pytensor\npytensor.config.floatX",
+        "from pytensor import scalar as ps\nps.Sigmoid",
+        "from pymc.variational import updates\nupdates.adam",
+        "from pymc_flows.support.compat import Scan",
+        "import numpy as np\nnp.random._generator",
+    ],
+)
+def test_a_public_name_is_not(source):
+    assert private_names(source) == []
+
+
+def test_every_name_says_what_to_do_without_it():
+    tree = ast.parse(COMPAT.read_text("utf-8"))
+    lines = COMPAT.read_text("utf-8").splitlines()
+    imports = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES
+    ]
+    assert len(imports) > 20
+    commented = [node for node in imports if lines[node.lineno - 2].startswith("# ")]
+    assert commented[0] is imports[0]
+    for node in commented:
+        comment, line = "", node.lineno - 2
+        while lines[line].startswith("#"):
+            comment, line = f"{lines[line]} {comment}", line - 1
+        assert "Instead: " in comment or "as above" in comment, node.module
+
+
+def test_all_names_are_there():
+    assert {name for name in compat.__all__ if not hasattr(compat, name)} == set()
+
+
+def test_nothing_slow_is_imported_before_it_is_needed():
+    code = (
+        "import sys; from pymc_flows.support import compat; "
+        "assert not {'jax', 'numba'} & set(sys.modules), 'too early'; "
+        "compat.jax_funcify; assert 'jax' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------ rewrites, by effect
+
+
+def test_failed_checks_become_minus_infinity_in_modes_that_name_the_rewrite():
+    sigma = pt.scalar("sigma")
+    checked = check_parameters(sigma * 2, sigma > 0)
+    for mode in (NUMPY, training_mode("jax")):
+        f = pytensor.function([sigma], checked, mode=mode)
+        assert f(-1.0) == -np.inf
+        assert f(1.0) == 2.0
+    # Without its name it does not happen: the test tests something.
+    without = Mode("py", RewriteDatabaseQuery(include=["fast_compile", "stabilize"]))
+    with pytest.raises(ParameterValueError):
+        pytensor.function([sigma], checked, mode=without)(-1.0)
+
+
+def test_fills_become_allocations_in_the_mode_that_names_the_rewrite():
+    x = pt.vector("x")
+    filled = pt.second(x, pt.constant(2.0))
+
+    def ops(mode):
+        graph = compat.compiled_graph(pytensor.function([x], filled, mode=mode))
+        return [type(node.op) for node in graph.toposort()]
+
+    assert compat.Alloc in ops(PLAIN)
+    assert compat.Alloc not in ops(Mode("py", None))
+
+
+# -------------------------------------------------------------------------------- what is assumed
+
+
+def test_attributes_of_ops():
+    x = pt.matrix("x")
+    assert isinstance(pt.exp(x).owner.op.scalar_op, pytensor.scalar.Exp)
+    assert pt.exp(x).owner.op.nfunc_spec[0] == "exp"
+    assert x.T.owner.op.new_order == (1, 0)
+    assert x.T.owner.op.input_ndim == 2
+    assert pt.join(1, x, x).owner.op.axis == 1
+    batched = pt.linalg.cholesky(pt.tensor3("a")).owner
+    assert isinstance(batched.op, compat.Blockwise)
+    assert batched.op.batch_ndim(batched) == 1
+    assert type(batched.op.core_op).__name__ == "Cholesky"
+
+
+def test_a_check_says_what_it_gives():
+    sigma = pt.scalar("sigma")
+    for flag in (True, False):
+        checked = check_parameters(sigma, sigma > 0, can_be_replaced_by_ninf=flag)
+        assert isinstance(checked.owner.op, compat.CheckParameterValue)
+        assert checked.owner.op.can_be_replaced_by_ninf is flag
+
+
+def test_a_scan_is_rebuilt_with_another_inner_graph():
+    x = pt.vector("x")
+    sums = pytensor.scan(lambda row, total: total + row, [x], [pt.zeros(())], return_updates=False)
+    [node] = [n for n in pytensor.graph.traversal.toposort([sums]) if isinstance(n.op, compat.Scan)]
+    inner = node.op.fgraph.unfreeze()
+    rebuilt = compat.rebuild_scan(node.op, inner.inputs, [2 * inner.outputs[0]])
+    [trace] = rebuilt.make_node(*node.inputs).outputs
+    f = pytensor.function([x], trace[1:], mode=NUMPY)
+    np.testing.assert_array_equal(f([1.0, 2.0]), [2.0, 8.0])
+
+
+def test_a_vm_calls_back_after_each_node():
+    x, seen = pt.vector("x"), []
+
+    def callback(*, node, storage_map, **_):
+        seen.append(storage_map[node.outputs[0]][0])
+
+    linker = compat.VMLinker(use_cloop=False, c_thunks=False, callback=callback)
+    pytensor.function([x], pt.exp(x) + 1, mode=Mode(linker, None))([0.0])
+    assert [float(value[0]) for value in seen][-2:] == [1.0, 2.0]
+
+
+def test_the_query_of_a_mode_makes_the_same_mode():
+    assert compat.query_of_mode(NUMPY) is NUMPY.provided_optimizer
+    assert compat.query_of_mode(training_mode("jax")).include
+
+
+def test_the_function_maker_of_a_mode_is_used():
+    made = []
+
+    class Maker(compat.FunctionMaker):
+        def create(self, *args, **kwargs):
+            made.append(self)
+            return super().create(*args, **kwargs)
+
+    class OwnMode(Mode):
+        @property
+        def function_maker(self):
+            return Maker
+
+    x = pt.scalar("x")
+    assert pytensor.function([x], x + 1, mode=OwnMode("py", None))(1.0) == 2.0
+    assert made
+
+
+def test_jax_traces_a_compiled_function():
+    data = pytensor.shared(np.arange(3.0))
+    x = pt.vector("x", shape=(3,))
+    call, rest = compat.jax_function(pytensor.function([x], [(x * data).sum()], mode="JAX"))
+    [shape] = jax.eval_shape(lambda x: call(x, *rest), np.zeros(3))
+    assert shape.shape == ()
+
+
+@pytest.mark.parametrize(("double", "dtype"), [(True, "float64"), (False, "float32")])
+def test_the_precision_of_jax_is_set_inside_of_a_block(double, dtype):
+    before = jax.config.jax_enable_x64
+    with compat.jax_precision(double=double):
+        assert jax.numpy.zeros(1, dtype=float).dtype == dtype
+    assert jax.config.jax_enable_x64 == before
+
+
+def test_an_op_without_a_conversion_dispatches_to_the_general_one():
+    class Unknown:
+        pass
+
+    general = compat.jax_funcify.dispatch(object)
+    assert compat.jax_funcify.dispatch(Unknown) is general
+    assert compat.jax_funcify.dispatch(compat.Elemwise) is not general
+
+
+def test_generators_of_a_graph_get_updates():
+    rng = pytensor.shared(np.random.default_rng(1))
+    _, draw = pt.random.normal(rng=rng, return_next_rng=True)
+    assert isinstance(draw.owner.op, compat.RandomVariable)
+    assert isinstance(rng.type, compat.RandomGeneratorType)
+    assert list(compat.collect_default_updates([draw])) == [rng]
+
+
+def test_a_random_variable_gets_a_draw_axis():
+    batched = compat.change_dist_size(pm.Normal.dist(pt.zeros(2)), (3,), expand=True)
+    assert batched.type.shape == (3, 2)
+
+
+def test_an_initial_point_takes_values():
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.HalfNormal("y", pt.exp(x))
+    point = compat.make_initial_point_fn(
+        model=model, overrides={"y": np.e}, jitter_rvs=set(), return_transformed=True
+    )(0)
+    assert point["x"] == 0
+    assert point["y_log__"] == pytest.approx(1)
+
+
+def test_a_chain_of_transforms_lists_them():
+    from pymc.distributions import transforms as tr
+
+    chain = tr.Chain([tr.log, tr.ordered])
+    assert isinstance(chain, compat.ChainedTransform)
+    assert list(chain.transform_list) == [tr.log, tr.ordered]
+    assert isinstance(tr.circular, compat.CircularTransform)
+
+
+def test_a_minibatch_is_seen():
+    with pm.Model() as model:
+        pm.Normal("y", observed=pm.Minibatch(np.zeros(20), batch_size=5), total_size=20)
+    [y] = model.observed_RVs
+    assert isinstance(y.owner.op, compat.MinibatchRandomVariable)
+
+
+def test_a_deterministic_is_a_view():
+    with pm.Model():
+        x = pm.Deterministic("x", pt.zeros(2))
+    assert isinstance(x.owner.op, compat.ViewOp)
+
+
+def test_steps_and_progress_bars():
+    assert compat.Competence.INCOMPATIBLE == 0
+    with compat.CustomProgress(disable=True) as bar:
+        task = bar.add_task("x", total=2)
+        bar.update(task, completed=1)
