@@ -1,0 +1,182 @@
+"""Fit of a posterior by a distribution over hyperparameters and a Gaussian field given them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.field.conditional import ConditionalField, Surface
+from pymc_flows.field.factors import factoring
+from pymc_flows.field.marginal import Marginal, MarginalValues
+from pymc_flows.field.newton import FieldModes
+from pymc_flows.field.noise import NormalNoise, quadrature
+from pymc_flows.field.options import FieldOptions, Progress, Report
+from pymc_flows.field.posterior import Posterior
+from pymc_flows.field.proposal import Proposal, lower_factor, mixture_log_prob, moments
+from pymc_flows.field.result import FieldApproximation
+from pymc_flows.field.search import HyperMode, curve, find_mode
+from pymc_flows.importance import Quality, weigh
+
+_log = logging.getLogger(__name__)
+
+# Blocks of draws with one value of the separator each.
+OUTER = 8
+# A covariance needs so many effective values per hyperparameter.
+ENOUGH = 5
+
+
+def fit_field(
+    posterior: Posterior,
+    *,
+    start: np.ndarray | None = None,
+    options: FieldOptions | None = None,
+    random_seed: int | None = None,
+    report: Report | None = None,
+) -> FieldApproximation:
+    """Fit a flow over the hyperparameters, and the Gaussian field given them.
+
+    Rue, Martino & Chopin, Approximate Bayesian inference for latent Gaussian models by using
+    integrated nested Laplace approximations, JRSS B 71(2), 2009, with importance sampling in
+    place of a grid.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    start : ndarray, shape (dim,), optional
+        Point of the unconstrained space to begin at; by default the start of the model.
+    options : FieldOptions, optional
+    random_seed : int, optional
+    report : callable, optional
+        Called with stage, evaluations and CPU seconds, after each unit of work.
+
+    Returns
+    -------
+    FieldApproximation
+
+    Raises
+    ------
+    FitError
+        If the field has no mode at the start, or the marginal no finite values.
+    """
+    options = options or FieldOptions()
+    rng = np.random.default_rng(random_seed)
+    progress = Progress(posterior.evaluations, report)
+    start = posterior.density.start() if start is None else np.asarray(start, dtype=float)
+    conditional = _conditional(posterior, start, options, rng)
+    gaussian, found, inverse = find_mode(
+        conditional, start[posterior.hyper], start[posterior.field], options, progress
+    )
+    mode = curve(conditional, gaussian, found, inverse, progress)
+    marginal = _marginal(conditional, mode, options, rng, progress)
+    rounds = _sample(marginal, mode, options, rng, progress)
+    return FieldApproximation(
+        marginal=marginal,
+        mode=mode,
+        proposal=rounds.proposal,
+        quality=rounds.quality,
+        hyper=rounds.hyper,
+        log_weights=rounds.log_weights,
+        overall=rounds.overall,
+        group_ess=rounds.ess,
+        evaluations=posterior.evaluations.copy(),
+        history=tuple(progress.history),
+    )
+
+
+def _conditional(
+    posterior: Posterior, start: np.ndarray, options: FieldOptions, rng: np.random.Generator
+) -> ConditionalField:
+    """The Gaussian over the field, sought from the start alone for the time being."""
+    pattern = posterior.curvature(start)
+    groups = posterior.groups
+    modes = FieldModes(posterior, factoring(pattern, groups))
+    points = quadrature(groups, options.quadrature_pairs, rng)
+    surface = Surface(start[posterior.hyper], start[posterior.field])
+    return ConditionalField(modes, surface, points, options)
+
+
+def _marginal(
+    conditional: ConditionalField,
+    mode: HyperMode,
+    options: FieldOptions,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> Marginal:
+    """The corrected marginal, around the mode."""
+    groups = conditional.modes.posterior.groups
+    around = ConditionalField(conditional.modes, mode.surface, conditional.points, options)
+    n_outer = OUTER if (groups < 0).any() else 1
+    noise = NormalNoise.make(groups, n_outer * options.group_draws, rng)
+    marginal = Marginal(around, noise, n_outer=n_outer, is_gaussian=False)
+    weights = marginal.weigh(mode.gaussian)
+    progress.tell("weights of groups")
+    marginal.is_gaussian = weights.is_even
+    around.corrects = not weights.is_even
+    _log.info(
+        "Field of %d given %d hyperparameters: %s.",
+        len(groups),
+        len(mode.gaussian.hyper),
+        "Gaussian" if weights.is_even else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
+    )
+    return marginal
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounds:
+    """Weighted values of the hyperparameters."""
+
+    proposal: Proposal
+    quality: Quality
+    hyper: np.ndarray
+    log_weights: np.ndarray
+    overall: Quality
+    ess: np.ndarray
+
+
+def _sample(
+    marginal: Marginal,
+    mode: HyperMode,
+    options: FieldOptions,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> _Rounds:
+    """Adaptive importance sampling: Student-t distributions, and a Gaussian at last."""
+    loc, covariance = mode.gaussian.hyper, mode.covariance
+    parts: list[tuple[Proposal, int]] = []
+    values: list[MarginalValues] = []
+    hyper, log_weights, overall = np.empty((0, len(loc))), np.empty(0), None
+    for i, most in enumerate(options.rounds):
+        is_last = i == len(options.rounds) - 1
+        n = _affordable(most, values, progress, options)
+        lower = lower_factor(covariance)
+        proposal = (
+            Proposal(loc, lower)
+            if is_last
+            else Proposal(loc, math.sqrt(options.widening) * lower, options.degrees)
+        )
+        draws = proposal.draw(n, rng)
+        values.append(marginal.evaluate(draws, progress, f"round {i + 1}"))
+        parts.append((proposal, n))
+        hyper = np.concatenate([v.hyper for v in values])
+        log_p = np.concatenate([v.log_p for v in values])
+        overall, log_weights = weigh(log_p - mixture_log_prob(parts, hyper))
+        if overall.ess >= ENOUGH * len(loc):
+            loc, covariance = moments(hyper, np.exp(log_weights))
+    quality, _ = weigh(values[-1].log_p - parts[-1][0].log_prob(values[-1].hyper))
+    ess = np.min([v.ess for v in values], axis=0)
+    return _Rounds(parts[-1][0], quality, hyper, log_weights, overall, ess)
+
+
+def _affordable(
+    most: int, values: list[MarginalValues], progress: Progress, options: FieldOptions
+) -> int:
+    """How many values the next round takes, by what those before have cost."""
+    done = sum(len(v.hyper) for v in values)
+    if not done:
+        return most
+    rows = [seconds for stage, _, seconds in progress.history if stage == "weights of groups"]
+    each = (progress.seconds - rows[-1]) / done
+    return int(np.clip(options.seconds_per_round / each, options.min_values, most))
