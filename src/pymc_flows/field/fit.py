@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from pymc_flows.field.conditional import ConditionalField, Surface
 from pymc_flows.field.factors import factoring
-from pymc_flows.field.marginal import Marginal, MarginalValues
+from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.newton import FieldModes
 from pymc_flows.field.noise import NormalNoise, quadrature
 from pymc_flows.field.options import FieldOptions, Progress, Report
 from pymc_flows.field.posterior import Posterior
-from pymc_flows.field.proposal import Proposal, lower_factor, mixture_log_prob, moments
 from pymc_flows.field.result import FieldApproximation
+from pymc_flows.field.rounds import sample_hyper
 from pymc_flows.field.search import HyperMode, curve, find_mode
-from pymc_flows.importance import Quality, weigh
 
 _log = logging.getLogger(__name__)
 
 # Blocks of draws with one value of the separator each.
 OUTER = 8
-# A covariance needs so many effective values per hyperparameter.
-ENOUGH = 5
 
 
 def fit_field(
@@ -71,16 +66,11 @@ def fit_field(
     )
     mode = curve(conditional, gaussian, found, inverse, progress)
     marginal = _marginal(conditional, mode, options, rng, progress)
-    rounds = _sample(marginal, mode, options, rng, progress)
+    values = sample_hyper(marginal, mode, options, rng, progress)
     return FieldApproximation(
         marginal=marginal,
         mode=mode,
-        proposal=rounds.proposal,
-        quality=rounds.quality,
-        hyper=rounds.hyper,
-        log_weights=rounds.log_weights,
-        overall=rounds.overall,
-        group_ess=rounds.ess,
+        values=values,
         evaluations=posterior.evaluations.copy(),
         history=tuple(progress.history),
     )
@@ -122,61 +112,3 @@ def _marginal(
         "Gaussian" if weights.is_even else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
     )
     return marginal
-
-
-@dataclass(frozen=True, eq=False)
-class _Rounds:
-    """Weighted values of the hyperparameters."""
-
-    proposal: Proposal
-    quality: Quality
-    hyper: np.ndarray
-    log_weights: np.ndarray
-    overall: Quality
-    ess: np.ndarray
-
-
-def _sample(
-    marginal: Marginal,
-    mode: HyperMode,
-    options: FieldOptions,
-    rng: np.random.Generator,
-    progress: Progress,
-) -> _Rounds:
-    """Adaptive importance sampling: Student-t distributions, and a Gaussian at last."""
-    loc, covariance = mode.gaussian.hyper, mode.covariance
-    parts: list[tuple[Proposal, int]] = []
-    values: list[MarginalValues] = []
-    hyper, log_weights, overall = np.empty((0, len(loc))), np.empty(0), None
-    for i, most in enumerate(options.rounds):
-        is_last = i == len(options.rounds) - 1
-        n = _affordable(most, values, progress, options)
-        lower = lower_factor(covariance)
-        proposal = (
-            Proposal(loc, lower)
-            if is_last
-            else Proposal(loc, math.sqrt(options.widening) * lower, options.degrees)
-        )
-        draws = proposal.draw(n, rng)
-        values.append(marginal.evaluate(draws, progress, f"round {i + 1}"))
-        parts.append((proposal, n))
-        hyper = np.concatenate([v.hyper for v in values])
-        log_p = np.concatenate([v.log_p for v in values])
-        overall, log_weights = weigh(log_p - mixture_log_prob(parts, hyper))
-        if overall.ess >= ENOUGH * len(loc):
-            loc, covariance = moments(hyper, np.exp(log_weights))
-    quality, _ = weigh(values[-1].log_p - parts[-1][0].log_prob(values[-1].hyper))
-    ess = np.min([v.ess for v in values], axis=0)
-    return _Rounds(parts[-1][0], quality, hyper, log_weights, overall, ess)
-
-
-def _affordable(
-    most: int, values: list[MarginalValues], progress: Progress, options: FieldOptions
-) -> int:
-    """How many values the next round takes, by what those before have cost."""
-    done = sum(len(v.hyper) for v in values)
-    if not done:
-        return most
-    rows = [seconds for stage, _, seconds in progress.history if stage == "weights of groups"]
-    each = (progress.seconds - rows[-1]) / done
-    return int(np.clip(options.seconds_per_round / each, options.min_values, most))

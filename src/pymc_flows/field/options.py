@@ -33,6 +33,12 @@ class FieldOptions:
         Draws of the field behind the weights of groups, for each value of the hyperparameters.
     rounds : tuple of int
         Values of the hyperparameters in each round of adaptive importance sampling.
+    values : int
+        Values of the rounds that judge a Gaussian or a flow over the hyperparameters.
+    formula : str
+        The flow over the hyperparameters, where a Gaussian is not enough.
+    flow_rounds : int
+        Most fits of that flow, each with the values that the last one gave.
     seconds_per_round : float
         A round takes fewer values, at least ``min_values``, if one would take longer (in CPU
         seconds, by the cost of earlier evaluations).
@@ -55,7 +61,10 @@ class FieldOptions:
     quadrature_pairs: int = 16
     correction_steps: int = 2
     group_draws: int = 64
-    rounds: tuple[int, ...] = (64, 128, 256)
+    rounds: tuple[int, ...] = (64, 128)
+    values: int = 256
+    formula: str = "spline-tril-loc"
+    flow_rounds: int = 3
     seconds_per_round: float = 10.0
     min_values: int = 32
     enough: float = 0.7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Proposal:
         return constant - log_det - 0.5 * (nu + dim) * np.log1p(squares / nu)
 
 
-def mixture_log_prob(parts: Sequence[tuple[Proposal, int]], hyper: np.ndarray) -> np.ndarray:
+def mixture_log_prob(parts: Sequence[tuple[Any, int]], hyper: np.ndarray) -> np.ndarray:
     """Log density (n,) of all proposals together, by the number of draws of each.
 
     With these, draws of several rounds count as draws of one mixture (Cornuet, Marin, Mira &

@@ -8,9 +8,8 @@ import numpy as np
 
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import Evaluations
-from pymc_flows.field.proposal import Proposal
+from pymc_flows.field.rounds import HyperValues
 from pymc_flows.field.search import HyperMode
-from pymc_flows.importance import Quality
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +37,8 @@ class FieldApproximation:
     marginal : Marginal
         Of the hyperparameters; it holds the Gaussian field given them.
     mode : HyperMode
-    proposal : Proposal
-        q(g).
-    quality : Quality
-        Of q(g), by weights against the marginal.
-    hyper, log_weights : ndarray, shape (n, n_hyper) and (n,)
-        Values of the hyperparameters at which the marginal was evaluated, and their weights
-        (normalised, logs).
-    overall : Quality
-        Of these weights; its log evidence is that of the model.
-    group_ess : ndarray, shape (n_groups,)
-        Smallest effective number of draws of each group.
+    values : HyperValues
+        q(g), and the values of the hyperparameters at which the marginal was evaluated.
     evaluations : Evaluations
     history : tuple
         Stage, evaluations and CPU seconds, in order.
@@ -56,12 +46,7 @@ class FieldApproximation:
 
     marginal: Marginal
     mode: HyperMode
-    proposal: Proposal
-    quality: Quality
-    hyper: np.ndarray
-    log_weights: np.ndarray
-    overall: Quality
-    group_ess: np.ndarray
+    values: HyperValues
     evaluations: Evaluations
     history: tuple[tuple[str, Evaluations, float], ...]
 
@@ -78,8 +63,8 @@ class FieldApproximation:
         """
         posterior = self.marginal.conditional.modes.posterior
         count = min(n, n if n_hyper is None else n_hyper)
-        hyper = self.proposal.draw(count, rng)[rng.permutation(count)]
-        log_hyper = self.proposal.log_prob(hyper)
+        hyper = self.values.flow.draw(count, rng)[rng.permutation(count)]
+        log_hyper = self.values.flow.log_prob(hyper)
         repeats = np.full(count, n // count)
         repeats[: n % count] += 1
         points, log_q = [], []
@@ -98,7 +83,7 @@ class FieldApproximation:
         posterior = self.marginal.conditional.modes.posterior
         hyper, index = np.unique(points[:, posterior.hyper], axis=0, return_inverse=True)
         found = np.full(len(points), -np.inf)
-        log_hyper = self.proposal.log_prob(hyper)
+        log_hyper = self.values.flow.log_prob(hyper)
         for i, gaussian in self.marginal.gaussians(hyper):
             if gaussian is not None:
                 rows = np.flatnonzero(index == i)
@@ -122,14 +107,14 @@ class FieldApproximation:
         posterior = marginal.conditional.modes.posterior
         count = min(n, n if n_hyper is None else n_hyper)
         places = (rng.random() + np.arange(count)) / count
-        total = np.cumsum(np.exp(self.log_weights))
+        total = np.cumsum(np.exp(self.values.log_weights))
         chosen = np.searchsorted(total / total[-1], places, side="right")
         chosen = np.minimum(chosen, len(total) - 1)
         values, repeats = np.unique(
             np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
         )
         points = []
-        for i, gaussian in marginal.gaussians(self.hyper[values]):
+        for i, gaussian in marginal.gaussians(self.values.hyper[values]):
             if gaussian is None:
                 continue
             if marginal.is_gaussian:

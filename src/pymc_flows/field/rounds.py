@@ -1,0 +1,157 @@
+"""Adaptive importance sampling of hyperparameters, and a flow over them.
+
+Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All values that were
+evaluated count, as draws of the mixture of all distributions that they came from.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.field.hyperflow import HyperFlow
+from pymc_flows.field.marginal import Marginal, MarginalValues
+from pymc_flows.field.options import FieldOptions, Progress
+from pymc_flows.field.proposal import Proposal, lower_factor, mixture_log_prob, moments
+from pymc_flows.field.search import HyperMode
+from pymc_flows.formula import Formula
+from pymc_flows.frame import Frame
+from pymc_flows.importance import Quality, weigh
+
+_log = logging.getLogger(__name__)
+
+# A covariance needs so many effective values per hyperparameter.
+ENOUGH = 5
+
+type Distribution = Proposal | HyperFlow
+
+
+@dataclass(frozen=True, eq=False)
+class HyperValues:
+    """A distribution over hyperparameters, and weighted values of these.
+
+    Attributes
+    ----------
+    flow : Proposal or HyperFlow
+        q(g): a Gaussian or a flow.
+    quality : Quality
+        Of q(g), by weights of its draws against the marginal.
+    hyper : ndarray, shape (n, n_hyper)
+        Values at which the marginal was evaluated, of all rounds.
+    log_weights : ndarray, shape (n,)
+        Their weights: logs, normalised, Pareto-smoothed.
+    overall : Quality
+        Of these weights; its log evidence is that of the model.
+    error : float
+        Standard error, in nats, of the corrected marginal itself, by which the log evidence is off
+        besides.
+    group_ess : ndarray, shape (n_groups,)
+        Smallest effective number of draws of each group, over the values that have weight.
+    """
+
+    flow: Distribution
+    quality: Quality
+    hyper: np.ndarray
+    log_weights: np.ndarray
+    overall: Quality
+    error: float
+    group_ess: np.ndarray
+
+
+class _Rounds:
+    """Values of the hyperparameters, round by round."""
+
+    def __init__(self, marginal: Marginal, options: FieldOptions, progress: Progress):
+        self.marginal, self.options, self.progress = marginal, options, progress
+        self.parts: list[tuple[Distribution, int]] = []
+        self.values: list[MarginalValues] = []
+        self.log_weights = np.empty(0)
+        self.overall: Quality | None = None
+        self._began = progress.seconds
+
+    @property
+    def hyper(self) -> np.ndarray:
+        """All values so far (n, n_hyper)."""
+        return np.concatenate([v.hyper for v in self.values])
+
+    def take(self, proposal: Distribution, most: int, rng: np.random.Generator) -> Quality:
+        """Evaluate the marginal at draws of a distribution, and judge it by their weights."""
+        draws = proposal.draw(self._affordable(most), rng)
+        stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
+        self.values.append(self.marginal.evaluate(draws, self.progress, stage))
+        self.parts.append((proposal, len(draws)))
+        log_p = np.concatenate([v.log_p for v in self.values])
+        self.overall, self.log_weights = weigh(log_p - mixture_log_prob(self.parts, self.hyper))
+        quality, _ = weigh(self.values[-1].log_p - proposal.log_prob(draws))
+        return quality
+
+    def has_enough(self) -> bool:
+        """Whether there are enough effective values for a covariance."""
+        overall = self.overall
+        return overall is not None and overall.ess >= ENOUGH * max(1, self.hyper.shape[1])
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance of the weighted values."""
+        return moments(self.hyper, np.exp(self.log_weights))
+
+    def _affordable(self, most: int) -> int:
+        """How many values a round takes, by what those before have cost."""
+        done = sum(len(v.hyper) for v in self.values)
+        if not done:
+            return most
+        each = (self.progress.seconds - self._began) / done
+        return int(np.clip(self.options.seconds_per_round / each, self.options.min_values, most))
+
+
+def sample_hyper(
+    marginal: Marginal,
+    mode: HyperMode,
+    options: FieldOptions,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> HyperValues:
+    """Sample the marginal of the hyperparameters, and describe it by a Gaussian or a flow.
+
+    Student-t distributions come first, at the mode and at the moments of the weighted values; then
+    the Gaussian with these moments. Where its weights are not even enough, a flow is fitted to the
+    weighted values instead, as long as it gets better.
+    """
+    rounds = _Rounds(marginal, options, progress)
+    loc, covariance = mode.gaussian.hyper, mode.covariance
+    for most in options.rounds:
+        lower = math.sqrt(options.widening) * lower_factor(covariance)
+        rounds.take(Proposal(loc, lower, options.degrees), most, rng)
+        if rounds.has_enough():
+            loc, covariance = rounds.moments()
+    best: Distribution = Proposal(loc, lower_factor(covariance))
+    quality = rounds.take(best, options.values, rng)
+    for _ in range(options.flow_rounds if len(loc) else 0):
+        if _is_good(quality, options) or not rounds.has_enough() or rounds.overall is None:
+            break
+        loc, covariance = rounds.moments()
+        frame = Frame(loc, lower_factor(covariance))
+        flow = HyperFlow.fitted(
+            Formula(options.formula),
+            frame,
+            rounds.hyper,
+            np.exp(rounds.log_weights),
+            rounds.overall.ess,
+        )
+        progress.tell("flow over the hyperparameters")
+        found = rounds.take(flow, options.values, rng)
+        if found.elbo > quality.elbo:
+            best, quality = flow, found
+    assert rounds.overall is not None
+    weights = np.exp(rounds.log_weights)
+    error = float(weights @ np.concatenate([v.error for v in rounds.values]))
+    ess = np.min([v.ess for v in rounds.values], axis=0)
+    return HyperValues(
+        best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error, ess
+    )
+
+
+def _is_good(quality: Quality, options: FieldOptions) -> bool:
+    return quality.is_trusted and quality.ess >= options.enough * quality.n_draws
