@@ -63,7 +63,7 @@ class FieldOptions:
     group_draws: int = 64
     rounds: tuple[int, ...] = (64, 128)
     values: int = 256
-    formula: str = "spline-tril-loc"
+    formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 10.0
     min_values: int = 32

@@ -15,6 +15,7 @@ import numpy as np
 from pymc_flows.field.hyperflow import HyperFlow
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
+from pymc_flows.field.profile import ProfileProposal, follow_axes
 from pymc_flows.field.proposal import Proposal, lower_factor, mixture_log_prob, moments
 from pymc_flows.field.search import HyperMode
 from pymc_flows.formula import Formula
@@ -26,7 +27,11 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
-type Distribution = Proposal | HyperFlow
+# A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more than
+# so many standard errors.
+LACKING, N_ERRORS = 0.02, 3.0
+
+type Distribution = Proposal | ProfileProposal | HyperFlow
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +98,15 @@ class _Rounds:
         overall = self.overall
         return overall is not None and overall.ess >= ENOUGH * max(1, self.hyper.shape[1])
 
+    def agree(self, quality: Quality) -> bool:
+        """Whether a distribution's weights are even, and it lacks no mass that others found."""
+        overall, options = self.overall, self.options
+        if overall is None or not quality.is_trusted:
+            return False
+        error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
+        lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
+        return quality.ess >= options.enough * quality.n_draws and not lacks
+
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
         return moments(self.hyper, np.exp(self.log_weights))
@@ -115,21 +129,23 @@ def sample_hyper(
 ) -> HyperValues:
     """Sample the marginal of the hyperparameters, and describe it by a Gaussian or a flow.
 
-    Student-t distributions come first, at the mode and at the moments of the weighted values; then
-    the Gaussian with these moments. Where its weights are not even enough, a flow is fitted to the
+    Values with the profiles along the axes come first, then those of a Student-t distribution with
+    the moments of the weighted values, and of the Gaussian with these. Where its weights are not even enough, a flow is fitted to the
     weighted values instead, as long as it gets better.
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
-    for most in options.rounds:
+    profiles = follow_axes(marginal.conditional, mode, progress)
+    for i, most in enumerate(options.rounds):
         lower = math.sqrt(options.widening) * lower_factor(covariance)
-        rounds.take(Proposal(loc, lower, options.degrees), most, rng)
+        wide = Proposal(loc, lower, options.degrees) if i else profiles
+        rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
     best: Distribution = Proposal(loc, lower_factor(covariance))
     quality = rounds.take(best, options.values, rng)
     for _ in range(options.flow_rounds if len(loc) else 0):
-        if _is_good(quality, options) or not rounds.has_enough() or rounds.overall is None:
+        if rounds.overall is None or not rounds.has_enough() or rounds.agree(quality):
             break
         loc, covariance = rounds.moments()
         frame = Frame(loc, lower_factor(covariance))
@@ -151,7 +167,3 @@ def sample_hyper(
     return HyperValues(
         best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error, ess
     )
-
-
-def _is_good(quality: Quality, options: FieldOptions) -> bool:
-    return quality.is_trusted and quality.ess >= options.enough * quality.n_draws
