@@ -14,7 +14,7 @@ from pymc_flows.field.options import FieldOptions
 # Gaussians that are held at once, and the bytes that they may take.
 MANY, BYTES = 64, 300e6
 # Expected gradients with a smaller decrement, in nats, correct nothing.
-SMALL = 1e-6
+SMALL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from pymc_flows.objective import base_log_prob
 # Raw parameters have a normal prior of this standard deviation around the start, so that few values
 # are not learnt by heart; weighted values count as many as are effective.
 PRIOR_SD = 1.0
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +43,22 @@ class HyperFlow:
     theta: np.ndarray
 
     @classmethod
-    def fitted(
-        cls, formula: Formula, frame: Frame, hyper: np.ndarray, weights: np.ndarray, ess: float
-    ) -> HyperFlow:
-        """Maximise the weighted likelihood, with a weak prior around the identity.
+    def identity(cls, formula: Formula, frame: Frame) -> HyperFlow:
+        """The frame's Gaussian.
 
         Parameters
         ----------
         formula : Formula
-            Its layers have inverses.
+            Its layers have inverses, and are the identity at the start.
         frame : Frame
-            The mean of the values, and a factor of their covariance.
+        """
+        return cls(formula, frame, _reference(build_chain(formula, len(frame.center))))
+
+    def fit(self, hyper: np.ndarray, weights: np.ndarray, ess: float) -> HyperFlow:
+        """Maximise the weighted likelihood, from here on, with a weak prior around the identity.
+
+        Parameters
+        ----------
         hyper : ndarray, shape (n, n_hyper)
         weights : ndarray, shape (n,)
             They sum to 1.
@@ -62,24 +67,23 @@ class HyperFlow:
         """
         from scipy import optimize
 
-        flow = cls(formula, frame, _reference(build_chain(formula, len(frame.center))))
         used = weights > 0
-        points, share = frame.take(hyper[used]), weights[used]
-        loss = flow._loss
+        points, share = self.frame.take(hyper[used]), weights[used]
+        loss, prior = self._loss, _reference(self._chain)
 
         def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
             with np.errstate(all="ignore"):
                 value, gradient = loss(theta, points, share)
-            away = (theta - flow.theta) / PRIOR_SD
+            away = (theta - prior) / PRIOR_SD
             value = float(value) + 0.5 * float(away @ away) / ess
             if not (math.isfinite(value) and np.isfinite(gradient).all()):
                 return math.inf, np.zeros_like(theta)
             return value, gradient + away / PRIOR_SD / ess
 
         found = optimize.minimize(
-            negative, flow.theta, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
+            negative, self.theta, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
         )
-        return flow.with_parameters(found.x)
+        return self.with_parameters(found.x)
 
     def with_parameters(self, theta: np.ndarray) -> HyperFlow:
         """The same flow with other parameters; what is compiled is shared."""

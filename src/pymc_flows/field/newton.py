@@ -23,8 +23,9 @@ FIRST_DAMPING, MORE, LESS = 1e-3, 8.0, 1 / 16
 MAX_DAMPING = 1e9
 # Share of the expected gain that a step must have.
 ARMIJO = 1e-4
-# A curvature is kept where the decrement has fallen to this share: it has changed by its root.
-SAME_CURVATURE = 1e-7
+# A curvature is kept where the decrement has fallen to this share: its root is about how much the
+# curvature has changed, in all directions together.
+SAME_CURVATURE = 1e-3
 # Differences of log densities below this share are rounding.
 ROUNDING = 1e-12
 

@@ -18,7 +18,8 @@ class FieldOptions:
     first_newton_steps : int
         The same for the first mode, from the start of the model.
     newton_tolerance : float
-        Newton decrement, in nats, at which a mode is found.
+        Newton decrement, in nats, at which a mode is found: the square of its distance from the
+        mode, in standard deviations of the field as a whole.
     search_steps : int
         Steps of the quasi-Newton search for the mode over hyperparameters.
     max_step : float
@@ -45,7 +46,7 @@ class FieldOptions:
     min_values : int
         Fewest values of a round.
     enough : float
-        Share of effective values with which no further round is made.
+        Share of effective values of a distribution that is good enough.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -54,18 +55,18 @@ class FieldOptions:
 
     newton_steps: int = 20
     first_newton_steps: int = 100
-    newton_tolerance: float = 1e-6
+    newton_tolerance: float = 1e-3
     search_steps: int = 60
     max_step: float = 1.0
-    search_tolerance: float = 1e-3
+    search_tolerance: float = 1e-2
     quadrature_pairs: int = 16
     correction_steps: int = 2
     group_draws: int = 64
-    rounds: tuple[int, ...] = (64, 128)
-    values: int = 256
+    rounds: tuple[int, ...] = (64, 64)
+    values: int = 128
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
-    seconds_per_round: float = 10.0
+    seconds_per_round: float = 8.0
     min_values: int = 32
     enough: float = 0.7
     degrees: float = 8.0

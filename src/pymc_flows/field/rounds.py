@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymc_flows.errors import FitError
 from pymc_flows.field.hyperflow import HyperFlow
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
@@ -98,6 +99,24 @@ class _Rounds:
         overall = self.overall
         return overall is not None and overall.ess >= ENOUGH * max(1, self.hyper.shape[1])
 
+    @property
+    def ess(self) -> float:
+        """Effective number of all values."""
+        return 0.0 if self.overall is None else self.overall.ess
+
+    def expects(self, proposal: Distribution) -> float:
+        """Share of effective draws that a distribution would have, by the values so far.
+
+        1 / E_p[p/q], from weighted values instead of draws of q.
+        """
+        overall = self.overall
+        if overall is None or not np.isfinite(self.log_weights).any():
+            return 0.0
+        log_p = np.concatenate([v.log_p for v in self.values]) - overall.log_evidence
+        ratio = self.log_weights + log_p - proposal.log_prob(self.hyper)
+        top = ratio.max()
+        return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
+
     def agree(self, quality: Quality) -> bool:
         """Whether a distribution's weights are even, and it lacks no mass that others found."""
         overall, options = self.overall, self.options
@@ -143,24 +162,24 @@ def sample_hyper(
         if rounds.has_enough():
             loc, covariance = rounds.moments()
     best: Distribution = Proposal(loc, lower_factor(covariance))
-    quality = rounds.take(best, options.values, rng)
+    flow: HyperFlow | None = None
+    quality: Quality | None = None
+    if rounds.expects(best) >= options.enough or not len(loc) or not rounds.has_enough():
+        quality = rounds.take(best, options.values, rng)
     for _ in range(options.flow_rounds if len(loc) else 0):
-        if rounds.overall is None or not rounds.has_enough() or rounds.agree(quality):
+        if (quality and rounds.agree(quality)) or not rounds.has_enough():
             break
-        loc, covariance = rounds.moments()
-        frame = Frame(loc, lower_factor(covariance))
-        flow = HyperFlow.fitted(
-            Formula(options.formula),
-            frame,
-            rounds.hyper,
-            np.exp(rounds.log_weights),
-            rounds.overall.ess,
-        )
+        if flow is None:
+            loc, covariance = rounds.moments()
+            frame = Frame(loc, lower_factor(covariance))
+            flow = HyperFlow.identity(Formula(options.formula), frame)
+        flow = flow.fit(rounds.hyper, np.exp(rounds.log_weights), rounds.ess)
         progress.tell("flow over the hyperparameters")
         found = rounds.take(flow, options.values, rng)
-        if found.elbo > quality.elbo:
+        if quality is None or found.elbo > quality.elbo:
             best, quality = flow, found
-    assert rounds.overall is not None
+    if rounds.overall is None or quality is None:
+        raise FitError("no values of the hyperparameters have been evaluated")
     weights = np.exp(rounds.log_weights)
     error = float(weights @ np.concatenate([v.error for v in rounds.values]))
     ess = np.min([v.ess for v in rounds.values], axis=0)

@@ -14,7 +14,9 @@ from pymc_flows.field.options import FieldOptions, Progress
 # A step must gain this share of what the gradient promises.
 ARMIJO = 1e-4
 # A step that does not gain is shortened by this, so many times at most.
-SHORTER, MOST_SHORTER = 1 / 3, 12
+SHORTER, MOST_SHORTER = 1 / 4, 8
+# Where less than this is promised, in nats, no gain is the rounding of the lower bound.
+NEAR = 0.1
 # Widest range of the first curvatures, relative to their mean.
 RANGE = 1e4
 # Differences of the gradient: this share of a standard deviation, between these bounds.
@@ -99,7 +101,7 @@ def find_mode(
         moved = _advance(conditional, gaussian, found, step)
         progress.tell("mode of the hyperparameters")
         if moved is None:
-            if fresh:
+            if fresh or promised < NEAR:
                 break
             inverse, fresh = np.diag(1 / np.maximum(1.0, np.abs(found.gradient))), True
             continue
@@ -119,7 +121,7 @@ def _advance(
     promised = float(step @ found.gradient)
     share = 1.0
     slack = 1e-10 * (1 + abs(found.elbo))
-    for _ in range(MOST_SHORTER):
+    for _ in range(MOST_SHORTER if promised > NEAR else 1):
         there = conditional.at((gaussian.hyper + share * step)[None], gaussian.mean[None])[0]
         if there is not None:
             expected = conditional.expect([there])[0]
