@@ -146,7 +146,9 @@ class ConditionalField:
         moved = [i for i, (a, b) in enumerate(zip(result, found, strict=True)) if a is not b]
         if moved:
             posterior = self.modes.posterior
-            hyper, mean = (np.stack([getattr(result[i], n) for i in moved]) for n in ("hyper", "mean"))
+            hyper, mean = (
+                np.stack([getattr(result[i], n) for i in moved]) for n in ("hyper", "mean")
+            )
             values, _ = posterior.value_and_grad(posterior.join(hyper, mean))
             for i, value in zip(moved, values, strict=True):
                 result[i] = replace(result[i], log_joint=float(value))
@@ -162,9 +164,7 @@ class ConditionalField:
             for v, g, entropy in zip(values, gradients, entropies, strict=True)
         ]
 
-    def _evaluate(
-        self, gaussians: Sequence[FieldGaussian]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
         """Log density (m, n) and gradient (m, n, dim) at the n points under m Gaussians."""
         posterior = self.modes.posterior
         hyper = np.repeat(np.stack([g.hyper for g in gaussians]), len(self.points), axis=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 
@@ -21,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 # Blocks of draws with one value of the separator each.
 OUTER = 8
+# Bounds of the draws behind the weights of groups: fewest, and the most relative to what the
+# options say.
+MIN_DRAWS, MAX_SHARE = 16, 4
 
 
 def fit_field(
@@ -104,6 +108,12 @@ def _marginal(
     weights = marginal.weigh(mode.gaussian)
     progress.tell("weights of groups")
     marginal.is_gaussian = weights.is_even
+    if not weights.is_even:
+        # The variance of a mean falls with the number of draws.
+        share = (weights.error / options.group_error) ** 2
+        wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * options.group_draws))
+        n = int(np.clip(wanted, MIN_DRAWS, MAX_SHARE * options.group_draws))
+        marginal.noise = NormalNoise.make(groups, n_outer * n, rng)
     around.corrects = not weights.is_even
     _log.info(
         "Field of %d given %d hyperparameters: %s.",

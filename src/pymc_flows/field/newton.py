@@ -87,9 +87,7 @@ class FieldModes:
             positive definite.
         """
         values, gradients = self._evaluate(hyper, field)
-        climbs = [
-            _Climb(*parts) for parts in zip(hyper, field, values, gradients, strict=True)
-        ]
+        climbs = [_Climb(*parts) for parts in zip(hyper, field, values, gradients, strict=True)]
         for climb in climbs:
             climb.done = not np.isfinite(climb.value)
         for _ in range(steps):
@@ -117,9 +115,7 @@ class FieldModes:
         self.posterior.evaluations.factors += 1
         return self.factoring.factor(matrix)
 
-    def _evaluate(
-        self, hyper: np.ndarray, field: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, hyper: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = self.posterior.value_and_grad(self.posterior.join(hyper, field))
         gradients = gradients[:, self.posterior.field]
         values = np.where(np.isfinite(gradients).all(axis=1), values, -np.inf)

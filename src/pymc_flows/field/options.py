@@ -31,7 +31,10 @@ class FieldOptions:
     correction_steps : int
         Newton steps with expected gradients, towards the mean of a skewed field.
     group_draws : int
-        Draws of the field behind the weights of groups, for each value of the hyperparameters.
+        Draws of the field behind the weights of groups at the mode.
+    group_error : float
+        Standard error of the corrected log marginal, in nats, that is aimed at: it sets the number
+        of draws elsewhere. Most of it is the same everywhere and does not matter.
     rounds : tuple of int
         Values of the hyperparameters in each round of adaptive importance sampling.
     values : int
@@ -41,10 +44,9 @@ class FieldOptions:
     flow_rounds : int
         Most fits of that flow, each with the values that the last one gave.
     seconds_per_round : float
-        A round takes fewer values, at least ``min_values``, if one would take longer (in CPU
-        seconds, by the cost of earlier evaluations).
+        A round takes fewer values if it would take longer, in CPU seconds.
     min_values : int
-        Fewest values of a round.
+        Fewest values of a round, which show what one costs.
     enough : float
         Share of effective values of a distribution that is good enough.
     degrees : float
@@ -62,11 +64,12 @@ class FieldOptions:
     quadrature_pairs: int = 16
     correction_steps: int = 2
     group_draws: int = 64
-    rounds: tuple[int, ...] = (64, 64)
-    values: int = 128
+    group_error: float = 0.1
+    rounds: tuple[int, ...] = (128, 256)
+    values: int = 512
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
-    seconds_per_round: float = 8.0
+    seconds_per_round: float = 4.0
     min_values: int = 32
     enough: float = 0.7
     degrees: float = 8.0

@@ -131,7 +131,9 @@ class _Walk:
     done: bool = False
 
 
-def follow_axes(conditional: ConditionalField, mode: HyperMode, progress: Progress) -> ProfileProposal:
+def follow_axes(
+    conditional: ConditionalField, mode: HyperMode, progress: Progress
+) -> ProfileProposal:
     """Follow the Laplace marginal along its axes, from the mode.
 
     Parameters

@@ -76,7 +76,6 @@ class _Rounds:
         self.values: list[MarginalValues] = []
         self.log_weights = np.empty(0)
         self.overall: Quality | None = None
-        self._began = progress.seconds
 
     @property
     def hyper(self) -> np.ndarray:
@@ -85,13 +84,20 @@ class _Rounds:
 
     def take(self, proposal: Distribution, most: int, rng: np.random.Generator) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights."""
-        draws = proposal.draw(self._affordable(most), rng)
+        draws = proposal.draw(most, rng)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        self.values.append(self.marginal.evaluate(draws, self.progress, stage))
-        self.parts.append((proposal, len(draws)))
+        pilot = min(most, self.options.min_values)
+        before = self.progress.seconds
+        values = [self.marginal.evaluate(draws[:pilot], self.progress, stage)]
+        each = (self.progress.seconds - before) / pilot
+        n = int(np.clip(self.options.seconds_per_round / each, pilot, most))
+        if n > pilot:
+            values.append(self.marginal.evaluate(draws[pilot:n], self.progress, stage))
+        self.values += values
+        self.parts.append((proposal, n))
         log_p = np.concatenate([v.log_p for v in self.values])
         self.overall, self.log_weights = weigh(log_p - mixture_log_prob(self.parts, self.hyper))
-        quality, _ = weigh(self.values[-1].log_p - proposal.log_prob(draws))
+        quality, _ = weigh(np.concatenate([v.log_p for v in values]) - proposal.log_prob(draws[:n]))
         return quality
 
     def has_enough(self) -> bool:
@@ -129,14 +135,6 @@ class _Rounds:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
         return moments(self.hyper, np.exp(self.log_weights))
-
-    def _affordable(self, most: int) -> int:
-        """How many values a round takes, by what those before have cost."""
-        done = sum(len(v.hyper) for v in self.values)
-        if not done:
-            return most
-        each = (self.progress.seconds - self._began) / done
-        return int(np.clip(self.options.seconds_per_round / each, self.options.min_values, most))
 
 
 def sample_hyper(
@@ -183,6 +181,4 @@ def sample_hyper(
     weights = np.exp(rounds.log_weights)
     error = float(weights @ np.concatenate([v.error for v in rounds.values]))
     ess = np.min([v.ess for v in rounds.values], axis=0)
-    return HyperValues(
-        best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error, ess
-    )
+    return HyperValues(best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error, ess)

@@ -24,9 +24,7 @@ MAX_BLOCK = 64
 DENSE_SHARE = 0.3
 
 
-def factoring(
-    pattern: sparse.csc_matrix, groups: np.ndarray | None = None
-) -> Factoring:
+def factoring(pattern: sparse.csc_matrix, groups: np.ndarray | None = None) -> Factoring:
     """Choose how matrices with a pattern are factored.
 
     Parameters

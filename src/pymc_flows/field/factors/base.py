@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from scipy import sparse
 
+
 class NotPositiveDefinite(ArithmeticError):  # noqa: N818 - a result that callers handle
     """A matrix has no factor: it is not positive definite, or not finite."""
 

@@ -50,7 +50,9 @@ class BorderedFactor(Factor):
     def whiten(self, delta: np.ndarray) -> np.ndarray:
         """R delta."""
         x, s = delta[..., self.rest], delta[..., self.separator]
-        return self._join(self.inner.whiten(x + self._times(self.coupling, s)), self.outer.whiten(s))
+        return self._join(
+            self.inner.whiten(x + self._times(self.coupling, s)), self.outer.whiten(s)
+        )
 
     def variances(self) -> np.ndarray:
         """Diagonal of Q⁻¹: of A⁻¹ + V S⁻¹ V', and of S⁻¹."""
