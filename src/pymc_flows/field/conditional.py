@@ -40,7 +40,7 @@ class Surface:
 
     def __call__(self, hyper: np.ndarray) -> np.ndarray:
         """Predict modes (n, n_field) for hyperparameters (n, n_hyper)."""
-        if self.slopes is None or self.bends is None:
+        if self.slopes is None or self.bends is None or self.reach is None:
             return np.broadcast_to(self.mode, (len(hyper), len(self.mode))).copy()
         away = np.clip(hyper - self.center, -self.reach, self.reach)
         return self.mode + away @ self.slopes + 0.5 * np.square(away) @ self.bends
@@ -96,7 +96,7 @@ class ConditionalField:
     @property
     def chunk(self) -> int:
         """How many Gaussians may be held at once."""
-        n, dim = len(self.points), self.modes.posterior.density.dim
+        n, dim = len(self.points), self.modes.posterior.dim
         pattern = self.modes.posterior.n_field * 40 + dim * n
         return int(np.clip(BYTES // (8 * pattern), 1, MANY))
 
@@ -124,51 +124,57 @@ class ConditionalField:
         return self._corrected(found) if self.corrects else found
 
     def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
-        """Take Newton steps with expected gradients."""
-        result = list(found)
-        active = [i for i, gaussian in enumerate(result) if gaussian is not None]
+        """Move means to where the expected gradient of the log density is 0."""
+        posterior = self.modes.posterior
+        result = [g for g in found if g is not None]
+        active = list(range(len(result)))
+        moved: set[int] = set()
         for _ in range(self.options.correction_steps):
             if not active:
                 break
-            values, gradients = self._evaluate([result[i] for i in active])
+            values, gradients = self._averages([result[i] for i in active])
             left = []
-            for i, v, g in zip(active, values, gradients, strict=True):
-                gaussian = result[i]
-                if not (np.isfinite(v).all() and np.isfinite(g).all()):
+            for i, value, gradient in zip(active, values, gradients, strict=True):
+                if not (np.isfinite(value) and np.isfinite(gradient).all()):
                     continue
-                mean = g[:, self.modes.posterior.field].mean(axis=0)
-                step = gaussian.factor.solve(mean)
-                decrement = float(step @ mean)
-                if decrement > SMALL:
-                    result[i] = replace(gaussian, mean=gaussian.mean + step)
+                step = result[i].factor.solve(gradient[posterior.field])
+                if step @ gradient[posterior.field] > SMALL:
+                    result[i] = replace(result[i], mean=result[i].mean + step)
                     left.append(i)
+            moved.update(left)
             active = left
-        moved = [i for i, (a, b) in enumerate(zip(result, found, strict=True)) if a is not b]
         if moved:
-            posterior = self.modes.posterior
-            hyper, mean = (
-                np.stack([getattr(result[i], n) for i in moved]) for n in ("hyper", "mean")
-            )
+            rows = sorted(moved)
+            hyper = np.stack([result[i].hyper for i in rows])
+            mean = np.stack([result[i].mean for i in rows])
             values, _ = posterior.value_and_grad(posterior.join(hyper, mean))
-            for i, value in zip(moved, values, strict=True):
+            for i, value in zip(rows, values, strict=True):
                 result[i] = replace(result[i], log_joint=float(value))
-        return result
+        done = iter(result)
+        return [None if g is None else next(done) for g in found]
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
         """Return expectations under Gaussians over the field."""
-        values, gradients = self._evaluate(gaussians)
+        values, gradients = self._averages(gaussians)
         hyper = self.modes.posterior.hyper
-        entropies = [g.log_normalizer + 0.5 * len(g.mean) for g in gaussians]
         return [
-            Expectation(float(v.mean()) + entropy, g[:, hyper].mean(axis=0))
-            for v, g, entropy in zip(values, gradients, entropies, strict=True)
+            Expectation(float(v) + g.log_normalizer + 0.5 * len(g.mean), gradient[hyper])
+            for v, g, gradient in zip(values, gaussians, gradients, strict=True)
         ]
 
-    def _evaluate(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
-        """Log density (m, n) and gradient (m, n, dim) at the n points under m Gaussians."""
+    def _averages(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
+        """Expected log density (m,) and gradient (m, dim) under m Gaussians."""
         posterior = self.modes.posterior
-        hyper = np.repeat(np.stack([g.hyper for g in gaussians]), len(self.points), axis=0)
-        field = np.concatenate([g.place(self.points) for g in gaussians])
-        values, gradients = posterior.value_and_grad(posterior.join(hyper, field))
-        shape = (len(gaussians), len(self.points))
-        return values.reshape(shape), gradients.reshape(*shape, -1)
+        rows = max(1, int(BYTES // (8 * 4 * posterior.dim * len(gaussians))))
+        hyper = np.stack([g.hyper for g in gaussians])
+        value = np.zeros(len(gaussians))
+        gradient = np.zeros((len(gaussians), posterior.dim))
+        for begin in range(0, len(self.points), rows):
+            part = self.points[begin : begin + rows]
+            field = np.concatenate([g.place(part) for g in gaussians])
+            points = posterior.join(np.repeat(hyper, len(part), axis=0), field)
+            values, gradients = posterior.value_and_grad(points)
+            shape = (len(gaussians), len(part))
+            value = value + values.reshape(shape).sum(axis=1)
+            gradient = gradient + gradients.reshape(*shape, -1).sum(axis=1)
+        return value / len(self.points), gradient / len(self.points)

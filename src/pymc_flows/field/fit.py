@@ -63,7 +63,7 @@ def fit_field(
     options = options or FieldOptions()
     rng = np.random.default_rng(random_seed)
     progress = Progress(posterior.evaluations, report)
-    start = posterior.density.start() if start is None else np.asarray(start, dtype=float)
+    start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
     gaussian, found, inverse = find_mode(
         conditional, start[posterior.hyper], start[posterior.field], options, progress

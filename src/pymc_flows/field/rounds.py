@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
-# A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more than
-# so many standard errors.
+# A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
+# than so many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
 
 type Distribution = Proposal | ProfileProposal | HyperFlow
@@ -147,8 +147,8 @@ def sample_hyper(
     """Sample the marginal of the hyperparameters, and describe it by a Gaussian or a flow.
 
     Values with the profiles along the axes come first, then those of a Student-t distribution with
-    the moments of the weighted values, and of the Gaussian with these. Where its weights are not even enough, a flow is fitted to the
-    weighted values instead, as long as it gets better.
+    the moments of the weighted values, and of the Gaussian with these. Where that one would not do,
+    a flow is fitted to the weighted values instead, as long as it gets better.
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance

@@ -140,7 +140,7 @@ def weigh_groups(
     in_group = groups >= 0
     n_inner = len(noise) // n_outer
     shared, by_group, kept = [], [], []
-    rows = max(1, int(BYTES // (8 * 4 * posterior.density.dim)))
+    rows = max(1, int(BYTES // (8 * 4 * posterior.dim)))
     for block in range(n_outer):
         begin, parts = block * n_inner, []
         separator = noise.rows(begin, begin + 1)[:, ~in_group]

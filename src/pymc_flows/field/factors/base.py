@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 
-class NotPositiveDefinite(ArithmeticError):  # noqa: N818 - a result that callers handle
+class NotPositiveDefinite(ArithmeticError):
     """A matrix has no factor: it is not positive definite, or not finite."""
 
 
