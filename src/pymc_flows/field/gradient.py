@@ -125,8 +125,7 @@ def _in_parts(
         n = len(part)
         if pad and n < rows:
             part = np.concatenate([part, np.repeat(part[:1], rows - n, axis=0)])
-        with np.errstate(all="ignore"):
-            value, gradient = function(part)
+        value, gradient = function(part)
         values.append(np.asarray(value, dtype=float)[:n])
         gradients.append(np.asarray(gradient, dtype=float)[:n])
     return np.concatenate(values), np.concatenate(gradients)

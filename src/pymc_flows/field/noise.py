@@ -70,8 +70,9 @@ class NormalNoise:
     """Randomised low-discrepancy draws of a standard normal, made row by row.
 
     The elements of a group take different dimensions of one Sobol' sequence, and each element its
-    own random shift (Cranley & Patterson, SIAM J. Numer. Anal. 13(6), 1976), so that draws
-    of different groups are independent.
+    own random shift (Cranley & Patterson, SIAM J. Numer. Anal. 13(6), 1976): averages over one
+    group have small errors, and those of different groups have theirs. Rows as a whole are no draws
+    of all groups together, since groups share the sequence.
 
     Attributes
     ----------

@@ -90,14 +90,17 @@ class Posterior:
     def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density (n,) and its gradient (n, dim), in nats; not finite where it is not."""
         self.evaluations.gradients += len(points)
-        return self._gradient(points)
+        with np.errstate(all="ignore"):
+            return self._gradient(points)
 
     def by_group(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density in parts: shared (n,) and by group (n, n_groups), in nats."""
         self.evaluations.densities += len(points)
-        return self._grouped(points)
+        with np.errstate(all="ignore"):
+            return self._grouped(points)
 
     def curvature(self, point: np.ndarray) -> sparse.csc_matrix:
         """−∇² log p (n_field, n_field) at a point (dim,)."""
         self.evaluations.curvatures += 1
-        return self._curvature(point)
+        with np.errstate(all="ignore"):
+            return self._curvature(point)
