@@ -45,6 +45,11 @@ class _Climb:
     decrement: float = np.inf
     done: bool = False
 
+    def finish(self, step: np.ndarray, decrement: float) -> None:
+        """Take the last step, so short that its gain need not be evaluated."""
+        self.field, self.value = self.field + step, self.value + 0.5 * decrement
+        self.decrement, self.done = decrement, True
+
     def result(self) -> FieldGaussian | None:
         """The Gaussian at the mode; None if there is none."""
         if self.factor is None or self.damping or not np.isfinite(self.value):
@@ -133,7 +138,7 @@ class FieldModes:
         climb.step = climb.factor.solve(climb.gradient)
         climb.decrement = float(climb.step @ climb.gradient)
         if climb.decrement < tolerance and not climb.damping:
-            climb.done = True
+            climb.finish(climb.step, climb.decrement)
 
     def _damp(self, climb: _Climb) -> None:
         """Factor the curvature, plus as much of the identity as that takes."""
@@ -170,9 +175,10 @@ class FieldModes:
             return
         climb.field, climb.value, climb.gradient = field, value, gradient
         if climb.factor is not None and not climb.damping:
-            left = float(gradient @ climb.factor.solve(gradient))
+            step = climb.factor.solve(gradient)
+            left = float(gradient @ step)
             if left < min(tolerance, SAME_CURVATURE * climb.decrement):
-                climb.decrement, climb.done = left, True
+                climb.finish(step, left)
                 return
         climb.damping = climb.damping * LESS if climb.damping * LESS > FIRST_DAMPING / 64 else 0.0
         climb.matrix = climb.factor = None
