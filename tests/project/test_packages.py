@@ -30,6 +30,7 @@ ORDER = (
     "training",
     "approximation",
     "start",
+    "field",
     "diagnostics",
     "fitting",
     "mcmc",

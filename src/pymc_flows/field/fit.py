@@ -7,16 +7,16 @@ import math
 
 import numpy as np
 
-from pymc_flows.field.conditional import ConditionalField, Surface
+from pymc_flows.field.conditional.mapping import ConditionalField, Surface
+from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.noise import NormalNoise, quadrature
 from pymc_flows.field.factors import factoring
+from pymc_flows.field.hyper.mode import HyperMode, curve, find_mode
+from pymc_flows.field.hyper.rounds import sample_hyper
 from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.newton import FieldModes
-from pymc_flows.field.noise import NormalNoise, quadrature
 from pymc_flows.field.options import FieldOptions, Progress, Report
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
-from pymc_flows.field.rounds import sample_hyper
-from pymc_flows.field.search import HyperMode, curve, find_mode
 
 _log = logging.getLogger(__name__)
 

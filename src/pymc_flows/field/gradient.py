@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +13,12 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.mode import Mode
 
-from pymc_flows._jax import has_jax
-from pymc_flows.density import ModelDensity
+from pymc_flows.backends.jax import has_jax
+from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import BackendError
-from pymc_flows.examine import plan_draws
-from pymc_flows.field.posterior import Gradient
-from pymc_flows.log_density import LogDensity
-from pymc_flows.modes import NUMPY, training_mode
+from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
 
 _log = logging.getLogger(__name__)
 
@@ -26,10 +26,13 @@ _log = logging.getLogger(__name__)
 ROWS = 256
 # Compiled functions take a fixed number of points: one of these.
 BUCKETS = (1, 8, 64)
-# It is compiled when calls have taken as long as that takes, in CPU seconds, unless a point takes no
-# more than the second.
+# It is compiled when calls have taken as long as that takes, in CPU seconds, unless a point takes
+# no more than the second.
 PATIENCE = {"jax": 2.0, "numba": 10.0}
 FAST = 5e-4
+
+
+type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class BatchedGradient:

@@ -12,13 +12,13 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.field.noise import sobol
+from pymc_flows.backends.modes import PLAIN, no_compiler
+from pymc_flows.field.conditional.noise import sobol
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.chain import Chain
+from pymc_flows.flows.frame import Frame
+from pymc_flows.flows.state import base_log_prob
 from pymc_flows.formula import Formula
-from pymc_flows.frame import Frame
-from pymc_flows.modes import PLAIN, no_compiler
-from pymc_flows.objective import base_log_prob
 
 # Raw parameters have a normal prior of this standard deviation around the start, so that few values
 # are not learnt by heart; weighted values count as many as are effective.

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pymc_flows.errors import FitError
-from pymc_flows.field.hyperflow import HyperFlow
+from pymc_flows.field.hyper.flow import HyperFlow
+from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
+from pymc_flows.field.hyper.proposal import Proposal, lower_factor, mixture_log_prob, moments
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
-from pymc_flows.field.profile import ProfileProposal, follow_axes
-from pymc_flows.field.proposal import Proposal, lower_factor, mixture_log_prob, moments
-from pymc_flows.field.search import HyperMode
+from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.frame import Frame
 from pymc_flows.importance import Quality, weigh
 
 _log = logging.getLogger(__name__)
