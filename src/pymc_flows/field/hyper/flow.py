@@ -23,7 +23,7 @@ from pymc_flows.formula import Formula
 # Raw parameters have a normal prior of this standard deviation around the start, so that few values
 # are not learnt by heart; weighted values count as many as are effective.
 PRIOR_SD = 1.0
-MAX_ITERATIONS = 100
+MAX_ITERATIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
