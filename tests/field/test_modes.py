@@ -4,8 +4,8 @@ from posteriors import Bernoulli, Funnel, LinearMixed
 from scipy import optimize, sparse
 
 from pymc_flows.field import Posterior
+from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.factors import factoring
-from pymc_flows.field.newton import FieldModes
 
 
 def modes_of(posterior):

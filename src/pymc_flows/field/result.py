@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import Evaluations
-from pymc_flows.field.rounds import HyperValues
-from pymc_flows.field.search import HyperMode
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc_flows.field.noise import sobol
+from pymc_flows.field.conditional.noise import sobol
 
 
 @dataclass(frozen=True, eq=False)
