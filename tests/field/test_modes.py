@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from posteriors import Bernoulli, Funnel, LinearMixed
 from scipy import optimize, sparse
 
+from posteriors import Bernoulli, Funnel, LinearMixed
 from pymc_flows.field import Posterior
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.factors import factoring

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from posteriors import Bernoulli, LinearMixed
 from scipy import stats
 
+from posteriors import Bernoulli, LinearMixed
 from pymc_flows.field import FieldOptions
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes

@@ -159,7 +159,7 @@ class NormalizingFlow(FlowDraws):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [replace(self.formula.table(self.q.dim), title=str(self))._repr_html_()]
+        parts = [replace(self.formula.table(self.q.chain_dim), title=str(self))._repr_html_()]
         if len(self.hist):
             recent = self.hist[-1_000:]
             mean = recent[np.isfinite(recent)].mean() if np.isfinite(recent).any() else np.nan

@@ -16,8 +16,8 @@ class State(Protocol):
     """A distribution q over the unconstrained space: all that `NormalizingFlow` asks of it.
 
     `FlowState` is the one of a flow over all coordinates. Draws, reports, plots and files use
-    nothing else, so that another family of distributions needs this and no change there; what is
-    only defined for a map of a normal base (``inverse``, ``neutra``, training) asks for a
+    nothing else, so that another family of distributions needs this and no change there; what needs
+    a flow over all coordinates (``inverse``, ``neutra``, training) asks for a
     `FlowState` by `NormalizingFlow.flow`.
 
     Points are rows (n, dim); log densities are in nats. ``params`` are what a fit trains; a state
@@ -33,6 +33,10 @@ class State(Protocol):
         """Number of coordinates."""
 
     @property
+    def chain_dim(self) -> int:
+        """Number of coordinates of the formula's chain."""
+
+    @property
     def is_framed(self) -> bool:
         """Whether it began in coordinates that were found for the posterior."""
 
@@ -46,6 +50,9 @@ class State(Protocol):
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return n draws (n, dim) and their log densities (n,)."""
+
+    def forward(self, z0: np.ndarray) -> np.ndarray:
+        """Points (n, dim) from base draws z0 (n, dim)."""
 
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at points (n, dim)."""

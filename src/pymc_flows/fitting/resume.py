@@ -20,6 +20,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.approximation import (
     NormalizingFlow,
     check_log_density,
+    field_state,
     flow_arguments,
     restore,
 )
@@ -29,6 +30,7 @@ from pymc_flows.fitting.checkpoint import fit_arguments, restore_fit
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.prepare import prepare
 from pymc_flows.fitting.session import Callback
+from pymc_flows.formula import Formula
 from pymc_flows.io.files import read
 from pymc_flows.model.logp import model_or_context
 from pymc_flows.support.compat import default_progress_theme
@@ -73,7 +75,11 @@ def load(
         If h5netcdf or h5py is missing (the extra ``files``).
     """
     content = read(path)
-    approx = NormalizingFlow(**flow_arguments(content, model_or_context(model)))
+    model = model_or_context(model)
+    if Formula(content.formula).conditional is None:
+        approx = NormalizingFlow(**flow_arguments(content, model))
+    else:
+        approx = NormalizingFlow.of(field_state(content, model), model, random_seed=0)
     restore(approx, content)
     approx.ladder = Ladder.restored(content.record.get("ladder"))
     if check_density:

@@ -66,6 +66,11 @@ class FlowState:
         """Number of coordinates."""
         return self.chain.dim
 
+    @property
+    def chain_dim(self) -> int:
+        """Number of coordinates of the chain."""
+        return self.chain.dim
+
     # ------------------------------------------------------------------------------- parameters
 
     @property

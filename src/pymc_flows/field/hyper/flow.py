@@ -97,7 +97,10 @@ class HyperFlow:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
         from scipy.special import ndtri
 
-        noise = ndtri(sobol(n, len(self.frame.center), rng))
+        return self.place(ndtri(sobol(n, len(self.frame.center), rng)))
+
+    def place(self, noise: np.ndarray) -> np.ndarray:
+        """Map standard normal noise (n, n_hyper) to draws."""
         return self.frame.place(self._forward(self.theta, noise))
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class HyperValues:
         Smallest effective number of draws of each group, over the values that have weight.
     """
 
-    flow: Distribution
+    flow: Proposal | HyperFlow
     quality: Quality
     hyper: np.ndarray
     log_weights: np.ndarray
@@ -159,7 +159,7 @@ def sample_hyper(
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
-    best: Distribution = Proposal(loc, lower_factor(covariance))
+    best: Proposal | HyperFlow = Proposal(loc, lower_factor(covariance))
     flow: HyperFlow | None = None
     quality: Quality | None = None
     can_flow = options.flow_rounds and len(loc) and rounds.has_enough()
