@@ -1,7 +1,5 @@
 """`formula='auto'`: what is tried, what is taken, and what is said of it."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pymc as pm
 import pytest
@@ -15,6 +13,7 @@ from pymc_flows.fitting import candidates as _rungs
 from pymc_flows.fitting.auto import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.training.trainer import Outcome
 
 IAF = _rungs.AUTOREGRESSIVE
 NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
@@ -192,15 +191,16 @@ def fits(monkeypatch):
     """What happens at each fit in turn: an error, or the number of steps until an interrupt."""
     script = []
 
-    def fit(self, n, **kwargs):
-        happens = script.pop(0)
+    def train(self, config):
+        happens, formula = script.pop(0), str(self.approx.formula)
         if isinstance(happens, BaseException):
             raise happens
-        self.state = SimpleNamespace(done=happens, is_interrupted=happens < n)
-        self.concerns.append(f"The loss of {self.approx.formula} was still falling.")
-        return self.approx
+        ends = happens < config.n
+        interrupted = f"Interrupted after {happens} of {config.n} steps of {formula!r}" * ends
+        falls = f"The loss of {formula} was still falling."
+        return Outcome(happens, "Finished.", interrupted, warnings=(falls,))
 
-    monkeypatch.setattr(ladder.NFVI, "fit", fit)
+    monkeypatch.setattr(ladder.NFVI, "train", train)
     return script
 
 
@@ -246,7 +246,7 @@ def test_a_backend_that_is_refused_is_an_error_unless_it_costs_a_fit(fits, caplo
     assert any("(BackendError: no such Op)" in text for text in warned(caplog))
 
 
-def test_concerns_are_told_of_the_one_that_is_taken(fits, caplog):
+def test_convergence_warnings_are_told_of_the_one_that_is_taken(fits, caplog):
     fits += [9, 9]
     start = Frame(np.array([0.5]), np.array([0.7]))
     approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)

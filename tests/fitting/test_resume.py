@@ -228,7 +228,7 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_a_search(tmp_path
         raise AssertionError("a search or a fit has begun")
 
     monkeypatch.setattr("pymc_flows.fitting.entry.find_frame", slow)
-    monkeypatch.setattr("pymc_flows.fitting.nfvi.prepare", slow)
+    monkeypatch.setattr("pymc_flows.fitting.nfvi.FitState.prepare", slow)
     model = three_variables()
     fits = [
         partial(pmf.fit, formula="loc", model=model),

@@ -19,7 +19,7 @@ from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content
-from pymc_flows.model.fingerprint import base_points, differences, probe
+from pymc_flows.model.fingerprint import differences, probe
 from pymc_flows.model.layout import fingerprint, layout
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
@@ -57,7 +57,7 @@ def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
 
 def _log_density(approx: FlowDraws) -> dict[str, list[float]] | None:
     """Log densities where the approximation is, by term of the model."""
-    return probe(approx.density, approx.forward(base_points(approx.ddim)))
+    return probe(approx.density, approx.q.landmarks())
 
 
 def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,10 @@ from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import model_or_context
 from pymc_flows.start.moments import match_moments
 from pymc_flows.start.search import find_frame
-from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.support.tables import html_table, text_table
-from pymc_flows.training.optimizers import rated
+from pymc_flows.training.config import FitConfig
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +203,7 @@ def climb(
     dim, enough = len(frame.center), GOOD_ENOUGH
     trials = [Trial(GAUSSIAN), *richer(dim)]
     if is_found and not approx.has_minibatch:
-        quality = tried.judge(approx, 0, [])
+        quality = tried.judge(approx, 0)
         if quality.is_trusted:
             is_spread = _gap(tried.rungs) > SPREAD and dim > 1
             trials = spread() if is_spread else richer(dim)
@@ -215,21 +214,21 @@ def climb(
     for trial in trials:
         tried.begin = time.perf_counter()
         seed = int(next(seeds))
-        concerns: list[str] | None = None if approx.has_minibatch else []
         name = str(Formula(trial.formula))
         try:
             inference = NFVI(
                 trial.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
             )
-            inference.concerns = concerns
-            approx = inference.fit(n, **trial.arguments(kwargs))
-            steps = inference.state.done
-            if concerns is None:
-                approx.ladder = Ladder((Rung(approx.formula, None, tried.seconds, steps),), 0)
+            config = FitConfig(n=n, **trial.arguments(kwargs))
+            outcome, approx = inference.train(config), inference.approx
+            if approx.has_minibatch:
+                rung = Rung(approx.formula, None, tried.seconds, outcome.steps)
+                approx.ladder = Ladder((rung,), 0)
+                outcome.tell(stacklevel=3)
                 return approx
-            if inference.state.is_interrupted:
-                ended = f"Interrupted after {steps:,} of {n:,} steps of {name!r}"
-            tried.judge(approx, steps, concerns)
+            replace(outcome, interrupted="", warnings=()).tell(stacklevel=3)
+            ended = outcome.interrupted
+            tried.judge(approx, outcome.steps, outcome.warnings)
         except (KeyboardInterrupt, ArithmeticError, BackendError, MemoryError) as error:
             if not _is_left(tried.rungs, error):
                 raise
@@ -261,7 +260,7 @@ class _Tried:
     def __init__(self, seeds: Iterator[Any]):
         self.rungs: list[Rung] = []
         self.begin = time.perf_counter()
-        self._fitted: list[tuple[NormalizingFlow, list[str]]] = []
+        self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
         self._seeds = seeds
 
     @property
@@ -269,11 +268,11 @@ class _Tried:
         """Wall time of the running rung so far."""
         return time.perf_counter() - self.begin
 
-    def judge(self, approx: NormalizingFlow, steps: int, concerns: list[str]) -> Quality:
-        """Measure a fit of which its inference had these concerns."""
+    def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
+        """Measure a fit with these convergence warnings."""
         with Interrupts(deferred=False):
             quality = measure(approx, JUDGED_BY, random_seed=int(next(self._seeds)))
-        self._fitted.append((approx, concerns))
+        self._fitted.append((approx, warnings))
         self.rungs.append(Rung(approx.formula, quality, self.seconds, steps))
         _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
         return quality
@@ -282,7 +281,7 @@ class _Tried:
         """Take the best, and say what speaks against it and why the search ended early, if so."""
         qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
         taken = _best(qualities)
-        (best, concerns), quality = self._fitted[taken], qualities[taken]
+        (best, warnings), quality = self._fitted[taken], qualities[taken]
         best.ladder = Ladder(tuple(self.rungs), taken)
         _log.info("Tried:\n%s", best.ladder)
         if (lacking := best.ladder.lacking(quality)) > LACKING:
@@ -300,8 +299,8 @@ class _Tried:
                 ended,
                 str(best.formula),
             )
-        for concern in concerns:
-            _log.warning("%s", concern)
+        for text in warnings:
+            _log.warning("%s", text)
         if not quality.is_trusted:
             _log.warning(
                 "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you "
@@ -318,8 +317,8 @@ def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str,
     Names of the arguments of `NFVI.fit` have been checked by `pymc_flows.fit`.
     """
     inspect.signature(NFVI).bind(GAUSSIAN, **inf_kwargs)
-    rated(kwargs.get("obj_optimizer"), n, kwargs.get("schedule"))
-    check_integer("obj_n_mc", 1 if kwargs.get("obj_n_mc") is None else kwargs["obj_n_mc"])
+    checked = ("obj_optimizer", "schedule", "obj_n_mc")
+    FitConfig(n=n, **{name: kwargs[name] for name in checked if name in kwargs})
 
 
 def _gaussian(
