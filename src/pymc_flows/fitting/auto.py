@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.errors import BackendError, StorageError
-from pymc_flows.fitting.candidates import GAUSSIAN, Trial, richer, spread
+from pymc_flows.fitting.candidates import GAUSSIAN, Candidate, richer, spread
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
@@ -201,25 +201,25 @@ def climb(
         approx = _gaussian(model, start, seeds)
     frame, is_found = approx.flow.frame, not isinstance(start, Frame)
     dim, enough = len(frame.center), GOOD_ENOUGH
-    trials = [Trial(GAUSSIAN), *richer(dim)]
+    candidates = [Candidate(GAUSSIAN), *richer(dim)]
     if is_found and not approx.has_minibatch:
         quality = tried.judge(approx, 0)
         if quality.is_trusted:
             is_spread = _gap(tried.rungs) > SPREAD and dim > 1
-            trials = spread() if is_spread else richer(dim)
+            candidates = spread() if is_spread else richer(dim)
             enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
             if _is_good(tried.rungs, enough):
-                trials = []
+                candidates = []
     ended = ""
-    for trial in trials:
+    for candidate in candidates:
         tried.begin = time.perf_counter()
         seed = int(next(seeds))
-        name = str(Formula(trial.formula))
+        name = str(Formula(candidate.formula))
         try:
             inference = NFVI(
-                trial.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
+                candidate.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
             )
-            config = FitConfig(n=n, **trial.arguments(kwargs))
+            config = FitConfig(n=n, **candidate.arguments(kwargs))
             outcome, approx = inference.train(config), inference.approx
             if approx.has_minibatch:
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps)
@@ -237,7 +237,7 @@ def climb(
             ended = ended or f"Fitting {name!r} was not finished ({why})"
         if ended or _is_good(tried.rungs, enough):
             break
-        if trial.formula == GAUSSIAN:
+        if candidate.formula == GAUSSIAN:
             frame = _learned(approx, frame)
     return tried.best(ended)
 
