@@ -25,7 +25,7 @@ from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
 from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
-from pymc_flows.training.objective import Problem
+from pymc_flows.training.objectives.loss import Problem
 
 
 class NormalizingFlow(FlowDraws):

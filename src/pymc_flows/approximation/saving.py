@@ -20,7 +20,7 @@ from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content
-from pymc_flows.model.fingerprint import base_points, differences, probe
+from pymc_flows.model.fingerprint import differences, probe
 from pymc_flows.model.layout import fingerprint, layout
 from pymc_flows.model.logp import density_of
 from pymc_flows.model.structure import structure
@@ -69,7 +69,7 @@ def _roles(approx: FlowDraws) -> dict[str, list[str]] | None:
 
 def _log_density(approx: FlowDraws) -> dict[str, list[float]] | None:
     """Log densities where the approximation is, by term of the model."""
-    return probe(approx.density, approx.q.forward(base_points(approx.ddim)))
+    return probe(approx.density, approx.q.landmarks())
 
 
 def check_model(content: Content, model: pm.Model) -> None:

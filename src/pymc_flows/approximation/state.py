@@ -60,6 +60,9 @@ class State(Protocol):
     def center(self) -> np.ndarray:
         """A point (dim,) in the middle."""
 
+    def landmarks(self) -> np.ndarray:
+        """A few fixed points (n, dim) where it has mass: files keep the model's density there."""
+
     def draw_graph(self, z0: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
         """Draws (n, dim) from standard normal z0 (n, dim), and their log densities, as graphs."""
 

@@ -124,6 +124,12 @@ class FieldState:
         gaussian = self.found.mode.gaussian
         return self.found.posterior.join(gaussian.hyper, gaussian.mean)[0]
 
+    def landmarks(self) -> np.ndarray:
+        """Points (3, dim) where it has mass: the centre, and the mode of g with other fields."""
+        gaussian, angles = self.found.mode.gaussian, np.arange(1, self.found.posterior.n_field + 1)
+        noise = np.stack([0 * angles, np.cos(angles), np.sin(2 * angles)])
+        return self.found.posterior.join(gaussian.hyper, gaussian.place(noise))
+
     @cached_property
     def quality(self) -> Quality:
         """What the weights say: ELBO of q(g), and the evidence and k-hat of all values of g.

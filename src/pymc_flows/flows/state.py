@@ -134,6 +134,12 @@ class FlowState:
         """The point (dim,) of a zero of the base."""
         return self.forward(np.zeros((1, self.dim), pytensor.config.floatX))[0]
 
+    def landmarks(self) -> np.ndarray:
+        """Points (3, dim) of base draws within about a standard deviation of 0, always the same."""
+        angles = np.arange(1, self.dim + 1)
+        z0 = np.stack([np.zeros(self.dim), np.cos(angles), np.sin(2 * angles)])
+        return self.forward(z0.astype(pytensor.config.floatX))
+
     def passage(self, z0: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Follow base draws (n, dim): the word of each layer, and the points after it."""
         yield "base", self.frame.place(z0)

@@ -29,12 +29,6 @@ N_POINTS = 3
 _FUNCTIONS: WeakKeyDictionary[ModelDensity, tuple[list[str], _Function]] = WeakKeyDictionary()
 
 
-def base_points(dim: int) -> np.ndarray:
-    """Points (3, dim) of the base, within about a standard deviation of 0; the same always."""
-    angles = np.arange(1, dim + 1)
-    return np.stack([np.zeros(dim), np.cos(angles), np.sin(2 * angles)])
-
-
 def probe(density: ModelDensity, points: np.ndarray) -> Values | None:
     """Evaluate the terms of a log density, in nats, at points (n, dim) of the unconstrained space.
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import Ladder
+from pymc_flows.fitting.ladder import Ladder
 from pymc_flows.plots.axes import STYLE, pyplot
 
 if TYPE_CHECKING:
