@@ -68,14 +68,14 @@ def climb(
 
     Of a model with a few hyperparameters and a field given them (`pymc_flows.structure`), a flow
     over these and a Gaussian over the field come first; if their weights can be trusted, nothing
-    else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of `find_frame`, with the moments of its
-    weighted draws. If its importance weights say that there is something to gain, flows follow, in
-    its coordinates; the first of them a Gaussian again, if the weights cannot be trusted, and then
-    others with more layers, each the identity at its start. Where weights that can be trusted say
-    that the posterior has modes that are apart, or follows a curve, these are flows for that, with
-    annealing. The one with the best ELBO is taken, the simpler one where the difference is within
-    the noise. A Ctrl-C, or a fit that fails, ends the search for a better one: what was fitted
-    until then is not lost.
+    else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of
+    `find_frame`, with the moments of its weighted draws. If its importance weights say that there
+    is something to gain, flows follow, in its coordinates; the first of them a Gaussian again, if
+    the weights cannot be trusted, and then others with more layers, each the identity at its start.
+    Where weights that can be trusted say that the posterior has modes that are apart, or follows a
+    curve, these are flows for that, with annealing. The one with the best ELBO is taken, the
+    simpler one where the difference is within the noise. A Ctrl-C, or a fit that fails, ends the
+    search for a better one: what was fitted until then is not lost.
 
     Parameters
     ----------

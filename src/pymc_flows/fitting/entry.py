@@ -125,7 +125,9 @@ def fit(
         check_target(kwargs["checkpoint"])  # the search may take long
     flow = Formula(formula)
     if flow.conditional is not None:
-        _check_structured(flow, start, kwargs)
+        if isinstance(start, Frame):
+            raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
+        _check_structured(flow, kwargs)
         with Interrupts(deferred=False):
             return fit_structured(
                 flow, model=model, start=start, hyper=hyper, field=field, random_seed=random_seed
@@ -142,11 +144,9 @@ def fit(
     return inference.fit(n, **kwargs)
 
 
-def _check_structured(flow: Formula, start: object, kwargs: Mapping[str, Any]) -> None:
+def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:
     """Refuse what has no meaning where nothing is trained step by step."""
     unused = [name for name in ("callbacks", "checkpoint", "stop", "anneal") if kwargs.get(name)]
-    if isinstance(start, Frame):
-        unused.append("a Frame as start")
     if unused:
         raise ArgumentError(
             f"{str(flow)!r} is not trained step by step: {', '.join(unused)} has no meaning there"
