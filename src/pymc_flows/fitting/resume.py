@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pymc as pm
@@ -178,8 +177,7 @@ def resume(
     restore_fit(approx, state, content)
     if check_density:  # when what the fit has learned of the model itself is in its place
         check_log_density(approx, content)
-    if state.every:
-        state.checkpoint = Path(path)
+    state.keep_in(path)
     inference.state = state
     inference.go_on(progressbar_theme, show=progressbar).tell(stacklevel=2)
     return inference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -159,6 +160,11 @@ class FitState:
     def stop(self) -> None:
         """Leave nothing to resume."""
         self.n = self.done
+
+    def keep_in(self, path: str | os.PathLike[str]) -> None:
+        """Go on with checkpoints in a file, if there were any."""
+        if self.every:
+            self.checkpoint = Path(path)
 
     def interrupt(self) -> None:
         """Note that a Ctrl-C ended the run."""
