@@ -80,10 +80,14 @@ class FieldState:
     # ----------------------------------------------------------------------- draws and densities
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return n draws (n, dim) and their log densities (n,)."""
+        """Return n draws (n, dim) and their log densities (n,).
+
+        Of more than 1,000, several share their values of the hyperparameters.
+        """
         points, log_q = np.empty((0, self.dim)), np.empty(0)
         for _ in range(MAX_TRIES):
-            more = self.found.draw(n - len(points), rng)
+            left = n - len(points)
+            more = self.found.draw(left, rng, n_hyper=min(left, MOST_VALUES))
             points = np.concatenate([points, more.points])
             log_q = np.concatenate([log_q, more.log_q])
             if len(points) == n:
