@@ -16,6 +16,7 @@ NAMES = {
         "Anneal",
         "Frame",
         "Plateau",
+        "Structure",
         "callbacks",
         "find_frame",
         "fit",
@@ -29,6 +30,7 @@ NAMES = {
         "report",
         "resume",
         "sample",
+        "structure",
         "targets",
         "uninstall",
     ),
@@ -49,6 +51,7 @@ SIGNATURES = {
     "resume": "path, model, *, check_density, callbacks, progressbar, progressbar_theme, "
     "obj_optimizer, more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
     "compile_kwargs",
+    "structure": "model, *, hyper, field",
     "uninstall": "",
     "Anneal": "share, start, curve",
     "Plateau": "tolerance, window, decay",
@@ -138,6 +141,7 @@ def test_every_plot_takes_its_subject_first_and_axes_by_name():
         "log_weights": ["samples", "ax"],
         "pairs": ["samples", "figure"],
         "pareto_tail": ["samples", "ax"],
+        "structure": ["structure", "ax"],
         "traces": ["tracker", "figure"],
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import scipy
 
 from pymc_flows.model.curvature.jacobians import Floats, Matrix
 from pymc_flows.model.curvature.kernels import outer_products
@@ -128,7 +128,7 @@ class Assembly:
         row, column = np.divmod(self._keys, n)
         off = row != column
         number = np.arange(len(self._keys))
-        full = sp.coo_array(
+        full = scipy.sparse.coo_array(
             (
                 np.concatenate([number, number[off]]) + 1,
                 (np.concatenate([row, column[off]]), np.concatenate([column, row[off]])),
@@ -158,9 +158,9 @@ class Assembly:
             _add(out, w, pairs, places)
         return out
 
-    def matrix(self, lower: Floats) -> sp.csc_matrix:
+    def matrix(self, lower: Floats) -> scipy.sparse.csc_matrix:
         """The symmetric matrix with these entries."""
-        return sp.csc_matrix(
+        return scipy.sparse.csc_matrix(
             (lower[self._lower], self._indices, self._indptr), shape=(self._n, self._n)
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import scipy
 from pytensor import sparse
 from pytensor.compile.ops import TypeCastingOp, ViewOp
 from pytensor.graph.basic import Apply, Variable
@@ -149,7 +149,7 @@ def _groups(shape: tuple[int, ...], axes: tuple[int, ...]) -> Ints:
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    if axis is None:
+    if axis is None or ndim == 0:  # NumPy sums a number over an axis that it has not
         return tuple(range(ndim))
     return tuple(a % ndim for a in (axis if isinstance(axis, tuple | list) else (axis,)))
 
@@ -219,9 +219,13 @@ def _sparse_product(node: Apply, output: int, known: Facts, live: list[bool]) ->
     mine, other = (0, 1) if live[0] else (1, 0)
     if node.inputs[other] not in known.fixed:
         return None
-    fixed = sp.csr_matrix(known.values[node.inputs[other]])
+    fixed = scipy.sparse.csr_matrix(known.values[node.inputs[other]])
     n, k = known.shapes[node.inputs[mine]]
-    full = sp.kron(sp.eye(n), fixed.T) if mine == 0 else sp.kron(fixed, sp.eye(k))
+    full = (
+        scipy.sparse.kron(scipy.sparse.eye(n), fixed.T)
+        if mine == 0
+        else scipy.sparse.kron(fixed, scipy.sparse.eye(k))
+    )
     full = full.tocsr()
     relation = Relation(
         full.indices.astype(np.intp),
