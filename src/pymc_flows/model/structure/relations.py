@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy
-from pytensor import sparse
 from pytensor.compile.ops import TypeCastingOp, ViewOp
 from pytensor.graph.basic import Apply, Variable
-from pytensor.sparse import math as sparse_math
 from pytensor.tensor.basic import (
     Alloc,
     ExtractDiag,
@@ -67,11 +65,8 @@ _IDENTITIES = (
     TensorFromScalar,
     TypeCastingOp,
     ViewOp,
-    sparse.DenseFromSparse,
-    sparse.SparseFromDense,
 )
 _ALGEBRA = (Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet, SolveBase)
-_SPARSE_DOTS = (sparse_math.Dot, sparse_math.StructuredDot, sparse_math.TrueDot)
 
 
 def relations(node: Apply, output: int, known: Facts, depends: set[Variable]) -> Relations:
@@ -128,6 +123,19 @@ def _rule(node: Apply) -> _Rule | None:
     for ops, rule in _RULES:
         if isinstance(node.op, ops):
             return rule
+    return _sparse_rule(node)
+
+
+def _sparse_rule(node: Apply) -> _Rule | None:
+    if not type(node.op).__module__.startswith("pytensor.sparse"):
+        return None
+    from pytensor import sparse  # it takes a while to import, and few models have one
+    from pytensor.sparse import math
+
+    if isinstance(node.op, sparse.DenseFromSparse | sparse.SparseFromDense):
+        return selections.identity
+    if isinstance(node.op, math.Dot | math.StructuredDot | math.TrueDot):
+        return _sparse_product
     return None
 
 
@@ -298,7 +306,6 @@ _RULES: tuple[tuple[Any, _Rule], ...] = (
     (_PLACES, selections.placed),
     (CAReduce, _reduced),
     (CumOp, _cumulated),
-    (_SPARSE_DOTS, _sparse_product),
     (AXIS_OPS, _along_axis),
     (SortOp, _sorted),
 )
