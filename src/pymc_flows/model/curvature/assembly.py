@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +123,10 @@ class Assembly:
         self._n = n
         pairs = [_pairs(product, n) for product in products]
         diagonal = np.arange(n) * (n + 1)
-        self._keys = np.unique(np.concatenate([diagonal, extra, *(p.keys for p in pairs)]))
-        self._pairs = [(p, self.positions(p.keys)) for p in pairs]
+        distinct = [np.unique(p.keys) for p in pairs]
+        self._keys = np.unique(np.concatenate([diagonal, extra, *distinct]))
+        nothing = np.zeros(0, dtype=np.intp)
+        self._pairs = [(replace(p, keys=nothing), self.positions(p.keys)) for p in pairs]
         row, column = np.divmod(self._keys, n)
         off = row != column
         number = np.arange(len(self._keys))
@@ -141,7 +143,9 @@ class Assembly:
 
     def positions(self, keys: Ints) -> Ints:
         """Positions of entries in the lower triangle."""
-        return np.searchsorted(self._keys, keys)
+        small = len(self._keys) < 2**31
+        found = np.searchsorted(self._keys, keys)
+        return found.astype(np.int32) if small else found
 
     @property
     def n_lower(self) -> int:
