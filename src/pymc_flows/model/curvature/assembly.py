@@ -123,8 +123,8 @@ class Assembly:
         self._n = n
         pairs = [_pairs(product, n) for product in products]
         diagonal = np.arange(n) * (n + 1)
-        distinct = [np.unique(p.keys) for p in pairs]
-        self._keys = np.unique(np.concatenate([diagonal, extra, *distinct]))
+        distinct = [_ascending(p.keys) for p in pairs]
+        self._keys = _ascending(np.concatenate([diagonal, extra, *distinct]))
         nothing = np.zeros(0, dtype=np.intp)
         self._pairs = [(replace(p, keys=nothing), self.positions(p.keys)) for p in pairs]
         row, column = np.divmod(self._keys, n)
@@ -167,6 +167,14 @@ class Assembly:
         return scipy.sparse.csc_matrix(
             (lower[self._lower], self._indices, self._indptr), shape=(self._n, self._n)
         )
+
+
+def _ascending(keys: Ints) -> Ints:
+    """Different keys in order: `np.unique` takes ten times as long for tens of millions."""
+    ordered = np.sort(keys)
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
