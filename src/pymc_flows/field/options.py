@@ -51,6 +51,12 @@ class FieldOptions:
         Fewest values of a round, which show what one costs.
     enough : float
         Share of effective values of a distribution that is good enough.
+    gap : float
+        Most of log evidence − ELBO, in nats, of a distribution that is good enough.
+    judged : int
+        Values of the hyperparameters at which groups are judged.
+    judge_draws : int
+        Draws of each group there.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -75,6 +81,9 @@ class FieldOptions:
     seconds_per_round: float = 4.0
     min_values: int = 32
     enough: float = 0.7
+    gap: float = 0.25
+    judged: int = 4
+    judge_draws: int = 256
     degrees: float = 8.0
     widening: float = 1.1
 

@@ -124,24 +124,29 @@ class ConditionalField:
         return self._corrected(found) if self.corrects else found
 
     def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
-        """Move means to where the expected gradient of the log density is 0."""
+        """Move means to where the expected gradient of the log density is 0, as far as that gains."""
         posterior = self.modes.posterior
         result = [g for g in found if g is not None]
+        before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
         moved: set[int] = set()
-        for _ in range(self.options.correction_steps):
+        for k in range(self.options.correction_steps + 1):
             if not active:
                 break
             values, gradients = self._averages([result[i] for i in active])
             left = []
             for i, value, gradient in zip(active, values, gradients, strict=True):
-                if not (np.isfinite(value) and np.isfinite(gradient).all()):
+                gained = np.isfinite(gradient).all() and value >= before.get(i, (value,))[0]
+                if not gained:
+                    result[i] = before[i][1] if i in before else result[i]
                     continue
                 step = result[i].factor.solve(gradient[posterior.field])
-                if step @ gradient[posterior.field] > SMALL:
+                decrement = step @ gradient[posterior.field]
+                if k < self.options.correction_steps and decrement > SMALL:
+                    before[i] = float(value), result[i]
                     result[i] = replace(result[i], mean=result[i].mean + step)
                     left.append(i)
-            moved.update(left)
+                    moved.add(i)
             active = left
         if moved:
             rows = sorted(moved)
