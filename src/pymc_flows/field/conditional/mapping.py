@@ -124,7 +124,7 @@ class ConditionalField:
         return self._corrected(found) if self.corrects else found
 
     def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
-        """Move means to where the expected gradient of the log density is 0, as far as that gains."""
+        """Move means to where the expected gradient is 0, as far as that gains."""
         posterior = self.modes.posterior
         result = [g for g in found if g is not None]
         before: dict[int, tuple[float, FieldGaussian]] = {}

@@ -15,6 +15,8 @@ from pymc_flows.field.options import FieldOptions, Progress
 ARMIJO = 1e-4
 # A step that does not gain is shortened by this, so many times at most.
 SHORTER, MOST_SHORTER = 1 / 4, 8
+# A bound that a step reached is raised by this.
+FARTHER = 4.0
 # Where less than this is promised, in nats, no gain is the rounding of the lower bound.
 NEAR = 0.1
 # Widest range of the first curvatures, relative to their mean.
@@ -89,8 +91,9 @@ def find_mode(
     gaussian, found = first, conditional.expect([first])[0]
     inverse = np.diag(1 / np.maximum(1.0, np.abs(found.gradient)))
     fresh = True
+    caps = np.full(len(hyper), options.max_step)
     for _ in range(options.search_steps):
-        step = np.clip(inverse @ found.gradient, -options.max_step, options.max_step)
+        step = np.clip(inverse @ found.gradient, -caps, caps)
         promised = float(step @ found.gradient)
         if promised <= 0 and not fresh:  # clipping turned it around
             inverse = np.diag(1 / np.maximum(1.0, np.abs(found.gradient)))
@@ -106,6 +109,11 @@ def find_mode(
             inverse, fresh = np.diag(1 / np.maximum(1.0, np.abs(found.gradient))), True
             continue
         new, expected = moved
+        taken = np.abs(new.hyper - gaussian.hyper)
+        # What went all the way may go farther: locations have the units of the data.
+        caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, options.max_step))
+        if (taken < 0.99 * np.abs(step)).any():
+            caps = np.maximum(options.max_step, 2 * taken)
         inverse = _updated(
             inverse, new.hyper - gaussian.hyper, found.gradient - expected.gradient, scale=fresh
         )

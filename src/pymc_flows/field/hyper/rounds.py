@@ -150,10 +150,14 @@ def sample_hyper(
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
-    profiles = follow_axes(marginal.conditional, mode, progress)
+    follows = len(loc) <= options.max_axes
     for i, most in enumerate(options.rounds):
-        lower = math.sqrt(options.widening) * lower_factor(covariance)
-        wide = Proposal(loc, lower, options.degrees) if i else profiles
+        wide: Distribution
+        if i == 0 and follows:
+            wide = follow_axes(marginal.conditional, mode, progress)
+        else:
+            lower = math.sqrt(options.widening) * lower_factor(covariance)
+            wide = Proposal(loc, lower, options.degrees)
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
