@@ -13,7 +13,7 @@ from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
 from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.factors import factoring
-from pymc_flows.field.hyper.mode import HyperMode, curve, find_mode
+from pymc_flows.field.hyper.mode import HyperMode, find_mode
 from pymc_flows.field.hyper.rounds import HyperValues, sample_hyper
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import FieldOptions, Progress, Report
@@ -67,10 +67,7 @@ def fit_field(
     progress = Progress(posterior.evaluations, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
-    gaussian, found, inverse = find_mode(
-        conditional, start[posterior.hyper], start[posterior.field], options, progress
-    )
-    mode = curve(conditional, gaussian, found, inverse, progress)
+    mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], options, progress)
     marginal = _marginal(conditional, mode, options, rng, progress)
     values = sample_hyper(marginal, mode, options, rng, progress)
     return FieldApproximation(

@@ -13,6 +13,8 @@ from pymc_flows.field.options import FieldOptions
 
 # Gaussians that are held at once, and the bytes that they may take.
 MANY, BYTES = 64, 300e6
+# Log densities that differ by less than this share differ by rounding.
+ROUNDING = 1e-9
 # Expected gradients with a smaller decrement, in nats, correct nothing.
 SMALL = 1e-3
 
@@ -157,6 +159,14 @@ class ConditionalField:
                 result[i] = replace(result[i], log_joint=float(value))
         done = iter(result)
         return [None if g is None else next(done) for g in found]
+
+    def is_gaussian(self, gaussian: FieldGaussian) -> bool:
+        """Whether the log density at the quadrature's points is that of the Gaussian."""
+        posterior = self.modes.posterior
+        points = self.points[[0, -1]]
+        values, _ = posterior.value_and_grad(posterior.join(gaussian.hyper, gaussian.place(points)))
+        fallen = gaussian.log_joint - values - 0.5 * len(gaussian.mean)
+        return bool((np.abs(fallen) < ROUNDING * (1 + abs(gaussian.log_joint))).all())
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
         """Return expectations under Gaussians over the field."""
