@@ -25,6 +25,8 @@ RANGE = 1e4
 SHARE, LEAST, MOST = 0.5, 0.01, 0.5
 # A standard deviation of a hyperparameter that its curvature does not bound.
 WIDEST = 3.0
+# Of gradients, in nats per unit, so that they can be divided by.
+SMALLEST = 1e-6
 # The least curvature in any direction, in units of that of the coordinates.
 FLATTEST = 1e-3
 # BFGS starts again from the curvature where it ended, so many times at most.
@@ -99,16 +101,53 @@ def find_mode(
         )
     conditional.corrects = not conditional.is_gaussian(first)
     gaussian, found = first, conditional.expect([first])[0]
+    gaussian, found = _settle(conditional, gaussian, found, options, progress)
     gaussian, found, inverse = _climb(conditional, gaussian, found, None, options, progress)
     mode = curve(conditional, gaussian, found, inverse, progress)
     for _ in range(MOST_CLIMBS):
-        if mode.promises < 2 * options.search_tolerance:
+        if mode.promises < options.search_tolerance:
             break
         gaussian, found, inverse = _climb(
             conditional, mode.gaussian, mode.expectation, mode.covariance, options, progress
         )
         mode = curve(conditional, gaussian, found, inverse, progress)
     return mode
+
+
+def _settle(
+    conditional: ConditionalField,
+    gaussian: FieldGaussian,
+    found: Expectation,
+    options: FieldOptions,
+    progress: Progress,
+) -> tuple[FieldGaussian, Expectation]:
+    """Newton's steps in the locations alone, whose marginal is often nearly quadratic.
+
+    They have the units of the data, so that their steps have no bound; where they end depends on
+    scales little.
+    """
+    places = np.flatnonzero(conditional.modes.posterior.locations)
+    if not 0 < len(places) <= options.max_axes:
+        return gaussian, found
+    for _ in range(MOST_CLIMBS):
+        hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
+        around = conditional.at(hyper, np.repeat(gaussian.mean[None], len(places), axis=0))
+        ends = [g for g in around if g is not None]
+        if len(ends) < len(places):
+            break
+        gradients = np.stack([e.gradient[places] for e in conditional.expect(ends)])
+        inverse = _inverse((found.gradient[places] - gradients) / LEAST)
+        step = np.zeros(len(gaussian.hyper))
+        step[places] = inverse @ found.gradient[places]
+        promised = 0.5 * float(step @ found.gradient)
+        moved = None
+        if promised > options.search_tolerance:
+            moved = _advance(conditional, gaussian, found, step)
+        progress.tell("locations")
+        if moved is None:
+            break
+        gaussian, found = moved
+    return gaussian, found
 
 
 def _climb(
@@ -123,14 +162,14 @@ def _climb(
     caps = np.full(len(gaussian.hyper), options.max_step)
     fresh = inverse is None
     if inverse is None:
-        inverse = np.diag(1 / np.maximum(1.0, np.abs(found.gradient)))
+        inverse = _first(found, options)
     else:
         caps = np.maximum(caps, np.sqrt(np.diagonal(inverse)))
     for _ in range(options.search_steps):
         step = np.clip(inverse @ found.gradient, -caps, caps)
         promised = float(step @ found.gradient)
         if promised <= 0 and not fresh:  # clipping turned it around
-            inverse = np.diag(1 / np.maximum(1.0, np.abs(found.gradient)))
+            inverse = _first(found, options)
             fresh = True
             continue
         if promised < options.search_tolerance:
@@ -140,7 +179,7 @@ def _climb(
         if moved is None:
             if fresh or promised < NEAR:
                 break
-            inverse, fresh = np.diag(1 / np.maximum(1.0, np.abs(found.gradient))), True
+            inverse, fresh = _first(found, options), True
             continue
         new, expected = moved
         taken = np.abs(new.hyper - gaussian.hyper)
@@ -154,6 +193,11 @@ def _climb(
         fresh = False
         gaussian, found = new, expected
     return gaussian, found, inverse
+
+
+def _first(found: Expectation, options: FieldOptions) -> np.ndarray:
+    """A diagonal metric in which the first step is as long as may be, plateaus included."""
+    return np.diag(options.max_step / np.maximum(np.abs(found.gradient), SMALLEST))
 
 
 def _advance(
