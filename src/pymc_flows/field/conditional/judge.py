@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pymc_flows.field.conditional.weights import GroupWeights
+from pymc_flows.importance import threshold
 
 # Pareto's k-hat is fitted to groups with a smaller share of effective draws than this, and to no
 # more than so many, the worst ones.
@@ -35,9 +36,39 @@ class GroupQuality:
     ess: np.ndarray
     khat: np.ndarray
 
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return len(self.ess)
+
+    @property
+    def smallest_ess(self) -> float:
+        """Smallest effective number of draws of any group."""
+        return float(self.ess.min(initial=self.n_draws))
+
+    @property
+    def largest_khat(self) -> float:
+        """Largest k-hat of any group."""
+        return float(self.khat.max(initial=-np.inf))
+
+    @property
+    def threshold(self) -> float:
+        """Largest k-hat that can be trusted."""
+        return threshold(self.n_draws)
+
+    @property
+    def is_untrusted(self) -> np.ndarray:
+        """Whether the weights of each group cannot be trusted (n_groups,)."""
+        return np.round(self.khat, 2) > round(self.threshold, 2)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the weights of all groups can be trusted."""
+        return not self.is_untrusted.any()
+
     def worst(self, n: int = 10) -> np.ndarray:
-        """Numbers of the groups with the fewest effective draws."""
-        return np.argsort(self.ess, kind="stable")[:n]
+        """Numbers of the groups with the largest k-hat, then the fewest effective draws."""
+        return np.lexsort((self.ess, -self.khat))[:n]
 
 
 def judge(found: list[GroupWeights]) -> GroupQuality:
