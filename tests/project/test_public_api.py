@@ -17,6 +17,7 @@ NAMES = {
         "Anneal",
         "Frame",
         "Plateau",
+        "Structure",
         "callbacks",
         "find_frame",
         "fit",

@@ -54,8 +54,6 @@ class HyperValues:
     error : float
         Standard error, in nats, of the corrected marginal itself, by which the log evidence is off
         besides.
-    group_ess : ndarray, shape (n_groups,)
-        Smallest effective number of draws of each group, over the values that have weight.
     """
 
     flow: Proposal | HyperFlow
@@ -64,7 +62,6 @@ class HyperValues:
     log_weights: np.ndarray
     overall: Quality
     error: float
-    group_ess: np.ndarray
 
 
 class _Rounds:
@@ -130,7 +127,8 @@ class _Rounds:
             return False
         error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
         lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
-        return quality.ess >= options.enough * quality.n_draws and not lacks
+        is_close = quality.log_evidence - quality.elbo <= options.gap
+        return is_close and quality.ess >= options.enough * quality.n_draws and not lacks
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
@@ -152,10 +150,14 @@ def sample_hyper(
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
-    profiles = follow_axes(marginal.conditional, mode, progress)
+    follows = len(loc) <= options.max_axes
     for i, most in enumerate(options.rounds):
-        lower = math.sqrt(options.widening) * lower_factor(covariance)
-        wide = Proposal(loc, lower, options.degrees) if i else profiles
+        wide: Distribution
+        if i == 0 and follows:
+            wide = follow_axes(marginal.conditional, mode, progress)
+        else:
+            lower = math.sqrt(options.widening) * lower_factor(covariance)
+            wide = Proposal(loc, lower, options.degrees)
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
@@ -184,5 +186,4 @@ def sample_hyper(
         )
     weights = np.exp(rounds.log_weights)
     error = float(weights @ np.concatenate([v.error for v in rounds.values]))
-    ess = np.min([v.ess for v in rounds.values], axis=0)
-    return HyperValues(best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error, ess)
+    return HyperValues(best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error)
