@@ -16,11 +16,11 @@ from pymc_flows.backends import jax as _jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import BackendError, ModelError
 from pymc_flows.flows import build_chain
-from pymc_flows.model import trial as _trial
+from pymc_flows.model import dry_run as _dry_run
 from pymc_flows.model.backend import choose_backend
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import DrawPlan, check_start, plan_draws
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.trial import trial
 from single_draws import assert_equal, points_near, reference, value_and_grad
 
 
@@ -156,11 +156,11 @@ def test_ops_that_mix_draws_are_found_out():
     assert "differs from that of single draws" in found.reason
 
 
-def test_the_trial_uses_a_number_of_draws_that_is_no_size_of_the_model():
+def test_a_dry_run_uses_a_number_of_draws_that_is_no_size_of_the_model():
     with pm.Model() as model:
         x = pm.Normal("x", 0, 1, shape=(3, 4))
         pm.Normal("y", x[0], 1, observed=pm.Data("data", np.zeros((5, 4))))
-    sizes = trial(ModelDensity(model))._draws.type.shape
+    sizes = dry_run(ModelDensity(model))._draws.type.shape
     assert sizes == (6, 12)
 
 
@@ -294,14 +294,14 @@ def test_a_log_density_without_gradient_is_refused():
         plan_draws(density, 5, density.start(), "numba")
 
 
-# ---------------------------------------------------------------------------------------- the trial
+# --------------------------------------------------------------------------------------- dry runs
 
 
-def test_the_trial_is_made_once(monkeypatch):
+def test_a_dry_run_is_made_once(monkeypatch):
     made = []
-    original = _trial.Trial.__init__
+    original = _dry_run.DryRun.__init__
     monkeypatch.setattr(
-        _trial.Trial, "__init__", lambda self, *args: (made.append(1), original(self, *args))[0]
+        _dry_run.DryRun, "__init__", lambda self, *args: (made.append(1), original(self, *args))[0]
     )
     density = ModelDensity(ZOO["eight_schools"]())
     start = density.start()
@@ -319,7 +319,7 @@ def test_bytes_per_draw_are_counted():
             x = pm.Flat("x", shape=n)
             pm.Potential("p", -0.5 * (x**2).sum())
         density = ModelDensity(model)
-        return trial(density).bytes_per_draw(density.start())
+        return dry_run(density).bytes_per_draw(density.start())
 
     assert size(2000) - size(1000) == 4 * 8000
 

@@ -25,6 +25,7 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
+from pymc_flows.model.batching import batched_draws
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.support.compat import MinibatchRandomVariable, VIState
 from pymc_flows.support.interrupts import Interrupts
@@ -180,7 +181,7 @@ class NormalizingFlow(FlowDraws):
         if more_replacements:
             nodes = graph_replace(nodes, dict(more_replacements), strict=False)
         values = self.density.unpack(self.symbolic_random)
-        sampled = _draws.vectorized(nodes, values, keep_checks=self.model.check_bounds)
+        sampled, _ = batched_draws(nodes, values, "the graph", keep_checks=self.model.check_bounds)
         return sampled if isinstance(node, list | tuple) else sampled[0]
 
     # --------------------------------------------------------------------------------- display

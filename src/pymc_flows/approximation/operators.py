@@ -40,7 +40,7 @@ class FlowObjective(ObjectiveFunction):
             warnings.simplefilter("ignore", DeprecationWarning)
             rng.default_update = next_rng
         replacements = kwargs.get("more_replacements")
-        plan = plan_draws(approx.density, n_draws, approx.density.start(), "numba", replacements)
+        plan = plan_draws(approx.density, n_draws, approx.center_point(), "numba", replacements)
         problem = approx.problem(float(self.op.beta))
         return loss_graph(problem, z0, plan, loop=approx.graph_loop, replacements=replacements)
 

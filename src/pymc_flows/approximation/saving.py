@@ -19,8 +19,8 @@ from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content
-from pymc_flows.model.fingerprint import base_points, differences, probe
 from pymc_flows.model.layout import fingerprint, layout
+from pymc_flows.model.terms import base_points, different_terms, probe
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
 _MOST_SHOWN = 10
@@ -139,7 +139,7 @@ def check_log_density(approx: FlowDraws, content: Content) -> None:
     if found is None or expected is None:
         return
     try:
-        lines = differences(found, expected)
+        lines = different_terms(found, expected)
     except (AttributeError, TypeError, ValueError) as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
     if lines:

@@ -10,7 +10,6 @@ import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.op import HasInnerGraph, Op
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
@@ -18,6 +17,7 @@ from pytensor.tensor import TensorConstant
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import ops_inside
 from pymc_flows.support.compat import (
     AdvancedSubtensor,
     Blockwise,
@@ -49,18 +49,6 @@ _VALUE_FREE_OPS = (
     OpFromGraph,
     Scan,
 )
-
-
-def ops_inside(op: Op) -> list[Op]:
-    """The Op itself, or the one that a Blockwise repeats, and all Ops of its inner graph."""
-    op = op.core_op if isinstance(op, Blockwise) else op
-    inner = [node.op for node in op.fgraph.toposort()] if isinstance(op, HasInnerGraph) else []
-    return [op, *(found for other in inner for found in ops_inside(other))]
-
-
-def ops_of(outputs: Sequence[Variable]) -> list[Op]:
-    """All Ops of a graph and of its inner graphs."""
-    return [op for node in toposort(outputs) for op in ops_inside(node.op)]
 
 
 # ------------------------------------------------------------------------------------------ checks

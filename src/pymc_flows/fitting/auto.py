@@ -59,7 +59,7 @@ class Rung:
     ----------
     formula : Formula
     quality : Quality or None
-        None where a minibatch makes the log density random.
+        None where the log density is random, as with a minibatch.
     seconds : float
         Wall time of its fit, compiling included; of the first rung that of the search for a start.
     steps : int
@@ -203,7 +203,7 @@ def climb(
     frame, is_found = approx.groups[0].frame, not isinstance(start, Frame)
     dim, enough = len(frame.center), GOOD_ENOUGH
     trials = [Trial(GAUSSIAN), *richer(dim)]
-    if is_found and not approx.has_minibatch:
+    if is_found and not approx.density.is_random:
         quality = tried.judge(approx, 0, [])
         if quality.is_trusted:
             is_spread = _gap(tried.rungs) > SPREAD and dim > 1
@@ -215,7 +215,7 @@ def climb(
     for trial in trials:
         tried.begin = time.perf_counter()
         seed = int(next(seeds))
-        concerns: list[str] | None = None if approx.has_minibatch else []
+        concerns: list[str] | None = None if approx.density.is_random else []
         name = str(Formula(trial.formula))
         try:
             inference = NFVI(
@@ -335,7 +335,7 @@ def _gaussian(
     if isinstance(start, Frame):
         return of(start)
     approx = of(find_frame(model, start=start, random_seed=int(next(seeds))))
-    if approx.has_minibatch:
+    if approx.density.is_random:
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     return of(match_moments(LogDensity(approx.density).value, approx.groups[0].frame, rng))

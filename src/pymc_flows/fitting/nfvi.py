@@ -25,7 +25,13 @@ from pymc_flows.fitting.session import Callback, Run
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
-from pymc_flows.support.arguments import check_integer, check_list, renamed, warn_unused
+from pymc_flows.support.arguments import (
+    check_integer,
+    check_list,
+    check_positive,
+    renamed,
+    warn_unused,
+)
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState
@@ -300,7 +306,7 @@ class NFVI(KLqp):
         TypeError
             Before the first fit, as in PyMC.
         ArgumentError
-            If ``learning_rate`` is given but the optimizer fixed its own.
+            If ``learning_rate`` is not positive, or given but the optimizer fixed its own.
         """
         n = check_integer("n", n, minimum=0)
         if self.state is None:
@@ -311,7 +317,7 @@ class NFVI(KLqp):
                     "learning_rate cannot be changed: the optimizer of the last fit has no step "
                     "size of its own\nUse one like pm.adam(learning_rate=.01)."
                 )
-            self.state.schedule = Schedule(float(learning_rate))
+            self.state.schedule = Schedule(check_positive("learning_rate", learning_rate))
         self.approx.density.check_shapes()
         self.state.begin(n)
         self._iterate(progressbar=progressbar, theme=progressbar_theme)

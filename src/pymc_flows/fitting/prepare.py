@@ -49,7 +49,7 @@ def prepare(
     approx.density.check_shapes()
     start = approx.center_point()
     check_start(approx.density, start, replacements)
-    chosen = choose_backend(given, approx.chain, approx.density, n_draws, replacements)
+    chosen = choose_backend(given, approx.chain, approx.density, n_draws, replacements, start=start)
     gradient = gradient or default_gradient(approx.chain, chosen, anneals=ramp is not None)
     warn_if_affine(approx.chain)
     trackers = [c for c in callbacks if isinstance(c, Tracker)]

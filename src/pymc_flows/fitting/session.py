@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import pytensor
 from pymc.variational.callbacks import CheckParametersConvergence
-from pytensor.graph.traversal import toposort
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import has_loop
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError, FitError
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.model.examine import why_not_finite
 from pymc_flows.model.logp import Replacements
-from pymc_flows.support.compat import Scan
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.annealing import Ramp
 from pymc_flows.training.concerns import concerns
@@ -354,10 +353,12 @@ def why_step_failed(
     if not np.isfinite(log_det).all():
         return "  the flow: its log-determinant is not finite"
     outputs = [step.loss, *step.grads.values()]
-    has_scan = any(isinstance(node.op, Scan) for node in toposort(outputs))
     try:
         replay = pytensor.function(
-            [step.noise], outputs, mode=loop.mode if has_scan else NUMPY, on_unused_input="ignore"
+            [step.noise],
+            outputs,
+            mode=loop.mode if has_loop(outputs) else NUMPY,
+            on_unused_input="ignore",
         )
         loss, *grads = replay(noise)
         if not np.isfinite(loss):

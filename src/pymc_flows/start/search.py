@@ -17,10 +17,10 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.flows.frame import Frame
-from pymc_flows.model.examine import check_start
 from pymc_flows.model.layout import sizes
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.start.point import find_start
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 
@@ -74,7 +74,8 @@ def find_frame(
     model : pymc.Model, optional
         Defaults to the model on the context stack.
     start : dict of str to array-like, optional
-        Starting point of the search; defaults to ``model.initial_point()``.
+        Starting point of the search; defaults to ``model.initial_point()``, or a point near it
+        where the log density is finite.
     dense : bool
         Whether the scale may mix coordinates. Without it, a mean-field flow in these coordinates is
         one in the model's own.
@@ -95,8 +96,7 @@ def find_frame(
     with Interrupts(deferred=False):
         density = density_of(model_or_context(model))
         rng = np.random.default_rng(integer_seed(random_seed))
-        center = density.start(start)
-        check_start(density, center)
+        center = find_start(density, start, rng)
         frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)
     return replace(frame, variables=sizes(density.slots))
 

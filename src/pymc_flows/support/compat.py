@@ -58,7 +58,11 @@ from pymc.variational.operators import KL
 # What PyMC's variational classes are made of. Instead: they go with PyMC's `Approximation`.
 from pymc.variational.opvi import ObjectiveFunction, VIState, node_property
 
-# Makes functions; subclassed to keep the C compiler away. Instead: nothing, if ``cxx`` is empty.
+# What compiled functions are, subclassed to be safe in threads. Instead: `locked` around each.
+from pytensor.compile.executor import Function
+
+# Makes functions, of a class that it is told; subclassed also to keep the C compiler away.
+# Instead: nothing, if ``cxx`` is empty.
 from pytensor.compile.maker import FunctionMaker
 
 # The Op that names a deterministic. Instead: any Op whose ``view_map`` is {0: [0]}.
@@ -134,6 +138,7 @@ __all__ = [
     "DimShuffle",
     "Dot",
     "Elemwise",
+    "Function",
     "FunctionMaker",
     "IncSubtensor",
     "Join",

@@ -1,7 +1,8 @@
-"""Values of a model's log density by which it is known again.
+"""Values of the terms of a model's log density at points, outside of any fit.
 
-The names, shapes and transforms of a model say nothing of its priors and data. Its log density at
-a few points does, term by term, so that it can also be said which term is another one.
+By them a model is known again: the names, shapes and transforms of a model say nothing of its
+priors and data. Its log density at a few points does, term by term, so that it can also be said
+which term is another one.
 """
 
 from __future__ import annotations
@@ -12,21 +13,65 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytensor
-from pytensor.graph.traversal import graph_inputs
 
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import random_inputs
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.support.compat import RandomGeneratorType
+
+__all__ = ["base_points", "different_terms", "probe", "terms_at"]
 
 type Values = dict[str, list[float]]
 type _Function = Callable[..., list[np.ndarray]]
+
+# By whether random terms are left out. They live as long as the density.
+_FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[bool, tuple[list[str], _Function]]]
+_FUNCTIONS = WeakKeyDictionary()
 
 # Relative differences of a term beyond these are no rounding: other machines and versions sum in
 # other orders.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
 N_POINTS = 3
 
-_FUNCTIONS: WeakKeyDictionary[ModelDensity, tuple[list[str], _Function]] = WeakKeyDictionary()
+
+def terms_at(
+    density: ModelDensity, points: np.ndarray, *, without_random: bool = False
+) -> dict[str, np.ndarray]:
+    """Evaluate each term of a log density, summed over its entries, in nats.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    points : ndarray, shape (n, dim)
+        Of the unconstrained space.
+    without_random : bool
+        Leave out terms that are random, such as those of a minibatch or a simulator.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (n,)
+        By name of the random variable or the potential.
+    """
+    known = _FUNCTIONS.setdefault(density, {})
+    if without_random not in known:
+        known[without_random] = _function(density, without_random=without_random)
+    names, function = known[without_random]
+    rows = [
+        function(*(z[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots))
+        for z in points
+    ]
+    values = np.array(rows, dtype=float).reshape((len(points), len(names)))
+    return dict(zip(names, values.T, strict=True))
+
+
+def _function(density: ModelDensity, *, without_random: bool) -> tuple[list[str], _Function]:
+    terms = {
+        name: term.sum()
+        for name, term in density.named_terms.items()
+        if not (without_random and random_inputs([term]))
+    }
+    inputs = density.model.value_vars
+    fn = pytensor.function(inputs, list(terms.values()), mode=NUMPY, on_unused_input="ignore")
+    return list(terms), fn
 
 
 def base_points(dim: int) -> np.ndarray:
@@ -42,30 +87,13 @@ def probe(density: ModelDensity, points: np.ndarray) -> Values | None:
     evaluated there.
     """
     try:
-        if density not in _FUNCTIONS:
-            _FUNCTIONS[density] = _function(density)
-        names, function = _FUNCTIONS[density]
-        rows = [
-            function(*(z[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots))
-            for z in points
-        ]
+        found = terms_at(density, points, without_random=True)
     except Exception:  # whatever the model's Ops raise: it can be kept in a file all the same
         return None
-    return {name: [float(row[k]) for row in rows] for k, name in enumerate(names)}
+    return {name: values.tolist() for name, values in found.items()}
 
 
-def _function(density: ModelDensity) -> tuple[list[str], _Function]:
-    terms = {
-        name: term.sum()
-        for name, term in density.named_terms.items()
-        if not any(isinstance(v.type, RandomGeneratorType) for v in graph_inputs([term]))
-    }
-    inputs = density.model.value_vars
-    fn = pytensor.function(inputs, list(terms.values()), mode=NUMPY, on_unused_input="ignore")
-    return list(terms), fn
-
-
-def differences(found: Mapping[str, Any], expected: Values) -> list[str]:
+def different_terms(found: Mapping[str, Any], expected: Values) -> list[str]:
     """Say which terms differ between a file and a model, one line each.
 
     Parameters
