@@ -156,6 +156,24 @@ def test_ops_that_mix_draws_are_found_out():
     assert "differs from that of single draws" in found.reason
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_draws_that_are_mixed_in_a_small_gradient_are_found_out(size):
+    """Beside a coordinate whose gradient is a billion times as large."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1, shape=3)
+        big = pm.Normal("big", 0, 1)
+        pm.Potential("box", size * WrongInBatches()(x**2) * 1e-3 - size * 1e6 * (big - 1) ** 2)
+    found = plan(model)
+    assert "differs from that of single draws" in found.reason
+
+
+def test_rounding_of_terms_that_cancel_is_no_difference():
+    with pm.Model() as model:
+        x = pm.Flat("x", shape=2)
+        pm.Potential("p", -1e6 * ((x[0] + x[1]) ** 2 - 2 * x[0] * x[1] - x[0] ** 2) - x[0] ** 2)
+    assert plan(model) == DrawPlan(5)
+
+
 def test_a_dry_run_uses_a_number_of_draws_that_is_no_size_of_the_model():
     with pm.Model() as model:
         x = pm.Normal("x", 0, 1, shape=(3, 4))

@@ -240,3 +240,17 @@ def test_maps_check_the_dimension(approx):
     for call in (approx.forward, approx.inverse):
         with pytest.raises(FlowShapeError, match="points must have shape"):
             call(np.zeros((3, 2)))
+
+
+# ---------------------------------------------------------------------------------- made only once
+
+
+def test_maps_are_made_once(approx, tree, monkeypatch):
+    expected = approx.log_prob(tree)
+
+    def no_more(*args, **kwargs):
+        raise AssertionError("a map was made again")
+
+    monkeypatch.setattr("pymc_flows.model.points._function", no_more)
+    monkeypatch.setattr(pm.Model, "eval_rv_shapes", no_more)
+    assert_array_equal(approx.log_prob(tree), expected)
