@@ -1,19 +1,27 @@
-# `make test` and `make demo` do all their own set-up, in ./.venv. CONTRIBUTING.md explains the rest.
+# Every target does its own set-up, in ./.venv or an environment of its own beside it; PYTHON names
+# the Python of a new one. CONTRIBUTING.md explains the rest.
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := tools/make_venv.sh pyproject.toml
 UV ?= uv
+export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help test lint types unit demo docs bench lock clean
+.PHONY: help test lint types unit test-numba test-lowest test-newest install-check dist demo docs \
+	bench lock clean
 
 help:
-	@echo "make test   set up, then lint, types and tests"
-	@echo "make demo   set up, then run examples/demo.py"
-	@echo "make docs   set up, then build the site in build/docs"
-	@echo "make bench  set up, then measure speed (hours, on a quiet machine)"
-	@echo "make lock   choose new versions for requirements/*.lock (needs uv)"
-	@echo "make clean  remove the environment and all caches"
+	@echo "make test           set up, then lint, types and tests"
+	@echo "make test-numba     run the tests that need no JAX where it is not installed"
+	@echo "make test-lowest    run the tests with the oldest versions that pyproject.toml allows"
+	@echo "make test-newest    run the tests with the newest versions; PRE=1: and PyMC's pre-releases"
+	@echo "make install-check  install and fit beside pymc-extras, pymc-marketing, bambi and nutpie"
+	@echo "make dist           build, check and try the wheel and the source distribution"
+	@echo "make demo           set up, then run examples/demo.py"
+	@echo "make docs           set up, then build the site in build/docs"
+	@echo "make bench          set up, then measure speed (hours, on a quiet machine)"
+	@echo "make lock           choose new versions for requirements/*.lock (needs uv)"
+	@echo "make clean          remove the environments and all caches"
 
 test: lint types unit
 
@@ -25,11 +33,34 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 # Two workers on two cores: BLAS threads of their own would only fight over them.
-unit: export OMP_NUM_THREADS = 1
-unit: export OPENBLAS_NUM_THREADS = 1
-unit: export MKL_NUM_THREADS = 1
+unit test-%: export OMP_NUM_THREADS = 1
+unit test-%: export OPENBLAS_NUM_THREADS = 1
+unit test-%: export MKL_NUM_THREADS = 1
+# Some of the tests, say: make unit TESTS='tests/plots -k pairs'
+TESTS :=
+PYTEST = python -m pytest -n 2 --dist loadfile $(TESTS)
 unit: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/$(PYTEST)
+
+test-numba: .venv-numba/numba.stamp
+	.venv-numba/bin/$(PYTEST) -m "not jax"
+
+test-lowest: .venv-lowest/lowest.stamp
+	.venv-lowest/bin/$(PYTEST)
+
+# A new environment each time: what is newest changes.
+test-newest:
+	rm -rf .venv-newest
+	@mkdir -p build
+	python3 tools/newest.py $(if $(PRE),--pre) > build/newest.txt
+	tools/make_venv.sh .venv-newest build/newest.txt
+	.venv-newest/bin/$(PYTEST)
+
+install-check:
+	tools/install_check.sh
+
+dist: .venv-dist/dist.stamp
+	tools/check_dist.sh .venv-dist
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
@@ -65,15 +96,33 @@ $(VENV)/bench.stamp: requirements/bench.lock $(SETUP)
 	@tools/make_venv.sh $(VENV) $<
 	@touch $@ $(VENV)/demo.stamp
 
-COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.12 \
-	--generate-hashes --custom-compile-command "make lock" pyproject.toml --group build \
-	--extra plots --extra jax --extra files
+# Environments of their own, so that trying other versions leaves ./.venv as it is.
+.venv-numba/numba.stamp: requirements/numba.lock $(SETUP)
+	@tools/make_venv.sh .venv-numba $<
+	@touch $@
+
+.venv-lowest/lowest.stamp: requirements/lowest.lock $(SETUP)
+	@tools/make_venv.sh .venv-lowest $<
+	@touch $@
+
+.venv-dist/dist.stamp: requirements/dist.lock tools/make_venv.sh
+	@tools/make_venv.sh .venv-dist $< --no-package
+	@touch $@
+
+UV_COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.12 \
+	--generate-hashes --custom-compile-command "make lock"
+COMPILE := $(UV_COMPILE) pyproject.toml --group build --extra plots --extra files
+AS_DEV := --constraints requirements/dev.lock
 
 lock:
-	$(COMPILE) --group dev --output-file requirements/dev.lock
-	$(COMPILE) --constraints requirements/dev.lock --output-file requirements/demo.lock
-	$(COMPILE) --constraints requirements/dev.lock --extra bench --output-file requirements/bench.lock
-	$(COMPILE) --constraints requirements/dev.lock --group docs --output-file requirements/docs.lock
+	$(COMPILE) --extra jax --group dev --output-file requirements/dev.lock
+	$(COMPILE) --extra jax $(AS_DEV) --output-file requirements/demo.lock
+	$(COMPILE) --extra jax $(AS_DEV) --extra bench --output-file requirements/bench.lock
+	$(COMPILE) --extra jax $(AS_DEV) --group docs --output-file requirements/docs.lock
+	$(COMPILE) $(AS_DEV) --group test --output-file requirements/numba.lock
+	$(COMPILE) --extra jax --group test --group peers --resolution lowest-direct \
+		--output-file requirements/lowest.lock
+	$(UV_COMPILE) --group dist --output-file requirements/dist.lock
 
 clean:
-	rm -rf $(VENV) build dist docs/api .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist docs/api .mypy_cache .pytest_cache .ruff_cache .hypothesis

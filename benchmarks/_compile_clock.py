@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +19,7 @@ from pymc_flows.training.loop import TrainingLoop
 
 type Span = tuple[float, float]
 NUMBA_EVENT = "numba:compile"
+BETWEEN_LOOKS = 0.02  # seconds
 
 
 class CompileClock:
@@ -41,10 +44,51 @@ class CompileClock:
             self._wall.append((wall, time.perf_counter()))
             self._cpu.append((cpu, time.process_time()))
 
-    def add(self, seconds: float) -> None:
-        """Count the last so many seconds."""
-        for spans, now in ((self._wall, time.perf_counter()), (self._cpu, time.process_time())):
-            spans.append((now - seconds, now))
+    def add(self, seconds: float, course: Course) -> None:
+        """Count the last so many wall seconds, and the CPU time that went by in them."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._wall.append((wall - seconds, wall))
+        self._cpu.append((course.cpu_at(wall - seconds), cpu))
+
+
+class Course:
+    """Looks at the CPU time of this process now and then, to say what it was at a wall time.
+
+    On a busy machine a wall second may hold little CPU time, and others tell only wall seconds.
+    """
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[float, float]] = []
+        self._ends = threading.Event()
+
+    def look(self) -> None:
+        """Remember the times of now."""
+        self.looks.append((time.perf_counter(), time.process_time()))
+
+    def cpu_at(self, wall: float) -> float:
+        """CPU time at a wall time, between the looks around it."""
+        after = bisect.bisect(self.looks, (wall,))
+        if after == 0 or after == len(self.looks):
+            return self.looks[min(after, len(self.looks) - 1)][1]
+        (wall_0, cpu_0), (wall_1, cpu_1) = self.looks[after - 1 : after + 1]
+        return cpu_0 + (cpu_1 - cpu_0) * (wall - wall_0) / (wall_1 - wall_0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Look while the block runs."""
+
+        def watch() -> None:
+            while not self._ends.wait(BETWEEN_LOOKS):
+                self.look()
+
+        self.look()
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ends.set()
+            thread.join()
 
 
 @contextmanager
@@ -105,13 +149,16 @@ def _jax_listener(clock: CompileClock) -> Iterator[None]:
         yield
         return
 
+    course = Course()
+
     def hear(name: str, seconds: float, **_: object) -> None:
         # Tracing, lowering and compiling; other durations are not under this name.
         if name.startswith("/jax/core/compile/"):
-            clock.add(seconds)
+            clock.add(seconds, course)
 
     monitoring.register_event_duration_secs_listener(hear)
     try:
-        yield
+        with course.running():
+            yield
     finally:
         monitoring.unregister_event_duration_listener(hear)

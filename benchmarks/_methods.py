@@ -180,7 +180,7 @@ def moments(approx: Approximation) -> tuple[np.ndarray, np.ndarray]:
 def quality(approx: pmf.NormalizingFlow, seed: int) -> Row:
     """ELBO and k-hat from fresh draws."""
     found: dict[str, Any] = {"dim": approx.ddim}
-    if not approx.has_minibatch:
+    if not approx.density.is_random:
         q = measure(approx, random_seed=seed)
         found |= {"ELBO": q.elbo, "ELBO error": q.elbo_error, "k-hat": q.khat}
     return found

@@ -80,7 +80,7 @@ class Folder(Collection):
         if lacking:
             raise FileNotFoundError(f"{path} has no {', '.join(lacking)}\n{Folder.__doc__}")
         self._path = path
-        self._models, self._scoring = (_load(path / item) for item in LAYOUT[:2])
+        self._models, self._scoring = (load_module(path / item) for item in LAYOUT[:2])
         self.names = tuple(self._models.NAMES)
         floor = path / "floor.json"
         self._floor = json.loads(floor.read_text(encoding="utf-8")) if floor.exists() else {}
@@ -180,7 +180,8 @@ def flat(draws: Draws, names: Sequence[str]) -> np.ndarray:
     return np.concatenate([draws[n].reshape(len(draws[n]), -1) for n in names], axis=1)
 
 
-def _load(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """Import a Python file from anywhere."""
     spec = importlib.util.spec_from_file_location(f"benchmark_data_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python module")

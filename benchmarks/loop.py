@@ -42,7 +42,7 @@ def single_step(optimizer: Callable[..., Any], backend: str) -> Callable[[int], 
     step = pytensor.function(
         [noise],
         loss,
-        updates=optimizer(grads, problem.flat_params),
+        updates=optimizer(grads, problem.q.params),
         mode=training_mode(backend),
         trust_input=True,
     )

@@ -155,7 +155,7 @@ def variant_rows(case: Case) -> tuple[list[dict[str, Any]], Row]:
         inference, compiling = case.fit(steps, **settings())
         rows.append(case.row(variant, inference, compiling))
         if variant == DEFAULTS:
-            params = inference.approx.groups[0].params_dict
+            params = inference.approx.q.params_dict
             noise = noise_row(case, {name: x.get_value() for name, x in params.items()})
         if variant in GRADIENTS:
             others = round(steps * rows[0]["CPU s of a step"] / rows[-1]["CPU s of a step"])
@@ -169,7 +169,7 @@ def constant_rate(case: Case) -> tuple[dict[str, Any], np.ndarray]:
     last = round(AVERAGED * case.steps)
     optimizer = pm.adam(learning_rate=LEARNING_RATE)
     inference, compiling = case.fit(case.steps - last, obj_optimizer=optimizer)
-    params = inference.approx.groups[0].params_dict
+    params = inference.approx.q.params_dict
     sums = {name: np.zeros_like(x.get_value()) for name, x in params.items()}
     parts = max(1, last // AVERAGE_EVERY)
     for _ in range(parts):
@@ -193,7 +193,7 @@ def noise_row(case: Case, start: Mapping[str, np.ndarray]) -> Row:
     found: dict[str, float] = {}
     for gradient in ("total", "path"):
         tracker, inference = Tracker(params=False), case.inference()
-        for name, x in inference.approx.groups[0].params_dict.items():
+        for name, x in inference.approx.q.params_dict.items():
             x.set_value(start[name])
         inference.fit(
             NOISE_STEPS,

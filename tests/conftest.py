@@ -13,6 +13,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+pytest_plugins = ["skips", "needs_jax"]
+
 # These are read when PyTensor, JAX and matplotlib are first imported. A developer's own settings
 # must not change what is tested; the device that JAX runs on may be chosen.
 os.environ["PYTENSOR_FLAGS"] = f"{os.environ.get('PYTENSOR_FLAGS', '')},floatX=float64"

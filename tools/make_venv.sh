@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Make a virtual environment that holds exactly what a lock file lists, and this package (editable).
+# Make a virtual environment that holds what a lock file lists, and this package (editable).
 #
-#   tools/make_venv.sh VENV LOCK
+#   tools/make_venv.sh VENV LOCK [--no-package]
 #
-# Uses uv where it is on PATH, else pip. A virtual environment that already works is kept and
-# brought up to date.
+# LOCK may also be a plain list of requirements, without hashes.
+# Uses uv where it is on PATH, else pip, and the Python that the variable PYTHON names, else the
+# oldest supported one that it finds. A virtual environment that already works is kept and brought
+# up to date.
 set -euo pipefail
 
 venv=$1
@@ -27,8 +29,9 @@ find_python() {
   local candidate minor names=()
   for minor in $(seq "$first_minor" "$last_minor"); do names+=("python3.$minor"); done
   names+=(python3 python)
+  if [[ -n ${PYTHON:-} ]]; then names=("$PYTHON"); fi
   # pyenv's own versions come last: its shims answer only for the versions that it was told to use.
-  if command -v pyenv >/dev/null 2>&1; then
+  if [[ -z ${PYTHON:-} ]] && command -v pyenv >/dev/null 2>&1; then
     for minor in $(seq "$first_minor" "$last_minor"); do
       names+=("$(pyenv root)/versions/3.$minor".*/bin/python)
     done
@@ -47,13 +50,14 @@ if ! "$venv/bin/python" -c '' >/dev/null 2>&1; then
   if python=$(find_python); then
     echo "making $venv with $python"
     if $have_uv; then uv venv --quiet --python "$python" "$venv"; else "$python" -m venv "$venv"; fi
-  elif $have_uv; then
+  elif $have_uv && [[ -z ${PYTHON:-} ]]; then
     echo "making $venv with a Python 3.$first_minor that uv finds or fetches"
     uv venv --quiet --python "3.$first_minor" "$venv"
   else
     cat >&2 <<EOF
 error: no usable Python found
   expected: Python 3.$first_minor to 3.$last_minor with its venv module, or uv, on PATH
+  asked:    PYTHON=${PYTHON:-}
   found:    $(command -v python3 >/dev/null 2>&1 && python3 --version 2>&1 || echo "no python3")
   to do:    install one of them (on Debian and Ubuntu the package python3-venv belongs to it)
 EOF
@@ -69,5 +73,7 @@ else
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
   install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 fi
-"${install[@]}" --require-hashes -r "$lock"
-"${install[@]}" --no-deps --no-build-isolation -e .
+hashes=()
+if grep -q -e --hash "$lock"; then hashes=(--require-hashes); fi
+"${install[@]}" "${hashes[@]}" -r "$lock"
+if [[ ${3:-} != --no-package ]]; then "${install[@]}" --no-deps --no-build-isolation -e .; fi

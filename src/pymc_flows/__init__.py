@@ -13,6 +13,7 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.integration import install, uninstall
 from pymc_flows.mcmc.handoff import neutra, sample
+from pymc_flows.model.structure import Structure, structure
 from pymc_flows.start.search import find_frame
 from pymc_flows.training.annealing import Anneal
 from pymc_flows.training.stopping import Plateau
@@ -30,6 +31,7 @@ __all__ = [
     "NormalizingFlow",
     "Plateau",
     "Report",
+    "Structure",
     "callbacks",
     "find_frame",
     "fit",
@@ -43,6 +45,7 @@ __all__ = [
     "report",
     "resume",
     "sample",
+    "structure",
     "targets",
     "uninstall",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pytensor
-from xarray import DataArray, Dataset
+from xarray import Dataset
 
 from pymc_flows.errors import ArgumentError, FitError
 
@@ -19,7 +19,7 @@ type Correction = Literal["psis", "resample"]
 # Of fewer weights, the largest fifth is too small to say anything of a tail.
 MIN_DRAWS = 25
 # Weights that differ by less, relative to the log density, differ by rounding.
-ROUNDING = {"float32": 1e-4, "float64": 1e-9}
+ROUNDING = {"float32": 1e-5, "float64": 1e-9}
 # Evidences are known to this many standard errors.
 N_ERRORS = 2.0
 # What lacks more than this share of the evidence is incomplete.
@@ -84,13 +84,16 @@ def known_evidence(found: Sequence[Quality]) -> float:
     return max(known, default=-math.inf)
 
 
-def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
+def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.ndarray]:
     """Judge by log weights, and smooth them.
 
     Parameters
     ----------
     log_weights : ndarray, shape (n,)
         log p − log q of draws of the approximation, in nats.
+    pairs : bool
+        Whether the second half are the mirror images of the first (antithetic draws). What counts
+        as one draw is then a pair with its mean weight: there are n/2.
 
     Returns
     -------
@@ -99,6 +102,8 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
         Log weights after Pareto smoothing, normalised: their exponentials sum to 1. −∞ for draws
         without a density; −∞ throughout if no weight is finite.
     """
+    if pairs:
+        return _weigh_pairs(log_weights.astype(float).reshape(2, -1))
     n = len(log_weights)
     finite = np.isfinite(log_weights)
     usable = (finite | (log_weights == -np.inf)).all()
@@ -141,6 +146,20 @@ def weigh(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
     return found, smoothed
 
 
+def _weigh_pairs(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
+    """Weigh pairs (2, n) by their mean weights, and share each between the two."""
+    with np.errstate(invalid="ignore"):
+        together = np.logaddexp(*log_weights)
+        found, smoothed = weigh(together - math.log(2))
+        shared = np.where(log_weights == -np.inf, -np.inf, log_weights - together + smoothed)
+    means = log_weights.mean(axis=0)
+    if found.ess and np.isfinite(means).all():
+        error = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        elbo = float(means.mean())
+        return replace(found, elbo=elbo, elbo_error=max(error, _rounding(elbo))), shared.ravel()
+    return replace(found, elbo=-math.inf, elbo_error=math.nan), shared.ravel()
+
+
 def _unusable(n: int) -> Quality:
     return Quality(n, -math.inf, math.nan, math.inf, 0.0, math.nan, math.nan)
 
@@ -154,17 +173,18 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
 
     Vehtari, Simpson, Gelman, Yao & Gabry, Pareto Smoothed Importance Sampling, JMLR 25(72), 2024.
     """
-    import arviz  # noqa: F401 - its accessor of xarray objects has PSIS; slow to import
-
     if len(log_weights) < MIN_DRAWS:
         return log_weights - _log_sum_exp(log_weights), math.inf
-    # ArviZ takes the log likelihoods of leave-one-out cross-validation: minus the log weights.
-    likelihoods = DataArray(-log_weights, dims="draw")
+    from arviz_stats.base.array import array_stats  # slow to import
+
     try:
-        smoothed, khat = likelihoods.azstats.psislw(dim="draw")
+        # It takes the log likelihoods of leave-one-out cross-validation: minus the log weights. For
+        # a huge k-hat its quantiles overflow, to what it truncates.
+        with np.errstate(over="ignore"):
+            smoothed, khat = array_stats.psislw(-log_weights)
     except ValueError:  # the largest weights are all equal: there is no tail
         return log_weights - _log_sum_exp(log_weights), -math.inf
-    return smoothed.values, float(khat)
+    return smoothed, float(khat)
 
 
 def _log_sum_exp(values: np.ndarray) -> float:

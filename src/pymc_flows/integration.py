@@ -7,9 +7,9 @@ from functools import cached_property, wraps
 from typing import Any
 
 import pymc as pm
-from pymc.variational import Approximation, Group
 
 from pymc_flows.approximation import NormalizingFlow, NormalizingFlowGroup
+from pymc_flows.approximation._pymc import Approximation, Group
 from pymc_flows.errors import FormulaError
 from pymc_flows.fitting.entry import fit as fit_flow
 from pymc_flows.fitting.nfvi import NFVI

@@ -151,20 +151,20 @@ def test_a_final_loc_takes_the_start(model):
     approx = pmf.NormalizingFlow("planar-loc*2", model=model, start=START, jitter=0)
     *_, loc = approx.params
     assert_allclose(loc.get_value(), [np.zeros(DIM), flat_start(model)], rtol=1e-14)
-    assert_array_equal(approx.groups[0].frame.center, np.zeros(DIM))
+    assert_array_equal(approx.q.frame.center, np.zeros(DIM))
     assert_allclose(approx.center_point(), flat_start(model), rtol=1e-14)
 
 
 @pytest.mark.parametrize("formula", ["planar*2", "loc-scale", "radial", "hh*2"])
 def test_without_a_final_loc_the_start_is_a_constant(model, formula):
     approx = pmf.NormalizingFlow(formula, model=model, start=START, jitter=0)
-    assert_allclose(approx.groups[0].frame.center, flat_start(model), rtol=1e-14)
+    assert_allclose(approx.q.frame.center, flat_start(model), rtol=1e-14)
     draws, _ = approx.sample_and_log_prob(3, random_seed=5)
     noise = np.random.default_rng(5).standard_normal((3, DIM))
     assert_allclose(draws - flat_start(model), noise, atol=1e-14)
     moved = approx.params[-1]
     moved.set_value(moved.get_value() + 1)
-    assert_allclose(approx.groups[0].frame.center, flat_start(model), rtol=1e-14)
+    assert_allclose(approx.q.frame.center, flat_start(model), rtol=1e-14)
 
 
 def test_the_default_start_is_the_initial_point(model):
@@ -300,7 +300,7 @@ def test_parameters_and_base_noise_are_independent_streams(model):
 def closed_form(approx):
     """Mean, and the matrix A of z = A z0 + c, layer by layer in NumPy."""
     matrix, mean = np.eye(approx.ddim), np.zeros(approx.ddim)
-    for block, params in zip(approx.chain.blocks, approx.groups[0].values(), strict=True):
+    for block, params in zip(approx.chain.blocks, approx.q.values(), strict=True):
         for k in range(block.count):
             if block.layer.word == "loc":
                 mean = mean + params["loc"][k]
@@ -311,7 +311,7 @@ def closed_form(approx):
                 v = params["v"][k]
                 reflection = np.eye(len(v)) - 2 * np.outer(v, v) / (v @ v)
                 matrix, mean = reflection @ matrix, reflection @ mean
-    return mean + approx.groups[0].frame.center, matrix
+    return mean + approx.q.frame.center, matrix
 
 
 @pytest.mark.parametrize("formula", AFFINE)

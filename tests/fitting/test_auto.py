@@ -143,7 +143,7 @@ def test_what_is_tried_where_modes_are_apart(monkeypatch):
         pm.Mixture("x", np.full(3, 1 / 3), modes, shape=2)
     approx = pmf.fit(20, model=model, random_seed=1, **JAX)
     assert [str(r.formula) for r in approx.ladder.rungs] == ["scale-loc", "scale-loc", "loc"]
-    scale = approx.groups[0].frame.scale
+    scale = approx.q.frame.scale
     np.testing.assert_allclose(np.diag(scale @ scale.T), 6 + 0.4**2, rtol=0.1)
 
 

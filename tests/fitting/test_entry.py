@@ -77,7 +77,7 @@ def test_the_search_mixes_coordinates_only_if_the_flow_does(formula, mixes):
     with pm.Model() as model:
         pm.MvNormal("x", [5, -3], cov=[[4, 1.9], [1.9, 1]])
     approx = pmf.fit(0, formula=formula, model=model, random_seed=1, **JAX)
-    scale = approx.groups[0].frame.scale
+    scale = approx.q.frame.scale
     assert scale.ndim == 1 + mixes
     np.testing.assert_allclose(approx.center_point(), [5, -3], atol=0.05)
 

@@ -27,7 +27,7 @@ from flow_cases import (
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows import FLOWS, Block, FusedFlow, build_chain, register_flow
-from pymc_flows.training.objective import base_log_prob
+from pymc_flows.flows.state import base_log_prob
 
 # Flows that have no parameters, or are not the identity at jitter 0.
 NO_IDENTITY = {"hh", "loft", "perm", "stretch", "tail"}

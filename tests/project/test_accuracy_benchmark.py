@@ -38,6 +38,14 @@ def test_the_clock_counts_compiling_and_nothing_else(bench):
     assert clock.seconds.wall < compiling + 1
 
 
+def test_wall_times_are_told_as_cpu_times(bench):
+    """Where the machine did something else, wall seconds go by without CPU time."""
+    course = bench._compile_clock.Course()
+    course.looks = [(10.0, 1.0), (11.0, 2.0), (20.0, 2.5)]
+    found = [course.cpu_at(wall) for wall in (9.0, 10.5, 15.5, 21.0)]
+    assert found == [1.0, 1.5, 2.25, 2.5]
+
+
 def test_the_clock_hears_numba_and_jax(bench):
     jax = pytest.importorskip("jax")
     numba = importlib.import_module("numba")

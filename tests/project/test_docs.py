@@ -10,9 +10,7 @@ import pytest
 import pymc_flows as pmf
 from pymc_flows.fitting import auto as ladder
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("jax")
-pytest.importorskip("h5netcdf")
+pytestmark = pytest.mark.jax
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "index.md", DOCS / "tutorial.md", DOCS / "api.md", *sorted(DOCS.glob("howto/*.md"))]

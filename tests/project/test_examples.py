@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
-pytest.importorskip("matplotlib")
-pytest.importorskip("jax")
+pytestmark = pytest.mark.jax
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

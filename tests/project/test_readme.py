@@ -7,9 +7,7 @@ import pytest
 
 import pymc_flows as pmf
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("jax")
-pytest.importorskip("h5netcdf")
+pytestmark = pytest.mark.jax
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -5,9 +5,11 @@ import json
 import time
 
 import numpy as np
+import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from packaging.version import Version
 
 from benches import record
 from pymc_flows import NFVI
@@ -76,7 +78,18 @@ def test_speed(bench, by_hand, tmp_path, in_process):
 
 @pytest.mark.filterwarnings("ignore:The RandomType SharedVariables")  # pm.fit on JAX
 @pytest.mark.parametrize(
-    ("peer", "group"), [("flowjax", "W1"), ("NumPyro", "W7"), ("pm.fit on JAX", "W7")]
+    ("peer", "group"),
+    [
+        ("flowjax", "W1"),
+        ("NumPyro", "W7"),
+        pytest.param(
+            *("pm.fit on JAX", "W7"),
+            marks=pytest.mark.skipif(
+                Version(pm.__version__) < Version("6.4"),
+                reason="PyMC's own inference on JAX needs PyMC 6.4",
+            ),
+        ),
+    ],
 )
 def test_peers_go_on(bench, peer, group):
     way = bench.peers.PEERS[peer]

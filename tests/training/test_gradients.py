@@ -14,7 +14,12 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import build_chain
 from pymc_flows.model.examine import DrawPlan
 from pymc_flows.training.annealing import Ramp
-from pymc_flows.training.objective import Guide, default_gradient, loss_and_gradients, loss_graph
+from pymc_flows.training.objective import (
+    Estimator,
+    default_gradient,
+    loss_and_gradients,
+    loss_graph,
+)
 
 MEAN = np.array([1.0, -2.0])
 FACTOR = np.array([[1.4, 0.0], [0.5, 0.7]])
@@ -34,15 +39,16 @@ def fitted_exactly():
     return pmf.NormalizingFlow("tril-loc", model=gaussian(), jitter=0, start=frame)
 
 
-def gradients(approx, noise, guide=None):
+def gradients(approx, noise, estimator=None):
+    problem, plan = approx.problem(1.0), DrawPlan(len(noise))
     _, grads = loss_and_gradients(
-        approx.problem(1.0), pt.constant(noise), DrawPlan(len(noise)), loop="unroll", guide=guide
+        problem, pt.constant(noise), plan, loop="unroll", estimator=estimator
     )
     return pytensor.function([], grads, mode=NUMPY)()
 
 
 def path(use=1):
-    return Guide(path=pt.constant(use))
+    return Estimator(path=pt.constant(use))
 
 
 @pytest.mark.parametrize("formula", ["scale-loc", "tril-loc", "scale-hh*2-lowrank-loc"])
@@ -63,8 +69,8 @@ def test_it_has_the_same_expectation_for_flows_that_are_not_affine(formula, rng)
     z0 = pt.matrix(shape=(500, 2))
     problem, plan = approx.problem(1.0), DrawPlan(500)
     total, other = (
-        loss_and_gradients(problem, z0, plan, loop="unroll", guide=guide)[1]
-        for guide in (None, path())
+        loss_and_gradients(problem, z0, plan, loop="unroll", estimator=estimator)[1]
+        for estimator in (None, path())
     )
     # The score of q's parameters, whose expectation is 0.
     scores = pt.concatenate([(a - b).ravel() for a, b in zip(total, other, strict=True)])
@@ -94,12 +100,12 @@ def test_the_total_gradient_can_be_chosen_within_the_graph(rng):
 def test_a_tempered_gradient_is_that_of_the_tempered_density(rng):
     approx = pmf.NormalizingFlow("scale-planar-loc", model=gaussian(), jitter=0.3, random_seed=2)
     noise = rng.standard_normal((6, 2))
-    found = gradients(approx, noise, Guide(temper=pt.constant(0.3)))
+    found = gradients(approx, noise, Estimator(inverse_temperature=pt.constant(0.3)))
     problem, z0 = approx.problem(1.0), pt.constant(noise)
-    z, log_det = problem.draw(z0, "unroll")
+    z, log_det = problem.q.graph(z0, "unroll")
     x = z - MEAN
     log_p = -0.5 * pt.sqr(x @ np.linalg.inv(FACTOR).T).sum(axis=-1)
-    expected = pytensor.grad((-log_det - 0.3 * log_p).mean(), problem.flat_params)
+    expected = pytensor.grad((-log_det - 0.3 * log_p).mean(), problem.q.params)
     for a, b in zip(found, pytensor.function([], expected, mode=NUMPY)(), strict=True):
         assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -107,9 +113,9 @@ def test_a_tempered_gradient_is_that_of_the_tempered_density(rng):
 def test_the_loss_is_that_of_the_target_itself(rng):
     approx = pmf.NormalizingFlow("scale-planar-loc", model=gaussian(), jitter=0.3, random_seed=2)
     z0, plan = pt.constant(rng.standard_normal((6, 2))), DrawPlan(6)
-    guide = Guide(pt.constant(0.3), pt.constant(1))
+    estimator = Estimator(pt.constant(0.3), pt.constant(1))
     problem = approx.problem(1.0)
-    loss, _ = loss_and_gradients(problem, z0, plan, loop="unroll", guide=guide)
+    loss, _ = loss_and_gradients(problem, z0, plan, loop="unroll", estimator=estimator)
     same = loss_graph(problem, z0, plan, loop="unroll")
     a, b = pytensor.function([], [loss, same], mode=NUMPY)()
     assert a == pytest.approx(float(b), rel=1e-12)

@@ -12,8 +12,9 @@ from scipy import stats
 
 import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.flows.state import base_log_prob
 from pymc_flows.model.examine import DrawPlan
-from pymc_flows.training.objective import base_log_prob, loss_and_gradients, loss_graph
+from pymc_flows.training.objective import loss_and_gradients, loss_graph
 
 MEAN = np.array([1.0, -2.0, 0.5])
 COV = np.array([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
@@ -53,7 +54,7 @@ def evaluate(approx, noise, plan, *, loop="unroll", beta=1.0, extra=(), replacem
     problem = approx.problem(beta)
     kwargs = {"loop": loop, "replacements": replacements}
     loss = loss_graph(problem, z0, plan, **kwargs)
-    wrt = [*problem.flat_params, *extra]
+    wrt = [*problem.q.params, *extra]
     by_loss = pytensor.grad(loss, wrt, disconnected_inputs="ignore")
     other, by_both = loss_and_gradients(problem, z0, plan, extra=extra, **kwargs)
     fn = pytensor.function([], [loss, *by_loss, other, *by_both], mode=NUMPY)
@@ -243,6 +244,6 @@ def test_the_constant_start_shifts_the_draws(rng):
 
 def test_parameters_are_listed_block_by_block():
     approx = pmf.NormalizingFlow("planar-loc-planar*2", model=gaussian())
-    names = [p.name for p in approx.problem().flat_params]
+    names = [p.name for p in approx.problem().q.params]
     assert names == ["b", "u", "w", "loc", "b", "u", "w"]
-    assert approx.problem().flat_params == approx.params
+    assert approx.problem().q.params == approx.params

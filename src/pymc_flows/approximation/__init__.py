@@ -1,11 +1,11 @@
 """`NormalizingFlow`: a chain of flow layers as a PyMC approximation.
 
-With `inference`, the only modules that build on PyMC's variational base classes; what they need is
-one group that knows its parameters, its draws and its log q.
+`_pymc` alone knows PyMC's variational base classes, and gives them what they ask for; draws,
+densities, moments and files come from a `State`, such as the `FlowState` of a flow.
 """
 
+from pymc_flows.approximation._pymc import NormalizingFlowGroup
 from pymc_flows.approximation.flow import NormalizingFlow
-from pymc_flows.approximation.group import NormalizingFlowGroup
 from pymc_flows.approximation.pickling import deep_copy
 from pymc_flows.approximation.saving import (
     check_log_density,

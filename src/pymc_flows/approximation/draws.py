@@ -9,15 +9,14 @@ import numpy as np
 import pymc as pm
 import pytensor
 from numpy.typing import ArrayLike
-from pymc.variational import Approximation
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset, DataTree
 
-from pymc_flows.approximation.group import NormalizingFlowGroup
-from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
+from pymc_flows.approximation._pymc import StateApproximation
+from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError, NotInvertibleError
 from pymc_flows.flows import Chain
-from pymc_flows.flows.evaluate import forward_and_log_det, inverse_and_log_det
+from pymc_flows.flows.state import FlowState
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Correction, check_correction, corrected
 from pymc_flows.model import draws as _draws
@@ -27,7 +26,6 @@ from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.points import is_named, place
 from pymc_flows.support.compat import MultiTrace
 from pymc_flows.support.seeds import RandomState, integer_seed
-from pymc_flows.training.objective import base_log_prob
 
 # Of the points that are held at once, where they need not be held together.
 PART_BYTES = 32 * 2**20
@@ -36,34 +34,44 @@ type Space = Literal["unconstrained", "constrained"]
 type NamedPoints = Mapping[str, ArrayLike] | Dataset | DataTree
 
 
-class FlowDraws(Approximation):
-    """Draws and densities of an approximation by one flow."""
+class FlowDraws(StateApproximation):
+    """Draws and densities of a distribution over the variables of a model."""
 
-    groups: list[NormalizingFlowGroup]
-    density: ModelDensity
     hist: np.ndarray
     ladder: Any
     _sample_rng: np.random.Generator
     _draws_functions: _draws.DrawsFunctions
 
     @property
-    def _group(self) -> NormalizingFlowGroup:
-        return self.groups[0]
+    def flow(self) -> FlowState:
+        """The distribution, as a map of N(0, I).
+
+        Raises
+        ------
+        NotInvertibleError
+            If it is none.
+        """
+        if not isinstance(self.q, FlowState):
+            raise NotInvertibleError(
+                f"{str(self.q.formula)!r} is not one map of N(0, I), which is needed here\n"
+                "Take the formula of a flow over all variables, such as 'scale-hh*4-loc'."
+            )
+        return self.q
 
     @property
     def formula(self) -> Formula:
         """The formula of the chain."""
-        return self._group.formula
+        return self.q.formula
 
     @property
     def chain(self) -> Chain:
         """The layers, in order of application."""
-        return self._group.chain
+        return self.flow.chain
 
     @property
-    def rng(self) -> np.random.RandomState:
-        """Seeds what PyMC compiles from this approximation."""
-        return self._group.rng
+    def is_framed(self) -> bool:
+        """Whether it began in coordinates that were found for the posterior."""
+        return self.q.is_framed
 
     def sample_and_log_prob(
         self, n: int, *, random_seed: RandomState = None
@@ -100,7 +108,7 @@ class FlowDraws(Approximation):
         points : ndarray, shape (rows, dim)
         log_prob : ndarray, shape (rows,)
         """
-        rng, size = self._rng_for(random_seed), max(ROWS, PART_BYTES // (8 * self.ddim))
+        rng, size = self._rng_for(random_seed), max(ROWS, PART_BYTES // (8 * self.q.dim))
         for begin in range(0, n, size):
             yield self._draw(min(size, n - begin), rng)
 
@@ -116,11 +124,7 @@ class FlowDraws(Approximation):
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise ArgumentError(f"the number of draws must be an integer of at least 1, got {n!r}")
-        dtype = np.dtype(pytensor.config.floatX)
-        z0 = rng.standard_normal((n, self.ddim), dtype=dtype)
-        z, log_det = forward_and_log_det(self._group.chain, z0, self._group.values())
-        frame = self._group.frame
-        return frame.place(z), _base_log_prob(z0) - log_det - frame.log_det
+        return self.q.draw(n, rng)
 
     @overload
     def log_prob(self, points: ArrayLike | NamedPoints, *, space: Space = ...) -> np.ndarray: ...
@@ -168,20 +172,17 @@ class FlowDraws(Approximation):
                 "An array holds points of the unconstrained space."
             )
         if isinstance(points, Variable):
-            frame = self._group.frame
             self._check_points(points.type.shape)
-            z0, log_det = self._group.chain.inverse_and_log_det(
-                frame.take(points), self._group.blocks, loop=self._group.graph_loop
-            )
-            return base_log_prob(z0) - log_det - frame.log_det
+            return self.q.log_prob_graph(points)
         if not named:
-            return self._inverse_and_log_prob(points)[1]
+            rows, shape = self._rows(points)
+            return self.q.log_prob(rows).reshape(shape[:-1])
         placed = place(self.density, points, with_log_det=space == "constrained")
         # A point that has no place in the unconstrained space has no inverse either.
         nan = np.isnan(placed.points).any(axis=1)
         reachable = placed.inside & np.isfinite(placed.points).all(axis=1)
         safe = np.where(reachable[:, None], placed.points, self.center_point())
-        log_q = self._inverse_and_log_prob(safe)[1] - placed.log_det
+        log_q = self.q.log_prob(self._rows(safe)[0]) - placed.log_det
         log_q = np.where(reachable, log_q, np.where(placed.inside & nan, np.nan, -np.inf))
         return log_q.reshape(placed.batch)
 
@@ -201,11 +202,8 @@ class FlowDraws(Approximation):
         FlowShapeError
             If the last axis is not ``dim``.
         """
-        array = np.asarray(z0, dtype=pytensor.config.floatX)
-        self._check_points(array.shape)
-        flat = array.reshape(-1, self.ddim)
-        z, _ = forward_and_log_det(self._group.chain, flat, self._group.values())
-        return self._group.frame.place(z).reshape(array.shape)
+        rows, shape = self._rows(z0)
+        return self.flow.forward(rows).reshape(shape)
 
     def inverse(self, points: ArrayLike) -> np.ndarray:
         """Draws of the base, N(0, I), from points of the unconstrained space.
@@ -225,25 +223,23 @@ class FlowDraws(Approximation):
         NotInvertibleError
             If a layer of the chain has no inverse.
         """
-        return self._inverse_and_log_prob(points)[0]
+        rows, shape = self._rows(points)
+        return self.flow.inverse(rows)[0].reshape(shape)
 
     def center_point(self) -> np.ndarray:
-        """The point (dim,) that the approximation draws from a zero of the base."""
-        return self.forward(np.zeros(self.ddim))
+        """A point (dim,) in the middle: what a flow draws from a zero of the base."""
+        return self.q.center()
 
-    def _inverse_and_log_prob(self, points: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        frame = self._group.frame
+    def _rows(self, points: ArrayLike) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Points as rows (n, dim), and their shape."""
         array = np.asarray(points, dtype=pytensor.config.floatX)
         self._check_points(array.shape)
-        flat = frame.take(array.reshape(-1, self.ddim))
-        z0, log_det = inverse_and_log_det(self._group.chain, flat, self._group.values())
-        log_q = _base_log_prob(z0) - log_det - frame.log_det
-        return z0.reshape(array.shape), log_q.reshape(array.shape[:-1])
+        return array.reshape(-1, self.q.dim), array.shape
 
     def _check_points(self, shape: tuple[int | None, ...]) -> None:
-        if not shape or shape[-1] not in (None, self.ddim):
+        if not shape or shape[-1] not in (None, self.q.dim):
             raise FlowShapeError(
-                f"points must have shape (n, {self.ddim}): one column per unconstrained scalar of "
+                f"points must have shape (n, {self.q.dim}): one column per unconstrained scalar of "
                 f"the model\ngot {shape}"
             )
 
@@ -353,7 +349,3 @@ class FlowDraws(Approximation):
             )
         check_has_weights(density)
         return density
-
-
-def _base_log_prob(z0: np.ndarray) -> np.ndarray:
-    return -0.5 * ((z0**2).sum(axis=-1) + z0.shape[-1] * np.log(2 * np.pi)).astype(z0.dtype)

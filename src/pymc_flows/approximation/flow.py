@@ -10,26 +10,21 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pytensor.graph.basic import Variable
-from pytensor.graph.replace import graph_replace
-from pytensor.tensor.variable import TensorVariable
-from xarray import Dataset
 
 from pymc_flows.approximation.draws import FlowDraws
-from pymc_flows.approximation.group import NormalizingFlowGroup
 from pymc_flows.approximation.pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation.saving import contents
-from pymc_flows.approximation.start import LayerParams
+from pymc_flows.approximation.start import LayerParams, check_jitter, start_state
+from pymc_flows.approximation.state import State
 from pymc_flows.flows.chain import Loop
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
-from pymc_flows.model.batching import batched_draws
-from pymc_flows.model.logp import density_of, model_or_context
-from pymc_flows.support.compat import MinibatchRandomVariable, VIState
+from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.support.seeds import RandomState
+from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.objective import Problem
 
 
@@ -105,65 +100,49 @@ class NormalizingFlow(FlowDraws):
     ):
         formula = Formula(flow)
         model = model_or_context(model)
+        jitter = check_jitter(jitter)
         with Interrupts(deferred=False):
-            self.density = density_of(model)
-            group = NormalizingFlowGroup(
-                None,
-                flow=formula,
-                model=model,
+            density = density_of(model)
+            seeds = np.random.SeedSequence(integer_seed(random_seed))
+            q = start_state(
+                formula,
+                density,
+                [slot.name for slot in density.slots],
                 jitter=jitter,
                 start=start,
                 params=params,
-                random_seed=random_seed,
+                seed=seeds.spawn(1)[0],
             )
+            self._set_up(q, density, model, seeds)
+
+    @classmethod
+    def of(cls, q: State, model: pm.Model, random_seed: RandomState = None) -> NormalizingFlow:
+        """Make the approximation of a model by a distribution that is there already."""
+        approx = cls.__new__(cls)
+        seeds = np.random.SeedSequence(integer_seed(random_seed))
+        approx._set_up(q, density_of(model), model, seeds)
+        return approx
+
+    def _set_up(
+        self, q: State, density: ModelDensity, model: pm.Model, seeds: np.random.SeedSequence
+    ) -> None:
+        super().__init__(q, density, model, seeds)
         self.hist = np.asarray(())
         self.ladder: Any = None
-        super().__init__([group], model=model)
-        self._sample_rng = np.random.default_rng(group.seeds.spawn(1)[0])
+        self._sample_rng = np.random.default_rng(seeds.spawn(1)[0])
         self._draws_functions = _draws.DrawsFunctions(
-            {slot.name: slot.shape for slot in self.density.slots}
+            {slot.name: slot.shape for slot in density.slots}
         )
-
-    @property
-    def state(self) -> VIState:
-        """Mean and standard deviation by variable, as PyMC's approximations give them."""
-        return self._group.state
-
-    @property
-    def mean_data(self) -> Dataset:
-        """Mean by unconstrained variable."""
-        return self._group.mean_data
-
-    @property
-    def std_data(self) -> Dataset:
-        """Standard deviation by unconstrained variable."""
-        return self._group.std_data
-
-    @property
-    def mean(self) -> TensorVariable:
-        """Mean (dim,) in the unconstrained space: exact if affine, else from fixed noise."""
-        return self._group.mean
-
-    @property
-    def std(self) -> TensorVariable:
-        """Standard deviation (dim,) in the unconstrained space; as `mean`."""
-        return self._group.std
-
-    @property
-    def cov(self) -> TensorVariable:
-        """Covariance (dim, dim) in the unconstrained space; as `mean`."""
-        return self._group.cov
 
     @property
     def graph_loop(self) -> Loop:
         """How repeats enter graphs that PyTensor compiles with any backend."""
-        return self._group.graph_loop
+        return self.flow.graph_loop
 
-    def problem(self, beta: float = 1.0) -> Problem:
+    def problem(self, kl_weight: float = 1.0) -> Problem:
         """What a fit optimises: this flow against the model's log density."""
-        group = self._group
         scale = self.symbolic_normalizing_constant if self.has_minibatch else 1.0
-        return Problem(group.chain, group.blocks, group.frame, self.density, beta, scale)
+        return Problem(self.flow, self.density, kl_weight, scale)
 
     @property
     def has_minibatch(self) -> bool:
@@ -171,29 +150,16 @@ class NormalizingFlow(FlowDraws):
         rvs = [*self.model.observed_RVs, *self.model.free_RVs]
         return any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
 
-    def symbolic_sample_over_posterior(
-        self,
-        node: Variable | list[Variable],
-        more_replacements: Mapping[Variable, Variable] | None = None,
-    ) -> Any:
-        """Evaluate nodes for all draws at once; PyMC's own version scans over draws."""
-        nodes = list(node) if isinstance(node, list | tuple) else [node]
-        if more_replacements:
-            nodes = graph_replace(nodes, dict(more_replacements), strict=False)
-        values = self.density.unpack(self.symbolic_random)
-        sampled, _ = batched_draws(nodes, values, "the graph", keep_checks=self.model.check_bounds)
-        return sampled if isinstance(node, list | tuple) else sampled[0]
-
     # --------------------------------------------------------------------------------- display
 
     def __str__(self) -> str:
         """Formula and dimension."""
-        return f"NormalizingFlow({str(self.formula)!r}, dim={self.ddim})"
+        return f"NormalizingFlow({str(self.formula)!r}, dim={self.q.dim})"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [replace(self.formula.table(self.ddim), title=str(self))._repr_html_()]
+        parts = [replace(self.formula.table(self.q.dim), title=str(self))._repr_html_()]
         if len(self.hist):
             recent = self.hist[-1_000:]
             mean = recent[np.isfinite(recent)].mean() if np.isfinite(recent).any() else np.nan
@@ -225,7 +191,7 @@ class NormalizingFlow(FlowDraws):
         FileNotFoundError, IsADirectoryError
             If the folder does not exist, or the path is one.
         ModuleNotFoundError
-            If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+            If h5netcdf or h5py is missing (the extra ``files``).
         """
         write(path, contents(self))
 

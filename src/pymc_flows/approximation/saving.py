@@ -40,12 +40,8 @@ def versions() -> dict[str, str]:
 
 def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
     """All that `restore` needs; with other losses than the approximation's own, if given."""
-    group = approx.groups[0]
-    arrays = {"center": group.frame.center}
-    if group.frame.scale is not None:
-        arrays["scale"] = group.frame.scale
-    arrays |= {f"param_{k}": np.asarray(v.get_value()) for k, v in group.params_dict.items()}
-    arrays["hist"] = np.asarray(approx.hist if hist is None else hist, dtype=float)
+    losses = np.asarray(approx.hist if hist is None else hist, dtype=float)
+    arrays = {**approx.q.arrays(), "hist": losses}
     record = {
         "versions": versions(),
         "floatX": pytensor.config.floatX,
@@ -153,8 +149,7 @@ def check_log_density(approx: FlowDraws, content: Content) -> None:
 
 def restore(approx: FlowDraws, content: Content) -> None:
     """Give an approximation made with `flow_arguments` the rest of what is in the file."""
-    for name, param in approx.groups[0].params_dict.items():
-        param.set_value(content.array(f"param_{name}", param.type.shape, param.dtype))
+    approx.q.load(content.array)
     approx.hist = content.array("hist", (None,))
     record = content.record
     try:

@@ -5,14 +5,63 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pytensor
 from numpy.typing import ArrayLike
 
 from pymc_flows.errors import ArgumentError, FlowShapeError
-from pymc_flows.flows import Chain
+from pymc_flows.flows import Chain, Loc, build_chain
 from pymc_flows.flows.frame import Frame
+from pymc_flows.flows.state import FlowState
+from pymc_flows.formula import Formula
 from pymc_flows.model.layout import Slot, sizes
+from pymc_flows.model.logp import ModelDensity
 
 type LayerParams = Mapping[int, Mapping[str, ArrayLike]]
+
+
+def start_state(
+    formula: Formula,
+    density: ModelDensity,
+    names: Sequence[str],
+    *,
+    jitter: float,
+    start: Mapping[str, ArrayLike] | Frame | None,
+    params: LayerParams | None,
+    seed: np.random.SeedSequence,
+) -> FlowState:
+    """Make the state that a fit of a flow begins with.
+
+    Parameters
+    ----------
+    formula : Formula
+    density : ModelDensity
+    names : sequence of str
+        Unconstrained variables of the model that are the flow's coordinates, in order.
+    jitter, start, params
+        As for `NormalizingFlow`.
+    seed : SeedSequence
+        Seeds the raw parameters.
+    """
+    slots = {slot.name: slot for slot in density.slots}
+    chain = build_chain(formula, sum(size for _, size in sizes(slots[name] for name in names)))
+    dtype = pytensor.config.floatX
+    rng = np.random.default_rng(seed)
+    values = chain.initial_params(jitter=jitter, rng=rng, dtype=dtype)
+    if isinstance(start, Frame):
+        frame = check_frame(start, [slots[name] for name in names])
+    else:
+        point = dict(zip(slots, density.split(start), strict=True))
+        frame = Frame(np.concatenate([np.ravel(point[name]) for name in names]))
+        if isinstance(chain.blocks[-1].layer, Loc):
+            values[-1]["loc"][-1] += frame.center.astype(dtype)
+            frame = Frame(np.zeros(chain.dim))
+    set_layer_params(chain, values, params)
+    blocks = tuple(
+        {name: pytensor.shared(v, name, shape=v.shape) for name, v in block.items()}
+        for block in values
+    )
+    is_framed = isinstance(start, Frame)
+    return FlowState(formula, chain, blocks, frame.astype(dtype), is_framed)
 
 
 def check_jitter(jitter: float) -> float:

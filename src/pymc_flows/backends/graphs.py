@@ -107,7 +107,7 @@ def _switched(node: Apply, dependent: set[Variable], *, keep: bool) -> list[Vari
             bad = np.nan
         if not isinstance(value, TensorVariable) or not value.dtype.startswith("float"):
             return node.outputs
-        condition = pt.all([_as_tensor(c) for c in conditions])
+        condition = pt.all([as_tensor_of(c) for c in conditions])
         return [pt.switch(condition, value, np.asarray(bad, dtype=value.dtype))]
     if not isinstance(node.op, Scan | OpFromGraph):
         return node.outputs
@@ -121,7 +121,7 @@ def _switched(node: Apply, dependent: set[Variable], *, keep: bool) -> list[Vari
     return rebuild_scan(node.op, inner.inputs, results).make_node(*node.inputs).outputs
 
 
-def _as_tensor(condition: Variable) -> TensorVariable:
+def as_tensor_of(condition: Variable) -> TensorVariable:
     """The tensor behind a scalar: that one vectorises."""
     if condition.owner is not None and isinstance(condition.owner.op, ScalarFromTensor):
         return condition.owner.inputs[0]

@@ -88,17 +88,29 @@ def _bernoulli(node: Apply) -> TensorVariable | None:
     if not _is(node, ps.Switch):
         return None
     y, log_p, log_q = node.inputs
-    if not (_is(log_p.owner, ps.Log) and _is(log_q.owner, ps.Log)):
+    if not _is(log_p.owner, ps.Log):
         return None
-    [p], [q] = log_p.owner.inputs, log_q.owner.inputs
-    if not (_is(p.owner, ps.Sigmoid) and _is(q.owner, ps.Sub)):
+    [p] = log_p.owner.inputs
+    if not _is(p.owner, ps.Sigmoid):
         return None
-    one, same = q.owner.inputs
-    if same is not p or _constant(one) != 1:
+    [x] = p.owner.inputs
+    if _complement(log_q.owner) is not p:
         return None
-    x = p.owner.inputs[0]
     sign = pt.switch(y, np.asarray(-1, dtype=x.dtype), np.asarray(1, dtype=x.dtype))
     return -pt.softplus(sign * x)
+
+
+def _complement(node: Apply | None) -> Variable | None:
+    """The p of log(1 − p), as PyMC 6.4 writes it, or of log1p(−p), as before."""
+    if node is None or not (_is(node, ps.Log) or _is(node, ps.Log1p)):
+        return None
+    inner = node.inputs[0].owner
+    if _is(node, ps.Log1p):
+        return inner.inputs[0] if inner is not None and _is(inner, ps.Neg) else None
+    if inner is None or not _is(inner, ps.Sub):
+        return None
+    one, p = inner.inputs
+    return p if _constant(one) == 1 else None
 
 
 def _is(node: Apply | None, scalar_op: type) -> bool:

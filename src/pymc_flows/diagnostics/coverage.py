@@ -8,24 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytensor
-from xarray import DataArray
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.reliability import Moments
+from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.importance import ROUNDING, Quality
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.points import place
-
-# Distances beyond the largest log weight at which the shares are compared, in nats.
-_BEYOND = np.array([0.0, 1.0, 2.0, 5.0, 10.0, 20.0])
-# A missing share that is too small to matter.
-_NEGLIGIBLE = 0.01
-# The share of q above the largest of n weights is 1/n times an exponential variable, which exceeds
-# this once in a hundred times.
-_RARELY = -math.log(0.01)
-# Standard errors of a share of the reference's draws that are no surprise.
-_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
@@ -114,40 +104,63 @@ def cover(
         n_draws=len(ratios),
         n_effective=n_effective,
         invalid=outside + (1 - outside) * float(1 - valid.mean()),
-        distance=float(_BEYOND[worst]),
+        distance=THRESHOLDS.beyond[worst],
         beyond=float(beyond[worst]),
         limit=float(limits[worst]),
     )
-    return coverage, Moments(points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float))
+    mean, std = points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float)
+    return coverage, Moments(mean, std, effective_sizes(points))
 
 
 def _effective(ratios: np.ndarray) -> float:
     """Effective number of draws of a series (n,), by ranks: some may be infinite."""
-    import arviz  # noqa: F401 - its accessor of xarray objects; slow to import
+    from arviz_stats.base.array import array_stats  # slow to import
 
     n = len(ratios)
-    found = float(DataArray(ratios, dims="draw").azstats.ess(sample_dims="draw"))
+    found = float(array_stats.ess(ratios, chain_axis=None, method="bulk"))
     # Too few draws have no autocorrelation; a series that alternates would be worth more.
     return min(found, n) if math.isfinite(found) else float(n)
+
+
+def effective_sizes(points: np.ndarray) -> np.ndarray:
+    """What draws (n, dim) are worth, for the mean and the standard deviation of each coordinate.
+
+    The number (dim,) of independent draws of a normal distribution with the same noise: fewer for
+    autocorrelated draws, and for those with heavy tails. For kurtosis κ, the relative variance of a
+    standard deviation of n draws is (κ − 1)/4n, for a normal distribution 1/2n; that of a mean 1/n.
+    """
+    from arviz_stats.base.array import array_stats  # slow to import
+
+    n = len(points)
+    z = points.astype(float) - points.mean(axis=0, dtype=float)
+    std = z.std(axis=0)
+    z /= np.where(std > 0, std, 1.0)
+    with np.errstate(all="ignore"):  # of a constant coordinate
+        each = [array_stats.ess(x.T, chain_axis=None, method="mean") for x in (z, z**2)]
+        found = np.nanmin([*each, np.full(z.shape[1], n)], axis=0)
+    return found / np.maximum((np.mean(z**4, axis=0) - 1) / 4, 1)
 
 
 def _shares(
     ratios: np.ndarray, n_effective: float, log_weights: np.ndarray, khat: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the reference beyond the largest log weight, and their limits."""
+    beyond_nats = np.array(THRESHOLDS.beyond)
     finite = log_weights[np.isfinite(log_weights)]
     if not len(finite):
-        return np.ones(len(_BEYOND)), np.full(len(_BEYOND), _NEGLIGIBLE)
+        return np.ones(len(beyond_nats)), np.full(len(beyond_nats), THRESHOLDS.share)
     top = float(finite.max())
     # Equal weights differ by rounding only, a little more after an inverse.
-    rounding = 100 * ROUNDING[pytensor.config.floatX]
-    edges = top + rounding * (1 + abs(top)) + _BEYOND
+    rounding = 10 * ROUNDING[pytensor.config.floatX]
+    edges = top + rounding * (1 + abs(top)) + beyond_nats
     beyond = (ratios[:, None] > edges).mean(axis=0)
     share = 1 / float(np.exp(finite - top).sum())
     k = min(max(khat, 0.01), 0.95)
-    expected = share / (1 - k) * np.exp(-_BEYOND * (1 / k - 1))
+    expected = share / (1 - k) * np.exp(-beyond_nats * (1 / k - 1))
     if not math.isfinite(khat):
-        expected = np.full(len(_BEYOND), share)
-    foreseen = np.minimum(_RARELY * expected, 0.5) + _NEGLIGIBLE
-    noise = _ERRORS * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+        expected = np.full(len(beyond_nats), share)
+    foreseen = np.minimum(THRESHOLDS.rare * expected, 0.5) + THRESHOLDS.share
+    noise = (
+        THRESHOLDS.share_errors * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+    )
     return beyond, foreseen + noise

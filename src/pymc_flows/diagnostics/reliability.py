@@ -18,10 +18,15 @@ from pymc_flows.support.seeds import RandomState
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation (dim,) of draws in the unconstrained space."""
+    """Mean and standard deviation (dim,) of draws in the unconstrained space.
+
+    ``effective``, of a reference, is how many independent draws of a normal distribution have the
+    same noise.
+    """
 
     mean: np.ndarray
     std: np.ndarray
+    effective: np.ndarray | float = math.inf
 
 
 class Passes:

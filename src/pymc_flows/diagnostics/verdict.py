@@ -19,6 +19,7 @@ from pymc_flows.diagnostics.reliability import (
     differences,
     worst_first,
 )
+from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.importance import LACKING, Quality, weigh
 from pymc_flows.support.seeds import RandomState
@@ -26,13 +27,6 @@ from pymc_flows.support.tables import html_table, text_table
 
 __all__ = ["Coordinate", "Report", "report"]
 
-# Fewer draws would say little of the tail of their weights.
-_MIN_DRAWS = 100
-# Errors of means and standard deviations, in standard deviations, above which draws need a
-# correction; and above which draws of a reference contradict.
-_TOLERANCE, _CONTRADICTION = 0.1, 0.3
-# Coordinates that are named, and shown.
-_NAMED, _SHOWN = 1_000, 10
 _NUMBERS = range(1, 5)  # columns of the table
 
 _CAVEAT = (
@@ -86,8 +80,10 @@ class Report:
     coverage : Coverage or None
         What the reference says of places that are missing.
     contradiction : float or None
-        Largest error against the reference, in standard deviations; of weighted draws if k-hat
-        says that the weights can be trusted.
+        Error against the reference that is furthest above its noise, in standard deviations; of
+        weighted draws if k-hat says that the weights can be trusted.
+    contradiction_noise : float
+        How large it may be by chance, by the effective numbers of draws of both.
     is_framed : bool
         Whether the flow was given coordinates to work in, as `fit` does.
     lacking : float
@@ -103,6 +99,7 @@ class Report:
     worst: float
     coverage: Coverage | None = None
     contradiction: float | None = None
+    contradiction_noise: float = 0.0
     is_framed: bool = True
     lacking: float = 0.0
 
@@ -116,13 +113,13 @@ class Report:
         quality, coverage = self.quality, self.coverage
         if quality.ess == 0:
             return "unusable"
-        if coverage is not None and coverage.invalid > 0.01:
+        if coverage is not None and coverage.invalid > THRESHOLDS.invalid:
             return "mismatched"
         if coverage is not None and (coverage.is_missing or self._contradicts):
             return "incomplete"
         if self.lacking > LACKING:
             return "incomplete"
-        is_close = self.worst <= _TOLERANCE + 3 / math.sqrt(quality.ess)
+        is_close = self.worst <= THRESHOLDS.tolerance + 3 / math.sqrt(quality.ess)
         if not quality.is_trusted:
             # A mean weight exists below 1, and most draws count: only rare ones are amiss.
             rare = quality.khat < 1 and quality.ess > quality.n_draws / 2
@@ -131,10 +128,8 @@ class Report:
 
     @property
     def _contradicts(self) -> bool:
-        if self.coverage is None or self.contradiction is None:
-            return False
-        noise = 4 / math.sqrt(self.coverage.n_draws) + 4 / math.sqrt(max(self.quality.ess, 1))
-        return not self.contradiction <= _CONTRADICTION + noise
+        error = self.contradiction
+        return error is not None and not error <= THRESHOLDS.tolerance + self.contradiction_noise
 
     @property
     def _remedy(self) -> str:
@@ -251,7 +246,7 @@ class Report:
             title += " and against the reference"
             header += ("mean, reference", "sd, reference")
         rows = []
-        for c in self.coordinates[:_SHOWN]:
+        for c in self.coordinates[: THRESHOLDS.shown]:
             numbers = [c.mean, c.sd, c.reference_mean, c.reference_sd]
             rows.append((c.name, *(_signed(x) for x in numbers if x is not None)))
         hidden = self.n_coordinates - len(rows)
@@ -327,8 +322,8 @@ def report(
             "Fit first and report on the result: approx = pymc_flows.fit(model=model), or the "
             "attribute approx of an NFVI."
         )
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < _MIN_DRAWS:
-        raise ArgumentError(f"n must be an integer of at least {_MIN_DRAWS}, got {n!r}")
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < THRESHOLDS.min_draws:
+        raise ArgumentError(f"n must be an integer of at least {THRESHOLDS.min_draws}, got {n!r}")
     approx.density.check_shapes()
     passes = Passes(approx, int(n), random_seed)
     log_weights = passes.log_weights()
@@ -338,14 +333,17 @@ def report(
         nothing = np.full(approx.ddim, np.nan)
         weighted = Moments(nothing, nothing)
     errors = [*differences(plain, weighted)]
-    coverage, contradiction = None, None
+    coverage, contradiction, noise = None, None, 0.0
     if reference is not None:
         coverage, truth = cover(approx, reference, log_weights, quality)
         errors += differences(plain, truth)
         # Errors that the weights remove are not held against it, if the weights can be trusted.
         left = differences(weighted if quality.is_trusted else plain, truth)
-        contradiction = float(np.abs(left).max())
-    order = worst_first(*errors)[:_NAMED]
+        error = np.abs(left).max(axis=0)
+        noises = THRESHOLDS.standard_errors * np.sqrt(1 / truth.effective + 1 / max(quality.ess, 1))
+        index = worst_first(error - noises)[0]
+        contradiction, noise = float(error[index]), float(noises[index])
+    order = worst_first(*errors)[: THRESHOLDS.named]
     slots = approx.density.slots
     coordinates = tuple(
         Coordinate(coordinate_name(approx.model, slots, int(i)), *(float(e[i]) for e in errors))
@@ -360,7 +358,8 @@ def report(
         worst=float(np.abs(errors[:2]).max()),
         coverage=coverage,
         contradiction=contradiction,
-        is_framed=approx.groups[0].is_framed,
+        contradiction_noise=noise,
+        is_framed=approx.is_framed,
         lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
     )
 

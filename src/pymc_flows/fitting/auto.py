@@ -90,7 +90,7 @@ class Ladder:
         found = [rung.quality for rung in self.rungs if rung.quality is not None]
         own = quality.log_evidence + N_ERRORS * quality.log_evidence_error
         gap = known_evidence(found) - own
-        return max(0.0, -math.expm1(-gap)) if math.isfinite(gap) else 0.0
+        return -math.expm1(-gap) if 0 < gap < math.inf else 0.0
 
     def record(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -200,7 +200,7 @@ def climb(
     tried = _Tried(seeds)
     with Interrupts(deferred=False):
         approx = _gaussian(model, start, seeds)
-    frame, is_found = approx.groups[0].frame, not isinstance(start, Frame)
+    frame, is_found = approx.flow.frame, not isinstance(start, Frame)
     dim, enough = len(frame.center), GOOD_ENOUGH
     trials = [Trial(GAUSSIAN), *richer(dim)]
     if is_found and not approx.density.is_random:
@@ -338,7 +338,7 @@ def _gaussian(
     if approx.density.is_random:
         return approx
     rng = np.random.default_rng(int(next(seeds)))
-    return of(match_moments(LogDensity(approx.density).value, approx.groups[0].frame, rng))
+    return of(match_moments(LogDensity(approx.density).value, approx.flow.frame, rng))
 
 
 def _gap(rungs: Sequence[Rung]) -> float:
@@ -386,7 +386,7 @@ def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:
 def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
     """The coordinates of ``frame`` after a fitted ``scale-loc``."""
     ends = np.stack([np.zeros(approx.ddim), np.ones(approx.ddim)])
-    (loc, stop), _ = forward_and_log_det(approx.chain, ends, approx.groups[0].values())
+    (loc, stop), _ = forward_and_log_det(approx.chain, ends, approx.flow.values())
     scale = stop - loc
     if frame.scale is None:
         return Frame(frame.center + loc, scale)

@@ -99,7 +99,7 @@ def save_fit(
         "ramp": state.ramp and astuple(state.ramp),
         "path_from": state.path_from,
         "failures": loop.failures,
-        "include_transformed": bool(approx.groups[0].include_transformed),
+        "include_transformed": approx.include_transformed,
         "noise_rng": encode_state(loop._noise),
         "model_rngs": encode_state(dict(enumerate(loop._rngs))),
         "state_names": names,
@@ -220,7 +220,7 @@ def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> N
         fresh = {str(k): rng for k, rng in enumerate(loop._rngs)}
         with loop._precision():
             loop._rngs = list(decode_state(fit["model_rngs"], fresh).values())
-        approx.groups[0].include_transformed = bool(fit["include_transformed"])
+        approx.include_transformed = bool(fit["include_transformed"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
     _warn_of_versions(content)

@@ -21,6 +21,7 @@ from pymc_flows.fitting.session import FitState, Run
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.chain import Loop
 from pymc_flows.flows.frame import Frame
+from pymc_flows.flows.state import FlowState, base_log_prob
 from pymc_flows.formula import Formula
 from pymc_flows.model.backend import layer_loop
 from pymc_flows.model.examine import check_backend, warn_if_affine
@@ -32,7 +33,6 @@ from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.seeds import RandomState, integer_seeds
 from pymc_flows.training.loop import Step, TrainingLoop
 from pymc_flows.training.noise import aligned_zeros
-from pymc_flows.training.objective import Problem, base_log_prob
 from pymc_flows.training.optimizers import Optimizer, rated
 from pymc_flows.training.packing import Packing, split_by_block
 from pymc_flows.training.progress import FitProgress
@@ -214,18 +214,18 @@ def _prepare(
     seed: int,
 ) -> FitState:
     """The compiled loop, whose noise is the choice of draws."""
-    problem, optimizer = approx.problem(), rated(obj_optimizer, n)
+    q, optimizer = approx.flow, rated(obj_optimizer, n)
     rows = pt.matrix("draws", shape=(batch, approx.ddim), dtype=pytensor.config.floatX)
     # There are no kernels of inverses.
     loop: Loop = "scan" if layer_loop(backend) == "scan" else "unroll"
-    named, packing = approx.groups[0].params_dict, None
-    params: list[Any] = problem.flat_params
+    named, packing = approx.flow.params_dict, None
+    params: list[Any] = [*q.params]
     if optimizer.is_elementwise:
         packing = Packing(named)
         params = [packing.theta]
         blocks = tuple(split_by_block(approx.chain, packing.theta, loop))
-        problem = replace(problem, params=blocks)
-    loss = _loss(problem, rows, loop)
+        q = replace(q, blocks=blocks)
+    loss = _loss(q, rows, loop)
     grads = [materialize(grad) for grad in pytensor.grad(loss, params)]
     names = [""] if packing else list(named)
     step = Step(
@@ -237,7 +237,7 @@ def _prepare(
         packing=packing,
     )
     # What is fitted is the flow in the coordinates of its frame.
-    standard = problem.frame.take(points).astype(pytensor.config.floatX)
+    standard = q.frame.take(points).astype(pytensor.config.floatX)
 
     def choose(rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         chosen = aligned_zeros(shape, dtype)
@@ -258,11 +258,11 @@ def _prepare(
     return FitState(compiled, [], optimizer.schedule, has_rate, score=True, every=every)
 
 
-def _loss(problem: Problem, rows: TensorVariable, loop: Loop) -> TensorVariable:
+def _loss(q: FlowState, rows: TensorVariable, loop: Loop) -> TensorVariable:
     """Mean of −ln q, in nats of the unconstrained space, at points in the frame's coordinates."""
-    z0, log_det = problem.chain.inverse_and_log_det(rows, problem.params, loop=loop)
+    z0, log_det = q.chain.inverse_and_log_det(rows, q.blocks, loop=loop)
     log_q = base_log_prob(z0) - log_det
-    return problem.frame.log_det - log_q.mean()
+    return q.frame.log_det - log_q.mean()
 
 
 def _run(

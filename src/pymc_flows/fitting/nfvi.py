@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
-from pymc.variational import Inference, KLqp
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.approximation import NormalizingFlow, deep_copy
-from pymc_flows.approximation.operators import FlowKL
+from pymc_flows.approximation._pymc import FlowKL, Inference, KLqp
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.checkpoint import save_fit
 from pymc_flows.fitting.prepare import prepare
@@ -266,7 +265,7 @@ class NFVI(KLqp):
                 max_norm=total_grad_norm_constraint,
                 compile_kwargs=renamed(fn_kwargs, compile_kwargs),
             )
-        self.approx.groups[0].include_transformed = include_transformed
+        self.approx.include_transformed = include_transformed
         if plateau is not None:
             self.state.plateau = plateau
             peak = self.state.schedule.peak

@@ -70,7 +70,7 @@ def load(
     FormulaError
         If the formula has a flow that is not registered.
     ModuleNotFoundError
-        If h5netcdf is missing: ``pip install 'pymc-flows[files]'``.
+        If h5netcdf or h5py is missing (the extra ``files``).
     """
     content = read(path)
     approx = NormalizingFlow(**flow_arguments(content, model_or_context(model)))

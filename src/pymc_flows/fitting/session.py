@@ -273,8 +273,7 @@ class Run:
                 UserWarning,
                 stacklevel=4,
             )
-        group, formula = self._approx.groups[0], str(self._approx.formula)
-        is_framed = group.is_framed
+        formula, is_framed = str(self._approx.formula), self._approx.is_framed
         for concern in concerns(self.losses, formula, is_framed=is_framed, learns=learns):
             say(concern)
         _log.info("%s", self._how_it_ended())
@@ -339,9 +338,9 @@ def why_step_failed(
     replacements : mapping, optional
         Those in the model's log density.
     """
-    group, step, noise = approx.groups[0], loop.step, loop.failed_noise
-    z, log_det = forward_and_log_det(approx.chain, noise, group.values())
-    z = group.frame.place(z)
+    q, step, noise = approx.flow, loop.step, loop.failed_noise
+    z, log_det = forward_and_log_det(q.chain, noise, q.values())
+    z = q.frame.place(z)
     bad = np.argwhere(~np.isfinite(z))
     if len(bad):
         draw, coordinate = bad[0]

@@ -18,7 +18,7 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.chain import Loop
 from pymc_flows.model.examine import DrawPlan
 from pymc_flows.training.loop import Step
-from pymc_flows.training.objective import Guide, loss_and_gradients
+from pymc_flows.training.objective import Estimator, loss_and_gradients
 from pymc_flows.training.optimizers import Rated
 from pymc_flows.training.packing import Packing
 
@@ -74,12 +74,14 @@ def build_step(
         If the loss does not depend on one of ``extra``.
     """
     problem = approx.problem(beta)
-    temper, path = (pt.scalar(name, dtype=pytensor.config.floatX) for name in ("temper", "path"))
+    temperature, path = (
+        pt.scalar(name, dtype=pytensor.config.floatX) for name in ("inverse_temperature", "path")
+    )
     use_path = {"total": None, "path": pt.constant(1), "switch": path}[gradient]
-    guide = Guide(temper if anneals else None, use_path)
+    estimator = Estimator(temperature if anneals else None, use_path)
     noise = pt.matrix("z0", shape=(n_draws, approx.ddim), dtype=pytensor.config.floatX)
-    named = approx.groups[0].params_dict
-    packing, params = None, [*problem.flat_params, *extra]
+    named = approx.flow.params_dict
+    packing, params = None, [*problem.q.params, *extra]
     if optimizer.is_elementwise and not extra and more_updates.keys().isdisjoint(params):
         packing = Packing(named)
         params = [packing.theta]
@@ -90,7 +92,7 @@ def build_step(
         plan,
         loop=loop,
         theta=packing and packing.theta,
-        guide=guide,
+        estimator=estimator,
         extra=extra,
         replacements=replacements,
     )
@@ -109,6 +111,7 @@ def build_step(
         tracked.update({f"grad_{k}": g for k, g in zip(own, grads, strict=False)})
     names = [*own, *(str(param) for param in extra)]
     by_name = dict(zip(names, grads, strict=True))
-    settings = [optimizer.rate, temper if anneals else None, path if gradient == "switch" else None]
+    switch = path if gradient == "switch" else None
+    settings = [optimizer.rate, estimator.inverse_temperature, switch]
     chosen = tuple(x for x in settings if x is not None)
     return Step(noise, loss, by_name, updates, chosen, tracked, packing)

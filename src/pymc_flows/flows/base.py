@@ -12,7 +12,7 @@ Shapes: the last axis of a point is the event axis ``(dim,)``; everything left o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -20,8 +20,14 @@ import pytensor
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import NotInvertibleError
+from pymc_flows.flows.numerics import zeros_of_batch
 
-__all__ = ["AFFINE", "FixedFlow", "Flow", "FusedFlow", "KernelFlow"]
+type Params = Mapping[str, TensorVariable]
+"""Parameters of a layer by name, or of a block, on a leading axis (count,)."""
+type Pair = tuple[TensorVariable, TensorVariable]
+"""Points (..., dim) with their log-determinants (...), or with their scores (..., dim)."""
+type Shapes = dict[str, tuple[int, ...]]
+type Arrays = dict[str, np.ndarray]
 
 # What `Flow.note` says of a layer whose network has nothing to depend on.
 AFFINE = "in 1 dimension an affine map"
@@ -60,17 +66,15 @@ class Flow(ABC):
     period: ClassVar[int] = 1
 
     @abstractmethod
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """Shape of each raw parameter of one layer, names in alphabetical order."""
 
     @abstractmethod
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Raw values at jitter 0 for a block of ``count`` repeats: float64, (count, ...) each."""
 
     @abstractmethod
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """Turn raw parameters, any real numbers, into the ones that the map needs.
 
         Works on any leading axes, so that a whole stacked block is constrained at once. The result
@@ -82,9 +86,7 @@ class Flow(ABC):
         """
 
     @abstractmethod
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Map base to posterior.
 
         Parameters
@@ -101,9 +103,7 @@ class Flow(ABC):
             ``log|det d z_new / d z|`` in nats.
         """
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Map posterior to base; a layer with ``has_inverse`` defines this.
 
         Parameters
@@ -127,12 +127,7 @@ class Flow(ABC):
         """
         raise NotInvertibleError(f"the flow {self.word!r} has no inverse")
 
-    def forward_and_score(
-        self,
-        z: TensorVariable,
-        score: TensorVariable,
-        params: Mapping[str, TensorVariable],
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_score(self, z: TensorVariable, score: TensorVariable, params: Params) -> Pair:
         r"""Carry a density's score through the map: of z, then of its image.
 
         With :math:`J = \partial z' / \partial z`,
@@ -171,17 +166,15 @@ class Flow(ABC):
 class FixedFlow(Flow):
     """A layer without parameters."""
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """Nothing."""
         return {}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Nothing."""
         return {}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """Nothing."""
         return {}
 
@@ -190,23 +183,16 @@ class FusedFlow(Flow):
     """A layer whose repeats are computed as one map, without a loop over them."""
 
     @abstractmethod
-    def stack_forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def stack_forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """``forward_and_log_det`` of a block with parameters (count, ...)."""
 
     @abstractmethod
-    def stack_inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def stack_inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """``inverse_and_log_det`` of a block with parameters (count, ...)."""
 
     def stack_forward_and_score(
-        self,
-        z: TensorVariable,
-        score: TensorVariable,
-        params: Mapping[str, TensorVariable],
-    ) -> tuple[TensorVariable, TensorVariable]:
+        self, z: TensorVariable, score: TensorVariable, params: Params
+    ) -> Pair:
         """``forward_and_score`` of a block with parameters (count, ...)."""
         z_new, _ = self.stack_forward_and_log_det(z, params)
         return z_new, _score_of_image(score, z_new, *self.stack_inverse_and_log_det(z_new, params))
@@ -216,13 +202,21 @@ class KernelFlow(Flow):
     """A layer with a kernel Op for a block of it, where a backend compiles copies too slowly."""
 
     @abstractmethod
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def stack(self, dim: int) -> Callable[..., list[TensorVariable]]:
+        """The kernel Op of a block in ``dim`` dimensions, a `kernels.stack_op.StackOp`."""
+
+    def kernel_params(self, theta: TensorVariable, dim: int) -> TensorVariable:
+        """What the kernel Op takes for the vector of a block's raw parameters."""
+        return theta
+
+    def kernel_forward_and_log_det(self, z: TensorVariable, theta: TensorVariable) -> Pair:
         """``forward_and_log_det`` of a block on z (n, dim).
 
         ``theta`` is the vector of the block's raw parameters, as `Block.unflatten` reads it.
         """
+        dim = z.type.shape[-1]
+        z_new, log_det, _ = self.stack(dim)(z, self.kernel_params(theta, dim))
+        return z_new, zeros_of_batch(z) if self.is_volume_preserving else log_det
 
 
 def _score_of_image(

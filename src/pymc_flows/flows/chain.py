@@ -1,89 +1,20 @@
-"""Blocks of repeated layers, and the chain that a formula stands for."""
+"""The chain of blocks that a formula stands for."""
 
-import math
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FlowShapeError, NotInvertibleError
-from pymc_flows.flows.base import Flow, FusedFlow, KernelFlow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Shapes
+from pymc_flows.flows.block import Block, Loop, Raw
 from pymc_flows.flows.checks import check_positive_int, with_shape
-from pymc_flows.flows.scans import scan_layers, scan_score
 
 __all__ = ["Block", "Chain", "Loop"]
-
-# A fused block is a product of matrices that has to be prepared. On JAX, few layers take points
-# with less than this many numbers in all faster one by one: reflections of 1 point in 100
-# dimensions 4 times as fast, of 10 in 10 dimensions twice, of 10 in 100 dimensions no more.
-MIN_FUSED = 256
-MAX_COPIED = 16
-
-type Loop = Literal["unroll", "scan", "kernel"]
-type _Params = Mapping[str, TensorVariable]
-type _Raw = _Params | TensorVariable
-
-
-@dataclass(frozen=True)
-class Block:
-    """``count`` layers of one kind in a row; parameters are stacked on a leading axis (count,).
-
-    Parameters
-    ----------
-    layer : Flow
-        The layer that is repeated.
-    count : int
-        Number of repeats, at least 1.
-    """
-
-    layer: Flow
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a count that is not a positive integer."""
-        check_positive_int("the count of a block", self.count)
-
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each stacked raw parameter, (count, ...), names in alphabetical order."""
-        shapes = self.layer.param_shapes(dim)
-        return {name: (self.count, *shapes[name]) for name in sorted(shapes)}
-
-    def kernel(self, loop: Loop) -> KernelFlow | None:
-        """The layer, if the block enters a graph for points (n, dim) as a kernel Op."""
-        return self.layer if loop == "kernel" and isinstance(self.layer, KernelFlow) else None
-
-    def size(self, dim: int) -> int:
-        """Number of raw values of all parameters and repeats."""
-        return sum(math.prod(shape) for shape in self.param_shapes(dim).values())
-
-    def unflatten(self, theta: TensorVariable, dim: int) -> dict[str, TensorVariable]:
-        """Stacked raw parameters, (count, ...) each, in a vector of all of them.
-
-        They lie one after the other in alphabetical order, each in C order.
-        """
-        parts, start = {}, 0
-        for name, shape in self.param_shapes(dim).items():
-            stop = start + math.prod(shape)
-            parts[name] = theta[start:stop].reshape(shape)
-            start = stop
-        return parts
-
-    def split(self, stacked: _Params) -> list[dict[str, TensorVariable]]:
-        """Parameters of each layer in those of all, (count, ...) each.
-
-        Equal to indexing; but its gradient is one join, not an addition to zeros for each layer.
-        """
-        layers: list[dict[str, TensorVariable]] = [{} for _ in range(self.count)]
-        for name, value in stacked.items():
-            shape = value.type.shape[1:]
-            sizes = [math.prod(shape)] * self.count
-            parts = pt.split(value.ravel(), sizes, n_splits=self.count)
-            for layer, part in zip(layers, parts, strict=True):
-                layer[name] = part.reshape(shape)
-        return layers
 
 
 @dataclass(frozen=True)
@@ -114,7 +45,7 @@ class Chain:
 
     def __len__(self) -> int:
         """Return the number of layers, repeats counted."""
-        return sum(block.count for block in self.blocks)
+        return sum(map(len, self.blocks))
 
     @property
     def has_inverse(self) -> bool:
@@ -141,13 +72,13 @@ class Chain:
         """Whether no layer mixes coordinates."""
         return all(block.layer.is_elementwise for block in self.blocks)
 
-    def param_shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+    def param_shapes(self) -> tuple[Shapes, ...]:
         """Shape of each raw parameter of each block: (count, ...), names in alphabetical order."""
         return tuple(block.param_shapes(self.dim) for block in self.blocks)
 
     def initial_params(
         self, *, jitter: float, rng: np.random.Generator, dtype: str
-    ) -> tuple[dict[str, np.ndarray], ...]:
+    ) -> tuple[Arrays, ...]:
         """Raw start values: reference + jitter · N(0, 1).
 
         Parameters
@@ -176,8 +107,8 @@ class Chain:
         return tuple(values)
 
     def forward_and_log_det(
-        self, z: TensorVariable, params: Sequence[_Raw], *, loop: Loop = "unroll"
-    ) -> tuple[TensorVariable, TensorVariable]:
+        self, z: TensorVariable, params: Sequence[Raw], *, loop: Loop = "unroll"
+    ) -> Pair:
         """Map base draws to posterior-space points.
 
         Parameters
@@ -213,7 +144,7 @@ class Chain:
         return len(quick) == len(self.blocks)
 
     def score(
-        self, z: TensorVariable, params: Sequence[_Raw], *, loop: Loop = "unroll"
+        self, z: TensorVariable, params: Sequence[Raw], *, loop: Loop = "unroll"
     ) -> TensorVariable:
         """Gradient of ln q with respect to the point, at the forward images of base draws.
 
@@ -244,25 +175,12 @@ class Chain:
         z = self._check_points(z)
         score = -z
         for block, raw in zip(self.blocks, self._check_params(params), strict=True):
-            layer = block.layer
-            stacked = layer.constrain(
-                raw if isinstance(raw, Mapping) else block.unflatten(raw, self.dim)
-            )
-            if block.count > 1 and isinstance(layer, FusedFlow):
-                if not _is_thin(block, z, loop):
-                    z, score = layer.stack_forward_and_score(z, score, stacked)
-                    continue
-            elif block.count > 1 and loop == "scan" and stacked:
-                z, score = scan_score(layer, z, score, stacked)
-                continue
-            for k in range(block.count):
-                one = {name: value[k] for name, value in stacked.items()}
-                z, score = layer.forward_and_score(z, score, one)
+            z, score = block.score(z, score, raw, loop)
         return score
 
     def inverse_and_log_det(
-        self, y: TensorVariable, params: Sequence[_Raw], *, loop: Loop = "unroll"
-    ) -> tuple[TensorVariable, TensorVariable]:
+        self, y: TensorVariable, params: Sequence[Raw], *, loop: Loop = "unroll"
+    ) -> Pair:
         """Map posterior-space points to base draws.
 
         Parameters
@@ -292,54 +210,17 @@ class Chain:
         return self._apply(y, params, loop, is_inverse=True)
 
     def _apply(
-        self, points: TensorVariable, params: Sequence[_Raw], loop: Loop, *, is_inverse: bool
-    ) -> tuple[TensorVariable, TensorVariable]:
+        self, points: TensorVariable, params: Sequence[Raw], loop: Loop, *, is_inverse: bool
+    ) -> Pair:
         if loop not in ("unroll", "scan", "kernel"):
             raise ArgumentError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
         points = self._check_points(points)
         steps = list(zip(self.blocks, self._check_params(params), strict=True))
         log_dets = []
         for block, raw in reversed(steps) if is_inverse else steps:
-            points, log_det = self._apply_block(block, points, raw, loop, is_inverse=is_inverse)
+            points, log_det = block.apply(points, raw, loop, is_inverse=is_inverse)
             log_dets.append(log_det)
-        total = log_dets[0]
-        for log_det in log_dets[1:]:
-            total = total + log_det
-        return points, total
-
-    def _apply_block(
-        self, block: Block, points: TensorVariable, raw: _Raw, loop: Loop, *, is_inverse: bool
-    ) -> tuple[TensorVariable, TensorVariable]:
-        layer = block.layer
-        kernel = block.kernel(loop)
-        if kernel is not None and points.ndim == 2 and not is_inverse:
-            theta = (
-                pt.join(0, *(v.ravel() for v in raw.values())) if isinstance(raw, Mapping) else raw
-            )
-            return kernel.kernel_forward_and_log_det(points, theta)
-        raw = raw if isinstance(raw, Mapping) else block.unflatten(raw, self.dim)
-        one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
-        if block.count > 1 and isinstance(layer, FusedFlow):
-            if not _is_thin(block, points, loop):
-                fused = (
-                    layer.stack_inverse_and_log_det
-                    if is_inverse
-                    else layer.stack_forward_and_log_det
-                )
-                return fused(points, layer.constrain(raw))
-            layers = [layer.constrain(part) for part in block.split(raw)]
-        else:
-            # Constrained once for the whole stack, outside of any loop.
-            stacked = layer.constrain(raw)
-            # A loop runs over parameters, so layers without any are copied.
-            if block.count > 1 and loop == "scan" and stacked:
-                return scan_layers(one, points, stacked, is_inverse=is_inverse)
-            layers = [{name: v[k] for name, v in stacked.items()} for k in range(block.count)]
-        total = None
-        for params in layers[:: -1 if is_inverse else 1]:
-            points, log_det = one(points, params)
-            total = log_det if total is None else total + log_det
-        return points, total
+        return points, functools.reduce(operator.add, log_dets)
 
     def _check_inverse(self) -> None:
         if without := self.words_without_inverse:
@@ -351,34 +232,23 @@ class Chain:
             raise FlowShapeError(f"points must have shape (..., {self.dim}), got a scalar")
         return with_shape("points", points, (*points.type.shape[:-1], self.dim))
 
-    def _check_params(self, params: Sequence[_Raw]) -> list[_Raw]:
+    def _check_params(self, params: Sequence[Raw]) -> list[Raw]:
         if len(params) != len(self.blocks):
             raise FlowShapeError(
                 f"expected parameters of {len(self.blocks)} blocks, got {len(params)}"
             )
-        checked: list[_Raw] = []
-        for index, (shapes, raw) in enumerate(zip(self.param_shapes(), params, strict=True)):
-            block = self.blocks[index]
+        checked: list[Raw] = []
+        for index, (block, raw) in enumerate(zip(self.blocks, params, strict=True)):
+            shapes = block.param_shapes(self.dim)
             where = f"block {index} ({block.layer.word})"
             if not isinstance(raw, Mapping):
-                all_of_it = f"the parameters of {where}"
-                checked.append(with_shape(all_of_it, raw, (block.size(self.dim),)))
-                continue
-            if raw.keys() != shapes.keys():
+                size = (block.size(self.dim),)
+                checked.append(with_shape(f"the parameters of {where}", raw, size))
+            elif raw.keys() == shapes.keys():
+                names = {name: f"{name} of {where}" for name in shapes}
+                checked.append({k: with_shape(names[k], raw[k], shapes[k]) for k in shapes})
+            else:
                 raise FlowShapeError(
                     f"{where} expects the parameters {', '.join(shapes)}, got {', '.join(raw)}"
                 )
-            checked.append(
-                {
-                    name: with_shape(f"{name} of {where}", raw[name], shape)
-                    for name, shape in shapes.items()
-                }
-            )
         return checked
-
-
-def _is_thin(block: Block, points: TensorVariable, loop: Loop) -> bool:
-    """Whether few layers take few points (n, dim) faster one by one than fused."""
-    known = [n for n in points.type.shape if n is not None]
-    is_small = len(known) == points.ndim and math.prod(known) < MIN_FUSED
-    return loop == "scan" and is_small and block.count <= MAX_COPIED

@@ -8,8 +8,6 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FlowShapeError
 
-__all__ = ["check_choice", "check_int", "check_positive", "check_positive_int", "with_shape"]
-
 
 def with_shape(what: str, value: TensorVariable, shape: tuple[int | None, ...]) -> TensorVariable:
     """Refuse a value that cannot have the shape; make the graph check what is not known yet."""

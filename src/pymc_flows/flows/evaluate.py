@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pytensor.tensor import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import NotInvertibleError
+from pymc_flows.flows import base
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
 
@@ -149,9 +149,7 @@ def _stage_function(
     return pytensor.function(inputs, outputs, mode=NUMPY, on_unused_input="ignore")
 
 
-def _constrain_at(
-    layer: Flow, raw: Mapping[str, TensorVariable], place: int
-) -> dict[str, TensorVariable]:
+def _constrain_at(layer: Flow, raw: base.Params, place: int) -> base.Params:
     if place == 0:
         return layer.constrain(raw)
     stacks = {name: pt.stack([value] * (place + 1)) for name, value in raw.items()}

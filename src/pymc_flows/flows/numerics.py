@@ -11,20 +11,6 @@ import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
-__all__ = [
-    "INVERSE_SOFTPLUS_ONE",
-    "event_dim",
-    "first_axis",
-    "floor",
-    "is_zero_square",
-    "norm",
-    "positive",
-    "squared_norm",
-    "unit_directions",
-    "unit_vector",
-    "zeros_of_batch",
-]
-
 # Far above the rounding of 1 + x for the float32 limit and at it for float64, and large enough that
 # the reciprocal of its square, which gradients contain, is finite in either type.
 _FLOORS: dict[str, np.floating] = {"float32": np.float32(1e-6), "float64": np.float64(1e-15)}

@@ -16,8 +16,6 @@ from pymc_flows.errors import FormulaError
 from pymc_flows.formula.registry import FLOWS, WORD, OptionType, option_types
 from pymc_flows.formula.steps import Group, Step, append, chain_text, repeat, value_text
 
-__all__ = ["MAX_CHARACTERS", "MAX_LAYERS", "MAX_NESTING", "parse"]
-
 MAX_CHARACTERS = 4_096
 MAX_NESTING = 32
 MAX_LAYERS = 65_536

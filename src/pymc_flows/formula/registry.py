@@ -10,8 +10,6 @@ from typing import Any
 
 from pymc_flows.errors import RegistrationError
 
-__all__ = ["FLOWS", "WORD", "OptionType", "option_types", "register_flow"]
-
 type OptionType = type[bool] | type[float] | type[int] | type[str]
 
 FLOWS: dict[str, type[Any]] = {}

@@ -9,8 +9,6 @@ from typing import Any
 
 from pymc_flows.formula.registry import option_types
 
-__all__ = ["Group", "Step", "append", "chain_text", "expand", "layer_text", "repeat", "value_text"]
-
 
 @dataclass(frozen=True)
 class Step:

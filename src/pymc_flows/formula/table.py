@@ -11,8 +11,6 @@ from pymc_flows.errors import FlowError
 from pymc_flows.formula.steps import Step
 from pymc_flows.support.tables import html_table, text_table
 
-__all__ = ["FormulaTable", "numeric_table", "symbolic_table"]
-
 type Blocks = tuple[tuple[Any, int], ...]
 
 _MAX_ROWS = 24

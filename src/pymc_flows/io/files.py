@@ -74,8 +74,7 @@ def require_netcdf() -> None:
         if error.name not in ("h5netcdf", "h5py"):
             raise
         raise ModuleNotFoundError(
-            f"files need {error.name}, which is not installed\n"
-            "install it with: pip install 'pymc-flows[files]'",
+            f"files need {error.name}, which is not installed\ninstall h5netcdf and h5py",
             name=error.name,
         ) from None
 

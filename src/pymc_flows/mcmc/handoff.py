@@ -18,20 +18,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pymc as pm
-import pytensor.tensor as pt
 from pytensor.graph.replace import graph_replace
 from xarray import Dataset, DataTree
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.modes import training_mode
 from pymc_flows.errors import ArgumentError, BackendError
+from pymc_flows.flows.state import base_log_prob
 from pymc_flows.mcmc.independence import FlowJump, independence_chains
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.backend import choose_backend, layer_loop
 from pymc_flows.model.examine import check_backend
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.seeds import RandomState
-from pymc_flows.training.objective import base_log_prob
 
 _log = logging.getLogger(__name__)
 
@@ -282,7 +281,8 @@ def _choose(
     """The implementation of NUTS, and what compiles the log density for it."""
     if sampler is not None and sampler != "pymc" and not _has(sampler):
         raise BackendError(
-            f"sampler {sampler!r} is not installed\nInstall it with: pip install {sampler}"
+            f"sampler {sampler!r} is not installed\n"
+            f"install {sampler}, or leave sampler out to use what is installed"
         )
     if sampler == "pymc":
         return sampler, "numba"
@@ -330,12 +330,9 @@ def _base_model(
     # In a context of its own: a model would become part of the one that the caller may be in.
     with pm.Model(model=None) as base:
         z0 = pm.Normal(_free("z0", taken), shape=approx.ddim, initval="prior")
-        # Constants, so that what is computed from parameters alone is computed once.
-        params = [{k: pt.constant(v) for k, v in b.items()} for b in approx.groups[0].values()]
         # The kernels of repeated layers take points (n, dim).
-        rows, log_dets = approx.chain.forward_and_log_det(z0[None], params, loop=loop)
-        frame = approx.groups[0].frame
-        point, log_det = frame.place(rows)[0], log_dets[0] + frame.log_det
+        points, log_dets = approx.flow.graph(z0[None], loop, fixed=True)
+        point, log_det = points[0], log_dets[0]
         log_p = sum(approx.density_of(model).single(point))
         pm.Potential(_free("log_weight", taken), log_p + log_det - base_log_prob(z0))
     return base, point

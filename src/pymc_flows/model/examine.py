@@ -153,7 +153,7 @@ def check_backend(backend: object) -> None:
         )
     if backend == "jax" and not has_jax():
         raise BackendError(
-            "backend 'jax' is not installed\nInstall it with: pip install 'pymc-flows[jax]'"
+            "backend 'jax' is not installed\ninstall jax, or leave backend out to use numba"
         )
 
 

@@ -2,8 +2,8 @@
 
 Every function draws what it is given and returns the axes (`layers_animation` writes a file and
 returns its path): it neither fits nor samples, shows no figure, and leaves Matplotlib's settings as
-they are. Without ``ax`` or ``figure`` it makes a new figure. Matplotlib comes with
-``pip install 'pymc-flows[plots]'`` and is imported when the first figure is drawn.
+they are. Without ``ax`` or ``figure`` it makes a new figure. Matplotlib comes with the extra
+``plots`` and is imported when the first figure is drawn.
 """
 
 from pymc_flows.plots.candidates import ladder

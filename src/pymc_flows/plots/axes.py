@@ -1,5 +1,6 @@
 """New axes, frames and labels."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +15,66 @@ type Limits = Range | tuple[Range, Range]
 """One range for both axes, or a range for each."""
 
 
+@dataclass(frozen=True)
+class Style:
+    """How much the plots draw, and how.
+
+    Attributes
+    ----------
+    line_points : int
+        Points of a line, above which a history is thinned.
+    legend_entries : int
+        Components of a parameter, above which a trace has no legend.
+    pair_dots : int
+        Dots of a panel of `pairs`.
+    pair_bins, weight_bins : int
+        Bins of the histograms of `pairs` and of `log_weights`.
+    outermost : float
+        Share of draws on each side that a frame leaves out; of weights, of the smallest.
+    kde_draws, bandwidth_draws : int
+        Draws behind a density estimate, and behind the choice of its bandwidth.
+    layer_points, animated_points : int
+        Points of the base that `layers` and `layers_animation` follow.
+    pause : float
+        Seconds that an animation rests at the first and at the last layer.
+    saturation, value : float
+        Of the colours of these points: dark enough for white paper.
+    khat : float
+        Where the axis of k-hat ends.
+    approximation, reference : str
+        Colours of draws.
+    """
+
+    line_points: int = 4_000
+    legend_entries: int = 8
+    pair_dots: int = 2_000
+    pair_bins: int = 40
+    weight_bins: int = 60
+    outermost: float = 0.002
+    kde_draws: int = 5_000
+    bandwidth_draws: int = 1_000
+    layer_points: int = 3_000
+    animated_points: int = 1_500
+    pause: float = 0.8
+    saturation: float = 0.8
+    value: float = 0.8
+    khat: float = 1.5
+    approximation: str = "tab:blue"
+    reference: str = "black"
+
+
+STYLE = Style()
+
+
 def pyplot() -> Any:
-    """Import Matplotlib, or say how to install it."""
+    """Import Matplotlib, or say that it is missing."""
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] != "matplotlib":
             raise  # Matplotlib is there, and lacks something itself
         raise ModuleNotFoundError(
-            "plots need matplotlib, which is not installed\n"
-            "install it with: pip install 'pymc-flows[plots]'",
+            "plots need matplotlib, which is not installed\ninstall matplotlib",
             name=error.name,
         ) from error
     return plt

@@ -7,12 +7,10 @@ import numpy.typing as npt
 
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.auto import Ladder
-from pymc_flows.plots.axes import pyplot
+from pymc_flows.plots.axes import STYLE, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
-
-_MAX_KHAT = 1.5
 
 
 def ladder(ladder: Any, figure: "Figure | SubFigure | None" = None) -> npt.NDArray[np.object_]:
@@ -66,7 +64,7 @@ def ladder(ladder: Any, figure: "Figure | SubFigure | None" = None) -> npt.NDArr
     left.legend(loc="upper left", fontsize="small")
 
     khats = np.array([q.khat for q in qualities])
-    shown = np.clip(khats, -0.5, _MAX_KHAT)
+    shown = np.clip(khats, -0.5, STYLE.khat)
     right.barh(rows, shown, color=colours, height=0.5)
     for row, khat, end in zip(rows, khats, shown, strict=True):
         right.annotate(

@@ -7,17 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.plots.axes import Floats, pyplot
+from pymc_flows.plots.axes import STYLE, Floats, pyplot
 from pymc_flows.plots.data import Names, columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-
-_MAX_DOTS = 2_000
-_BINS = 40
-_BULK = 0.002
-_Q, _REFERENCE = "tab:blue", "black"
 
 
 def pairs(
@@ -82,9 +77,9 @@ def pairs(
     if figure is None:
         figure = pyplot().figure(figsize=(1.5 + 1.7 * k, 1.5 + 1.7 * k), layout="constrained")
     grid: Any = figure.subplots(k, k, sharex="col", squeeze=False)
-    sets = [(z, labels[0], _Q, 2)]
+    sets = [(z, labels[0], STYLE.approximation, 2)]
     if others is not None:
-        sets.insert(0, (others, labels[1], _REFERENCE, 1))
+        sets.insert(0, (others, labels[1], STYLE.reference, 1))
     frames = [_frame(np.concatenate([draws[:, i] for draws, *_ in sets])) for i in range(k)]
     axes = np.full((k, k), None, dtype=object)
     for i, j in np.ndindex(k, k):
@@ -97,7 +92,7 @@ def pairs(
         for draws, label, colour, order in sets:
             style: dict[str, Any] = {"color": colour, "label": label, "zorder": order}
             if i == j:
-                bins = np.linspace(*frames[i], _BINS + 1).tolist()
+                bins = np.linspace(*frames[i], STYLE.pair_bins + 1).tolist()
                 ax.hist(draws[:, i], bins, histtype="step", density=True, **style)
             else:
                 x, y = _thinned(draws[:, [j, i]]).T
@@ -119,11 +114,11 @@ def pairs(
 
 
 def _thinned(z: Floats) -> Floats:
-    return z[:: -(-len(z) // _MAX_DOTS)]
+    return z[:: -(-len(z) // STYLE.pair_dots)]
 
 
 def _frame(values: Floats) -> tuple[float, float]:
     """Range of nearly all values, and a margin."""
-    low, high = np.quantile(values, [_BULK, 1 - _BULK])
+    low, high = np.quantile(values, [STYLE.outermost, 1 - STYLE.outermost])
     margin = 0.05 * (high - low) or 0.5
     return float(low - margin), float(high + margin)

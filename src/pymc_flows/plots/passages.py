@@ -11,15 +11,10 @@ import pytensor
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.reliability import coordinate_name
 from pymc_flows.errors import ArgumentError, FlowShapeError
-from pymc_flows.flows.evaluate import passage
-from pymc_flows.plots.axes import Floats, Limits, pyplot, ranges, set_frame, set_labels
+from pymc_flows.plots.axes import STYLE, Floats, Limits, pyplot, ranges, set_frame, set_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
-
-_POINTS, _ANIMATED_POINTS = 3_000, 1_500
-_SATURATION, _VALUE = 0.8, 0.8  # dark enough for white paper
-_PAUSE = 0.8  # seconds, at the first and at the last layer
 
 
 def layers(
@@ -67,7 +62,7 @@ def layers(
     if max_panels < 2:
         raise ArgumentError(f"max_panels must be at least 2, got {max_panels!r}")
     names, places, colours, axis_labels = _path(
-        approx, coordinates, _POINTS if points is None else points
+        approx, coordinates, STYLE.layer_points if points is None else points
     )
     limits = _limits(places) if limits is None else ranges(limits)
     shown = np.unique(np.linspace(0, len(places) - 1, min(max_panels, len(places))).astype(int))
@@ -134,7 +129,7 @@ def layers_animation(
             f"frames_per_layer and fps must be at least 1, got {frames_per_layer!r} and {fps!r}"
         )
     names, places, colours, axis_labels = _path(
-        approx, coordinates, _ANIMATED_POINTS if points is None else points
+        approx, coordinates, STYLE.animated_points if points is None else points
     )
     limits = _limits(places) if limits is None else ranges(limits)
     plt = pyplot()
@@ -158,7 +153,7 @@ def layers_animation(
                     ax.set_title(names[step])
                     writer.grab_frame()
                 if step in (0, len(places) - 1):
-                    for _ in range(int(_PAUSE * fps)):
+                    for _ in range(int(STYLE.pause * fps)):
                         writer.grab_frame()
     finally:
         plt.close(figure)
@@ -185,15 +180,13 @@ def _path(
     from matplotlib.colors import hsv_to_rgb
 
     colours = hsv_to_rgb(
-        np.stack([hue, np.full_like(hue, _SATURATION), np.full_like(hue, _VALUE)], -1)
+        np.stack([hue, np.full_like(hue, STYLE.saturation), np.full_like(hue, STYLE.value)], -1)
     )
-    group = approx.groups[0]
-    place = group.frame.place
-    z = z.astype(pytensor.config.floatX)
-    names, places = ["base"], [place(z)[:, pair]]
-    for name, after in passage(approx.chain, z, group.values()):
-        names.append(f"{len(names)}: {name}")
-        places.append(place(after)[:, pair])
+    names: list[str] = []
+    places: list[Floats] = []
+    for word, after in approx.flow.passage(z.astype(pytensor.config.floatX)):
+        names.append(f"{len(names)}: {word}" if names else word)
+        places.append(after[:, pair])
     first, second = (coordinate_name(approx.model, approx.density.slots, i) for i in pair)
     return names, places, colours, (first, second)
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.plots.axes import (
+    STYLE,
     Floats,
     Limits,
     grid,
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
     from scipy.stats import gaussian_kde
-
-_MAX_KDE_DRAWS = 5_000
-_MAX_PAIRED_DRAWS = 1_000
 
 
 def draws(
@@ -143,7 +141,7 @@ def joint_kde(
             f"got {len(inside)} in the frame, on one line, where there is no density\n"
             "look at them with plots.draws, and choose limits that hold more of them"
         )
-    z = _thinned(z if limits is None else z[_is_near(z, limits)], _MAX_KDE_DRAWS)
+    z = _thinned(z if limits is None else z[_is_near(z, limits)], STYLE.kde_draws)
     kde = _estimate(z, bw_method)
     if limits is None:
         margin = 3 * np.sqrt(np.diag(kde.covariance))
@@ -152,7 +150,7 @@ def joint_kde(
     x, y = (np.linspace(*range_, points) for range_ in ranges(limits))
     density = kde(grid(x, y).T).reshape(points, points)
     # The region that holds a share of the draws is where the density is above its quantile at them.
-    at_draws = kde(_thinned(inside, _MAX_PAIRED_DRAWS).T)
+    at_draws = kde(_thinned(inside, STYLE.bandwidth_draws).T)
     heights = np.unique(np.quantile(at_draws, 1 - np.linspace(0.95, 0.05, levels)))
 
     if figure is None:
@@ -207,7 +205,7 @@ def _cross_validated_bandwidth(z: Floats) -> float:
     from scipy.spatial.distance import pdist
 
     # Repeated draws, such as a Markov chain makes, would drive the bandwidth to 0.
-    few = np.unique(_thinned(z, _MAX_PAIRED_DRAWS), axis=0)
+    few = np.unique(_thinned(z, STYLE.bandwidth_draws), axis=0)
     m, d = few.shape
     whitened = np.linalg.solve(np.linalg.cholesky(np.atleast_2d(np.cov(few.T))), few.T).T
     squared = pdist(whitened, "sqeuclidean")

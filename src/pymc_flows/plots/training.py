@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.errors import FlowShapeError
-from pymc_flows.plots.axes import new_axes, pyplot
+from pymc_flows.plots.axes import STYLE, new_axes, pyplot
 from pymc_flows.plots.data import (
     Floats,
     Names,
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
-
-_MAX_LINE_POINTS = 4_000
-_MAX_LEGEND_ENTRIES = 8
 
 
 def history(
@@ -95,9 +92,9 @@ def history(
     frame = ax.get_ylim() if ax.lines else None
     finite = np.isfinite(losses)
     name = "" if label is None else f"{label}: "
-    kept = extremes(losses, _MAX_LINE_POINTS)
+    kept = extremes(losses, STYLE.line_points)
     [each] = ax.plot(kept + 1, np.where(finite, losses, np.nan)[kept], linewidth=0.6, alpha=0.35)
-    centres = np.unique(np.linspace(0, len(losses) - 1, _MAX_LINE_POINTS // 2).astype(int))
+    centres = np.unique(np.linspace(0, len(losses) - 1, STYLE.line_points // 2).astype(int))
     mean, error = running_mean(losses, centres, window)
     ax.plot(centres + 1, mean, color=each.get_color(), label=f"{name}mean over {window:,} steps")
     ax.fill_between(
@@ -199,7 +196,7 @@ def traces(
             dots = _draw_components(ax, row, row.gradient, linestyle="", marker=".", alpha=faint)
             lines = lines or dots
             ax.set_title(f"gradient of {row.name}")
-        if 0 < len(row.components) <= _MAX_LEGEND_ENTRIES:
+        if 0 < len(row.components) <= STYLE.legend_entries:
             place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": "small"}
             [left, *right][-1].legend(lines, row.components, **place)
     for ax in axes[-1]:

@@ -7,14 +7,10 @@ import xarray as xr
 
 from pymc_flows.errors import ArgumentError, FlowShapeError
 from pymc_flows.importance import MIN_DRAWS, Quality, weigh
-from pymc_flows.plots.axes import Floats, new_axes
+from pymc_flows.plots.axes import STYLE, Floats, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_BINS = 60
-# Share of the smallest weights that the frame leaves out; they harm nothing.
-_LEFT_OUT = 0.002
 
 
 def log_weights(samples: Any, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
@@ -45,12 +41,12 @@ def log_weights(samples: Any, ax: "Axes | None" = None, *, title: str | None = N
     values, quality, _ = _weights(samples)
     ax = new_axes(figsize=(7, 4)) if ax is None else ax
     finite = values[np.isfinite(values)]
-    low, high = np.quantile(finite, _LEFT_OUT), finite.max()
+    low, high = np.quantile(finite, STYLE.outermost), finite.max()
     margin = 0.05 * (high - low) or 0.5
     label = f"{len(values):,} draws"
     if outside := len(values) - int((finite >= low).sum()):
         label += f" ({outside:,} of them too low for the frame)"
-    bins = np.linspace(low - margin, high + margin, _BINS + 1).tolist()
+    bins = np.linspace(low - margin, high + margin, STYLE.weight_bins + 1).tolist()
     ax.hist(finite[finite >= low], bins, label=label)
     if np.isfinite(quality.elbo):
         label = f"ELBO {quality.elbo:,.3f}"

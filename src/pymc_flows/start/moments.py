@@ -19,16 +19,16 @@ from pymc_flows.start.search import with_covariance
 
 # Draws of each round.
 ROUNDS = (4_000, 4_000, 16_000, 4_000)
-# Effective draws per dimension without which a covariance is noise.
-ENOUGH = 10
+# Effective pairs of draws per dimension without which a covariance is noise.
+ENOUGH = 5
 # A gain in the share of effective draws that is worth a further round.
 GAIN = 0.01
 # A Gaussian is widened by these.
 FACTORS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
 # Draws of each where the Gaussian has a larger share of effective draws than that.
 PROBES, EVEN = 1_000, 0.5
-# So few effective draws leave no hope for still wider ones.
-HOPELESS = 4
+# With so few effective pairs there is no hope for still wider Gaussians.
+HOPELESS = 2
 # Rounds after that.
 WIDE_ROUNDS = 4
 # The Gaussians of these rounds are wider than their moments, for tails that no Gaussian has.
@@ -117,13 +117,13 @@ class Weighted:
         noise = np.concatenate([half, -half])  # exact means of what is symmetric
         points = frame.place(noise)
         log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
-        found, log_weights = weigh(log_density(points) - log_q + frame.log_det)
+        found, log_weights = weigh(log_density(points) - log_q + frame.log_det, pairs=True)
         return cls(frame, points, log_weights, found)
 
     @property
     def share(self) -> float:
-        """Share of effective draws."""
-        return self.quality.ess / self.quality.n_draws
+        """How even the weights of single draws are: 1 if all are equal."""
+        return 1 / (len(self.points) * float(np.exp(2 * self.log_weights).sum() or np.inf))
 
     @property
     def has_enough(self) -> bool:
@@ -143,9 +143,10 @@ class Weighted:
         average, and their covariance d(d + 1)/4n.
         """
         dim, found = len(self.frame.center), self.quality
-        if found.log_evidence - found.elbo > dim * (dim + 3) / (4 * found.ess):
+        draws = self.share * len(self.points)  # not pairs of a draw and its mirror image
+        if found.log_evidence - found.elbo > dim * (dim + 3) / (4 * draws):
             return False
-        weights, noise = np.exp(self.log_weights), found.ess**-0.5
+        weights, noise = np.exp(self.log_weights), draws**-0.5
         z = (self.points - self.frame.center) / _sd(self.frame)
         mean = weights @ z
         sd = np.sqrt(weights @ np.square(z - mean))

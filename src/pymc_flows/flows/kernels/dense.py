@@ -9,8 +9,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["DenseStack"]
-
 
 class DenseStack(StackOp):
     """Layers that shift by t(z) and scale by exp(s(z)) what these two do not depend on.

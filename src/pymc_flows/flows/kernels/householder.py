@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["householder_stack"]
-
 
 class HouseholderStack(StackOp):
     """Householder layers: raw parameter v (count, dim).
@@ -25,22 +23,7 @@ class HouseholderStack(StackOp):
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Explicit loops over layers, draws and dimensions."""
-        tiny = functions(jit).tiny
-
-        @jit
-        def normalize(v, u):  # type: ignore[no-untyped-def]
-            """Write v / ‖v‖ to u, the first axis for v = 0; return ‖v‖, or 0."""
-            square = 0.0
-            for j in range(len(v)):
-                square += v[j] * v[j]
-            if square < tiny(v.itemsize):
-                u[:] = 0.0
-                u[0] = 1.0
-                return 0.0
-            length = np.sqrt(square)
-            for j in range(len(v)):
-                u[j] = v[j] / length
-            return length
+        unit, tiny = functions(jit).unit, functions(jit).tiny
 
         @jit
         def householder_stack(z0, theta):  # type: ignore[no-untyped-def]
@@ -50,7 +33,7 @@ class HouseholderStack(StackOp):
             p = np.empty((count, n), z0.dtype)
             u = np.empty(dim, z0.dtype)
             for k in range(count):
-                normalize(theta[k * dim : (k + 1) * dim], u)
+                unit(theta[k * dim : (k + 1) * dim], tiny(z0.itemsize), u)
                 for i in range(n):
                     part = 0.0
                     for j in range(dim):
@@ -68,7 +51,7 @@ class HouseholderStack(StackOp):
             by_theta = np.zeros(len(theta), z_new.dtype)
             u = np.empty(dim, z_new.dtype)
             for k in range(p.shape[0] - 1, -1, -1):
-                length = normalize(theta[k * dim : (k + 1) * dim], u)
+                length = unit(theta[k * dim : (k + 1) * dim], tiny(z.itemsize), u)
                 by_u = by_theta[k * dim : (k + 1) * dim]
                 for i in range(n):
                     part = p[k, i]
@@ -88,6 +71,3 @@ class HouseholderStack(StackOp):
             return by_z, by_theta
 
         return householder_stack, householder_stack_pullback
-
-
-householder_stack = HouseholderStack()

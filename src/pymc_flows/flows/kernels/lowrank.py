@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["LowRankStack"]
-
 
 class LowRankStack(StackOp):
     """Low-rank layers: raw parameters rho (count, dim), u and w (count, rank, dim).
@@ -30,37 +28,20 @@ class LowRankStack(StackOp):
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Explicit loops over layers, draws, factors and dimensions."""
         rank = self.rank
-        _, softplus, floor, _ = functions(jit)
+        _, softplus, _, scales, unit, floor, _ = functions(jit)
 
         @jit
-        def scales(rho, sigma, slope):  # type: ignore[no-untyped-def]
-            """Write σ and its derivative by ρ."""
-            lowest = floor(rho.itemsize)
-            for j in range(len(rho)):
-                s, by_rho, _, _ = softplus(rho[j])
-                sigma[j] = max(s, lowest)
-                slope[j] = by_rho if s > lowest else 0.0
-
-        @jit
-        def factor(u, w, u_hat, unit):  # type: ignore[no-untyped-def]
-            """Write û and w / ‖w‖; return s, ‖w‖, and the derivatives of s and û along w by x."""
-            square = 0.0
-            for j in range(len(w)):
-                square += w[j] * w[j]
-            length = 0.0 if square < floor(w.itemsize) ** 2 else np.sqrt(square)
+        def factor(u, w, u_hat, v):  # type: ignore[no-untyped-def]
+            """Write û and v = w / ‖w‖; return s, ‖w‖, and the slopes of s and û along v by x."""
+            length = unit(w, floor(w.itemsize) ** 2, v)
             x = 0.0
             for j in range(len(w)):
-                if length > 0.0:
-                    unit[j] = w[j] / length
-                else:
-                    unit[j] = 1.0 if j == 0 else 0.0
-                x += unit[j] * u[j]
+                x += v[j] * u[j]
             s, slope, mirrored, mirrored_slope = softplus(x)
+            if s < floor(w.itemsize):
+                s, slope = floor(w.itemsize), 0.0
             for j in range(len(w)):
-                u_hat[j] = u[j] + (mirrored - 1.0) * unit[j]
-            lowest = floor(w.itemsize)
-            if s < lowest:
-                s, slope = lowest, 0.0
+                u_hat[j] = u[j] + (mirrored - 1.0) * v[j]
             return s, length, slope, mirrored - 1.0, -mirrored_slope
 
         @jit
@@ -73,7 +54,7 @@ class LowRankStack(StackOp):
             sigma = np.empty(dim, z0.dtype)
             slope = np.empty(dim, z0.dtype)
             u_hat = np.empty((rank, dim), z0.dtype)
-            unit = np.empty((rank, dim), z0.dtype)
+            units = np.empty((rank, dim), z0.dtype)
             for k in range(count):
                 scales(theta[k * dim : (k + 1) * dim], sigma, slope)
                 us = theta[(count + k * rank) * dim : (count + (k + 1) * rank) * dim]
@@ -84,7 +65,7 @@ class LowRankStack(StackOp):
                     total += np.log(sigma[j])
                 for r in range(rank):
                     u, w = us[r * dim : (r + 1) * dim], ws[r * dim : (r + 1) * dim]
-                    s, _, _, _, _ = factor(u, w, u_hat[r], unit[r])
+                    s, _, _, _, _ = factor(u, w, u_hat[r], units[r])
                     total += np.log(s)
                 for i in range(n):
                     log_det[i] += total
@@ -93,7 +74,7 @@ class LowRankStack(StackOp):
                     for r in range(rank):
                         part = 0.0
                         for j in range(dim):
-                            part += z[i, j] * unit[r, j]
+                            part += z[i, j] * units[r, j]
                         for j in range(dim):
                             z[i, j] += part * u_hat[r, j]
                     for j in range(dim):
@@ -109,7 +90,7 @@ class LowRankStack(StackOp):
             sigma = np.empty(dim, z_new.dtype)
             slope = np.empty(dim, z_new.dtype)
             u_hat = np.empty((rank, dim), z_new.dtype)
-            unit = np.empty((rank, dim), z_new.dtype)
+            units = np.empty((rank, dim), z_new.dtype)
             path = np.empty((rank + 1, dim), z_new.dtype)
             parts = np.empty(rank, z_new.dtype)
             weight = 0.0
@@ -125,14 +106,14 @@ class LowRankStack(StackOp):
                 scales(theta[of_rho], sigma, slope)
                 for r in range(rank):
                     u, w = us[r * dim : (r + 1) * dim], ws[r * dim : (r + 1) * dim]
-                    factor(u, w, u_hat[r], unit[r])
+                    factor(u, w, u_hat[r], units[r])
                 for i in range(n):
                     for j in range(dim):
                         path[0, j] = points[k, i, j]
                     for r in range(rank):
                         part = 0.0
                         for j in range(dim):
-                            part += path[r, j] * unit[r, j]
+                            part += path[r, j] * units[r, j]
                         parts[r] = part
                         for j in range(dim):
                             path[r + 1, j] = path[r, j] + part * u_hat[r, j]
@@ -146,17 +127,17 @@ class LowRankStack(StackOp):
                             by_us[r * dim + j] += parts[r] * by_z[i, j]
                         for j in range(dim):
                             by_ws[r * dim + j] += by_part * path[r, j]
-                            by_z[i, j] += by_part * unit[r, j]
+                            by_z[i, j] += by_part * units[r, j]
                 for j in range(dim):
                     by_sigma[j] = (by_sigma[j] + weight / sigma[j]) * slope[j]
                 for r in range(rank):
                     of_r = slice(r * dim, (r + 1) * dim)
-                    u, by_u, by_w, v = us[of_r], by_us[of_r], by_ws[of_r], unit[r]
+                    u, by_u, by_w, v = us[of_r], by_us[of_r], by_ws[of_r], units[r]
                     s, length, slope_s, along, slope_along = factor(u, ws[of_r], u_hat[r], v)
                     by_x = weight / s * slope_s
                     for j in range(dim):
                         by_x += by_u[j] * v[j] * slope_along
-                    # To the unit vector, then through the division by ‖w‖.
+                    # To the units vector, then through the division by ‖w‖.
                     inside = 0.0
                     for j in range(dim):
                         by_w[j] += along * by_u[j] + by_x * u[j]

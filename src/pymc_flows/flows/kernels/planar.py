@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["planar_stack"]
-
 # Layers whose determinants are multiplied before the logarithm is taken. Each lies between the
 # floor, 1e-15, and what a wᵀu can be, some 1e12.
 _PER_LOG = 8
@@ -35,7 +33,7 @@ class PlanarStack(StackOp):
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Explicit loops over layers, dimensions and, innermost, draws."""
-        tanh, softplus, floor, tiny = functions(jit)
+        tanh, softplus, positive, _, _, _, tiny = functions(jit)
 
         @jit
         def products(u, w, itemsize):  # type: ignore[no-untyped-def]
@@ -52,10 +50,8 @@ class PlanarStack(StackOp):
             """Return s, the factor of w in û, and the derivatives of both by x."""
             if square == 0.0:
                 return 1.0, 0.0, 0.0, 0.0
-            s, slope, mirrored, mirrored_slope = softplus(x)
-            lowest = floor(itemsize)
-            if s < lowest:
-                s, slope = lowest, 0.0
+            s, slope = positive(x, itemsize)
+            _, _, mirrored, mirrored_slope = softplus(x)
             return s, (mirrored - 1.0) / square, slope, -mirrored_slope / square
 
         @jit
@@ -159,6 +155,3 @@ class PlanarStack(StackOp):
             return by_z0, by_theta
 
         return planar_stack, planar_stack_pullback
-
-
-planar_stack = PlanarStack()

@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["radial_stack"]
-
 
 class RadialStack(StackOp):
     """Radial layers: raw parameters a (count,), b (count,) and z_ref (count, dim).
@@ -27,14 +25,7 @@ class RadialStack(StackOp):
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Explicit loops over layers, draws and dimensions."""
-        _, softplus, floor, _ = functions(jit)
-
-        @jit
-        def positive(raw, itemsize):  # type: ignore[no-untyped-def]
-            """Return the constrained value and its derivative."""
-            value, slope, _, _ = softplus(raw)
-            lowest = floor(itemsize)
-            return (lowest, 0.0) if value < lowest else (value, slope)
+        positive = functions(jit).positive
 
         @jit
         def radial_stack(z0, theta):  # type: ignore[no-untyped-def]
@@ -105,6 +96,3 @@ class RadialStack(StackOp):
             return by_z, by_theta
 
         return radial_stack, radial_stack_pullback
-
-
-radial_stack = RadialStack()

@@ -10,8 +10,6 @@ import numpy as np
 
 from pymc_flows.flows.numerics import floor
 
-__all__ = ["Functions", "functions"]
-
 # Convergent 12 of Lambert's continued fraction of tanh: x P(x²) / Q(x²). Up to |x| = 2.5 its
 # relative error is 1.3e-16. Scaled to Q(0) = 1, so that three squarings stay in range.
 _SCALE = 316234143225.0
@@ -30,6 +28,9 @@ class Functions(NamedTuple):
 
     tanh: Callable[[Any], Any]
     softplus: Callable[[Any], Any]
+    positive: Callable[[Any, Any], Any]
+    scales: Callable[[Any, Any, Any], Any]
+    unit: Callable[[Any, Any, Any], Any]
     floor: Callable[[Any], Any]
     tiny: Callable[[Any], Any]
 
@@ -39,9 +40,12 @@ def functions(jit: Callable[..., Any]) -> Functions:
 
     ``tanh(x)`` has neither branches nor calls of the mathematical library, so that a loop over
     draws becomes vector instructions: several times as fast. ``softplus(x)`` gives the softplus of
-    x and its derivative, then those of −x. ``floor(itemsize)`` is the smallest value of a positive
-    parameter, ``tiny(itemsize)`` the squared norm below which a vector counts as zero, of arrays
-    with elements of that many bytes.
+    x and its derivative, then those of −x; ``positive(x, itemsize)`` gives max(softplus(x), floor)
+    and its derivative, and ``scales(rho, sigma, slope)`` writes them for a vector.
+    ``unit(v, smallest, u)`` writes v / ‖v‖ to u and returns ‖v‖; if ‖v‖² is below ``smallest``, it
+    writes the first axis and returns 0. ``floor(itemsize)`` is the smallest value of a positive
+    parameter, and ``tiny(itemsize)`` the squared norm below which a vector counts as zero, of
+    arrays with elements of that many bytes.
     """
 
     @jit
@@ -74,4 +78,29 @@ def functions(jit: Callable[..., Any]) -> Functions:
     def tiny_of(itemsize):  # type: ignore[no-untyped-def]
         return _TINY if itemsize == 8 else _TINY_SINGLE
 
-    return Functions(tanh, softplus, floor_of, tiny_of)
+    @jit
+    def positive(x, itemsize):  # type: ignore[no-untyped-def]
+        value, slope, _, _ = softplus(x)
+        lowest = floor_of(itemsize)
+        return (lowest, 0.0) if value < lowest else (value, slope)
+
+    @jit
+    def scales(rho, sigma, slope):  # type: ignore[no-untyped-def]
+        for j in range(len(rho)):
+            sigma[j], slope[j] = positive(rho[j], rho.itemsize)
+
+    @jit
+    def unit(v, smallest, u):  # type: ignore[no-untyped-def]
+        square = 0.0
+        for j in range(len(v)):
+            square += v[j] * v[j]
+        if square < smallest:
+            u[:] = 0.0
+            u[0] = 1.0
+            return 0.0
+        length = np.sqrt(square)
+        for j in range(len(v)):
+            u[j] = v[j] / length
+        return length
+
+    return Functions(tanh, softplus, positive, scales, unit, floor_of, tiny_of)

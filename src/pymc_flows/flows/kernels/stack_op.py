@@ -20,8 +20,6 @@ from pytensor.tensor import TensorVariable
 from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.flows.kernels import scalar
 
-__all__ = ["StackOp"]
-
 type Kernels = tuple[Callable[..., Any], Callable[..., Any]]
 
 
@@ -86,8 +84,7 @@ class StackOp(Op):
 
     def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
         """Run the kernel without compiling it."""
-        for storage, value in zip(output_storage, _plain(self)[0](*inputs), strict=True):
-            storage[0] = np.array(value)
+        _run(self.kernels(_interpreted)[0], inputs, output_storage)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[TensorVariable]:
         """Gradients w.r.t. z and the parameters."""
@@ -123,8 +120,7 @@ class StackPullback(Op):
 
     def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
         """Run the kernel without compiling it."""
-        for storage, value in zip(output_storage, _plain(self.stack)[1](*inputs), strict=True):
-            storage[0] = np.array(value)
+        _run(self.stack.kernels(_interpreted)[1], inputs, output_storage)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
         """Refuse: the plain graphs have second derivatives."""
@@ -134,8 +130,13 @@ class StackPullback(Op):
         ]
 
 
-def _plain(stack: StackOp) -> Kernels:
-    return stack.kernels(lambda function: function)
+def _interpreted[T: Callable[..., Any]](function: T) -> T:
+    return function
+
+
+def _run(kernel: Callable[..., Any], inputs: Any, output_storage: Any) -> None:
+    for storage, value in zip(output_storage, kernel(*inputs), strict=True):
+        storage[0] = np.array(value)
 
 
 def _as_one_type(inputs: Sequence[Any], ranks: tuple[int, ...]) -> list[TensorVariable]:

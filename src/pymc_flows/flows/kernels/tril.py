@@ -8,8 +8,6 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-__all__ = ["tril_stack"]
-
 
 class TrilStack(StackOp):
     """Triangular layers: raw parameters lower (count, dim (dim − 1)/2) and rho (count, dim).
@@ -26,16 +24,7 @@ class TrilStack(StackOp):
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Explicit loops over layers, draws and packed rows."""
-        _, softplus, floor, _ = functions(jit)
-
-        @jit
-        def constrain(rho, sigma, slope):  # type: ignore[no-untyped-def]
-            """Write σ and its derivative by ρ."""
-            lowest = floor(rho.itemsize)
-            for i in range(len(rho)):
-                s, by_rho, _, _ = softplus(rho[i])
-                sigma[i] = max(s, lowest)
-                slope[i] = by_rho if s > lowest else 0.0
+        scales = functions(jit).scales
 
         @jit
         def tril_stack(z0, theta):  # type: ignore[no-untyped-def]
@@ -50,7 +39,7 @@ class TrilStack(StackOp):
             for k in range(count):
                 lower = theta[k * size : (k + 1) * size]
                 start = count * size + k * dim
-                constrain(theta[start : start + dim], sigma, slope)
+                scales(theta[start : start + dim], sigma, slope)
                 total = 0.0
                 for i in range(dim):
                     total += np.log(sigma[i])
@@ -84,7 +73,7 @@ class TrilStack(StackOp):
                 by_lower = by_theta[k * size : (k + 1) * size]
                 start = count * size + k * dim
                 by_sigma = by_theta[start : start + dim]
-                constrain(theta[start : start + dim], sigma, slope)
+                scales(theta[start : start + dim], sigma, slope)
                 for s in range(n):
                     row = 0
                     for i in range(dim):
@@ -103,6 +92,3 @@ class TrilStack(StackOp):
             return by_z, by_theta
 
         return tril_stack, tril_stack_pullback
-
-
-tril_stack = TrilStack()

@@ -1,8 +1,6 @@
 """Diagonal plus low-rank affine map."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
@@ -10,7 +8,7 @@ from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.flows.base import KernelFlow
+from pymc_flows.flows.base import Arrays, KernelFlow, Pair, Params, Shapes
 from pymc_flows.flows.kernels.lowrank import LowRankStack
 from pymc_flows.flows.numerics import (
     INVERSE_SOFTPLUS_ONE,
@@ -22,8 +20,6 @@ from pymc_flows.flows.numerics import (
     zeros_of_batch,
 )
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["LowRank"]
 
 
 @register_flow
@@ -58,10 +54,10 @@ class LowRank(KernelFlow):
        J. Comput. Graph. Stat. 27(3), 2018, arXiv:1701.03208.
     """
 
-    word: ClassVar[str] = "lowrank"
-    equation: ClassVar[str] = "σ ∘ Π (I + û wᵀ) z"
-    has_inverse: ClassVar[bool] = True
-    is_affine: ClassVar[bool] = True
+    word = "lowrank"
+    equation = "σ ∘ Π (I + û wᵀ) z"
+    has_inverse = True
+    is_affine = True
     rank: int = 4
 
     def __post_init__(self) -> None:
@@ -69,21 +65,19 @@ class LowRank(KernelFlow):
         if self.rank < 1:
             raise ArgumentError(f"rank must be at least 1, got {self.rank!r}")
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``rho`` (dim,), ``u`` and ``w`` (rank, dim)."""
         rank = min(self.rank, dim)
         return {"rho": (dim,), "u": (rank, dim), "w": (rank, dim)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Unit scale, unit w and the u along it whose û is 0: softplus(wᵀu) = 1."""
         rank = min(self.rank, dim)
         w = unit_directions(rng, count * rank, dim).reshape(count, rank, dim)
         rho = np.full((count, dim), INVERSE_SOFTPLUS_ONE)
         return {"rho": rho, "u": INVERSE_SOFTPLUS_ONE * w, "w": w}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``s`` (rank,) and ``sigma`` (dim,), positive; ``u_hat`` and unit ``w`` (rank, dim)."""
         u, w = raw["u"], raw["w"]
         is_zero = pt.lt(disconnected_grad(squared_norm(w)), floor(w.dtype) ** 2)
@@ -93,9 +87,7 @@ class LowRank(KernelFlow):
         u_hat = u + (pt.softplus(-x) - 1)[..., None] * w
         return {"s": positive(x), "sigma": positive(raw["rho"]), "u_hat": u_hat, "w": w}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by the factors, the first row first, then by σ."""
         log_det = _log_det(z, params)
         for k in range(params["s"].type.shape[0]):
@@ -103,9 +95,7 @@ class LowRank(KernelFlow):
             z = z + part[..., None] * params["u_hat"][k]
         return z * params["sigma"], log_det
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Divide by σ, then undo the factors, the last row first."""
         z = y / params["sigma"]
         for k in reversed(range(params["s"].type.shape[0])):
@@ -113,13 +103,10 @@ class LowRank(KernelFlow):
             z = z - part[..., None] * params["u_hat"][k]
         return z, _log_det(y, params)
 
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Multiply by all factors of a block in one Op."""
-        z_new, log_det, _ = LowRankStack(min(self.rank, z.type.shape[-1]))(z, theta)
-        return z_new, log_det
+    def stack(self, dim: int) -> LowRankStack:
+        """All factors of a block."""
+        return LowRankStack(min(self.rank, dim))
 
 
-def _log_det(points: TensorVariable, params: Mapping[str, TensorVariable]) -> TensorVariable:
+def _log_det(points: TensorVariable, params: Params) -> TensorVariable:
     return zeros_of_batch(points) + pt.log(params["sigma"]).sum() + pt.log(params["s"]).sum()

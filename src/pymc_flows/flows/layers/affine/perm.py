@@ -1,19 +1,15 @@
 """Fixed mixing of coordinates."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import numpy as np
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.flows.base import FixedFlow
+from pymc_flows.flows.base import FixedFlow, Pair, Params
 from pymc_flows.flows.numerics import zeros_of_batch
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Perm"]
 
 _KINDS = ("random", "reverse", "rotate")
 
@@ -41,11 +37,11 @@ class Perm(FixedFlow):
        arXiv:1605.08803.
     """
 
-    word: ClassVar[str] = "perm"
-    equation: ClassVar[str] = "Q z, Q fixed and orthogonal"
-    has_inverse: ClassVar[bool] = True
-    is_volume_preserving: ClassVar[bool] = True
-    is_affine: ClassVar[bool] = True
+    word = "perm"
+    equation = "Q z, Q fixed and orthogonal"
+    has_inverse = True
+    is_volume_preserving = True
+    is_affine = True
     kind: str = "reverse"
     seed: int = 0
 
@@ -56,15 +52,11 @@ class Perm(FixedFlow):
         if self.seed < 0:
             raise ArgumentError(f"seed must be at least 0, got {self.seed!r}")
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by Q; the log-determinant is 0."""
         return self._mix(z, inverse=False), zeros_of_batch(z)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Multiply by the transpose of Q; the log-determinant is 0."""
         return self._mix(y, inverse=True), zeros_of_batch(y)
 

@@ -1,18 +1,14 @@
 """Shift and scale of each coordinate."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Loc", "Scale"]
 
 
 @register_flow
@@ -23,36 +19,30 @@ class Loc(Flow):
     Raw parameter ``loc`` (dim,) is μ itself. At jitter 0 the map is the identity.
     """
 
-    word: ClassVar[str] = "loc"
-    equation: ClassVar[str] = "z + μ"
-    has_inverse: ClassVar[bool] = True
-    is_volume_preserving: ClassVar[bool] = True
-    is_affine: ClassVar[bool] = True
-    is_elementwise: ClassVar[bool] = True
+    word = "loc"
+    equation = "z + μ"
+    has_inverse = True
+    is_volume_preserving = True
+    is_affine = True
+    is_elementwise = True
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``loc`` (dim,)."""
         return {"loc": (dim,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """No shift."""
         return {"loc": np.zeros((count, dim))}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """Any shift is valid."""
         return {"loc": raw["loc"]}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Add μ; the log-determinant is 0."""
         return z + params["loc"], zeros_of_batch(z)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Subtract μ; the log-determinant is 0."""
         return y - params["loc"], zeros_of_batch(y)
 
@@ -66,38 +56,32 @@ class Scale(Flow):
     1e-6 in float32. At jitter 0 the map is the identity.
     """
 
-    word: ClassVar[str] = "scale"
-    equation: ClassVar[str] = "σ ∘ z"
-    has_inverse: ClassVar[bool] = True
-    is_affine: ClassVar[bool] = True
-    is_elementwise: ClassVar[bool] = True
+    word = "scale"
+    equation = "σ ∘ z"
+    has_inverse = True
+    is_affine = True
+    is_elementwise = True
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``rho`` (dim,)."""
         return {"rho": (dim,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Unit scale."""
         return {"rho": np.full((count, dim), INVERSE_SOFTPLUS_ONE)}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``sigma`` (dim,), positive."""
         return {"sigma": positive(raw["rho"])}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by σ; the log-determinant is Σ log σ."""
         return z * params["sigma"], _log_det(z, params)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Divide by σ; the log-determinant is Σ log σ."""
         return y / params["sigma"], _log_det(y, params)
 
 
-def _log_det(points: TensorVariable, params: Mapping[str, TensorVariable]) -> TensorVariable:
+def _log_det(points: TensorVariable, params: Params) -> TensorVariable:
     return zeros_of_batch(points) + pt.log(params["sigma"]).sum()

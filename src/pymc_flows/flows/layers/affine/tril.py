@@ -1,20 +1,16 @@
 """Dense lower-triangular affine map."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 from pytensor.tensor.linalg import solve_triangular
 
-from pymc_flows.flows.base import KernelFlow
-from pymc_flows.flows.kernels.tril import tril_stack
+from pymc_flows.flows.base import Arrays, KernelFlow, Pair, Params, Shapes
+from pymc_flows.flows.kernels.tril import TrilStack
 from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Tril"]
 
 
 @register_flow
@@ -39,38 +35,32 @@ class Tril(KernelFlow):
        Inference, JMLR 18(14), 2017, section 2.4, arXiv:1603.00788.
     """
 
-    word: ClassVar[str] = "tril"
-    equation: ClassVar[str] = "L z, L lower triangular"
-    has_inverse: ClassVar[bool] = True
-    is_affine: ClassVar[bool] = True
+    word = "tril"
+    equation = "L z, L lower triangular"
+    has_inverse = True
+    is_affine = True
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``lower`` (dim (dim − 1)/2,) and ``rho`` (dim,)."""
         return {"lower": (dim * (dim - 1) // 2,), "rho": (dim,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """The identity matrix."""
         return {
             "lower": np.zeros((count, dim * (dim - 1) // 2)),
             "rho": np.full((count, dim), INVERSE_SOFTPLUS_ONE),
         }
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``lower`` (dim (dim − 1)/2,), the rows of N, and ``sigma`` (dim,), positive."""
         return {"lower": raw["lower"], "sigma": positive(raw["rho"])}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by L."""
         sigma = params["sigma"]
         return (z + z @ _unpack(params).T) * sigma, _log_det(z, sigma)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Solve the triangular system."""
         sigma = params["sigma"]
         dim = sigma.type.shape[-1]
@@ -79,18 +69,12 @@ class Tril(KernelFlow):
         z = solve_triangular(matrix, columns, lower=True, b_ndim=2).T
         return pt.specify_shape(z.reshape(y.shape), y.type.shape), _log_det(y, sigma)
 
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Multiply by the L of each layer in turn, in one Op.
-
-        Numba takes half a minute of compilation for the matrix product and its gradients.
-        """
-        z_new, log_det, _ = tril_stack(z, theta)
-        return z_new, log_det
+    def stack(self, dim: int) -> TrilStack:
+        """The L of each layer in turn: numba compiles the product and its gradients for 30 s."""
+        return TrilStack()
 
 
-def _unpack(params: Mapping[str, TensorVariable]) -> TensorVariable:
+def _unpack(params: Params) -> TensorVariable:
     """N (dim, dim) from its packed rows."""
     lower, dim = params["lower"], params["sigma"].type.shape[-1]
     # Gathered from the packed values with a zero at the end: JAX is slower in scattering them.

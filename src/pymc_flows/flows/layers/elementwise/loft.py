@@ -1,19 +1,15 @@
 """Guard of the range of deep flows."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.flows.base import FixedFlow
+from pymc_flows.flows.base import FixedFlow, Pair, Params
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Loft"]
 
 # Excess over the threshold from which on the map goes on along its tangent: its range would end at
 # threshold + log(largest float). No draw of a flow gets there.
@@ -44,10 +40,10 @@ class Loft(FixedFlow):
        2024, arXiv:2402.16408.
     """
 
-    word: ClassVar[str] = "loft"
-    equation: ClassVar[str] = "z, beyond ±t: ±(t + log(1 ± z − t))"
-    has_inverse: ClassVar[bool] = True
-    is_elementwise: ClassVar[bool] = True
+    word = "loft"
+    equation = "z, beyond ±t: ±(t + log(1 ± z − t))"
+    has_inverse = True
+    is_elementwise = True
     threshold: float = 100.0
 
     def __post_init__(self) -> None:
@@ -55,9 +51,7 @@ class Loft(FixedFlow):
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ArgumentError(f"threshold must be finite and at least 0, got {self.threshold!r}")
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Take the logarithm of what exceeds the threshold."""
         t, last = (np.asarray(value, z.dtype) for value in (self.threshold, _LAST))
         size = pt.abs(z)
@@ -67,9 +61,7 @@ class Loft(FixedFlow):
         shrunk = pt.maximum(excess - last, 0) / (1 + last) - log_slope
         return pt.sign(z) * (pt.minimum(size, t) + shrunk), log_slope.sum(axis=-1)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Take the exponential of what exceeds the threshold."""
         t, last = (np.asarray(value, y.dtype) for value in (self.threshold, np.log1p(_LAST)))
         size = pt.abs(y)

@@ -18,9 +18,8 @@ import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
+from pymc_flows.flows.base import Pair
 from pymc_flows.flows.checks import check_int
-
-__all__ = ["check_bins", "spline_table", "transform", "transform_back"]
 
 # Smallest share of the box for a bin's width and height, and smallest slope at a knot: those of the
 # paper's code. Their quotients, which bound slopes within bins, have squares far inside float32.
@@ -78,9 +77,7 @@ def _softmax(raw: TensorVariable) -> TensorVariable:
     return size / size.sum(axis=-1, keepdims=True)
 
 
-def transform(
-    z: TensorVariable, table: TensorVariable, bound: float
-) -> tuple[TensorVariable, TensorVariable]:
+def transform(z: TensorVariable, table: TensorVariable, bound: float) -> Pair:
     """Value and log-slope of splines at z (...), with tables (..., 6, bins) that broadcast."""
     x, is_inside = _into_box(z, bound)
     left, width, low, height, d0, d1 = _pick(x, table, row=0)
@@ -92,9 +89,7 @@ def transform(
     return pt.switch(is_inside, low + height * eta, z), pt.switch(is_inside, log_slope, 0)
 
 
-def transform_back(
-    y: TensorVariable, table: TensorVariable, bound: float
-) -> tuple[TensorVariable, TensorVariable]:
+def transform_back(y: TensorVariable, table: TensorVariable, bound: float) -> Pair:
     """Inverse of `transform`, and the log-slope of the forward map there.
 
     ξ is the root of a quadratic equation (eq. 6 to 8 of the paper). With u = d₀(1 − η) − d₁η its
@@ -118,7 +113,7 @@ def transform_back(
     )
 
 
-def _into_box(z: TensorVariable, bound: float) -> tuple[TensorVariable, TensorVariable]:
+def _into_box(z: TensorVariable, bound: float) -> Pair:
     """Points with 0 in place of those outside, where the spline must not be evaluated."""
     is_inside = pt.lt(pt.abs(disconnected_grad(z)), np.asarray(bound, z.dtype))
     return pt.switch(is_inside, z, 0), is_inside

@@ -1,13 +1,11 @@
 """Monotone splines of single coordinates."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.checks import check_positive
 from pymc_flows.flows.layers.elementwise.rational_quadratic import (
     check_bins,
@@ -16,8 +14,6 @@ from pymc_flows.flows.layers.elementwise.rational_quadratic import (
     transform_back,
 )
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Spline"]
 
 
 @register_flow
@@ -50,10 +46,10 @@ class Spline(Flow):
        arXiv:1906.04032.
     """
 
-    word: ClassVar[str] = "spline"
-    equation: ClassVar[str] = "RQ(z), a spline"
-    has_inverse: ClassVar[bool] = True
-    is_elementwise: ClassVar[bool] = True
+    word = "spline"
+    equation = "RQ(z), a spline"
+    has_inverse = True
+    is_elementwise = True
     bins: int = 8
     bound: float = 5.0
 
@@ -62,30 +58,24 @@ class Spline(Flow):
         check_bins(self.word, self.bins)
         check_positive(self.word, "bound", self.bound)
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``bins`` (dim, 3 bins - 1)."""
         return {"bins": (dim, 3 * self.bins - 1)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Bins of one width and height, and unit slopes."""
         return {"bins": np.zeros((count, dim, 3 * self.bins - 1))}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``table`` (dim, 6, bins): what a bin is, see `spline_table`."""
         return {"table": spline_table(raw["bins"], self.bins, self.bound)}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Evaluate the splines; the log-determinant is the sum of their log-slopes."""
         value, log_slope = transform(z, params["table"], self.bound)
         return value, log_slope.sum(axis=-1)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Solve a quadratic equation in each coordinate."""
         value, log_slope = transform_back(y, params["table"], self.bound)
         return value, log_slope.sum(axis=-1)

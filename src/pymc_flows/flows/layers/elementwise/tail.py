@@ -1,20 +1,16 @@
 """Learnt weights of the tails."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.numerics import floor
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Tail"]
 
 # The heaviest tail: 1 is that of a Cauchy distribution.
 _HEAVIEST = 2.0
@@ -53,23 +49,21 @@ class Tail(Flow):
        Transformation as a Special Case, 2015, section 2, arXiv:1010.2265.
     """
 
-    word: ClassVar[str] = "tail"
-    equation: ClassVar[str] = "z exp(h z²/2), h per side"
-    has_inverse: ClassVar[bool] = True
-    is_elementwise: ClassVar[bool] = True
+    word = "tail"
+    equation = "z exp(h z²/2), h per side"
+    has_inverse = True
+    is_elementwise = True
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``left`` (dim,) and ``right`` (dim,)."""
         return {"left": (dim,), "right": (dim,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Light tails."""
         raw = np.full((count, dim), math.log(_START / (_HEAVIEST - _START)))
         return {"left": raw, "right": raw.copy()}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``left`` (dim,) and ``right`` (dim,): the h of each side."""
         return {
             side: pt.maximum(
@@ -78,9 +72,7 @@ class Tail(Flow):
             for side, value in raw.items()
         }
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Stretch the tails."""
         last = np.asarray(_LAST, z.dtype)
         within = pt.maximum(pt.minimum(z, last), -last)
@@ -88,9 +80,7 @@ class Tail(Flow):
         z_new = pt.exp(w / 2) * (within + (z - within) * (1 + w))
         return z_new, (w / 2 + pt.log1p(w)).sum(axis=-1)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Shrink the tails: w = h z² solves w exp(w) = h y²."""
         last, tiny = np.asarray(_LAST, y.dtype), np.finfo(y.dtype).tiny
         h = _side(y, params)
@@ -102,7 +92,7 @@ class Tail(Flow):
         return z, (w / 2 + pt.log1p(w)).sum(axis=-1)
 
 
-def _side(points: TensorVariable, params: Mapping[str, TensorVariable]) -> TensorVariable:
+def _side(points: TensorVariable, params: Params) -> TensorVariable:
     return pt.switch(pt.gt(disconnected_grad(points), 0), params["right"], params["left"])
 
 

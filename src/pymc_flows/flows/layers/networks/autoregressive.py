@@ -1,9 +1,8 @@
 """Inverse and masked autoregressive flows: each coordinate depends on those before it."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor
@@ -11,14 +10,12 @@ import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import AFFINE, KernelFlow
+from pymc_flows.flows.base import AFFINE, KernelFlow, Pair, Params
 from pymc_flows.flows.layers.networks.masked_affine import MaskedAffine
 from pymc_flows.flows.layers.networks.network import place_in_block
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["IAF", "MAF"]
-
-type _Pair = tuple[TensorVariable, TensorVariable]
+type _Pair = Pair
 
 # Copies run faster than a loop, and compile faster while they are few.
 _MOST_COPIES = 16
@@ -42,23 +39,19 @@ class _Autoregressive(MaskedAffine):
             for mask in (*inner, last)
         ]
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """The matrices without their hidden entries, and the ``rank`` (dim,) of coordinates."""
         first = raw["dense0"]
         ranks = _ranks(first.type.shape[-2] - 1)
         rank = place_in_block(ranks, first).astype(first.dtype)
         return {**super().constrain(raw), "rank": pt.constant(rank)}
 
-    def parallel(
-        self, points: TensorVariable, params: Mapping[str, TensorVariable], step: "_Step"
-    ) -> _Pair:
+    def parallel(self, points: TensorVariable, params: Params, step: "_Step") -> _Pair:
         """All coordinates at once: the network sees the points that are given."""
         s, t = self.log_scale_and_shift(points, params)
         return step(points, s, t), s.sum(axis=-1)
 
-    def sequential(
-        self, points: TensorVariable, params: Mapping[str, TensorVariable], step: "_Step"
-    ) -> _Pair:
+    def sequential(self, points: TensorVariable, params: Params, step: "_Step") -> _Pair:
         """One coordinate after the other: the network sees the result, which is exact.
 
         Each pass evaluates the whole network, and fixes the coordinate of one more rank.
@@ -90,7 +83,7 @@ class _Autoregressive(MaskedAffine):
         k: TensorVariable | int,
         result: TensorVariable,
         points: TensorVariable,
-        params: Mapping[str, TensorVariable],
+        params: Params,
         step: "_Step",
     ) -> _Pair:
         """Coordinates of ranks up to k, 0 elsewhere; and the log-scales."""
@@ -155,26 +148,16 @@ class IAF(_Autoregressive, KernelFlow):
        Estimation, ICML 2015, arXiv:1502.03509.
     """
 
-    word: ClassVar[str] = "iaf"
-    equation: ClassVar[str] = "exp(sᵢ(z₍<i₎)) zᵢ + tᵢ(z₍<i₎)"
+    word = "iaf"
+    equation = "exp(sᵢ(z₍<i₎)) zᵢ + tᵢ(z₍<i₎)"
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Scale and shift all coordinates at once."""
         return self.parallel(z, params, _expand)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Shift and scale back one coordinate after the other."""
         return self.sequential(y, params, _contract)
-
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Scale and shift in one Op."""
-        return self.parallel_kernel(z, theta)
 
     def note(self, dim: int) -> str:
         """Say which direction is slow."""
@@ -220,18 +203,14 @@ class MAF(_Autoregressive):
        Estimation, ICML 2015, arXiv:1502.03509.
     """
 
-    word: ClassVar[str] = "maf"
-    equation: ClassVar[str] = "exp(sᵢ(z'₍<i₎)) zᵢ + tᵢ(z'₍<i₎)"
+    word = "maf"
+    equation = "exp(sᵢ(z'₍<i₎)) zᵢ + tᵢ(z'₍<i₎)"
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Scale and shift one coordinate after the other."""
         return self.sequential(z, params, _expand)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Shift and scale all coordinates back at once."""
         return self.parallel(y, params, _contract)
 

@@ -1,19 +1,15 @@
 """Affine coupling: RealNVP."""
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import AFFINE, KernelFlow
+from pymc_flows.flows.base import AFFINE, KernelFlow, Pair, Params
 from pymc_flows.flows.layers.networks.masked_affine import MaskedAffine
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["NVP"]
 
 
 @register_flow
@@ -57,8 +53,8 @@ class NVP(MaskedAffine, KernelFlow):
        arXiv:1605.08803.
     """
 
-    word: ClassVar[str] = "nvp"
-    equation: ClassVar[str] = "(a, b ∘ exp(s(a)) + t(a))"
+    word = "nvp"
+    equation = "(a, b ∘ exp(s(a)) + t(a))"
 
     def masks(self, dim: int) -> list[np.ndarray]:
         """The half that moves gets no inputs and all outputs."""
@@ -71,25 +67,15 @@ class NVP(MaskedAffine, KernelFlow):
         masks[-1] *= moves[:, None]
         return masks
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Scale and shift; both are 0 for coordinates that stay."""
         s, t = self.log_scale_and_shift(z, params)
         return z * pt.exp(s) + t, s.sum(axis=-1)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Shift and scale back: the network sees only what the layer has not changed."""
         s, t = self.log_scale_and_shift(y, params)
         return (y - t) * pt.exp(-s), s.sum(axis=-1)
-
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Scale and shift in one Op."""
-        return self.parallel_kernel(z, theta)
 
     def note(self, dim: int) -> str:
         """Say what the layer is in 1 dimension."""

@@ -1,15 +1,13 @@
 """What affine coupling and autoregressive layers share: a masked network of scales and shifts."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.checks import check_choice, check_positive
 from pymc_flows.flows.kernels.dense import DenseStack
 from pymc_flows.flows.layers.networks.network import (
@@ -21,8 +19,6 @@ from pymc_flows.flows.layers.networks.network import (
     place_in_block,
     run_network,
 )
-
-__all__ = ["MaskedAffine"]
 
 _SHIFTS = ("after", "before")
 
@@ -37,8 +33,8 @@ class MaskedAffine(Flow):
     hide have no effect.
     """
 
-    has_inverse: ClassVar[bool] = True
-    period: ClassVar[int] = 2
+    has_inverse = True
+    period = 2
     hidden: int = 32
     depth: int = 2
     clip: float = 1.0
@@ -58,17 +54,15 @@ class MaskedAffine(Flow):
         From the first matrix to the last, which has ``dim`` outputs here.
         """
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``dense0`` (dim + 1, hidden) to the last matrix (hidden + 1, 2 dim)."""
         return {**dense_shapes(dim, self.hidden, self.depth, 2 * dim)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Random hidden units, and a last matrix of zeros: scale 1 and shift 0."""
         return dense_reference(self.param_shapes(dim), count, rng)
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """The matrices without their hidden entries; which these are depends on the place."""
         constrained = {}
         for name, factors in self._factors(raw["dense0"].type.shape[-2] - 1).items():
@@ -76,16 +70,14 @@ class MaskedAffine(Flow):
             constrained[name] = raw[name] * pt.constant(placed.astype(raw[name].dtype))
         return constrained
 
-    def _factors(self, dim: int) -> dict[str, np.ndarray]:
+    def _factors(self, dim: int) -> Arrays:
         """What each matrix is multiplied by, (period, inputs + 1, outputs)."""
         masks = self.masks(dim)
         masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
         pairs = zip(dense_names(self.depth), masks, strict=True)
         return {name: mask * gains(mask.shape) for name, mask in pairs}
 
-    def log_scale_and_shift(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def log_scale_and_shift(self, z: TensorVariable, params: Params) -> Pair:
         """By the network at ``z`` (..., dim): s, between -clip and clip, and the shift of e^s z."""
         dim = z.type.shape[-1]
         out = run_network(z, params, self.depth, self.activation)
@@ -93,20 +85,12 @@ class MaskedAffine(Flow):
         s, t = clip * pt.tanh(out[..., :dim] / clip), out[..., dim:]
         return s, t * pt.exp(s) if self.shift == "before" else t
 
-    def parallel_kernel(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Scale and shift by networks that see the points as they enter each layer of a block.
+    def stack(self, dim: int) -> DenseStack:
+        """Networks that see the points as they enter each layer, see `KernelFlow`."""
+        return DenseStack(self.hidden, self.depth, self.clip, self.activation, self.shift)
 
-        Parameters
-        ----------
-        z : TensorVariable, shape (n, dim)
-        theta : TensorVariable, shape (size,)
-            Raw parameters of the block.
-        """
-        dim = z.type.shape[-1]
-        stack = DenseStack(self.hidden, self.depth, self.clip, self.activation, self.shift)
-        places = np.arange(theta.type.shape[0] // stack.layer_size(dim)) % self.period
+    def kernel_params(self, theta: TensorVariable, dim: int) -> TensorVariable:
+        """The raw matrices without their hidden entries."""
+        places = np.arange(theta.type.shape[0] // self.stack(dim).layer_size(dim)) % self.period
         factors = [np.ravel(of_place[places]) for of_place in self._factors(dim).values()]
-        z_new, log_det, _ = stack(z, theta * np.concatenate(factors).astype(theta.dtype))
-        return z_new, log_det
+        return theta * np.concatenate(factors).astype(theta.dtype)

@@ -14,20 +14,8 @@ import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import FlowShapeError
+from pymc_flows.flows.base import Arrays, Params
 from pymc_flows.flows.checks import check_choice, check_int, check_positive
-
-__all__ = [
-    "ACTIVATIONS",
-    "check_network",
-    "check_waves",
-    "dense_names",
-    "dense_reference",
-    "dense_shapes",
-    "gains",
-    "place_in_block",
-    "run_network",
-    "wave_features",
-]
 
 _MAX_HIDDEN = 65_536
 _MAX_DEPTH = 8  # at most one digit in a name keeps the alphabetical order that of the layers
@@ -59,7 +47,7 @@ def dense_shapes(inputs: int, hidden: int, depth: int, outputs: int) -> dict[str
 
 def dense_reference(
     shapes: Mapping[str, tuple[int, ...]], count: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Raw start values (count, ...): N(0, 1) in hidden layers, 0 in the last one."""
     last = max(shapes)
     return {
@@ -74,9 +62,7 @@ def gains(shape: Sequence[int]) -> np.ndarray:
     return np.append(np.full(inputs, inputs**-0.5), 1.0)[:, None]
 
 
-def run_network(
-    x: TensorVariable, params: Mapping[str, TensorVariable], depth: int, activation: str
-) -> TensorVariable:
+def run_network(x: TensorVariable, params: Params, depth: int, activation: str) -> TensorVariable:
     """Output (..., outputs) of a network at x (..., inputs); constrained matrices of one layer."""
     act = ACTIVATIONS[activation]
     for name in dense_names(depth):

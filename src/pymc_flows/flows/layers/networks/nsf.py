@@ -1,15 +1,14 @@
 """Neural spline flow: coupling whose map is a spline."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.checks import check_positive
 from pymc_flows.flows.layers.elementwise.rational_quadratic import (
     check_bins,
@@ -29,11 +28,7 @@ from pymc_flows.flows.layers.networks.network import (
 )
 from pymc_flows.formula.registry import register_flow
 
-__all__ = ["NSF"]
-
-type _Spline = Callable[
-    [TensorVariable, TensorVariable, float], tuple[TensorVariable, TensorVariable]
-]
+type _Spline = Callable[[TensorVariable, TensorVariable, float], Pair]
 
 
 @register_flow
@@ -81,10 +76,10 @@ class NSF(Flow):
        arXiv:1906.04032.
     """
 
-    word: ClassVar[str] = "nsf"
-    equation: ClassVar[str] = "(a, RQ(b; a)), splines"
-    has_inverse: ClassVar[bool] = True
-    period: ClassVar[int] = 2
+    word = "nsf"
+    equation = "(a, RQ(b; a)), splines"
+    has_inverse = True
+    period = 2
     hidden: int = 32
     depth: int = 2
     bins: int = 8
@@ -100,7 +95,7 @@ class NSF(Flow):
         check_positive(self.word, "bound", self.bound)
         check_waves(self.word, self.waves, self.frequency)
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``dense0`` (⌊dim/2⌋ + 1, hidden) to the last (hidden + 1, ⌈dim/2⌉ (3 bins - 1))."""
         n_moved = _n_moved(dim)
         # In 1 dimension the network sees a constant.
@@ -109,16 +104,14 @@ class NSF(Flow):
         shapes = dense_shapes(inputs + self.waves, self.hidden, self.depth, outputs)
         return {**shapes, **({"waves": (inputs + 1, self.waves)} if self.waves else {})}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Random hidden units and waves, and a last matrix of zeros."""
         shapes = self.param_shapes(dim)
         waves = shapes.pop("waves", None)
         random = {} if waves is None else {"waves": rng.standard_normal((count, *waves))}
         return dense_reference(shapes, count, rng) | random
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """Scaled matrices, and whether the order of the coordinates is reversed, ``flip`` ()."""
         flip = place_in_block(np.array([False, True]), raw["dense0"])
         scaled = {
@@ -129,21 +122,15 @@ class NSF(Flow):
         waves = {"waves": raw["waves"]} if self.waves else {}
         return {**scaled, **waves, "flip": pt.constant(flip)}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Evaluate the splines of the half that moves."""
         return self._couple(z, params, transform)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Invert the splines: the network sees only what the layer has not changed."""
         return self._couple(y, params, transform_back)
 
-    def _couple(
-        self, points: TensorVariable, params: Mapping[str, TensorVariable], spline: _Spline
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def _couple(self, points: TensorVariable, params: Params, spline: _Spline) -> Pair:
         dim = points.type.shape[-1]
         n_moved = _n_moved(dim)
         flip = disconnected_grad(params["flip"])

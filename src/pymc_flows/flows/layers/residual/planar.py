@@ -1,15 +1,13 @@
 """Planar flow of Rezende & Mohamed."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import KernelFlow
-from pymc_flows.flows.kernels.planar import planar_stack
+from pymc_flows.flows.base import Arrays, KernelFlow, Pair, Params, Shapes
+from pymc_flows.flows.kernels.planar import PlanarStack
 from pymc_flows.flows.layers.residual.roots import planar_root
 from pymc_flows.flows.numerics import (
     INVERSE_SOFTPLUS_ONE,
@@ -19,8 +17,6 @@ from pymc_flows.flows.numerics import (
     unit_directions,
 )
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Planar"]
 
 
 @register_flow
@@ -52,22 +48,20 @@ class Planar(KernelFlow):
        arXiv:1505.05770.
     """
 
-    word: ClassVar[str] = "planar"
-    equation: ClassVar[str] = "z + û tanh(wᵀz + b)"
-    has_inverse: ClassVar[bool] = True
+    word = "planar"
+    equation = "z + û tanh(wᵀz + b)"
+    has_inverse = True
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``b`` (), ``u`` (dim,) and ``w`` (dim,)."""
         return {"b": (), "u": (dim,), "w": (dim,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Unit w and the u along it whose û is 0: softplus(wᵀu) = 1."""
         w = unit_directions(rng, count, dim)
         return {"b": np.zeros(count), "u": INVERSE_SOFTPLUS_ONE * w, "w": w}
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``b`` (), ``s`` () = 1 + wᵀû > 0, ``u_hat`` (dim,) and ``w`` (dim,)."""
         u, w = raw["u"], raw["w"]
         x = (w * u).sum(axis=-1)
@@ -82,27 +76,18 @@ class Planar(KernelFlow):
             "w": w,
         }
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Move points along û."""
         h = pt.tanh((z * params["w"]).sum(axis=-1) + params["b"])
         return z + h[..., None] * params["u_hat"], _log_det(h, params["s"])
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Solve for the activation of the preimage, then move back along û."""
         c = (y * params["w"]).sum(axis=-1) + params["b"]
         h = pt.tanh(planar_root(params["s"], c))
         return y - h[..., None] * params["u_hat"], _log_det(h, params["s"])
 
-    def forward_and_score(
-        self,
-        z: TensorVariable,
-        score: TensorVariable,
-        params: Mapping[str, TensorVariable],
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_score(self, z: TensorVariable, score: TensorVariable, params: Params) -> Pair:
         """Solve with the Jacobian I + û (1 − h²) wᵀ, of rank one (Sherman & Morrison)."""
         u_hat, w, s = params["u_hat"], params["w"], params["s"]
         h = pt.tanh((z * w).sum(axis=-1) + params["b"])
@@ -114,12 +99,9 @@ class Planar(KernelFlow):
         along = (score * u_hat).sum(axis=-1) * slope / det
         return z + h[..., None] * u_hat, score - along[..., None] * w
 
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Move points along the û of each layer in turn, in one Op."""
-        z_new, log_det, _ = planar_stack(z, theta)
-        return z_new, log_det
+    def stack(self, dim: int) -> PlanarStack:
+        """Moves along the û of each layer in turn."""
+        return PlanarStack()
 
 
 def _log_det(h: TensorVariable, s: TensorVariable) -> TensorVariable:

@@ -1,20 +1,16 @@
 """Radial flow of Rezende & Mohamed."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
-from pymc_flows.flows.base import KernelFlow
-from pymc_flows.flows.kernels.radial import radial_stack
+from pymc_flows.flows.base import Arrays, KernelFlow, Pair, Params, Shapes
+from pymc_flows.flows.kernels.radial import RadialStack
 from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, event_dim, norm, positive
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Radial"]
 
 
 @register_flow
@@ -42,17 +38,15 @@ class Radial(KernelFlow):
        arXiv:1505.05770.
     """
 
-    word: ClassVar[str] = "radial"
-    equation: ClassVar[str] = "z + β (z − z_ref) / (α + ‖z − z_ref‖)"
-    has_inverse: ClassVar[bool] = True
+    word = "radial"
+    equation = "z + β (z − z_ref) / (α + ‖z − z_ref‖)"
+    has_inverse = True
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``a`` (), ``b`` () and ``z_ref`` (dim,)."""
         return {"a": (), "b": (), "z_ref": (dim,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """α = s = 1 around centres drawn from N(0, I)."""
         return {
             "a": np.full(count, INVERSE_SOFTPLUS_ONE),
@@ -61,14 +55,12 @@ class Radial(KernelFlow):
             "z_ref": rng.standard_normal((count, dim)),
         }
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``alpha`` () and ``s`` () = α + β, both positive, ``beta`` () and ``z_ref`` (dim,)."""
         alpha, s = positive(raw["a"]), positive(raw["b"])
         return {"alpha": alpha, "beta": s - alpha, "s": s, "z_ref": raw["z_ref"]}
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Move points along their ray from ``z_ref``."""
         offset = z - params["z_ref"]
         radius = norm(offset)
@@ -76,9 +68,7 @@ class Radial(KernelFlow):
         z_new = z + (params["beta"] * h)[..., None] * offset
         return z_new, _log_det(radius, params, event_dim(z))
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Solve the quadratic equation for the radius of the preimage."""
         alpha, s = params["alpha"], params["s"]
         offset = y - params["z_ref"]
@@ -87,17 +77,12 @@ class Radial(KernelFlow):
         z = params["z_ref"] + shrink[..., None] * offset
         return z, _log_det(radius, params, event_dim(y))
 
-    def kernel_forward_and_log_det(
-        self, z: TensorVariable, theta: TensorVariable
-    ) -> tuple[TensorVariable, TensorVariable]:
-        """Move points along their ray from each ``z_ref`` in turn, in one Op."""
-        z_new, log_det, _ = radial_stack(z, theta)
-        return z_new, log_det
+    def stack(self, dim: int) -> RadialStack:
+        """Moves along rays from each ``z_ref`` in turn."""
+        return RadialStack()
 
 
-def _log_det(
-    radius: TensorVariable, params: Mapping[str, TensorVariable], dim: int | TensorVariable
-) -> TensorVariable:
+def _log_det(radius: TensorVariable, params: Params, dim: int | TensorVariable) -> TensorVariable:
     alpha, s = params["alpha"], params["s"]
     tangential = pt.log((s + radius) / (alpha + radius))
     along = pt.log(radius * (radius + 2 * alpha) + s * alpha) - 2 * pt.log(alpha + radius)

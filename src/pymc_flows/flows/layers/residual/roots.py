@@ -11,8 +11,6 @@ from pytensor.scalar import tanh as scalar_tanh
 from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.support.compat import Elemwise
 
-__all__ = ["planar_root", "solve_planar"]
-
 # Newton needs at most 5 steps for s <= 10 and 19 for s up to 1e13; the limit only bounds the loop
 # for arguments that are not numbers.
 _MAX_STEPS = 64

@@ -1,15 +1,13 @@
 """Sylvester flow of van den Berg et al."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.flows.base import Flow
+from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
 from pymc_flows.flows.layers.residual.roots import planar_root
 from pymc_flows.flows.numerics import (
     INVERSE_SOFTPLUS_ONE,
@@ -18,8 +16,6 @@ from pymc_flows.flows.numerics import (
     unit_vector,
 )
 from pymc_flows.formula.registry import register_flow
-
-__all__ = ["Sylvester"]
 
 
 @register_flow
@@ -55,9 +51,9 @@ class Sylvester(Flow):
        Inference, UAI 2018, arXiv:1803.05649.
     """
 
-    word: ClassVar[str] = "sylvester"
-    equation: ClassVar[str] = "z + Q R tanh(R̃ Qᵀ z + b)"
-    has_inverse: ClassVar[bool] = True
+    word = "sylvester"
+    equation = "z + Q R tanh(R̃ Qᵀ z + b)"
+    has_inverse = True
     rank: int = 4
 
     def __post_init__(self) -> None:
@@ -65,15 +61,13 @@ class Sylvester(Flow):
         if self.rank < 1:
             raise ArgumentError(f"rank must be at least 1, got {self.rank!r}")
 
-    def param_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def param_shapes(self, dim: int) -> Shapes:
         """``b``, ``s`` and ``w`` (r,), ``inner`` and ``outer`` (r (r − 1)/2,), ``v`` (r, dim)."""
         r = min(self.rank, dim)
         above = (r * (r - 1) // 2,)
         return {"b": (r,), "inner": above, "outer": above, "s": (r,), "v": (r, dim), "w": (r,)}
 
-    def reference_params(
-        self, dim: int, count: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
         """Random directions and R = 0."""
         values = {name: np.zeros((count, *s)) for name, s in self.param_shapes(dim).items()}
         values["s"] += INVERSE_SOFTPLUS_ONE
@@ -82,7 +76,7 @@ class Sylvester(Flow):
         values["v"] = unit_directions(rng, count * r, dim).reshape(count, r, dim)
         return values
 
-    def constrain(self, raw: Mapping[str, TensorVariable]) -> dict[str, TensorVariable]:
+    def constrain(self, raw: Params) -> Params:
         """``b``, ``s`` and ``w`` (r,), ``inner`` and ``outer`` as they are, ``q`` = Qᵀ (r, dim)."""
         v = unit_vector(raw["v"])
         r, dim = v.type.shape[-2:]
@@ -99,18 +93,14 @@ class Sylvester(Flow):
             "w": positive(raw["w"]),
         }
 
-    def forward_and_log_det(
-        self, z: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Move points within the span of Q."""
         q, s, w = params["q"], params["s"], params["w"]
         h = pt.tanh(z @ q.T @ _triangle(params["inner"], w).T + params["b"])
         moved = h @ _triangle(params["outer"], (s - 1) / w).T
         return z + moved @ q, _log_det(h, s)
 
-    def inverse_and_log_det(
-        self, y: TensorVariable, params: Mapping[str, TensorVariable]
-    ) -> tuple[TensorVariable, TensorVariable]:
+    def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Solve for the activations of the preimage, the last first, then move back."""
         q, s, w = params["q"], params["s"], params["w"]
         r = q.type.shape[-2]

@@ -1,0 +1,281 @@
+"""PyMC's variational classes, and what makes a distribution one of them.
+
+The only module that imports them: whatever PyMC changes about them is followed here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+from numpy.typing import ArrayLike
+from pymc.variational import Approximation, Group, Inference, KLqp
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace
+from pytensor.tensor.variable import TensorVariable
+from xarray import Dataset
+
+from pymc_flows.approximation.start import LayerParams, check_jitter, start_state
+from pymc_flows.approximation.state import State
+from pymc_flows.backends.modes import NUMPY
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.model.batching import batched_draws
+from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.logp import ModelDensity, density_of
+from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.compat import KL, ObjectiveFunction, VIState, node_property
+from pymc_flows.support.seeds import RandomState, integer_seed
+from pymc_flows.training.objective import loss_graph
+
+__all__ = [
+    "Approximation",
+    "FlowKL",
+    "Group",
+    "Inference",
+    "KLqp",
+    "NormalizingFlowGroup",
+    "StateApproximation",
+]
+
+
+class NormalizingFlowGroup(Group):
+    """A distribution of a group of variables, for PyMC's `Approximation`.
+
+    Parameters
+    ----------
+    group : list of TensorVariable or None
+        Free variables of the model; None for all that no other group has.
+    vfam, options
+        Only for PyMC's ``Group(vars, vfam=formula)``.
+    flow : str or Formula
+        Formula of the chain.
+    params, random_seed, model, jitter, start
+        As for `NormalizingFlow`.
+    q : State, optional
+        The distribution, if it has been made.
+
+    Attributes
+    ----------
+    q : State
+    """
+
+    q: State
+
+    def __init__(
+        self,
+        group: Sequence[TensorVariable] | None,
+        vfam: str | None = None,
+        params: LayerParams | None = None,
+        random_seed: RandomState | np.random.SeedSequence = None,
+        model: pm.Model | None = None,
+        options: dict[str, Any] | None = None,
+        *,
+        flow: str | Formula | None = None,
+        jitter: float = 0.01,
+        start: Mapping[str, ArrayLike] | Frame | None = None,
+        q: State | None = None,
+    ):
+        given = "scale-loc" if vfam is None else vfam
+        self.formula = Formula(given if flow is None else flow)
+        self._given = q
+        self._make = partial(
+            start_state, self.formula, jitter=check_jitter(jitter), start=start, params=params
+        )
+        if isinstance(random_seed, np.random.SeedSequence):
+            seeds = random_seed
+        else:
+            seeds = np.random.SeedSequence(integer_seed(random_seed))
+        self._seeds = seeds
+        seed = self._seeds.generate_state(1)[0]
+        super().__init__(group, random_seed=seed, model=model, options=options)
+
+    def __init_group__(self, group: Sequence[TensorVariable]) -> None:
+        """Lay the variables out and create the parameters; PyMC may delay this."""
+        density = density_of(self.model)
+        super().__init_group__(group)
+        self.q = self._given or self._make(
+            density, list(self.ordering), seed=self._seeds.spawn(1)[0]
+        )
+        self._finalize_init()
+
+    @property
+    def params(self) -> list[SharedVariable]:
+        """Shared variables, block by block, alphabetical inside a block."""
+        return self.q.params
+
+    @property
+    def params_dict(self) -> dict[str, SharedVariable]:
+        """The same by unique name, ``{block}_{word}_{param}``."""
+        return self.q.params_dict
+
+    @node_property
+    def _draw_and_logq(self) -> tuple[TensorVariable, TensorVariable]:
+        return self.q.draw_graph(self.symbolic_initial)
+
+    @node_property
+    def symbolic_random(self) -> TensorVariable:
+        """Draws (draws, dim), from the group's symbolic base noise."""
+        return self._draw_and_logq[0]
+
+    @node_property
+    def symbolic_logq_not_scaled(self) -> TensorVariable:
+        """Log q (draws,) of `symbolic_random`, in nats."""
+        return self._draw_and_logq[1]
+
+    @node_property
+    def mean(self) -> TensorVariable:
+        """Mean (dim,) in the unconstrained space."""
+        return self.q.mean()
+
+    @node_property
+    def std(self) -> TensorVariable:
+        """Standard deviation (dim,)."""
+        return self.q.std()
+
+    @node_property
+    def cov(self) -> TensorVariable:
+        """Covariance (dim, dim)."""
+        return self.q.cov()
+
+    def var_to_data(self, shared: TensorVariable) -> Dataset:
+        """A flat vector by variable, as PyMC does it, but without compiling its graph."""
+        return super().var_to_data(_Value(shared.eval(mode=NUMPY)))
+
+    def __str__(self) -> str:
+        """Name, dimension and formula."""
+        dim = "undefined" if self.group is None else self.ddim
+        return f"NormalizingFlowGroup[{dim}]({self.formula})"
+
+    __repr__ = __str__
+
+
+class _Value(NamedTuple):
+    """What PyMC asks of a tensor variable that it turns into data."""
+
+    value: np.ndarray
+
+    def eval(self) -> np.ndarray:
+        return self.value
+
+
+class StateApproximation(Approximation):
+    """PyMC's approximation of a whole model by one distribution.
+
+    Parameters
+    ----------
+    q : State
+    density : ModelDensity
+    model : pymc.Model
+    seeds : SeedSequence
+    """
+
+    groups: list[NormalizingFlowGroup]
+    q: State
+    density: ModelDensity
+
+    def __init__(
+        self, q: State, density: ModelDensity, model: pm.Model, seeds: np.random.SeedSequence
+    ):
+        self.q, self.density = q, density
+        group = NormalizingFlowGroup(None, flow=q.formula, q=q, random_seed=seeds, model=model)
+        super().__init__([group], model=model)
+
+    @property
+    def include_transformed(self) -> bool:
+        """Whether `state` has the unconstrained variables as well."""
+        return bool(getattr(self.groups[0], "include_transformed", False))
+
+    @include_transformed.setter
+    def include_transformed(self, value: bool) -> None:
+        self.groups[0].include_transformed = value
+
+    @property
+    def rng(self) -> np.random.RandomState:
+        """Seeds what PyMC compiles from this approximation."""
+        return self.groups[0].rng
+
+    @property
+    def state(self) -> VIState:
+        """Mean and standard deviation by variable, as PyMC's approximations give them."""
+        return self.groups[0].state
+
+    @property
+    def mean_data(self) -> Dataset:
+        """Mean by unconstrained variable."""
+        return self.groups[0].mean_data
+
+    @property
+    def std_data(self) -> Dataset:
+        """Standard deviation by unconstrained variable."""
+        return self.groups[0].std_data
+
+    @property
+    def mean(self) -> TensorVariable:
+        """Mean (dim,) in the unconstrained space: exact if affine, else from fixed noise."""
+        return self.groups[0].mean
+
+    @property
+    def std(self) -> TensorVariable:
+        """Standard deviation (dim,) in the unconstrained space; as `mean`."""
+        return self.groups[0].std
+
+    @property
+    def cov(self) -> TensorVariable:
+        """Covariance (dim, dim) in the unconstrained space; as `mean`."""
+        return self.groups[0].cov
+
+    def symbolic_sample_over_posterior(
+        self,
+        node: Variable | list[Variable],
+        more_replacements: Mapping[Variable, Variable] | None = None,
+    ) -> Any:
+        """Evaluate nodes for all draws at once; PyMC's own version scans over draws."""
+        nodes = list(node) if isinstance(node, list | tuple) else [node]
+        if more_replacements:
+            nodes = graph_replace(nodes, dict(more_replacements), strict=False)
+        values = self.density.unpack(self.symbolic_random)
+        sampled, _ = batched_draws(nodes, values, "the graph", keep_checks=self.model.check_bounds)
+        return sampled if isinstance(node, list | tuple) else sampled[0]
+
+
+class FlowObjective(ObjectiveFunction):
+    """PyMC's objective function with the loss of a flow, vectorised over draws."""
+
+    def __call__(self, nmc: int | None, **kwargs: Any) -> TensorVariable:
+        """Return the symbolic loss in nats, from ``nmc`` draws (None: one).
+
+        It has a random generator of its own with a default update: each evaluation of it or of
+        its gradient draws anew.
+        """
+        approx = self.approx
+        n_draws = check_integer("nmc", 1 if nmc is None else nmc)
+        seed = int(approx.rng.randint(2**30, dtype=np.int64))
+        rng = pytensor.shared(np.random.default_rng(seed), name="objective_rng")
+        next_rng, z0 = pt.random.normal(
+            size=(n_draws, approx.ddim),
+            rng=rng,
+            dtype=pytensor.config.floatX,
+            return_next_rng=True,
+        )
+        with warnings.catch_warnings():
+            # PyTensor discourages what nothing else can do: draw anew at each `eval`.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            rng.default_update = next_rng
+        replacements = kwargs.get("more_replacements")
+        plan = plan_draws(approx.density, n_draws, approx.center_point(), "numba", replacements)
+        problem = approx.problem(float(self.op.beta))
+        return loss_graph(problem, z0, plan, loop=approx.graph_loop, replacements=replacements)
+
+
+class FlowKL(KL):
+    """PyMC's KL operator with `FlowObjective`."""
+
+    objective_class = FlowObjective

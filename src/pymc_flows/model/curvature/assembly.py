@@ -1,0 +1,216 @@
+"""Where weighted products of Jacobian rows go in the Hessian, found once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from pymc_flows.model.curvature.jacobians import Floats, Matrix
+from pymc_flows.model.curvature.kernels import outer_products
+from pymc_flows.model.structure.rows import Ints, Pattern, Rows, distinct_rows, ranges
+
+# From this many pairs of rows with one pattern on, products of dense matrices are quicker.
+_MIN_DENSE_ROWS, _MIN_DENSE_COLUMNS = 16, 6
+
+
+@dataclass(frozen=True)
+class Product:
+    """Uᵀ diag(w) V, and its transpose unless U and V are the same rows.
+
+    Parameters
+    ----------
+    left, right : Rows
+        Jacobians, element by element of w.
+    slot : int
+        Where w is found.
+    same : bool
+    """
+
+    left: Rows[Matrix]
+    right: Rows[Matrix]
+    slot: int
+    same: bool
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The distinct pairs of rows of a product, grouped by their columns.
+
+    Parameters
+    ----------
+    product : Product
+    pair : ndarray of int, optional
+        The pair of each element of w; None where all are distinct.
+    left, right : ndarray of int
+        Rows of the pairs.
+    table : ndarray of int
+        The table of each pair.
+    begin : ndarray of int
+        Where tables begin.
+    keys : ndarray of int
+        Column · n + row of all entries of all tables, lower triangle.
+    """
+
+    product: Product
+    pair: Ints | None
+    left: Ints
+    right: Ints
+    table: Ints
+    begin: Ints
+    keys: Ints
+
+
+def _pairs(product: Product, n: int) -> _Pairs:
+    a, b = product.left, product.right
+    width = b.matrix.pattern.n_rows
+    code = a.index * width + b.index
+    distinct, index = np.unique(code, return_inverse=True)
+    if len(distinct) == len(code):
+        left, right, pair = a.index, b.index, None
+    else:
+        left, right, pair = distinct // width, distinct % width, index
+    patterns = a.matrix.pattern, b.matrix.pattern
+    kinds = _kinds(patterns[0], left), _kinds(patterns[1], right)
+    table_code = kinds[0] * (int(kinds[1].max(initial=0)) + 1) + kinds[1]
+    _, first, table = np.unique(table_code, return_index=True, return_inverse=True)
+    begin, keys = _tables(patterns, left[first], right[first], n, same=product.same)
+    return _Pairs(product, pair, left, right, table, begin, keys)
+
+
+def _kinds(pattern: Pattern, rows: Ints) -> Ints:
+    """Number the patterns of rows: equal numbers, equal columns."""
+    used, index = np.unique(rows, return_inverse=True)
+    return distinct_rows(pattern, used)[index]
+
+
+def _tables(
+    patterns: tuple[Pattern, Pattern], left: Ints, right: Ints, n: int, *, same: bool
+) -> tuple[Ints, Ints]:
+    """Entries of the outer products of rows, as the kernel goes through them."""
+    starts = patterns[0].indptr[left], patterns[1].indptr[right]
+    lengths = patterns[0].indptr[left + 1] - starts[0], patterns[1].indptr[right + 1] - starts[1]
+    sizes = lengths[0] * lengths[1]
+    offset = ranges(np.zeros_like(sizes), sizes)
+    table = np.repeat(np.arange(len(sizes)), sizes)
+    row, column = np.divmod(offset, lengths[1][table])
+    if same:
+        kept = column <= row
+        table, row, column = table[kept], row[kept], column[kept]
+        sizes = lengths[0] * (lengths[0] + 1) // 2
+    first = patterns[0].indices[starts[0][table] + row]
+    second = patterns[1].indices[starts[1][table] + column]
+    keys = np.maximum(first, second) * n + np.minimum(first, second)
+    return np.concatenate([[0], np.cumsum(sizes)]), keys
+
+
+class Assembly:
+    """Adds up products into a symmetric sparse matrix of fixed pattern.
+
+    Parameters
+    ----------
+    products : sequence of Product
+    n : int
+        Rows and columns.
+    extra : ndarray of int
+        Further entries, as row · n + column of the lower triangle.
+    """
+
+    def __init__(self, products: Sequence[Product], n: int, extra: Ints):
+        self._n = n
+        pairs = [_pairs(product, n) for product in products]
+        diagonal = np.arange(n) * (n + 1)
+        self._keys = np.unique(np.concatenate([diagonal, extra, *(p.keys for p in pairs)]))
+        self._pairs = [(p, self.positions(p.keys)) for p in pairs]
+        row, column = np.divmod(self._keys, n)
+        off = row != column
+        number = np.arange(len(self._keys))
+        full = sp.coo_array(
+            (
+                np.concatenate([number, number[off]]) + 1,
+                (np.concatenate([row, column[off]]), np.concatenate([column, row[off]])),
+            ),
+            shape=(n, n),
+        ).tocsc()
+        full.sort_indices()
+        self._lower = full.data - 1
+        self._indices, self._indptr = full.indices, full.indptr
+
+    def positions(self, keys: Ints) -> Ints:
+        """Positions of entries in the lower triangle."""
+        return np.searchsorted(self._keys, keys)
+
+    @property
+    def n_lower(self) -> int:
+        """Number of entries of the lower triangle."""
+        return len(self._keys)
+
+    def lower(self, slots: Sequence[Floats]) -> Floats:
+        """Entries of the lower triangle of the sum of all products."""
+        out = np.zeros(len(self._keys))
+        for pairs, places in self._pairs:
+            w = np.ascontiguousarray(slots[pairs.product.slot], dtype=float).ravel()
+            if pairs.pair is not None:
+                w = np.bincount(pairs.pair, weights=w, minlength=len(pairs.left))
+            _add(out, w, pairs, places)
+        return out
+
+    def matrix(self, lower: Floats) -> sp.csc_matrix:
+        """The symmetric matrix with these entries."""
+        return sp.csc_matrix(
+            (lower[self._lower], self._indices, self._indptr), shape=(self._n, self._n)
+        )
+
+
+def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
+    left, right = pairs.product.left.matrix, pairs.product.right.matrix
+    same = pairs.product.same
+    if len(pairs.begin) == 2 and len(w) >= _MIN_DENSE_ROWS:
+        width = int(left.pattern.indptr[pairs.left[0] + 1] - left.pattern.indptr[pairs.left[0]])
+        if width >= _MIN_DENSE_COLUMNS:
+            _add_dense(out, w, pairs, places)
+            return
+    outer_products()(
+        out,
+        w,
+        pairs.left,
+        pairs.right,
+        pairs.table,
+        pairs.begin,
+        places,
+        same,
+        left.pattern.indptr,
+        left.pattern.indices,
+        left.data,
+        right.pattern.indptr,
+        right.pattern.indices,
+        right.data,
+    )
+
+
+def _add_dense(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
+    """All rows have the same columns."""
+    left, right = pairs.product.left.matrix, pairs.product.right.matrix
+    u = _dense(left, pairs.left)
+    if pairs.product.same:
+        full = (u * w[:, None]).T @ u
+        out[places] += full[np.tril_indices(len(full))]
+        return
+    full = (u * w[:, None]).T @ _dense(right, pairs.right)
+    mine = left.pattern.indices[_entries(left.pattern, pairs.left[:1])[0]]
+    theirs = right.pattern.indices[_entries(right.pattern, pairs.right[:1])[0]]
+    full = np.where(mine[:, None] == theirs, 2 * full, full)
+    out += np.bincount(places, weights=full.ravel(), minlength=len(out))
+
+
+def _entries(pattern: Pattern, rows: Ints) -> npt.NDArray[np.intp]:
+    width = pattern.indptr[rows[0] + 1] - pattern.indptr[rows[0]]
+    return pattern.indptr[rows][:, None] + np.arange(width)
+
+
+def _dense(matrix: Matrix, rows: Ints) -> Floats:
+    found: Floats = matrix.data[_entries(matrix.pattern, rows)]
+    return found

@@ -1,0 +1,119 @@
+"""Graphs rewritten into elementwise Ops and linear ones, as far as that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.gradient import DisconnectedGrad, ZeroGrad, disconnected_grad
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.traversal import toposort
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.linalg.solvers.core import SolveBase
+from pytensor.tensor.math import Dot
+from pytensor.tensor.shape import Shape, Shape_i
+from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
+from pytensor.tensor.variable import TensorVariable
+
+# A product of two matrices that both vary becomes a sum over this many elements, or stays.
+_MAX_PRODUCTS = 20_000_000
+
+
+def expanded(outputs: Sequence[TensorVariable], inputs: Iterable[Variable]) -> list[TensorVariable]:
+    """Write what depends on ``inputs`` in elementwise and linear Ops where there is a way.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+    inputs : iterable of Variable
+        What varies.
+
+    Returns
+    -------
+    list of TensorVariable
+        Equal graphs on the same inputs, where softmax and log-sum-exp are sums of exponentials,
+        products of two matrices that vary sums of products, and solutions of linear systems whose
+        matrix does not vary products with its inverse.
+    """
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    live = set(inputs)
+    for node in fgraph.toposort():
+        if not differentiable(node, live):
+            continue
+        live.update(node.outputs)
+        new = _expansion(node, live)
+        if new is not None:
+            live.add(new)
+            fgraph.replace(node.outputs[0], new, import_missing=True, reason="expansion")
+    return list(fgraph.outputs)
+
+
+def differentiable(node: Apply, live: set[Variable]) -> bool:
+    """Whether the derivative with respect to what is ``live`` passes through a node."""
+    return (
+        not live.isdisjoint(node.inputs)
+        and not isinstance(node.op, Shape | Shape_i | DisconnectedGrad | ZeroGrad)
+        and any(str(getattr(v.type, "dtype", "")).startswith("float") for v in node.outputs)
+    )
+
+
+def live_nodes(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Apply]:
+    """Nodes that derivatives with respect to ``inputs`` pass through, inputs first."""
+    live = set(inputs)
+    found = []
+    for node in toposort(outputs, blockers=live.copy()):
+        if differentiable(node, live):
+            live.update(node.outputs)
+            found.append(node)
+    return found
+
+
+def _expansion(node: Apply, live: set[Variable]) -> TensorVariable | None:
+    op = node.op
+    core = op.core_op if isinstance(op, Blockwise) else op
+    if isinstance(op, Softmax):
+        weights = _shifted_exp(node.inputs[0], op.axis)[0]
+        return weights / weights.sum(axis=op.axis, keepdims=True)
+    if isinstance(op, LogSoftmax):
+        weights, shift = _shifted_exp(node.inputs[0], op.axis)
+        return node.inputs[0] - (shift + pt.log(weights.sum(axis=op.axis, keepdims=True)))
+    if isinstance(op, LogSumExp):
+        weights, shift = _shifted_exp(node.inputs[0], op.axis)
+        return pt.log(weights.sum(axis=op.axis)) + pt.squeeze(shift, axis=op.axis)
+    if isinstance(core, Dot) and live.issuperset(node.inputs):
+        left, right = node.inputs
+        factors = left[..., :, None, :], pt.swapaxes(right, -1, -2)[..., None, :, :]
+        return (factors[0] * factors[1]).sum(axis=-1) if _is_small(*factors) else None
+    if isinstance(core, SolveBase) and node.inputs[0] not in live:
+        return _solved(node, core.b_ndim)
+    return None
+
+
+def _shifted_exp(
+    x: TensorVariable, axis: int | tuple[int, ...]
+) -> tuple[TensorVariable, TensorVariable]:
+    """exp(x − max x), and the maximum, from which no derivative comes: it cancels."""
+    highest = pt.max(x, axis=axis, keepdims=True)
+    shift = disconnected_grad(pt.switch(pt.isinf(highest), 0.0, highest))
+    return pt.exp(x - shift), shift
+
+
+def _is_small(*factors: TensorVariable) -> bool:
+    shapes = [f.type.shape for f in factors]
+    if any(None in shape for shape in shapes):
+        return True
+    return bool(np.prod(np.broadcast_shapes(*shapes)) <= _MAX_PRODUCTS)
+
+
+def _solved(node: Apply, b_ndim: int) -> TensorVariable | None:
+    """The solution of A x = b as A⁻¹ b, linear in b."""
+    matrix, right = node.inputs[:2]
+    eye = pt.eye(matrix.shape[-1], dtype=matrix.dtype)
+    op = node.op.core_op if isinstance(node.op, Blockwise) else node.op
+    props = {name: getattr(op, name) for name in op.__props__} | {"b_ndim": 2}
+    inverse = Blockwise(type(op)(**props))(matrix, eye)
+    if b_ndim == 1:
+        return (inverse @ right[..., None])[..., 0]
+    return inverse @ right

@@ -1,0 +1,171 @@
+"""Sparse Jacobians whose patterns are found once and whose values are computed at each point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pymc_flows.model.structure.rows import (
+    Hashes,
+    Ints,
+    Part,
+    Pattern,
+    Rows,
+    distinct,
+    union,
+)
+
+type Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What entries of a relation are multiplied by.
+
+    Parameters
+    ----------
+    source : ndarray or int
+        The numbers, or the slot that has them at each evaluation.
+    index : ndarray of int, optional
+        Positions in the source; None where they are aligned with the entries.
+    """
+
+    source: Floats | int
+    index: Ints | None = None
+
+    def keys(self, n: int) -> Hashes:
+        """Distinguish entries by their numbers."""
+        if not isinstance(self.source, int):
+            values = self.source if self.index is None else self.source[self.index]
+            return np.ascontiguousarray(values, dtype=float).view(np.uint64)
+        index = np.arange(n) if self.index is None else self.index
+        return index.astype(np.uint64) + (np.uint64(self.source + 1) << np.uint64(40))
+
+    def picked(self, items: Ints) -> Numbers:
+        """The numbers of some of the entries."""
+        return Numbers(self.source, items if self.index is None else self.index[items])
+
+    def values(self, slots: Sequence[Floats]) -> Floats:
+        """The numbers at a point."""
+        source = slots[self.source] if isinstance(self.source, int) else self.source
+        found: Floats = source if self.index is None else source[self.index]
+        return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """Entries of one matrix, times numbers, that are added to entries of another.
+
+    Parameters
+    ----------
+    source : Matrix
+    take : ndarray of int
+        Positions of the entries in the source.
+    put : ndarray of int, optional
+        Positions in the result; None where they are aligned.
+    numbers : Numbers, optional
+        None where they are 1.
+    """
+
+    source: Matrix
+    take: Ints
+    put: Ints | None
+    numbers: Numbers | None
+
+    def weights(self, slots: Sequence[Floats]) -> Floats:
+        """What is added, entry by entry."""
+        found: Floats = self.source.data[self.take]
+        return found if self.numbers is None else found * self.numbers.values(slots)
+
+
+@dataclass(eq=False)
+class Matrix:
+    """A sparse matrix of fixed pattern.
+
+    Parameters
+    ----------
+    pattern : Pattern
+    data : ndarray
+        Values of the entries at the last point.
+    steps : list of Step
+        How they are computed; none if they are constant.
+    """
+
+    pattern: Pattern
+    data: Floats
+    steps: list[Step] = field(default_factory=list)
+
+    def update(self, slots: Sequence[Floats]) -> None:
+        """Compute the values at the point that the slots are of."""
+        if self.steps:
+            self.data = added(self.steps, slots, len(self.data))
+
+
+def added(steps: Sequence[Step], slots: Sequence[Floats], n: int) -> Floats:
+    """Sum of all steps, as n values."""
+    if len(steps) == 1 and steps[0].put is None:
+        return steps[0].weights(slots)
+    total = np.zeros(n)
+    for step in steps:
+        weights = step.weights(slots)
+        total += weights if step.put is None else np.bincount(step.put, weights, minlength=n)
+    return total
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A part of a Jacobian: rows that one input gives, times numbers."""
+
+    part: Part[Matrix]
+    numbers: Numbers | None
+
+
+def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
+    """Jacobian of an output of n elements that is linear in its inputs, or linearised."""
+    taken = [t for t in taken if len(t.part.rows.matrix.pattern.indices)]
+    if not taken:
+        nothing = Pattern(np.zeros(2, np.intp), np.zeros(0, np.intp), n_columns)
+        return Rows(np.zeros(n, np.intp), Matrix(nothing, np.zeros(0)))
+    if len(taken) == 1 and taken[0].numbers is None and taken[0].part.indptr is None:
+        part = taken[0].part
+        return Rows(part.taken(), part.rows.matrix)
+    parts = [_keyed(t) for t in taken]
+    patterns = [part.rows.matrix.pattern for part in parts]
+    merged = distinct(parts, n, [p.n_rows for p in patterns])
+    entries = union(parts, patterns, merged)
+    n_entries = len(entries.pattern.indices)
+    steps = [
+        Step(
+            t.part.rows.matrix,
+            source,
+            _unless_aligned(put, n_entries),
+            t.numbers and t.numbers.picked(item),
+        )
+        for t, source, item, put in zip(
+            taken, entries.source, entries.item, entries.target, strict=True
+        )
+    ]
+    matrix = Matrix(entries.pattern, np.zeros(n_entries))
+    if all(_is_constant(step) for step in steps):
+        matrix.data = added(steps, (), len(matrix.data))
+    else:
+        matrix.steps = steps
+    return Rows(merged.index, matrix)
+
+
+def _unless_aligned(put: Ints, n: int) -> Ints | None:
+    return None if np.array_equal(put, np.arange(n)) else put
+
+
+def _is_constant(step: Step) -> bool:
+    return not step.source.steps and not (step.numbers and isinstance(step.numbers.source, int))
+
+
+def _keyed(taken: Taken) -> Part[Matrix]:
+    part = taken.part
+    if taken.numbers is None:
+        return part
+    return Part(part.rows, part.indices, part.indptr, taken.numbers.keys(len(part.indices)))

@@ -1,0 +1,52 @@
+"""The one loop that NumPy cannot do: adding weighted outer products of sparse rows."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+
+@cache
+def outer_products() -> Any:
+    """Compile the kernel; numba is imported here, with the first curvature."""
+    from numba import njit
+
+    @njit(cache=True, nogil=True)
+    def kernel(  # type: ignore[no-untyped-def]
+        out,
+        weights,
+        left,
+        right,
+        table,
+        begin,
+        places,
+        same,
+        p_left,
+        c_left,
+        d_left,
+        p_right,
+        c_right,
+        d_right,
+    ):
+        """Add weights[t] · row left[t] of one matrix ⊗ row right[t] of another, symmetrised.
+
+        ``places[begin[table[t]]:]`` are the positions in ``out`` of the lower triangle. With
+        ``same`` both matrices are one, and only pairs of columns i ≥ j count.
+        """
+        for t in range(len(weights)):
+            w = weights[t]
+            if w == 0.0:
+                continue
+            k = begin[table[t]]
+            r0, r1 = p_right[right[t]], p_right[right[t] + 1]
+            for a in range(p_left[left[t]], p_left[left[t] + 1]):
+                wa = w * d_left[a]
+                stop = r0 + (a - p_left[left[t]]) + 1 if same else r1
+                for b in range(r0, stop):
+                    v = wa * d_right[b]
+                    if not same and c_left[a] == c_right[b]:
+                        v *= 2.0
+                    out[places[k]] += v
+                    k += 1
+
+    return kernel

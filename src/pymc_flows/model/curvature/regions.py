@@ -1,0 +1,188 @@
+"""A graph cut into elementwise regions and the linear Ops between them.
+
+An elementwise region is one function f(u₁, …, u_k) of its leaves, element by element, so that its
+second derivatives are arrays of the shape of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pytensor
+import pytensor.tensor as pt
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.replace import clone_replace
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.model.curvature.expand import live_nodes
+from pymc_flows.model.curvature.linear import Coefficient, coefficients
+from pymc_flows.model.structure.graph import Facts, is_elementwise
+
+
+@dataclass(frozen=True)
+class Region:
+    """An elementwise function of leaves.
+
+    Parameters
+    ----------
+    output : TensorVariable
+    leaves : tuple of TensorVariable
+        What it is computed from, as far as that varies; they broadcast to the output.
+    """
+
+    output: TensorVariable
+    leaves: tuple[TensorVariable, ...]
+
+    def derivatives(
+        self, shape: tuple[int, ...]
+    ) -> tuple[list[TensorVariable | None], dict[tuple[int, int], TensorVariable]]:
+        """First and second derivatives of the output by the leaves, elementwise.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the output.
+
+        Returns
+        -------
+        first : list of TensorVariable or None
+            Arrays of the output's shape.
+        second : dict of (int, int) to TensorVariable
+            For leaves i ≤ j, where there is one.
+        """
+        output = self.output
+        free = [output.type.clone(dtype=leaf.dtype, shape=shape)() for leaf in self.leaves]
+        wide = [
+            leaf if leaf.type.broadcastable == output.type.broadcastable else pt.alloc(leaf, *shape)
+            for leaf in self.leaves
+        ]
+        [f] = clone_replace(
+            [output], dict(zip(self.leaves, free, strict=True)), rebuild_strict=False
+        )
+        first = _gradient(f, free)
+        second: dict[tuple[int, int], TensorVariable] = {}
+        for i, g in enumerate(first):
+            if g is not None:
+                for j, h in enumerate(_gradient(g, free[i:]), i):
+                    if h is not None:
+                        second[i, j] = h
+        back = dict(zip(free, wide, strict=True))
+        found = [*(g for g in first if g is not None), *second.values()]
+        placed = iter(clone_replace(found, back, rebuild_strict=False) if found else [])
+        return [None if g is None else next(placed) for g in first], {
+            pair: next(placed) for pair in second
+        }
+
+
+def _gradient(f: TensorVariable, wrt: Sequence[TensorVariable]) -> list[TensorVariable | None]:
+    found: list[TensorVariable | None] = pytensor.grad(
+        f.sum(), list(wrt), disconnected_inputs="ignore", return_disconnected="none"
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A graph in regions.
+
+    Parameters
+    ----------
+    regions : dict of TensorVariable to Region
+        By output, in topological order. The output of one may be a leaf of another.
+    nodes : list of Apply
+        All nodes that derivatives pass through, in topological order.
+    linear : dict of Apply to dict
+        Elementwise nodes between the regions, with their `coefficients`.
+    """
+
+    regions: dict[TensorVariable, Region]
+    nodes: list[Apply]
+    linear: dict[Apply, dict[int, Coefficient]]
+
+
+def cut(outputs: Sequence[TensorVariable], inputs: Iterable[Variable], known: Facts) -> Cut:
+    """Cut the graph of terms into regions.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+        Terms, all of whose live nodes are elementwise or linear.
+    inputs : iterable of Variable
+        What varies.
+    known : Facts
+        Of at least these graphs.
+    """
+    inputs = list(inputs)
+    nodes = live_nodes(outputs, inputs)
+    live = {*inputs, *(v for node in nodes for v in node.outputs)}
+    inner: set[Variable] = set()
+    sinks: dict[Variable, None] = {}
+    linear: dict[Apply, dict[int, Coefficient]] = {}
+    for node in nodes:
+        given = [v for v in node.inputs if v in live]
+        if not is_elementwise(node):
+            sinks.update(dict.fromkeys(v for v in given if v in inner))
+            continue
+        size = known.size(node.outputs[0])
+        sinks.update(dict.fromkeys(v for v in given if v in inner and known.size(v) != size))
+        found = coefficients(node, live)
+        if found is None or any(v in inner and v not in sinks for v in given):
+            inner.update(node.outputs)
+        else:
+            linear[node] = found
+    _absorb(nodes, linear, inner, set(outputs), live, known)
+    sinks.update(dict.fromkeys(v for v in outputs if v in inner))
+    order = [v for node in nodes for v in node.outputs if v in sinks]
+    regions = {v: Region(v, _leaves(v, live, inner, sinks)) for v in order}
+    return Cut(regions, nodes, linear)
+
+
+def _absorb(
+    nodes: Sequence[Apply],
+    linear: dict[Apply, dict[int, Coefficient]],
+    inner: set[Variable],
+    outputs: set[TensorVariable],
+    live: set[Variable],
+    known: Facts,
+) -> None:
+    """Move what only scales or shifts one leaf of a region into the region."""
+    clients: dict[Variable, list[Apply]] = {}
+    for node in nodes:
+        for v in node.inputs:
+            clients.setdefault(v, []).append(node)
+    for node in reversed(nodes):
+        if node not in linear or node.outputs[0] in outputs:
+            continue
+        given = [v for v in node.inputs if v in live]
+        out = node.outputs[0]
+        if (
+            len(given) == 1
+            and known.size(given[0]) == known.size(out)
+            and all(
+                is_elementwise(user)
+                and user not in linear
+                and known.size(user.outputs[0]) == known.size(out)
+                for user in clients.get(out, ())
+            )
+        ):
+            del linear[node]
+            inner.add(out)
+
+
+def _leaves(
+    output: Variable, live: set[Variable], inner: set[Variable], sinks: dict[Variable, None]
+) -> tuple[TensorVariable, ...]:
+    found: dict[Variable, None] = {}
+    seen = {output}
+    todo = [output]
+    while todo:
+        for v in todo.pop().owner.inputs:
+            if v not in live or v in seen:
+                continue
+            seen.add(v)
+            if v in inner and v not in sinks:
+                todo.append(v)
+            else:
+                found[v] = None
+    return tuple(found)

@@ -1,0 +1,223 @@
+"""Log-density terms in a form whose linear structure can be read, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import pytensor
+from pymc.logprob.utils import CheckParameterValue
+from pytensor.compile.builders import OpFromGraph
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import toposort
+from pytensor.raise_op import CheckAndRaise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.shape import Shape, Shape_i
+from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.graphs import as_tensor_of
+from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.simplify import simplify
+from pymc_flows.model.logp import ModelDensity
+
+# Known by name, and never opened: their dependence is along an axis.
+AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Terms of a log density in a form whose structure can be read.
+
+    Parameters
+    ----------
+    terms : dict of str to TensorVariable
+        Graphs in the model's value variables for one draw, not summed, as
+        `ModelDensity.named_terms`, without checks of parameters.
+    checks : list of TensorVariable
+        Where one of these is not true everywhere, the density is zero.
+    """
+
+    terms: dict[str, TensorVariable]
+    checks: list[TensorVariable]
+
+
+_PREPARED: WeakKeyDictionary[ModelDensity, Prepared] = WeakKeyDictionary()
+
+
+def prepared(density: ModelDensity) -> Prepared:
+    """Take checks of parameters out of a log density, and open its inner graphs.
+
+    A check depends on all elements of a parameter, but not on their values where the density is
+    finite: it is no part of the structure.
+    """
+    found = _PREPARED.get(density)
+    if found is None:
+        checks: list[TensorVariable] = []
+        named = density.named_terms
+        with no_compiler():
+            outputs = simplify(_opened(list(named.values()), checks))
+        if not density.model.check_bounds:
+            checks = []
+        terms = dict(zip(named, outputs, strict=True))
+        found = _PREPARED[density] = Prepared(terms, checks)
+    return found
+
+
+def _opened(
+    outputs: Sequence[TensorVariable], checks: list[TensorVariable]
+) -> list[TensorVariable]:
+    """The same graphs without assertions and with the inner graphs of Ops in their place."""
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    for node in fgraph.toposort():
+        if isinstance(node.op, CheckAndRaise):
+            value, *conditions = node.inputs
+            if isinstance(node.op, CheckParameterValue):
+                checks.extend(as_tensor_of(c) for c in conditions)
+            fgraph.replace(node.outputs[0], value, import_missing=True, reason="check")
+        elif (
+            isinstance(node.op, OpFromGraph)
+            and not isinstance(node.op, AXIS_OPS)
+            and not is_elementwise(node)
+        ):
+            inner = node.op.fgraph.unfreeze()
+            given = dict(zip(inner.inputs, node.inputs, strict=True))
+            new = _opened(graph_replace(inner.outputs, given, strict=False), checks)
+            for old, opened in zip(node.outputs, new, strict=True):
+                fgraph.replace(old, opened, import_missing=True, reason="inner graph")
+    return list(fgraph.outputs)
+
+
+def is_elementwise(node: Apply) -> bool:
+    """Whether each element of the outputs depends on the same element of each input only."""
+    if isinstance(node.op, Elemwise):
+        return True
+    if not isinstance(node.op, OpFromGraph):
+        return False
+    return all(
+        isinstance(inner.op, Elemwise)
+        or (isinstance(inner.op, DimShuffle) and inner.op.is_left_expand_dims)
+        for inner in node.op.fgraph.toposort()
+    )
+
+
+def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Apply]:
+    """Nodes of a graph that depend on the values of ``inputs``, inputs before outputs.
+
+    The shape of an input is not a value.
+    """
+    known = set(inputs)
+    nodes = []
+    for node in toposort(outputs, blockers=known):
+        if isinstance(node.op, Shape | Shape_i) or known.isdisjoint(node.inputs):
+            continue
+        known.update(node.outputs)
+        nodes.append(node)
+    return nodes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Shapes and constant values of a graph's variables at one point.
+
+    Parameters
+    ----------
+    shapes : dict of Variable to tuple
+    values : dict of Variable to value
+        Of what does not depend on the inputs that were asked for.
+    fixed : set of Variable
+        Those of ``values`` that depend on no value variable and are not random.
+    """
+
+    shapes: dict[Variable, tuple[int, ...]]
+    values: dict[Variable, Any]
+    fixed: frozenset[Variable]
+
+    def size(self, var: Variable) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shapes[var], dtype=np.int64))
+
+    def joined(self, other: Facts) -> Facts:
+        """These facts and others."""
+        return Facts(
+            self.shapes | other.shapes, self.values | other.values, self.fixed | other.fixed
+        )
+
+
+def facts(
+    density: ModelDensity,
+    nodes: Sequence[Apply],
+    depends: set[Variable],
+    outputs: Sequence[Variable] = (),
+) -> Facts:
+    """Evaluate what the relations of ``nodes`` need: one pass of NumPy, nothing compiled.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    nodes : sequence of Apply
+    depends : set of Variable
+        What varies: only its shapes are asked for.
+    outputs : sequence of Variable
+        Further variables whose shapes are asked for.
+    """
+    shaped: dict[Variable, None] = dict.fromkeys(outputs)
+    wanted: dict[Variable, None] = {}
+    for node in nodes:
+        shaped.update(dict.fromkeys(v for v in (*node.inputs, *node.outputs) if _has_shape(v)))
+        if not is_elementwise(node):
+            wanted.update(dict.fromkeys(v for v in node.inputs if v not in depends))
+    known = values_of(density, list(wanted))
+    inputs = density.model.value_vars
+    shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}
+    shapes |= {v: slot.shape for v, slot in zip(inputs, density.slots, strict=True)}
+    open_shapes = [v for v in shaped if v not in shapes]
+    found = _evaluated(density, [v.shape for v in open_shapes])
+    shapes |= {v: tuple(map(int, s)) for v, s in zip(open_shapes, found, strict=True)}
+    return Facts(shapes, known.values, known.fixed).joined(known)
+
+
+def values_of(density: ModelDensity, variables: Sequence[Variable]) -> Facts:
+    """Evaluate variables at the start point of a density."""
+    values = {v: v.data for v in variables if isinstance(v, Constant)}
+    computed = [v for v in variables if v not in values and hasattr(v.type, "dtype")]
+    values |= dict(zip(computed, _evaluated(density, computed), strict=True))
+    varying = _varying(list(values), density.model.value_vars)
+    shapes = {v: np.shape(value) for v, value in values.items()}
+    return Facts(shapes, values, frozenset(values).difference(varying))
+
+
+def _evaluated(density: ModelDensity, outputs: Sequence[Variable]) -> list[Any]:
+    if not outputs:
+        return []
+    inputs = density.model.value_vars
+    fn = pytensor.function(inputs, list(outputs), mode=NUMPY, on_unused_input="ignore")
+    with np.errstate(all="ignore"):
+        found: list[Any] = fn(*split_point(density, density.start()))
+    return found
+
+
+def split_point(density: ModelDensity, z: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """Values of the value variables, in order, at a flat point (dim,)."""
+    return [z[slot.slice].reshape(slot.shape).astype(slot.dtype) for slot in density.slots]
+
+
+def _has_shape(var: Variable) -> bool:
+    return hasattr(var.type, "shape")
+
+
+def _varying(variables: Sequence[Variable], inputs: Sequence[Variable]) -> set[Variable]:
+    """Which of the variables depend on the inputs or on chance."""
+    nodes = list(toposort(variables))
+    chance = [v for node in nodes for v in node.inputs if isinstance(v.type, RandomType)]
+    return {
+        *inputs,
+        *(v for node in dependents(variables, [*inputs, *chance]) for v in node.outputs),
+    }

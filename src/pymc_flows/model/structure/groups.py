@@ -1,0 +1,111 @@
+"""Groups of latents that are independent of each other once others are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+type Ints = npt.NDArray[np.intp]
+type Bools = npt.NDArray[np.bool_]
+
+# The largest group may have this share of what is divided, or this many elements.
+MAX_SHARE, MAX_ELEMENTS = 0.1, 20
+# A hub is connected to at least this share of the other elements of the field, and this number.
+HUB_SHARE, MIN_HUB = 0.2, 5
+
+
+def pattern_of(incidence: sp.csr_array) -> sp.csr_array:
+    """Pattern of the Hessian, BᵀB: pairs of latents that share a factor."""
+    counts = incidence.astype(np.int32)
+    found = (counts.T @ counts).tocsr()
+    found.data = np.ones(len(found.data), dtype=bool)
+    found.sort_indices()
+    return found
+
+
+def degrees(pattern: sp.csr_array) -> Ints:
+    """Number of others that each element is connected to."""
+    return np.diff(pattern.indptr) - (pattern.diagonal() != 0)
+
+
+def hubs_of(pattern: sp.csr_array) -> Bools:
+    """Elements that are connected to a large share of the others; none if most of them are."""
+    n = pattern.shape[0]
+    hubs: Bools = degrees(pattern) >= max(HUB_SHARE * (n - 1), MIN_HUB)
+    return hubs if hubs.mean() <= 0.5 else np.zeros_like(hubs)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Elements of the field, divided.
+
+    Parameters
+    ----------
+    label : ndarray of int, shape (n,)
+        The group of each element, from 0; −1 for the separator's.
+    """
+
+    label: Ints
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return int(self.label.max(initial=-1)) + 1
+
+
+def partition(pattern: sp.csr_array, hubs: Bools, variables: Sequence[Ints]) -> Partition:
+    """Divide a field into groups that are independent given the rest, the separator.
+
+    The separator is empty if that suffices, else the hubs, else these and the smaller of the
+    variables, from the smallest on, until what is left falls apart.
+
+    Parameters
+    ----------
+    pattern : sparse matrix of bool, shape (n, n)
+    hubs : ndarray of bool, shape (n,)
+    variables : sequence of ndarray of int
+        Elements of each variable, without the hyperparameters.
+
+    Returns
+    -------
+    Partition
+        With an empty separator if nothing helps.
+    """
+    n = pattern.shape[0]
+    nothing = np.zeros(n, dtype=bool)
+    whole = _components(pattern, nothing)
+    candidates = [nothing]
+    if hubs.any() and not hubs.all():
+        candidates.append(hubs)
+    removed = hubs.copy()
+    for elements in sorted(variables, key=len)[:-1]:
+        removed = removed.copy()
+        removed[elements] = True
+        candidates.append(removed)
+    for candidate in candidates:
+        found = whole if candidate is nothing else _components(pattern, candidate)
+        if _divides(found):
+            return Partition(found)
+    return Partition(whole)
+
+
+def _components(pattern: sp.csr_array, removed: Bools) -> Ints:
+    kept = np.flatnonzero(~removed)
+    label = np.full(pattern.shape[0], -1, dtype=np.intp)
+    if len(kept):
+        part = pattern if len(kept) == len(removed) else pattern[kept][:, kept]
+        label[kept] = connected_components(part, directed=False)[1]
+    return label
+
+
+def _divides(label: Ints) -> bool:
+    sizes = np.bincount(label[label >= 0])
+    if len(sizes) < 2:
+        return False
+    n = sizes.sum()
+    return bool(sizes.max() <= max(MAX_SHARE * n, min(n / 2, MAX_ELEMENTS)))

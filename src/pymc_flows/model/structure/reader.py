@@ -1,0 +1,278 @@
+"""What the graph of a model says about its posterior: `structure`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pymc as pm
+import scipy.sparse as sp
+
+from pymc_flows.model.layout import Slot
+from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.structure.factors import Factors, factor_incidence
+from pymc_flows.model.structure.graph import prepared
+from pymc_flows.model.structure.groups import hubs_of, partition, pattern_of
+from pymc_flows.model.structure.names import Names
+from pymc_flows.model.structure.roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
+from pymc_flows.model.structure.table import structure_html, structure_text
+
+type Ints = npt.NDArray[np.intp]
+
+# A field is worth a family of its own from this size on.
+MIN_FIELD = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What the graph of a model says about its posterior.
+
+    The log density is a sum of factors, each of which sees few latents (elements of the flat
+    unconstrained vector). *Hyperparameters* scale others; the rest is the *field*. Given the
+    hyperparameters and a *separator*, the *groups* of the field are independent of each other.
+
+    Attributes
+    ----------
+    slots : tuple of Slot
+        Layout of the flat vector.
+    dim : int
+        Number of latents.
+    n_factors : dict of str to int
+        Number of factors of each random variable and potential.
+    factors : Factors
+        Which factor sees which latent; ``incidence`` has it as a matrix.
+    hyper_names, field_names : tuple of str
+        Free variables by role; one that is in part a hub is in both.
+    hyperparameters, field : ndarray of int
+        Flat indices, ascending.
+    hubs : ndarray of int
+        Flat indices of elements of the field that are connected to at least a fifth of the others:
+        fixed effects, levels of crossed factors.
+    separator : ndarray of int
+        Flat indices of the field that have to be given for the groups to be independent.
+    groups : ndarray of int, shape (len(field),)
+        The group of each element of ``field``, from 0; −1 in the separator.
+    group_sizes : ndarray of int
+        Number of elements of each group.
+    factor_groups : ndarray of int, shape (factors,)
+        The group whose elements a factor sees; −1 where it sees none.
+    unknown : dict of str to int
+        Ops about which nothing is known, with their numbers; what depends on them counts as
+        depending on all of their inputs.
+    why_not : str or None
+        Why a flow over the hyperparameters and a Gaussian field given them would not do; None if
+        nothing speaks against it.
+    """
+
+    slots: tuple[Slot, ...]
+    n_factors: Mapping[str, int]
+    factors: Factors
+    hyper_names: tuple[str, ...]
+    field_names: tuple[str, ...]
+    hyperparameters: Ints
+    field: Ints
+    hubs: Ints
+    separator: Ints
+    groups: Ints
+    factor_groups: Ints
+    unknown: Mapping[str, int]
+    why_not: str | None
+    names: Names
+
+    @property
+    def dim(self) -> int:
+        """Number of latents."""
+        return self.slots[-1].slice.stop
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return int(self.groups.max(initial=-1)) + 1
+
+    @cached_property
+    def group_sizes(self) -> Ints:
+        """Number of elements of each group."""
+        return np.bincount(self.groups[self.groups >= 0], minlength=self.n_groups)
+
+    @cached_property
+    def incidence(self) -> sp.csr_array:
+        """Which factor sees which latent: bool, shape (factors, dim)."""
+        return self.factors.distinct[self.factors.index]
+
+    @cached_property
+    def hessian(self) -> sp.csr_array:
+        """Pattern of the Hessian, shape (dim, dim): pairs of latents that share a factor."""
+        return pattern_of(self.factors.distinct)
+
+    @property
+    def hessian_density(self) -> float:
+        """Share of the Hessian's entries that are not zero by structure."""
+        return self.hessian.nnz / self.dim**2
+
+    def group_elements(self, group: int) -> Ints:
+        """Flat indices of a group's elements."""
+        return self.field[self.groups == group]
+
+    def group_name(self, group: int) -> str:
+        """Name a group by what its elements have in common, ``county=Aitkin`` for example."""
+        return self.names.common(self.group_elements(group))
+
+    def element_name(self, index: int) -> str:
+        """Name a latent: its variable, with the coordinates of the element."""
+        return self.names.element(index)
+
+    def __repr__(self) -> str:
+        return structure_text(self)
+
+    def _repr_html_(self) -> str:
+        return structure_html(self)
+
+
+def structure(
+    model: pm.Model | None = None, *, hyper: Sequence[str] = (), field: Sequence[str] = ()
+) -> Structure:
+    """Read the structure of a model's posterior off its graph.
+
+    Nothing is sampled or compiled: sets of latents are carried through the graph of the log
+    density, whose arrays are evaluated once.
+
+    Parameters
+    ----------
+    model : pymc.Model, optional
+        By default the model on the context stack.
+    hyper, field : sequence of str
+        Names of free variables whose role is not to be guessed.
+
+    Returns
+    -------
+    Structure
+
+    Raises
+    ------
+    ArgumentError
+        If a name is no free variable of the model, or is in both lists.
+    ModelError
+        If the model has no free variable or a discrete one.
+    """
+    density = density_of(model_or_context(model))
+    return structure_of(density, hyper=hyper, field=field)
+
+
+def structure_of(
+    density: ModelDensity, *, hyper: Sequence[str] = (), field: Sequence[str] = ()
+) -> Structure:
+    """Return the `structure` of a density."""
+    found = roles(density, prepared(density).terms, hyper=hyper, field=field)
+    factors = factor_incidence(density)
+    owner = np.repeat(np.arange(len(density.slots)), [_size(s) for s in density.slots])
+    is_hyper = np.isin(owner, found.hyper)
+    rest = np.flatnonzero(~is_hyper)
+    pattern = pattern_of(factors.distinct[:, rest])
+    hubs = hubs_of(pattern)
+    moved = _moved(pattern, hubs, owner[rest], int(is_hyper.sum()), _fixed(density, field))
+    is_hyper[rest[moved]] = True
+    kept = ~moved
+    rest, hubs, pattern = rest[kept], hubs[kept], pattern[kept][:, kept] if moved.any() else pattern
+    local = [np.flatnonzero(owner[rest] == i) for i in np.unique(owner[rest])]
+    label = partition(pattern, hubs, local).label
+    return Structure(
+        slots=density.slots,
+        n_factors=factors.counts,
+        factors=factors,
+        hyper_names=_names(density, owner[is_hyper]),
+        field_names=_names(density, owner[rest]),
+        hyperparameters=np.flatnonzero(is_hyper),
+        field=rest,
+        hubs=rest[hubs],
+        separator=rest[label < 0],
+        groups=label,
+        factor_groups=_group_of_rows(factors.distinct[:, rest], label)[factors.index],
+        unknown=factors.unknown,
+        why_not=_why_not(density, found, owner, is_hyper, pattern),
+        names=Names.of(density),
+    )
+
+
+def _size(slot: Slot) -> int:
+    return slot.slice.stop - slot.slice.start
+
+
+def _names(density: ModelDensity, owners: Ints) -> tuple[str, ...]:
+    free = density.model.free_RVs
+    return tuple(free[i].name for i in np.unique(owners))
+
+
+def _fixed(density: ModelDensity, field: Sequence[str]) -> Ints:
+    """Slots whose role a caller has given as field."""
+    return np.array(
+        [i for i, rv in enumerate(density.model.free_RVs) if rv.name in field], dtype=np.intp
+    )
+
+
+def _moved(
+    pattern: sp.csr_array,
+    hubs: npt.NDArray[np.bool_],
+    owner: Ints,
+    n_hyper: int,
+    fixed: Ints,
+) -> npt.NDArray[np.bool_]:
+    """Elements of the field that join the hyperparameters: fixed effects, while they are few.
+
+    Elements of one variable of that kind share factors; levels of a crossed factor do not.
+    """
+    moved = np.zeros(len(owner), dtype=bool)
+    variables = [np.flatnonzero(owner == i) for i in np.unique(owner[hubs]) if i not in fixed]
+    for mine in sorted(variables, key=len):
+        if n_hyper + len(mine) > MAX_WITH_HUBS or moved.sum() + len(mine) == len(owner):
+            break
+        if hubs[mine].all() and pattern[mine][:, mine].nnz == len(mine) ** 2:
+            moved[mine] = True
+            n_hyper += len(mine)
+    return moved
+
+
+def _group_of_rows(inner: sp.csr_array, label: Ints) -> Ints:
+    """The one group that each row sees, −1 where it sees none."""
+    found = np.full(inner.shape[0], -1, dtype=np.intp)
+    rows = np.repeat(np.arange(inner.shape[0]), np.diff(inner.indptr))
+    seen = label[inner.indices]
+    kept = seen >= 0
+    found[rows[kept]] = seen[kept]
+    return found
+
+
+def _why_not(
+    density: ModelDensity,
+    found: Roles,
+    owner: Ints,
+    is_hyper: npt.NDArray[np.bool_],
+    pattern: sp.csr_array,
+) -> str | None:
+    free = density.model.free_RVs
+    n_hyper, n_field = int(is_hyper.sum()), int((~is_hyper).sum())
+    if n_hyper > MAX_HYPER:
+        large = max(found.hyper, key=lambda i: _size(density.slots[i]))
+        return (
+            f"{n_hyper} hyperparameters, more than {MAX_HYPER}: "
+            f"{free[large].name} alone has {_size(density.slots[large])}"
+        )
+    local = np.isin(owner, found.local)
+    for i in found.local:
+        mine = np.flatnonzero(owner[~is_hyper] == i)
+        touched = np.unique(pattern[mine].indices)
+        others = ~local[~is_hyper]
+        coupled = touched[others[touched]]
+        if len(coupled) > MAX_WITH_HUBS:
+            other = free[owner[~is_hyper][coupled[0]]].name
+            return (
+                f"{free[i].name} has {_size(density.slots[i])} bounded elements that scale those "
+                f"of {other}: no small set of hyperparameters"
+            )
+    if n_field < MIN_FIELD:
+        return f"{n_field} latents besides the hyperparameters: no field"
+    if n_hyper == 0:
+        return "no hyperparameter: nothing scales other latents"
+    return None

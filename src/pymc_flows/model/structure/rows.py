@@ -1,0 +1,228 @@
+"""Sparse rows, one for each element of an array, where equal ones are kept once.
+
+Ten thousand observations of a hundred groups depend on latents in a hundred ways: what is computed
+for each element of an array is computed for each of its *distinct* rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+type Ints = npt.NDArray[np.intp]
+type Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Sorted columns of sparse rows, without values (CSR)."""
+
+    indptr: Ints
+    indices: Ints
+    n_columns: int
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.indptr) - 1
+
+
+@dataclass(frozen=True)
+class Rows[P]:
+    """A row of ``matrix`` for each element of an array: ``index`` says which."""
+
+    index: Ints
+    matrix: P
+
+
+@dataclass(frozen=True)
+class Part[P]:
+    """Rows that elements of an output take from one input.
+
+    Element i takes ``rows.index[indices[indptr[i]:indptr[i + 1]]]``, or ``rows.index[indices[i]]``
+    where there is no ``indptr``. ``keys`` distinguish what rows are multiplied by, entry by entry.
+    """
+
+    rows: Rows[P]
+    indices: Ints
+    indptr: Ints | None = None
+    keys: Hashes | None = None
+
+    def taken(self) -> Ints:
+        """Rows of the matrix, entry after entry."""
+        return self.rows.index[self.indices]
+
+    def lengths(self, n: int) -> Ints:
+        """Number of entries of each of n elements."""
+        return np.ones(n, dtype=np.intp) if self.indptr is None else np.diff(self.indptr)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Distinct rows made of rows of several parts.
+
+    Parameters
+    ----------
+    index : ndarray of int
+        The distinct row of each element.
+    chosen : ndarray of int
+        An element that has it, for each distinct row.
+    """
+
+    index: Ints
+    chosen: Ints
+
+
+def distinct(parts: Sequence[Part], n: int, n_rows: Sequence[int]) -> Merged:
+    """Find the elements that are made of the same rows, times the same numbers.
+
+    Elements are compared by two 64-bit sums over what they are made of: the chance that two
+    different ones agree in both is below 1e-25 for 10⁶ of them.
+    """
+    if n == 0:
+        return Merged(np.zeros(0, np.intp), np.zeros(0, np.intp))
+    rng = np.random.default_rng(20240229)
+    sums = np.zeros((2, n), dtype=np.uint64)
+    for part, m in zip(parts, n_rows, strict=True):
+        table = rng.integers(0, 2**64, size=(2, m), dtype=np.uint64)
+        taken = part.taken()
+        for k in range(2):
+            values = table[k, taken]
+            if part.keys is not None:
+                values = _mixed(values ^ _mixed(part.keys))
+            if part.indptr is not None:
+                values = _segment_sums(values, part.indptr)
+            sums[k] += values
+    _, chosen, index = np.unique(sums[0], return_index=True, return_inverse=True)
+    if not np.array_equal(sums[1][chosen][index], sums[1]):
+        chosen = index = np.arange(n)
+    # In the order of the elements, so that neighbours stay neighbours.
+    order = np.argsort(chosen)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return Merged(place[index], chosen[order])
+
+
+def _mixed(x: Hashes) -> Hashes:
+    """Scatter the bits (the finaliser of SplitMix64, Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _segment_sums(values: Hashes, indptr: Ints) -> Hashes:
+    ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
+    return ends[indptr[1:]] - ends[indptr[:-1]]
+
+
+def ranges(starts: Ints, lengths: Ints) -> Ints:
+    """Concatenate arange(start, start + length) for each pair."""
+    total = int(lengths.sum())
+    ends = np.cumsum(lengths)
+    shift = np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(total) + shift
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries of distinct rows before equal columns are joined.
+
+    Parameters
+    ----------
+    source : list of ndarray of int, one for each part
+        Positions in the part's matrix.
+    item : list of ndarray of int
+        Positions in the part's ``indices``.
+    target : list of ndarray of int
+        Positions in the joined pattern.
+    pattern : Pattern
+    """
+
+    source: list[Ints]
+    item: list[Ints]
+    target: list[Ints]
+    pattern: Pattern
+
+
+def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged) -> Entries:
+    """Join the columns of the distinct rows of all parts."""
+    n_rows = len(merged.chosen)
+    rows, columns, sources, items = [], [], [], []
+    for part, pattern in zip(parts, patterns, strict=True):
+        if part.indptr is None:
+            item, row = merged.chosen, np.arange(n_rows)
+        else:
+            lengths = np.diff(part.indptr)[merged.chosen]
+            item = ranges(part.indptr[merged.chosen], lengths)
+            row = np.repeat(np.arange(n_rows), lengths)
+        taken = part.rows.index[part.indices[item]]
+        lengths = np.diff(pattern.indptr)[taken]
+        source = ranges(pattern.indptr[taken], lengths)
+        sources.append(source)
+        items.append(np.repeat(item, lengths))
+        rows.append(np.repeat(row, lengths))
+        columns.append(pattern.indices[source])
+    n_columns = patterns[0].n_columns
+    if len(parts) == 1 and parts[0].indptr is None:  # each row is a row of the one part
+        counts = np.bincount(rows[0], minlength=n_rows)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        target = np.arange(len(columns[0]))
+        return Entries(sources, items, [target], Pattern(indptr, columns[0], n_columns))
+    pattern, target = _joined(np.concatenate(rows), np.concatenate(columns), n_rows, n_columns)
+    cuts = np.cumsum([len(c) for c in columns])[:-1]
+    return Entries(sources, items, np.split(target, cuts), pattern)
+
+
+def _joined(rows: Ints, columns: Ints, n_rows: int, n_columns: int) -> tuple[Pattern, Ints]:
+    """Sort entries by row and column, join equal ones; also where each has gone."""
+    total = len(rows)
+    order = np.argsort(rows, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+    # SciPy sorts within rows in compiled code. The values number the entries as they come.
+    csr = sp.csr_array((order, columns[order], indptr), shape=(n_rows, n_columns), copy=False)
+    csr.sort_indices()
+    line = np.repeat(np.arange(n_rows), np.diff(indptr))
+    first = np.ones(total, dtype=bool)
+    first[1:] = (csr.indices[1:] != csr.indices[:-1]) | (line[1:] != line[:-1])
+    target = np.empty(total, dtype=np.intp)
+    target[csr.data] = np.cumsum(first) - 1
+    counts = np.bincount(line[first], minlength=n_rows)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return Pattern(indptr, csr.indices[first].astype(np.intp), n_columns), target
+
+
+def identity(columns: Ints, n_columns: int) -> Rows[Pattern]:
+    """Rows of a variable whose elements are columns; −1 marks one that is none."""
+    has = columns >= 0
+    indptr = np.concatenate([[0], np.cumsum(has)])
+    return Rows(np.arange(len(columns)), Pattern(indptr, columns[has], n_columns))
+
+
+def stacked(arrays: Sequence[Rows[Pattern]]) -> Rows[Pattern]:
+    """Rows of several arrays, one array after the other."""
+    patterns = [rows.matrix for rows in arrays]
+    starts = np.cumsum([0, *(p.n_rows for p in patterns)])
+    index = np.concatenate([r.index + s for r, s in zip(arrays, starts[:-1], strict=True)])
+    ends = np.cumsum([0, *(len(p.indices) for p in patterns)])
+    indptr = np.concatenate(
+        [[0], *(p.indptr[1:] + e for p, e in zip(patterns, ends[:-1], strict=True))]
+    )
+    indices = np.concatenate([p.indices for p in patterns])
+    used, index = np.unique(index, return_inverse=True)
+    lengths = np.diff(indptr)[used]
+    taken = ranges(indptr[used], lengths)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return Rows(index, Pattern(indptr, indices[taken], patterns[0].n_columns))
+
+
+def distinct_rows(pattern: Pattern, rows: Ints) -> Ints:
+    """Number the sets of columns of some rows: rows with the same columns get the same number."""
+    lengths = np.diff(pattern.indptr)[rows]
+    entries = ranges(pattern.indptr[rows], lengths)
+    columns = Rows(pattern.indices, pattern)
+    part = Part(columns, entries, np.concatenate([[0], np.cumsum(lengths)]))
+    return distinct([part], len(rows), [pattern.n_columns]).index

@@ -1,0 +1,389 @@
+"""What `benchmarks.hierarchies` simulates, judges and shows; too small to judge any fit."""
+
+import json
+import resource
+import signal
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from xarray import Dataset, DataTree
+
+from benches import record
+from pymc_flows.backends.modes import NUMPY
+
+TINY = "normal-noncentred-5x2-intercepts"
+
+# ------------------------------------------------------------------------------- the posteriors
+
+
+@pytest.mark.parametrize("family", ["normal", "negative_binomial"])
+def test_parametrisations_are_one_posterior(bench, rng, family):
+    """Densities differ by the Jacobian of effects by what stands instead of them."""
+    models = bench._hierarchy_models
+    data = models.cell_data(models.Cell(family, "centred", 3, 2, "slopes"), seed=1)
+    fixed, scale, raw = rng.normal(size=2), np.array([0.3, 1.7]), rng.normal(size=(3, 2))
+    effects = fixed + scale * raw
+    extra = {"normal": "noise", "negative_binomial": "shape"}[family]
+    given = {"fixed": fixed, "scale_log__": np.log(scale), f"{extra}_log__": np.log(1.3)}
+    found = []
+    for centring, name, values, jacobian in (
+        ([True, True], "effects", effects, np.zeros(2)),
+        ([False, False], "raw", raw, np.log(scale)),
+        (
+            [True, False],
+            "partial",
+            np.column_stack([effects[:, 0], raw[:, 1]]),
+            np.log(scale) * [0, 1],
+        ),
+    ):
+        model = models.hierarchy(data, centring)
+        log_density = model.compile_logp(mode=NUMPY)
+        found.append(log_density({**given, name: values}) - 3 * jacobian.sum())
+    np.testing.assert_allclose(found, found[0], rtol=1e-10)
+
+
+def test_names_of_cells_are_read_back(bench):
+    models = bench._hierarchy_models
+    assert len({cell.name for cell in models.GRID}) == 4 * 2 * 3 * 3 * 2
+    assert all(models.Cell.parse(cell.name) == cell for cell in models.GRID)
+    with pytest.raises(ValueError, match="'gamma-centred-5x2-slopes' is not the name of a cell"):
+        models.Cell.parse("gamma-centred-5x2-slopes")
+
+
+def test_a_sample_of_the_grid_meets_all_levels_equally(bench):
+    models = bench._hierarchy_models
+    cells = models.spread(models.GRID, 24)
+    for factor, levels in {"family": 4, "parametrisation": 2, "groups": 3, "rows": 3}.items():
+        counts = Counter(getattr(cell, factor) for cell in cells)
+        assert list(counts.values()) == [24 // levels] * levels
+    assert models.spread(models.GRID, 5) == cells[:5]
+
+
+def test_data_are_of_the_seed_and_not_of_the_parametrisation(bench):
+    models = bench._hierarchy_models
+    centred, other = (models.Cell("poisson", p, 5, 2, "slopes") for p in ("centred", "noncentred"))
+    data = models.cell_data(centred, 0)
+    np.testing.assert_array_equal(models.cell_data(other, 0).y, data.y)
+    middle = np.sqrt(models.SMALLEST_SCALE * models.LARGEST_SCALE)
+    assert (data.truth.scale < middle).all()
+    assert (models.cell_data(centred, 1).truth.scale > middle).all()
+
+
+def test_moments_of_the_funnel(bench, rng):
+    v = rng.normal(0, bench._hierarchy_models.FUNNEL_SCALE, 400_000)
+    draws = {"v": v, "log_x": v / 2 + np.log(np.abs(rng.standard_normal(v.size)))}
+    [problem] = [
+        p
+        for p in bench._hierarchy_problems._own(bench._hierarchy_problems.Places())
+        if p.name == "funnel"
+    ]
+    for name, known in problem.known().items():
+        assert np.ravel(known.mean)[0] == pytest.approx(draws[name].mean(), abs=0.02)
+        assert np.ravel(known.sd)[0] == pytest.approx(draws[name].std(), rel=0.01)
+
+
+def test_importance_sampling_agrees_with_quadrature(bench):
+    references = bench._hierarchy_references
+    found = references.regression_reference(30, 1)
+    x, y, _ = bench._hierarchy_models.regression_data(30, 1)
+    grid = np.linspace(-4, 4, 20_001)
+    log_p = references._log_posterior(x, y, grid[:, None])
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean = p @ grid
+    sd = np.sqrt(p @ (grid - mean) ** 2)
+    assert found["beta|ess"][0] > 0.9 * references.POINTS
+    assert found["beta|mean"][0] == pytest.approx(mean, abs=4 * sd / np.sqrt(references.POINTS))
+    assert found["beta|sd"][0] == pytest.approx(sd, rel=0.05)
+
+
+# --------------------------------------------------------------------------------- what is good
+
+
+def judged(bench, mean, sd, *, few=(), **given):
+    """Judge a variable of 200 scalars that are N(0, 1), and a hyperparameter."""
+    scores = bench._hierarchy_scores
+    part = {"mean": np.zeros(200), "sd": np.ones(200), **given}
+    reference = {"x": scores._known(part), **scores.exact({"few": (0.0, 1.0)})}
+    return scores.judge({"x": (mean, sd), "few": (np.array(0.05), np.array(0.95))}, reference, few)
+
+
+@pytest.mark.parametrize(
+    ("errors", "sds", "given", "is_good"),
+    [
+        ([], [], {}, True),
+        ([0.2, 0.2], [], {}, True),
+        ([0.2, 0.2, 0.2], [], {}, False),
+        ([0.26], [], {}, False),
+        ([], [1.5, 0.5], {}, True),
+        ([0.2], [1.5, 0.5], {}, False),
+        ([0.2] * 200, [], {"ess": np.full(200, 450.0)}, False),
+        ([0.14] * 200, [], {"ess": np.full(200, 450.0)}, True),
+        ([0.2] * 3, [], {"few": ("x",)}, False),
+        ([0.2], [], {"few": ("x",)}, False),
+        ([0.2] * 3, [], {"ess": np.r_[np.full(5, 100.0), np.full(195, 1e6)]}, True),
+        ([], [], {"rhat": np.r_[np.full(11, 1.02), np.ones(189)]}, None),
+        ([], [], {"few": ("x",), "rhat": np.r_[1.02, np.ones(199)]}, None),
+    ],
+)
+def test_what_is_good(bench, errors, sds, given, is_good):
+    mean, sd = np.zeros(200), np.ones(200)
+    mean[: len(errors)] = errors
+    sd[200 - len(sds) :] = sds
+    assert judged(bench, mean, sd, **given)["is good"] is is_good
+
+
+def test_the_worst_scalars_are_named(bench):
+    mean, sd = np.zeros(200), np.ones(200)
+    mean[3], sd[7] = -2.0, 0.25
+    row = judged(bench, mean, sd)
+    assert (row["worst mean error"], row["worst mean at"]) == (2.0, "x[3]")
+    assert (row["lowest sd ratio"], row["worst sd at"]) == (0.25, "x[7]")
+    assert row["few: worst mean error"] == pytest.approx(0.05)
+    assert row["share within"] == pytest.approx(1 - 2 / 201)
+    assert row["judged"] == 201
+
+
+def test_what_is_not_finite_is_not_good(bench):
+    row = judged(bench, np.r_[np.nan, np.zeros(199)], np.ones(200))
+    assert row["is good"] is False
+    assert row["worst mean at"] == "x[0]"
+
+
+def test_references_are_kept_and_read(bench, tmp_path, rng):
+    references = bench._hierarchy_references
+    draws = {"a": rng.standard_normal((4, 500)), "b|c": rng.standard_normal((4, 500, 2))}
+    path = tmp_path / "folder" / "x.npz"
+    references.keep(path, references.summary(draws) | {"cpu": np.array(1.0)})
+    known = bench._hierarchy_scores.load(path)
+    assert sorted(known) == ["a", "b|c"]
+    np.testing.assert_allclose(known["b|c"].mean, draws["b|c"].mean((0, 1)))
+    np.testing.assert_allclose(known["b|c"].mean_error, 2_000**-0.5, rtol=0.3)
+    np.testing.assert_allclose(known["b|c"].sd_error, 4_000**-0.5, rtol=0.3)
+    assert known["a"].is_usable
+    assert [p.name for p in path.parent.iterdir()] == ["x.npz"]
+
+
+def test_parts_of_draws_have_the_moments_of_all(bench, rng):
+    x = 1e6 + rng.standard_normal((1_000, 3))
+    parts = ({"x": x[i : i + 300]} for i in range(0, 1_000, 300))
+    mean, sd = bench._hierarchy_fits.pooled(parts)["x"]
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(sd, x.std(0, ddof=1), rtol=1e-8)
+
+
+def test_nuts_is_good_from_when_it_stays_good(bench):
+    x = np.tile([-1.0, 1.0], 100)
+    x[:60] += 3.0
+    # Right again once the beginning weighs little.
+    x = np.concatenate([x, np.tile([-1.0, 1.0], 3_000)])
+    steps = np.full((1, len(x)), 2.0)
+    groups = {
+        "posterior": Dataset({"x": (("chain", "draw"), x[None])}),
+        "sample_stats": Dataset({"n_steps": (("chain", "draw"), steps)}),
+        "warmup_sample_stats": Dataset({"n_steps": (("chain", "draw"), np.full((1, 100), 2.0))}),
+    }
+    reference = bench._hierarchy_scores.exact({"x": (0.0, 1.0)})
+    found = bench._hierarchy_fits.course(DataTree.from_dict(groups), reference, (), 126.0)
+    ends = np.unique(np.linspace(0, len(x), 21).astype(int)[1:])
+    is_off = [abs(x[:end].mean()) > 0.1 or x[:end].std(ddof=1) > 1.1 for end in ends]
+    first = ends[np.flatnonzero(is_off).max() + 1]
+    assert found["is good"]
+    assert found["gradients"] == 2 * (100 + first)
+    assert found["CPU s to good"] == pytest.approx(126.0 * (100 + first) / (100 + len(x)))
+
+
+# ------------------------------------------------------------------------------ time and studies
+
+
+def test_the_limit_ends_a_fit_and_is_taken_back(bench):
+    fits = bench._hierarchy_fits
+    before = resource.getrlimit(resource.RLIMIT_CPU), signal.getsignal(signal.SIGXCPU)
+    row = {"CPU s": None, "note": "begun"}
+    with fits.noted(row, fits.Settings(limit=1_000)), fits.limited(1_000):
+        signal.raise_signal(signal.SIGXCPU)
+    assert row == {"CPU s": 1_000, "note": "begun; not done after 1,000 CPU s"}
+    assert (resource.getrlimit(resource.RLIMIT_CPU), signal.getsignal(signal.SIGXCPU)) == before
+
+
+def test_evaluations_are_counted_where_they_are_known(bench):
+    counted = SimpleNamespace(densities=1, gradients=2, curvatures=3)
+    expected = {"densities": 1, "gradients": 2, "curvatures": 3}
+    found = bench._hierarchy_fits.evaluations
+    assert found(SimpleNamespace(evaluations=counted)) == expected
+    assert found(SimpleNamespace(ladder=SimpleNamespace(evaluations=counted))) == expected
+    assert found(SimpleNamespace(ladder=None)) == dict.fromkeys(expected)
+
+
+def test_intervals_of_exact_draws_cover(bench, rng):
+    studies = bench._hierarchy_studies
+    centre = rng.standard_normal((2_000, 1))
+    truth = centre + rng.standard_normal((2_000, 1))
+    draws = centre + rng.standard_normal((400, 2_000, 1))
+    assert studies.coverage(draws, truth) == pytest.approx(0.9, abs=0.02)
+    assert studies.uniformity((np.arange(100) + 0.5) / 100) == 1
+    assert studies.uniformity(np.full(100, 0.05)) < 1e-6
+
+
+def test_growth_is_the_power(bench):
+    rows = [
+        {"groups": n, "CPU s": 5 + 1e-3 * n**1.2, "of it compiling": 5, "peak GB": 1 + n * 1e-6}
+        | {"GB at the start": 1}
+        for n in (100, 1_000, 10_000)
+    ]
+    assert bench._hierarchy_tables.growth(rows, "time") == pytest.approx(1.2)
+    assert bench._hierarchy_tables.growth(rows, "memory") == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------ the script
+
+
+def row(bench, table, posterior, method="auto", seed=0, **given):
+    plain = {"table": table, "posterior": posterior, "method": method, "seed": seed, "source": 0}
+    known = {"CPU s": 4.0, "of it compiling": 3.0, "is good": True, "says good": True}
+    known |= {"CPU s to good": 4.0, "worst mean error": 0.05, "formula": "loc", "status": "good"}
+    names = (*bench._hierarchy_fits.COLUMNS, *bench._hierarchy_studies.STUDY_COLUMNS)
+    return dict.fromkeys(names) | known | {"peak GB": 1.0, "GB at the start": 0.5} | plain | given
+
+
+def test_bars(bench):
+    bad = {"is good": False, "CPU s to good": None}
+    rows = [
+        row(bench, "posteriors", "slopes", **{"CPU s to good": 4.0}),
+        row(bench, "posteriors", "slopes", "nutpie", **{"CPU s to good": 10.0}),
+        row(bench, "posteriors", "slopes", "nutpie low_rank", **bad),
+        row(bench, "posteriors", "radon_slopes", **bad),
+        row(bench, "posteriors", "bnn", **bad),
+        row(bench, "posteriors", "funnel", seed=0),
+        row(bench, "posteriors", "funnel", seed=1, **bad, **{"says good": False}),
+        *(row(bench, "grid", TINY, seed=i) for i in range(3)),
+        row(bench, "grid", TINY, seed=3, **bad),
+    ]
+    found = {
+        check.what: (check.value, check.holds) for check in bench._hierarchy_tables.checks(rows)
+    }
+    assert found == {
+        "slopes: CPU s until good, ours : the better NUTS": (0.4, False),
+        "radon_slopes: CPU s until good": (np.inf, False),
+        "bnn: wrongly called good": (1, False),
+        "bnn: CPU s": (4.0, True),
+        "funnel: good seeds": (1, False),
+        "grid: share of 4 fits that are good": (0.75, False),
+        "grid: wrongly called good": (1, False),
+        "grid: median CPU s, compiling apart": (1.0, True),
+    }
+
+
+@pytest.fixture
+def children(bench, monkeypatch):
+    """Rows instead of processes; the commands that would have been run."""
+    seen = []
+
+    def run_child(module, arguments, environment):
+        seen.append([str(x) for x in arguments])
+        table, name, method, seed = seen[-1][1:5]
+        if method == "pathfinder":
+            raise RuntimeError("child failed\nMemoryError: too large")
+        made = row(bench, table, name, method, int(seed))
+        if table == "cost":
+            made["groups"] = int(name.split("-")[1])
+        if table == "million":
+            made |= {"wall s": 60.0, "hyperparameters": 42, "beyond 2 sds": 3, "coverage": 0.9}
+        if table == "calibration":
+            shares = (np.arange(20) + 0.5) / 20
+            each = [{"ranks": dict.fromkeys(("fixed", "scale", "effect"), x)} for x in shares]
+            return {"rows": [made | x | {"seed": i, "coverage": 0.9} for i, x in enumerate(each)]}
+        return {"rows": [made]}
+
+    monkeypatch.setattr(bench.hierarchies, "run_child", run_child)
+    return seen
+
+
+def test_the_script_runs_all_tables_and_writes_a_page(bench, tmp_path, children):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "page.md"
+    arguments = ["--sample", "2", "--seeds", "1", "--peers", "nutpie", "pathfinder"]
+    arguments += ["--shrink", "100", "--out", str(tmp_path), "--page", str(page)]
+    report = bench.hierarchies.main(arguments)
+    tables = Counter(command[1] for command in children)
+    assert tables == {
+        "posteriors": 12,
+        "grid": 6,
+        "logistic": 6,
+        "million": 1,
+        "cost": 4,
+        "calibration": 2,
+    }
+    assert "100" in children[0][children[0].index("--shrink") :]
+    failed = [r for r in report.details["rows"] if r["method"] == "pathfinder"]
+    assert {r["note"] for r in failed} == {"the process died: MemoryError: too large"}
+    written = record(tmp_path, "hierarchies")
+    assert len(written["details"]["rows"]) == 12 + 6 + 6 + 1 + 4 + 40
+    text = page.read_text()
+    assert "](./hierarchies.png)" in text
+    assert "Grid: fits" not in text
+    assert (tmp_path / "hierarchies.png").stat().st_size > 10_000
+    names = [check.what for check in report.checks]
+    assert "very large: coverage of 90 % intervals of effects" in names
+    assert "cost: time as which power of groups, the two largest" in names
+
+
+def test_rows_of_earlier_runs_are_kept(bench, tmp_path, children):
+    pytest.importorskip("matplotlib")
+    arguments = ["--tables", "grid", "--seeds", "1", "--names", TINY]
+    bench.hierarchies.main([*arguments, "--out", str(tmp_path / "first")])
+    earlier = str(tmp_path / "first" / "hierarchies.json")
+    arguments += ["--formulas", "--peers", "nutpie", "--add", earlier]
+    report = bench.hierarchies.main([*arguments, "--out", str(tmp_path / "second")])
+    found = [(r["method"], r["source"]) for r in report.details["rows"]]
+    assert found == [("auto", 1), ("nutpie", 0)]
+
+
+def test_one_fit_is_measured_and_judged(bench, tmp_path, capsys):
+    models, references = bench._hierarchy_models, bench._hierarchy_references
+    truth = models.cell_data(models.Cell.parse(TINY), 0).truth
+    exact = {"effects|mean": truth.effects, "effects|sd": np.ones((5, 1))}
+    references.keep(tmp_path / "normal-5x2-intercepts-seed0.npz", exact)
+    arguments = ["--references", str(tmp_path), "--steps", "20"]
+    bench.hierarchies.main([*arguments, "--measure", "grid", TINY, "scale-loc", "0"])
+    [found] = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert (found["table"], found["dim"], found["judged"]) == ("grid", 8, 5)
+    assert found["CPU s"] > found["of it compiling"] > 0
+    assert found["status"] is not None
+    assert found["peak GB"] > 0
+    assert found["is good"] in (True, False)
+    assert found["note"] is None
+
+
+def test_without_a_reference_there_is_no_verdict(bench):
+    problems = bench._hierarchy_problems
+    for places, message in (
+        (problems.Places(), "no reference: give --references FOLDER"),
+        (problems.Places(references=problems.Path("nowhere")), "no reference rat_tumours.npz"),
+    ):
+        row = {"note": None}
+        bench._hierarchy_fits.score(problems.posteriors(places)["rat_tumours"], {}, row)
+        assert row["note"].startswith(message)
+        assert "is good" not in row
+
+
+def test_the_data_of_the_rats_are_whole(bench):
+    models = bench._hierarchy_models
+    y, n = (np.array(text.split(), dtype=int) for text in (models.TUMOURS, models.RATS))
+    assert (len(y), len(n), y.sum(), n.sum()) == (71, 71, 267, 1739)
+    assert (y <= n).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--names", "nobody"], "unknown: nobody"),
+        (["--make-references"], "--make-references needs --references FOLDER"),
+    ],
+)
+def test_it_refuses(bench, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        bench.hierarchies.main(arguments)
+    assert message in capsys.readouterr().err
