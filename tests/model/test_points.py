@@ -11,7 +11,7 @@ from pymc.distributions import transforms
 import pymc_flows as pmf
 from models import ZOO
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
-from pymc_flows.model.points import place
+from pymc_flows.model.points import to_unconstrained
 
 # PyTensor says so when PyMC takes the initial point of an LKJ distribution, where it finds no BLAS.
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -198,7 +198,7 @@ def test_draws_without_names(approx, draws):
     with pytest.raises(
         ArgumentError, match=r"by name: a DataTree.*\ngot (ndarray of shape|list|No)"
     ):
-        place(approx.density, draws)
+        to_unconstrained(approx.density, draws)
 
 
 def test_arguments(approx):

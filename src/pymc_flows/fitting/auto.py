@@ -390,4 +390,4 @@ def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
     scale = stop - loc
     if frame.scale is None:
         return Frame(frame.center + loc, scale)
-    return Frame(frame.place(loc), frame.scale * scale)
+    return Frame(frame.forward(loc), frame.scale * scale)

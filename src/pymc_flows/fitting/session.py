@@ -340,7 +340,7 @@ def why_step_failed(
     """
     q, step, noise = approx.flow, loop.step, loop.failed_noise
     z, log_det = forward_and_log_det(q.chain, noise, q.values())
-    z = q.frame.place(z)
+    z = q.frame.forward(z)
     bad = np.argwhere(~np.isfinite(z))
     if len(bad):
         draw, coordinate = bad[0]

@@ -65,7 +65,7 @@ class Frame:
         scale = np.ones(len(self.center)) if self.scale is None else self.scale
         return Frame(self.center, factor * scale, self.variables)
 
-    def place[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
+    def forward[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
         """Points (..., dim) of the flow, in the unconstrained space."""
         if self.scale is None:
             return z + self.center
@@ -73,13 +73,13 @@ class Frame:
             return z * self.scale + self.center
         return z @ self.scale.T + self.center
 
-    def pull_back(self, gradients: np.ndarray) -> np.ndarray:
+    def pullback(self, gradients: np.ndarray) -> np.ndarray:
         """Gradients (..., dim) with respect to points of the flow, from those of placed points."""
         if self.scale is None:
             return gradients
         return gradients * self.scale if self.is_elementwise else gradients @ self.scale
 
-    def take[T: (np.ndarray, TensorVariable)](self, points: T) -> T:
+    def inverse[T: (np.ndarray, TensorVariable)](self, points: T) -> T:
         """Points (..., dim) of the unconstrained space, in the coordinates of the flow."""
         z = points - self.center
         if self.scale is None:

@@ -25,6 +25,7 @@ __all__ = [
     "compiled",
     "in_micro_batches",
     "loop_over_draws",
+    "replaced",
     "vectorized",
 ]
 
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
     ----------
     outputs : list of Variable
     reason : str
-        Why draws are looped over, naming the Op; empty when they are not.
+        Why draws are looped over, or should be, naming the Op; empty when not.
     """
 
     outputs: list[Variable]
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
 def vectorized(
     outputs: Sequence[Variable], rows: Mapping[Variable, Variable], what: str
 ) -> Batch | str:
-    """Vectorise graphs, or say why they must be looped over.
+    """Vectorise graphs, or say why they cannot be.
 
     Parameters
     ----------
@@ -56,14 +57,18 @@ def vectorized(
         What they depend on, and its values with a leading draw axis.
     what : str
         What the graphs compute, for the reason.
+
+    Returns
+    -------
+    Batch or str
+        With a reason, if it is better to loop over draws: it repeats a loop for each of them.
     """
     try:
         found = join_batches(vectorize_graph(list(outputs), dict(rows)))
     except Exception as error:  # whatever an Op raises, draws can be looped over
         return f"vectorised over draws, {failing_op(error)}"
-    if loops := loops_in_batches(found):
-        return f"{what} contains a {op_name(loops[0])}"
-    return Batch(found)
+    loops = loops_in_batches(found)
+    return Batch(found, f"{what} contains a {op_name(loops[0])}" if loops else "")
 
 
 def batched(
@@ -83,14 +88,15 @@ def batched(
         Further inputs of the graphs, which are the same for all draws.
     """
     found = vectorized(outputs, rows, what)
-    if isinstance(found, Batch):
+    if isinstance(found, Batch) and not found.reason:
         return found
+    reason = found.reason if isinstance(found, Batch) else found
 
     def one(*values: Variable) -> list[Variable]:
         given = dict(zip([*rows, *fixed], values, strict=True))
         return graph_replace(list(outputs), given, strict=False)
 
-    return Batch(_scan(one, list(rows.values()), fixed), found)
+    return Batch(_scan(one, list(rows.values()), fixed), reason)
 
 
 def _scan(
@@ -132,17 +138,18 @@ def loop_over_draws(
     fixed = frontier(terms, inputs)
     # Vectorising would copy the fixed parts, and the scan would not know the copies again.
     held = {var: var.type() for var in fixed}
-    inside = _replace(list(terms), held)
+    inside = replaced(list(terms), held)
 
     def step(*args: TensorVariable) -> list[TensorVariable]:
         slices, inner = args[: len(sequences)], args[len(sequences) :]
         given = dict(zip([*held.values(), *outer], inner, strict=True))
-        return _replace(fn(inside, *slices), given)
+        return replaced(fn(inside, *slices), given)
 
     return _scan(step, sequences, [*fixed, *outer])
 
 
-def _replace(outputs: list[Variable], given: Mapping[Variable, Variable]) -> list[Variable]:
+def replaced(outputs: list[Variable], given: Mapping[Variable, Variable]) -> list[Variable]:
+    """Return the graphs with some variables replaced by others; as they are if there is none."""
     return graph_replace(outputs, given, strict=False) if given else outputs
 
 

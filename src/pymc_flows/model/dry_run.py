@@ -129,8 +129,8 @@ class DryRun:
 
         Decided by trying: a few draws around the point in NumPy, and for JAX by tracing.
         """
-        if isinstance(self._vectorized, str):
-            return self._vectorized
+        if self._why_not_vectorised:
+            return self._why_not_vectorised
         if self._difference is None:
             self._difference = self._compare(point)
         return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
@@ -155,6 +155,11 @@ class DryRun:
     @cached_property
     def _vectorized(self) -> Batch | str:
         return self._model_density.vectorized(self._draws)
+
+    @property
+    def _why_not_vectorised(self) -> str:
+        found = self._vectorized
+        return found if isinstance(found, str) else found.reason
 
     @cached_property
     def _batch(self) -> list[TensorVariable]:

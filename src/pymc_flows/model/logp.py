@@ -29,7 +29,13 @@ from pymc_flows.backends.ops import random_inputs
 from pymc_flows.backends.products import join_products
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.errors import ArgumentError, ModelError
-from pymc_flows.model.batching import Batch, in_micro_batches, loop_over_draws, vectorized
+from pymc_flows.model.batching import (
+    Batch,
+    in_micro_batches,
+    loop_over_draws,
+    replaced,
+    vectorized,
+)
 from pymc_flows.model.layout import (
     Slot,
     Start,
@@ -186,12 +192,11 @@ class ModelDensity:
 
         Graphs in the model's value variables, for one draw, in nats.
         """
-        model = self.model
+        model, n_free = self.model, len(self.model.free_RVs)
         sums = [term.sum() for term in self.named_terms.values()]
-        n_free = len(model.free_RVs)
         with no_compiler():
-            outputs = [_total(sums[:n_free]), _total(sums[n_free:])]
-            outputs = _replace(outputs, fixed_lengths(model))
+            totals = [_total(sums[:n_free]), _total(sums[n_free:])]
+            outputs = replaced(totals, fixed_lengths(model))
             outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
             return join_products(lift_constants(simplify(outputs)), model.value_vars)
 
@@ -239,7 +244,7 @@ class ModelDensity:
         return self._at_all(z, self.replaced(replacements).terms)
 
     def vectorized(self, z: TensorVariable) -> Batch | str:
-        """`batched`, or why it cannot be."""
+        """`batched` with a reason not to use it, if there is one; or why it cannot be."""
         return self._vectorized(z, self.terms)
 
     def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
@@ -330,7 +335,8 @@ class ModelDensity:
         if isinstance(found, str):
             return found
         outputs = graph_replace(found.outputs, {points: rows}, strict=False)
-        return Batch([pt.full((rows.shape[0],), x) if x.ndim == 0 else x for x in outputs])
+        values = [pt.full((rows.shape[0],), x) if x.ndim == 0 else x for x in outputs]
+        return Batch(values, found.reason)
 
 
 def model_or_context(model: pm.Model | None) -> pm.Model:
@@ -392,9 +398,3 @@ def _gradient(
 ) -> list[TensorVariable]:
     total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
     return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
-
-
-def _replace(
-    outputs: list[TensorVariable], given: Mapping[Variable, Variable]
-) -> list[TensorVariable]:
-    return graph_replace(outputs, given, strict=False) if given else outputs

@@ -41,7 +41,7 @@ _SAMPLE_DIMS = ("chain", "draw", "sample")
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class Unconstrained:
     """Points of the unconstrained space that were given as values of variables.
 
     Attributes
@@ -67,7 +67,9 @@ def is_named(points: object) -> bool:
     return isinstance(points, Mapping | Dataset | DataTree) or hasattr(points, "posterior")
 
 
-def place(density: ModelDensity, points: Any, *, with_log_det: bool = False) -> Placed:
+def to_unconstrained(
+    density: ModelDensity, points: Any, *, with_log_det: bool = False
+) -> Unconstrained:
     """Map values of variables to the unconstrained space.
 
     Parameters
@@ -98,7 +100,9 @@ def place(density: ModelDensity, points: Any, *, with_log_det: bool = False) -> 
     batch = _batch_shape(arrays, {name: tuple(map(int, shapes[name])) for name in arrays})
     n = int(np.prod(batch, dtype=int))
     if n == 0:
-        return Placed(np.zeros((0, density.dim)), batch, np.zeros(0), np.zeros(0, dtype=bool))
+        return Unconstrained(
+            np.zeros((0, density.dim)), batch, np.zeros(0), np.zeros(0, dtype=bool)
+        )
     rows = [value.reshape((n, *value.shape[len(batch) :])) for value in arrays.values()]
     outputs = _function_of(density, tuple(arrays), with_log_det=with_log_det)(*rows)
     k = len(density.slots)
@@ -110,7 +114,7 @@ def place(density: ModelDensity, points: Any, *, with_log_det: bool = False) -> 
             same = np.isclose(back, given, rtol=_RTOL, atol=_ATOL) | np.isnan(given)
             inside &= same.reshape((n, -1)).all(axis=1)
     flat = np.concatenate([value.reshape((n, -1)) for value in values], axis=1)
-    return Placed(flat, batch, np.sum(log_dets, axis=0), inside)
+    return Unconstrained(flat, batch, np.sum(log_dets, axis=0), inside)
 
 
 def _chosen(model: pm.Model, points: Any) -> dict[str, np.ndarray]:
