@@ -19,17 +19,18 @@ __all__ = ["Tracker"]
 class Tracker(Callback):
     """Records parameters and gradients of every step inside the compiled training loop.
 
-    Give it to ``NFVI.fit(callbacks=[tracker])``. Nothing is called from Python for a step: values
-    leave the loop with its losses. Gradients are the very ones that the optimizer used; parameters
-    are those after the step. `refine`, or a further fit of the same flow, goes on with the records.
+    Give it to ``NFVI.fit(callbacks=[tracker])``. Values leave the
+    compiled loop with its losses; Python is not called at each step. Gradients are those that the
+    optimizer used, parameters those after the step. `refine`, or a further fit of the same flow,
+    appends to the records.
 
     Parameters
     ----------
     params, grads : bool
         What to record.
     max_bytes : int
-        Limit of what is kept. Whenever it is reached, every second record is dropped, and from
-        then on half as many are kept.
+        Most memory that records take. When it is reached, every second record is dropped, and
+        from then on half as many are kept.
 
     Attributes
     ----------
@@ -50,7 +51,7 @@ class Tracker(Callback):
 
     def __init__(self, *, params: bool = True, grads: bool = True, max_bytes: int = 256 * 2**20):
         if not (params or grads):
-            raise ArgumentError("a Tracker that records neither params nor grads records nothing")
+            raise ArgumentError("a Tracker without params and grads records nothing")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer):
             raise ArgumentError(f"max_bytes must be an integer, got {max_bytes!r}")
         self.params = params
@@ -68,14 +69,14 @@ class Tracker(Callback):
         self._buffers: dict[str, np.ndarray] = {}
 
     def __call__(self, approx: object, loss: object, i: int) -> None:
-        """Refuse to be called step by step."""
+        """Raise: nothing is called step by step."""
         raise ArgumentError(
             "pymc_flows.callbacks.Tracker records inside the compiled loop of NFVI.fit\n"
             "For other inferences use pymc.variational.callbacks.Tracker."
         )
 
     def prepare(self, chain: Chain) -> None:
-        """Learn what will be recorded; each fit does this before it starts."""
+        """Note what will be recorded; each fit calls this before it starts."""
         if self._chain is not None and chain != self._chain:
             raise ArgumentError(
                 "this Tracker has records of another flow\nUse a new one, or call its clear()."

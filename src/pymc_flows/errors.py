@@ -35,7 +35,7 @@ class FlowShapeError(FlowError, ValueError):
 
 
 class NotInvertibleError(FlowError, NotImplementedError):
-    """The inverse of a flow that has none was asked for."""
+    """A flow has no inverse."""
 
 
 class RegistrationError(FlowError, ValueError):
@@ -51,11 +51,11 @@ class BackendError(FlowError, ValueError):
 
 
 class FitError(FlowError, FloatingPointError):
-    """Training, or a correction of draws, met values that are not finite."""
+    """Training or a correction of draws met values that are not finite."""
 
 
 class StorageError(FlowError, ValueError):
-    """A file cannot be used: it is damaged, not one of ours, or belongs to another model."""
+    """A file is damaged, was not written by this package, or belongs to another model."""
 
 
 class FormulaError(FlowError, ValueError):

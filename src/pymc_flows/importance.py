@@ -1,4 +1,4 @@
-"""Importance weights p/q: how good an approximation is, and draws that are corrected by them."""
+"""Importance weights p/q: how good an approximation is, and corrected draws."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pymc_flows.errors import ArgumentError, FitError
 
 type Correction = Literal["psis", "resample"]
 
-# Of fewer weights, the largest fifth is too small to say anything of a tail.
+# With fewer weights, the largest fifth is too small to estimate a tail.
 MIN_DRAWS = 25
-# Weights that differ by less, relative to the log density, differ by rounding.
+# Differences of log weights below this share of the log density are rounding.
 ROUNDING = {"float32": 1e-5, "float64": 1e-9}
-# Evidences are known to this many standard errors.
+# Standard errors within which a log evidence is taken to be known.
 N_ERRORS = 2.0
-# What lacks more than this share of the evidence is incomplete.
+# An approximation that lacks more than this share of the evidence is incomplete.
 LACKING = 0.1
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What the importance weights p/q of fresh draws say of an approximation.
+    """What the importance weights p/q of fresh draws say about an approximation.
 
-    They know nothing of places where the approximation has no draws: a mode that was never visited
-    changes none of these numbers.
+    They are blind where the approximation has no draws: a mode that it never visited changes none
+    of these numbers.
 
     Attributes
     ----------
@@ -68,18 +68,18 @@ class Quality:
     def is_trusted(self) -> bool:
         """Whether k-hat is at most the threshold, both to the two decimals that are shown.
 
-        A number that is shown must not be both fine and too large; its noise is larger, anyway.
+        So the number that is shown and the verdict agree; the noise of k-hat is larger anyway.
         """
         return round(self.khat, 2) <= round(self.threshold, 2)
 
 
 def quality(log_weights: np.ndarray) -> Quality:
-    """Judge by log weights (n,) of draws of the approximation, in nats."""
+    """Return what log weights (n,) of draws of the approximation say, in nats."""
     return weigh(log_weights)[0]
 
 
 def known_evidence(found: Sequence[Quality]) -> float:
-    """The largest log evidence that trusted weights are sure of, in nats; −∞ if there are none."""
+    """Largest lower bound on the log evidence by trusted weights, in nats; −∞ without any."""
     known = [q.log_evidence - N_ERRORS * q.log_evidence_error for q in found if q.is_trusted]
     return max(known, default=-math.inf)
 
@@ -111,8 +111,8 @@ def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.
     if not finite.any():
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
-    # Of draws far off, whose log density is nearly the largest float, sums and squares overflow:
-    # the ELBO is then −∞, or its error infinite, which says it.
+    # Sums and squares overflow for draws far off, whose log density is nearly the largest float:
+    # the ELBO is then −∞ or its error infinite, as it should be.
     with np.errstate(over="ignore"):
         elbo = float(kept.mean())
         spread = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan
@@ -132,7 +132,7 @@ def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.
         error = max(spread / math.sqrt(n), rounding)
         error = error if finite.all() else math.nan
         relative_error = float(weights.std(ddof=1) / weights.mean() / math.sqrt(n))
-        # The ELBO may be that of one draw far off; the evidence is not.
+        # One draw far off may determine the ELBO, but not the evidence.
         relative_error = max(relative_error, _rounding(top))
     found = Quality(
         n,

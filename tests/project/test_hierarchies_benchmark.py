@@ -7,6 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import pymc as pm
 import pytest
 from xarray import Dataset, DataTree
 
@@ -225,6 +226,34 @@ def test_intervals_of_exact_draws_cover(bench, rng):
     assert studies.coverage(draws, truth) == pytest.approx(0.9, abs=0.02)
     assert studies.uniformity((np.arange(100) + 0.5) / 100) == 1
     assert studies.uniformity(np.full(100, 0.05)) < 1e-6
+
+
+def test_draws_of_the_prior_are_calibrated(bench, monkeypatch):
+    """Whatever the data are: the model's prior is the one that the truth is drawn from."""
+    studies, models = bench._hierarchy_studies, bench._hierarchy_models
+    data = models.prior_data(studies.CALIBRATED["poisson"], np.random.default_rng(0))
+    with models.hierarchy(data, [False]):
+        names = ["fixed", "scale", "raw", "effects"]
+        prior = pm.draw(
+            [pm.modelcontext(None)[name] for name in names], 999, random_seed=1, mode=NUMPY
+        )
+
+    def sample(draws, random_seed):
+        assert draws == studies.RANKED_DRAWS
+        variables = {
+            name: (("chain", "draw", *(f"{name}{i}" for i in range(x.ndim - 1))), x[None])
+            for name, x in zip(names, prior, strict=True)
+        }
+        return DataTree.from_dict({"posterior": Dataset(variables)})
+
+    approx = SimpleNamespace(ddim=22, sample=sample)
+    monkeypatch.setattr(studies.fits, "fit_ours", lambda *_: approx)
+    monkeypatch.setattr(studies.fits, "add_report", lambda *_: None)
+    rows = studies.calibrate("poisson", range(100), bench._hierarchy_fits.Settings())
+    for quantity in ("fixed", "scale", "effect"):
+        assert studies.uniformity([row["ranks"][quantity] for row in rows]) > 0.01
+    # Effects of one data set share its fixed effect and scale.
+    assert np.mean([row["coverage"] for row in rows]) == pytest.approx(0.9, abs=0.05)
 
 
 def test_growth_is_the_power(bench):

@@ -27,6 +27,7 @@ ORDER = (
     "targets",
     "importance",
     "model",
+    "field",
     "training",
     "approximation",
     "start",

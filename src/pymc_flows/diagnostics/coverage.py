@@ -1,4 +1,4 @@
-"""Whether an approximation has draws where draws of a reference are."""
+"""Whether an approximation has draws where a reference has draws."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from pymc_flows.model.points import to_unconstrained
 
 @dataclass(frozen=True)
 class Coverage:
-    """Draws of a reference, seen from an approximation.
+    """Draws of a reference compared with those of an approximation.
 
     Of the draws of the approximation, one log weight log p − log q is the largest, t. If the
     approximation covers the posterior, its weights also say which share of the posterior has
     log weights above t: E_q[w; w > e^t] / E_q[w], about w_max / Σw / (1 − k) for weights with a
     Pareto tail of shape k, times an exponential variable since t is random, and by
-    e^(−Δ(1/k − 1)) less above t + Δ. Draws in a place that the approximation never visits have huge
-    log weights, since q is next to nothing there, and their share is not foreseen by the weights.
-    So something is missing if, for Δ = 0, 1, 2, 5, 10 or 20 nats, a share is above what the weights
-    foresee in 99 of 100 cases plus 1 %, by three standard errors of a share of so many draws.
+    e^(−Δ(1/k − 1)) less above t + Δ. Draws where the approximation never goes have huge log
+    weights, since q is almost 0 there, and the weights do not predict their share. So something is
+    missing if, for Δ = 0, 1, 2, 5, 10 or 20 nats, a share is above what the weights predict in 99
+    of 100 cases plus 1 %, by three standard errors of a share of so many draws.
 
     Attributes
     ----------
     n_draws : int
         Draws of the reference that were compared, at most as many as of the approximation.
     n_effective : float
-        What they are worth, by the autocorrelation of their log p − log q.
+        Their effective number, by the autocorrelation of their log p − log q.
     invalid : float
         Share of them without a density under the model.
     distance : float
@@ -44,7 +44,7 @@ class Coverage:
     beyond : float
         Share with a log p − log q larger by so much than that of any draw of the approximation.
     limit : float
-        Largest such share that would be no surprise.
+        Largest such share that is no surprise.
     """
 
     n_draws: int
@@ -150,7 +150,7 @@ def _shares(
     if not len(finite):
         return np.ones(len(beyond_nats)), np.full(len(beyond_nats), THRESHOLDS.share)
     top = float(finite.max())
-    # Equal weights differ by rounding only, a little more after an inverse.
+    # Equal weights differ by rounding alone, by a little more after an inverse.
     rounding = 10 * ROUNDING[pytensor.config.floatX]
     edges = top + rounding * (1 + abs(top)) + beyond_nats
     beyond = (ratios[:, None] > edges).mean(axis=0)
@@ -159,8 +159,9 @@ def _shares(
     expected = share / (1 - k) * np.exp(-beyond_nats * (1 / k - 1))
     if not math.isfinite(khat):
         expected = np.full(len(beyond_nats), share)
-    foreseen = np.minimum(THRESHOLDS.rare * expected, 0.5) + THRESHOLDS.share
+    predicted = np.minimum(THRESHOLDS.rare * expected, 0.5) + THRESHOLDS.share
     noise = (
-        THRESHOLDS.share_errors * np.sqrt(foreseen * (1 - foreseen) / n_effective) + 2 / n_effective
+        THRESHOLDS.share_errors * np.sqrt(predicted * (1 - predicted) / n_effective)
+        + 2 / n_effective
     )
-    return beyond, foreseen + noise
+    return beyond, predicted + noise

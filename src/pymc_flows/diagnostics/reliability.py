@@ -1,4 +1,4 @@
-"""What importance weights say of an approximation, coordinate by coordinate."""
+"""Errors of means and standard deviations by importance weights, coordinate by coordinate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Moments:
 
 
 class Passes:
-    """Goes over the same draws several times without keeping them.
+    """Iterates over the same draws several times without keeping them.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Passes:
             z = points - center
             w = weights[begin : begin + len(z)]
             begin += len(z)
-            # Where a weight is 0, the point may be anything, infinite too.
+            # A point of weight 0 may be anything, even infinite.
             kept = np.where(w[:, None] > 0, z, 0.0)
             sums += [z.sum(axis=0) / n, (z**2).sum(axis=0) / n, w @ kept, w @ kept**2]
         with np.errstate(invalid="ignore"):
@@ -111,6 +111,6 @@ def coordinate_name(model: pm.Model, slots: tuple[Slot, ...], index: int) -> str
 
 
 def worst_first(*errors: np.ndarray) -> np.ndarray:
-    """Coordinates (dim,), those with the largest errors first; what is NaN is the largest."""
+    """Coordinates (dim,) by decreasing error; NaN counts as the largest."""
     largest = np.max(np.abs(errors), axis=0)
     return np.argsort(-np.where(np.isnan(largest), math.inf, largest), kind="stable")

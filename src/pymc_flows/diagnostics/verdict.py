@@ -1,4 +1,4 @@
-"""A report on an approximation: what to believe of it, and what to do next."""
+"""A report on an approximation: what to believe, and what to do next."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Report:
-    """What importance weights, and a reference, say of an approximation.
+    """What importance weights and a reference say about an approximation.
 
     Shown as text, or as a table in a notebook.
 
@@ -87,8 +87,8 @@ class Report:
     is_framed : bool
         Whether the flow was given coordinates to work in, as `fit` does.
     lacking : float
-        Share of the evidence that another formula of `fit` with ``'auto'`` surely knew of, and
-        this approximation does not.
+        Share of the evidence, at least, that another formula of `fit` with ``'auto'`` found and
+        this approximation lacks.
     """
 
     title: str
@@ -121,7 +121,7 @@ class Report:
             return "incomplete"
         is_close = self.worst <= THRESHOLDS.tolerance + 3 / math.sqrt(quality.ess)
         if not quality.is_trusted:
-            # A mean weight exists below 1, and most draws count: only rare ones are amiss.
+            # Below 1 the mean weight exists; if most draws count, only rare ones are wrong.
             rare = quality.khat < 1 and quality.ess > quality.n_draws / 2
             return "light-tailed" if rare and is_close else "unreliable"
         return "good" if is_close else "correctable"
@@ -190,7 +190,7 @@ class Report:
 
     @property
     def _missing(self) -> str:
-        """What shows that the approximation is incomplete."""
+        """Why the approximation is incomplete."""
         coverage = self.coverage
         if coverage is not None and coverage.is_missing:
             return (
@@ -286,8 +286,8 @@ def report(
 
     Importance weights p/q of the draws give the evidence, k-hat and the errors of means and
     standard deviations; they are blind to modes that the approximation never visited. Draws of a
-    reference are not: a mode is missing if too many of them have a larger log p − log q than any
-    draw of the approximation, beyond what the tail of the weights foretells.
+    reference are not: a mode is missing if more of them have a larger log p − log q than any draw
+    of the approximation than the tail of the weights predicts.
 
     Parameters
     ----------
@@ -297,8 +297,8 @@ def report(
     reference : DataTree, Dataset or dict of str to array-like, optional
         Draws of the same model's posterior: what `pm.sample` returns, or ``sample`` of another
         fit. The arrays of a dict have shape (chain, draw, ...), as ArviZ has them. At most about
-        ``n`` draws are used, evenly spaced. Weights are not: of an approximation take
-        ``sample(correct='resample')``.
+        ``n`` draws are used, evenly spaced. Weights are not used: of an approximation
+        take ``sample(correct='resample')``.
     random_seed : int, Generator, RandomState, optional
         Without one, draws continue the approximation's own stream.
 
@@ -337,7 +337,7 @@ def report(
     if reference is not None:
         coverage, truth = cover(approx, reference, log_weights, quality)
         errors += differences(plain, truth)
-        # Errors that the weights remove are not held against it, if the weights can be trusted.
+        # Errors that trusted weights remove do not count against the approximation.
         left = differences(weighted if quality.is_trusted else plain, truth)
         error = np.abs(left).max(axis=0)
         noises = THRESHOLDS.standard_errors * np.sqrt(1 / truth.effective + 1 / max(quality.ess, 1))
@@ -365,7 +365,7 @@ def report(
 
 
 def _percent(share: float) -> str:
-    """A share that is not quite 0 or 100 % does not look so."""
+    """Format a share; one that is not quite 0 or 100 % does not look as if it were."""
     if 0 < share < 0.001:
         return "< 0.1 %"
     if 0.999 < share < 1 - 1e-6:

@@ -29,7 +29,7 @@ type Pair = tuple[TensorVariable, TensorVariable]
 type Shapes = dict[str, tuple[int, ...]]
 type Arrays = dict[str, np.ndarray]
 
-# What `Flow.note` says of a layer whose network has nothing to depend on.
+# `Flow.note` of a layer whose network has no inputs.
 AFFINE = "in 1 dimension an affine map"
 
 
@@ -54,7 +54,7 @@ class Flow(ABC):
     is_elementwise : bool
         Each component of the result depends on the same component of the point alone.
     period : int
-        Repeats of a block differ by more than their parameters: after this many they start over.
+        Number of repeats of a block after which their fixed parts, such as masks, start over.
     """
 
     word: ClassVar[str]
@@ -135,7 +135,7 @@ class Flow(ABC):
         .. math::
             \nabla \ln q'(z') = J^{-\top} (\nabla \ln q(z) - \nabla_z \log|\det J|).
 
-        It is computed as the gradient of ln q' through the inverse; a layer may know a shorter way.
+        By default this is the gradient of ln q' through the inverse; a layer may override it.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class Flow(ABC):
         return z_new, _score_of_image(score, z_new, *self.inverse_and_log_det(z_new, params))
 
     def note(self, dim: int) -> str:
-        """What a reader of a formula's table should know of this layer in ``dim`` dimensions."""
+        """A remark for a formula's table on this layer in ``dim`` dimensions; empty for none."""
         return ""
 
 

@@ -43,7 +43,7 @@ class Block(Step):
     count: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a count that is not a positive integer."""
+        """Raise unless the count is a positive integer."""
         check_positive_int("the count of a block", self.count)
 
     def param_shapes(self, dim: int) -> Shapes:
@@ -81,17 +81,16 @@ class Block(Step):
             return kernel.kernel_forward_and_log_det(points, raw)
         one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
         stacked = raw if isinstance(raw, Mapping) else self.unflatten(raw, dim)
-        if self._is_fused(points, loop):
-            assert isinstance(layer, FusedFlow)
-            both = layer.stack_inverse_and_log_det, layer.stack_forward_and_log_det
+        if fused := self._fused(points, loop):
+            both = fused.stack_inverse_and_log_det, fused.stack_forward_and_log_det
             return both[not is_inverse](points, layer.constrain(stacked))
 
         def advance(points: TensorVariable, total: TensorVariable, params: Params) -> Pair:
             points, log_det = one(points, params)
             return points, total + log_det
 
-        # Constrained once for the whole stack, outside of any loop, but for layers that are copied
-        # though they can be fused.
+        # The stack is constrained once, outside of any loop, except for fused layers that are
+        # copied here: the gradient of `_split` is cheaper before the constraint.
         if isinstance(layer, FusedFlow) and self.count > 1:
             layers = [layer.constrain(part) for part in self._split(stacked)]
         else:
@@ -111,9 +110,8 @@ class Block(Step):
         layer = self.layer
         raw = raw if isinstance(raw, Mapping) else self.unflatten(raw, z.type.shape[-1])
         stacked = layer.constrain(raw)
-        if self._is_fused(z, loop):
-            assert isinstance(layer, FusedFlow)
-            return layer.stack_forward_and_score(z, score, stacked)
+        if fused := self._fused(z, loop):
+            return fused.stack_forward_and_score(z, score, stacked)
         if self._is_scanned(stacked, loop):
             return _scan(layer.forward_and_score, (z, score), stacked)
         for k in range(self.count):
@@ -121,12 +119,13 @@ class Block(Step):
             z, score = layer.forward_and_score(z, score, one)
         return z, score
 
-    def _is_fused(self, points: TensorVariable, loop: Loop) -> bool:
-        """Whether all repeats are one map; few layers take few points (n, dim) one by one."""
+    def _fused(self, points: TensorVariable, loop: Loop) -> FusedFlow | None:
+        """The layer, if all repeats are one map; few layers take few points one by one."""
         known = [n for n in points.type.shape if n is not None]
         is_small = len(known) == points.ndim and math.prod(known) < MIN_FUSED
         is_thin = loop == "scan" and is_small and self.count <= MAX_COPIED
-        return self.count > 1 and isinstance(self.layer, FusedFlow) and not is_thin
+        is_many = self.count > 1 and not is_thin
+        return self.layer if is_many and isinstance(self.layer, FusedFlow) else None
 
     def _is_scanned(self, stacked: Params, loop: Loop) -> bool:
         """Whether a loop runs over repeats: over their parameters, so there must be some."""

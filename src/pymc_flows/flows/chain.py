@@ -38,7 +38,7 @@ class Chain:
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
-        """Refuse an empty chain and a dimension that is not a positive integer."""
+        """Raise for an empty chain, or a dimension that is not a positive integer."""
         check_positive_int("the dimension of a chain", self.dim)
         if not isinstance(self.blocks, tuple) or not self.blocks:
             raise FlowShapeError(f"a chain needs a tuple of blocks, got {self.blocks!r}")
@@ -148,10 +148,10 @@ class Chain:
     ) -> TensorVariable:
         """Gradient of ln q with respect to the point, at the forward images of base draws.
 
-        It is carried from layer to layer along with the points, beginning with −z, the score of the
+        The score is carried from layer to layer with the points. It begins as −z, the score of the
         standard normal base (the recursion of Vaitl, Winkler, Richter & Kessel, Fast and unified
-        path gradient estimators for normalizing flows, ICLR 2024, arXiv:2403.15881). Nothing is
-        meant to be differentiated through it.
+        path gradient estimators for normalizing flows, ICLR 2024, arXiv:2403.15881). Do not
+        differentiate through it.
 
         Parameters
         ----------

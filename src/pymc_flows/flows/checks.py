@@ -10,7 +10,7 @@ from pymc_flows.errors import ArgumentError, FlowShapeError
 
 
 def with_shape(what: str, value: TensorVariable, shape: tuple[int | None, ...]) -> TensorVariable:
-    """Refuse a value that cannot have the shape; make the graph check what is not known yet."""
+    """Raise if a value cannot have the shape; let the graph check what is not known yet."""
     value = pt.as_tensor_variable(value)
     known = value.type.shape
     if len(known) != len(shape) or any(
@@ -26,13 +26,13 @@ def _text(shape: tuple[int | None, ...]) -> str:
 
 
 def check_positive_int(what: str, value: int) -> None:
-    """Refuse what is no integer of at least 1."""
+    """Raise unless the value is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise FlowShapeError(f"{what} must be an integer of at least 1, got {value!r}")
 
 
 def check_int(word: str, option: str, value: int, low: int, high: int) -> None:
-    """Refuse an option that is not an integer from ``low`` to ``high``."""
+    """Raise unless the option is an integer from ``low`` to ``high``."""
     fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not fits or not low <= value <= high:
         limits = f"from {low} to {high:,}"
@@ -40,13 +40,13 @@ def check_int(word: str, option: str, value: int, low: int, high: int) -> None:
 
 
 def check_positive(word: str, option: str, value: float) -> None:
-    """Refuse an option that is not a positive finite number."""
+    """Raise unless the option is a positive finite number."""
     if not 0 < value < np.inf:
         raise ArgumentError(f"{option} of {word} must be positive and finite, got {value!r}")
 
 
 def check_choice(word: str, option: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse an option that is not one of the choices."""
+    """Raise unless the option is one of the choices."""
     if value not in choices:
         expected = ", ".join(choices)
         raise ArgumentError(f"{option} of {word} must be one of {expected}, got {value!r}")

@@ -22,7 +22,7 @@ from pymc_flows.flows.chain import Block, Chain
 
 type Params = Sequence[Mapping[str, np.ndarray]]
 
-# Rows that go through a chain together: what a network or a spline holds for them fits into caches.
+# Rows that go through a chain together, so that what a network or a spline holds fits into caches.
 ROWS = 8_192
 
 

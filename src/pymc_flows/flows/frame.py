@@ -16,8 +16,8 @@ from pymc_flows.errors import FlowShapeError
 class Frame:
     """A fixed affine map after the flow.
 
-    With a posterior of about mean ``center`` and covariance ``scale scaleᵀ``, what is left for the
-    flow to learn is of order one in every coordinate, whatever the units of the data are.
+    If the posterior has about mean ``center`` and covariance ``scale scaleᵀ``, what the flow has to
+    learn is of order one in every coordinate, whatever the units of the data.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ class Frame:
     scale : ndarray, shape (dim,) or (dim, dim), optional
         Positive factors, or a lower-triangular matrix with a positive diagonal; None is 1.
     variables : tuple of (str, int), optional
-        Names and sizes of the unconstrained variables that the coordinates are, in order. With them
-        the frame of one model is not taken for that of another.
+        Names and sizes of the unconstrained variables, in the order of the coordinates. They keep
+        the frame of one model from being used with another.
     """
 
     center: np.ndarray
@@ -34,7 +34,7 @@ class Frame:
     variables: tuple[tuple[str, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not an invertible map of the space."""
+        """Raise unless the map is invertible."""
         dim = len(self.center)
         if self.scale is None:
             return
@@ -56,17 +56,17 @@ class Frame:
         return 0.0 if self.scale is None else float(np.log(_diagonal(self.scale)).sum())
 
     def astype(self, dtype: str) -> Frame:
-        """The same in another precision."""
+        """Return the frame in another precision."""
         scale = None if self.scale is None else self.scale.astype(dtype)
         return Frame(self.center.astype(dtype), scale, self.variables)
 
     def widened(self, factor: float) -> Frame:
-        """The same centre, and the scale times a factor."""
+        """Return a frame with the same centre and the scale times a factor."""
         scale = np.ones(len(self.center)) if self.scale is None else self.scale
         return Frame(self.center, factor * scale, self.variables)
 
     def forward[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
-        """Points (..., dim) of the flow, in the unconstrained space."""
+        """Map points (..., dim) of the flow to the unconstrained space."""
         if self.scale is None:
             return z + self.center
         if self.is_elementwise:
@@ -74,13 +74,13 @@ class Frame:
         return z @ self.scale.T + self.center
 
     def pullback(self, gradients: np.ndarray) -> np.ndarray:
-        """Gradients (..., dim) with respect to points of the flow, from those of placed points."""
+        """Turn gradients (..., dim) by values of the map into gradients by its points."""
         if self.scale is None:
             return gradients
         return gradients * self.scale if self.is_elementwise else gradients @ self.scale
 
     def inverse[T: (np.ndarray, TensorVariable)](self, points: T) -> T:
-        """Points (..., dim) of the unconstrained space, in the coordinates of the flow."""
+        """Map points (..., dim) of the unconstrained space to the coordinates of the flow."""
         z = points - self.center
         if self.scale is None:
             return z

@@ -9,7 +9,7 @@ In order of application, from the base draw to the posterior point::
     option  := NAME '=' VALUE
 
 COUNT is a whole number of at least 1; VALUE is an integer, a number, ``true``, ``false`` or a word.
-Case does not matter, and spaces, tabs and line breaks may stand between any two of these.
+Case does not matter; spaces, tabs and line breaks may stand between tokens.
 """
 
 import operator

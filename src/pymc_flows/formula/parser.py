@@ -1,8 +1,9 @@
 """From the text of a formula to its tree, by recursive descent over a list of tokens.
 
-A character that no formula has is refused first. Any other error marks the token that cannot stand
-where it is or, where something is missing at the end of the text or before a closing bracket, the
-token that asks for it: the dash of ``scale-``.
+Python's own parser would not do, although most formulas are Python expressions: it marks errors at
+other places, and refuses leading zeros. A character that no formula has is refused first. Any
+other error marks the token that cannot stand where it is or, where something is missing at the end
+of the text or before a closing bracket, the token that asks for it: the dash of ``scale-``.
 """
 
 import dataclasses
@@ -155,6 +156,7 @@ class _Parser:
         return self.error("the bracket is never closed", "Add the missing ')'.", opening)
 
     def formula(self) -> tuple[Step | Group, ...]:
+        # An operator that joins whole chains belongs here, below '-': its sides are calls of chain.
         if self.token.kind == "end":
             hint = f"Name at least one flow. {_known_flows()}"
             raise FormulaError("the formula is empty", self.source, 0, len(self.source), hint)

@@ -106,7 +106,7 @@ def _annotation(field: dataclasses.Field[Any]) -> str:
 
 
 def _check_option(owner: str, field: dataclasses.Field[Any]) -> None:
-    """Refuse a field that a formula could not set, or whose default it could not write."""
+    """Raise if a formula could not set a field, or could not write its default."""
     option = f"option {field.name!r} of {owner}"
     if not WORD.fullmatch(field.name):
         raise RegistrationError(f"{option} must have a lower-case name")

@@ -1,1 +1,8 @@
-"""Files on disk: one format, written whole or not at all, and known to be undamaged when read."""
+"""Files: one format, written whole or not at all, with a digest that is checked on reading.
+
+What the arrays and the record in a file mean is known to those who write it.
+"""
+
+from pymc_flows.io.files import Content, check_target, read, require_netcdf, write
+
+__all__ = ["Content", "check_target", "read", "require_netcdf", "write"]

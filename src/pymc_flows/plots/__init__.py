@@ -11,6 +11,7 @@ from pymc_flows.plots.densities import approximation_density, density_contour
 from pymc_flows.plots.pair_grid import pairs
 from pymc_flows.plots.passages import layers, layers_animation
 from pymc_flows.plots.samples import draws, joint_kde
+from pymc_flows.plots.sparsity import structure
 from pymc_flows.plots.training import history, traces
 from pymc_flows.plots.weights import log_weights, pareto_tail
 
@@ -26,5 +27,6 @@ __all__ = [
     "log_weights",
     "pairs",
     "pareto_tail",
+    "structure",
     "traces",
 ]

@@ -1,4 +1,4 @@
-"""New axes, frames and labels."""
+"""Style, new axes, frames and labels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

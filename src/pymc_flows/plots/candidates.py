@@ -1,4 +1,4 @@
-"""What ``fit(formula='auto')`` tried."""
+"""The formulas that ``fit(formula='auto')`` tried."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What the plots show, as plain arrays: draws in the plane, thinned losses, tracked parameters."""
+"""Plain arrays for the plots: draws of coordinates, thinned losses, tracked parameters."""
 
 import itertools
 import math

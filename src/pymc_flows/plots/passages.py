@@ -1,4 +1,4 @@
-"""What each layer of a flow does to points: a grid of panels, and an animation."""
+"""How each layer of a flow moves points: a grid of panels, and an animation."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def layers(
 ) -> npt.NDArray[np.object_]:
     """Draw where points of the base are after each layer, one panel for each.
 
-    A point keeps its colour: the direction in which it lay in the base. All panels are in the
+    The colour of a point is its direction in the base. All panels are in the
     unconstrained space of the model: the constant frame in which the flow works is applied to each
     of them.
 
@@ -97,7 +97,7 @@ def layers_animation(
 ) -> Path:
     """Write a GIF in which points of the base move from layer to layer.
 
-    Between two layers points move on straight lines, which is for the eye only.
+    Between two layers points move on straight lines, only to guide the eye.
 
     Parameters
     ----------

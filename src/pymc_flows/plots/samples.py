@@ -91,9 +91,9 @@ def joint_kde(
     """Draw a kernel density estimate of draws in the plane, with both marginals.
 
     The contours bound highest-density regions: the outermost holds 95 % of the draws in the frame
-    and the innermost 5 %, in equal steps. Draws outside the frame by more than a quarter of its
-    size have no part in the estimates, nor in their bandwidths; of the others at most 5,000, evenly
-    spaced, are used. What is narrower than the bandwidth looks wider than it is.
+    and the innermost 5 %, in equal steps. Draws farther outside the frame than a quarter of its
+    size are not used; of the others at most 5,000, evenly spaced. Features narrower than the
+    bandwidth look wider than they are.
 
     Parameters
     ----------
@@ -236,6 +236,6 @@ def _draw_marginal(
     else:
         ax.plot(positions, density, color=colour)
         ax.set_ylim(bottom=0)
-    # The positions are labelled at the joint density; the heights have no use but their shape.
+    # The joint density labels the positions; of the heights only the shape matters.
     ax.tick_params(labelbottom=False, labelleft=False, length=0)
     ax.spines[:].set_visible(False)

@@ -38,7 +38,7 @@ def history(
 
     A long history is thinned to the lowest and the highest loss of equal stretches, so that no
     spike is lost. The frame leaves out losses far from the bulk, such as the first ones; the
-    legend says of how many steps. Steps whose loss is not finite are marked by red ticks below,
+    legend counts them. Steps whose loss is not finite are marked by red ticks below,
     counted in the legend, and left out of the mean.
 
     Parameters

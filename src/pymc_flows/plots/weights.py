@@ -1,4 +1,4 @@
-"""Importance weights p/q: their histogram, and the tail that k-hat measures."""
+"""Importance weights p/q: their histogram and their tail, whose shape is k-hat."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ def log_weights(samples: Any, ax: "Axes | None" = None, *, title: str | None = N
     """Draw a histogram of log importance weights.
 
     The better the approximation, the narrower it is: where q is the posterior, all log weights are
-    the log evidence. Their mean is the ELBO. What matters is the right side, where q has too little
-    mass; a far left tail costs draws, and harms nothing.
+    the log evidence. Their mean is the ELBO. The right side matters, where q has too little mass;
+    a long left tail only costs draws.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ def pareto_tail(samples: Any, ax: "Axes | None" = None, *, title: str | None = N
     """Draw the largest importance weights against their rank, and the Pareto tail fitted to them.
 
     On these axes, both logarithmic, the tail of a generalised Pareto distribution is nearly a line
-    of slope −k-hat. The dotted line has the largest slope that can be trusted: draws that climb
-    more steeply to the left than it does come from a q whose tails are too light, and a few of
-    them outweigh all others.
+    of slope −k-hat. The dotted line has the largest slope that can be trusted. If the weights
+    climb more steeply to the left, the tails of q are too light, and a few draws outweigh all
+    others.
 
     Parameters
     ----------

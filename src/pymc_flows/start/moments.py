@@ -186,7 +186,7 @@ def _widened(
             break
         if wider.quality.is_trusted and wider.quality.ess >= ENOUGH:
             usable.append(wider)
-    # Weights of a narrow one may look well by chance, of the widest hardly.
+    # A narrow proposal can look good by chance; the widest rarely does.
     whole = [x for x in usable if not any(other.has_more_mass_than(x) for other in usable)]
     if not whole or whole[0] is first:
         return None

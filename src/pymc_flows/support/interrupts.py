@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of our choosing."""
+"""When Ctrl-C takes effect."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from types import FrameType, TracebackType
 
 
 class Interrupts:
-    """Sees to it that a Ctrl-C during a block takes effect, at the right moment.
+    """Context in which Ctrl-C takes effect at the right moment.
 
-    In a thread other than the main one, where signals do not arrive, it changes nothing; nor where
-    Python does not handle SIGINT.
+    It changes nothing outside the main thread, where signals do not arrive, or where Python does
+    not handle SIGINT.
 
     Parameters
     ----------
     deferred : bool
-        True for a block that must be done completely: the handler that was there before gets the
-        signal when the block ends. False for one that may be left at any point but runs foreign
-        code: should that swallow the interrupt, it comes again when the block ends. JAX has a
-        function called at garbage collections, wherever Python is, and loses what is raised in
-        it: all that takes long belongs into such a block, and a loop in it calls `let_through` in
-        each turn.
+        True for a block that must not be left halfway: the previous handler gets the signal when
+        the block ends. False for a block that may be left anywhere but runs foreign code: if that
+        code swallows the interrupt, it is raised again when the block ends. JAX, for one, has a
+        function called at garbage collections and loses what is raised in it: run everything that
+        takes long in such a block, and call `let_through` in each turn of a loop.
     """
 
     def __init__(self, *, deferred: bool):

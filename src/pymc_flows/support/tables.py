@@ -1,7 +1,6 @@
-"""Tables, as text and as HTML: the one place that knows how columns are set.
+"""Tables as text and as HTML.
 
-HTML has no colours and no borders of its own, so that the theme of a notebook decides, light or
-dark.
+The HTML has no colours or borders of its own: the theme of a notebook decides, light or dark.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ def text_table(rows: Sequence[Row], *, right: Sequence[int] = (), indent: str = 
 def html_table(
     rows: Sequence[Row], *, header: Row = (), right: Sequence[int] = (), title: str = ""
 ) -> str:
-    """Return the same as HTML.
+    """Return a table as HTML.
 
     Parameters
     ----------

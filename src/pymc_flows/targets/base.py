@@ -1,4 +1,4 @@
-"""What every target is: a log density with known normalising constant and draws."""
+"""The contract of a target: a log density with known normalising constant and exact draws."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -26,10 +26,7 @@ class SplitRing(Target):
     _ring: ClassVar[Ring] = Ring("ring", 2.0, 0.4)
     _mode_width: ClassVar[float] = 0.6
 
-    @property
-    def dim(self) -> int:
-        """Number of dimensions, 2."""
-        return 2
+    dim = 2
 
     @cached_property
     def log_z(self) -> float:
@@ -125,10 +122,7 @@ class Ridges(Target):
     ridges: tuple[Ridge, ...] = field(repr=False)
     _tail_scale: ClassVar[float] = 10.0
 
-    @property
-    def dim(self) -> int:
-        """Number of dimensions, 2."""
-        return 2
+    dim = 2
 
     @property
     def log_z(self) -> float:

@@ -81,10 +81,7 @@ class Banana(Target):
     width: float = 0.5
     bend: float = 0.5
 
-    @property
-    def dim(self) -> int:
-        """Number of dimensions, 2."""
-        return 2
+    dim = 2
 
     @property
     def log_z(self) -> float:
@@ -120,10 +117,7 @@ class Ring(Target):
     radius: float = 3.0
     width: float = 0.3
 
-    @property
-    def dim(self) -> int:
-        """Number of dimensions, 2."""
-        return 2
+    dim = 2
 
     @cached_property
     def log_z(self) -> float:

@@ -123,7 +123,7 @@ class StackPullback(Op):
         _run(self.stack.kernels(_interpreted)[1], inputs, output_storage)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
-        """Refuse: the plain graphs have second derivatives."""
+        """Raise: only the plain graphs have second derivatives."""
         return [
             grad_not_implemented(self, i, x, "second derivatives of a fused block")
             for i, x in enumerate(inputs)

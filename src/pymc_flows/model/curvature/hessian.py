@@ -27,6 +27,7 @@ from pymc_flows.model.curvature.jacobians import Matrix
 from pymc_flows.model.curvature.numbers import Jacobians, Slots, covers
 from pymc_flows.model.curvature.regions import Cut, cut
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.factors import incidence
 from pymc_flows.model.structure.graph import (
     Facts,
     dependents,
@@ -37,9 +38,8 @@ from pymc_flows.model.structure.graph import (
     values_of,
 )
 from pymc_flows.model.structure.groups import pattern_of
-from pymc_flows.model.structure.incidence import incidence
-from pymc_flows.model.structure.relations import op_name, relations, spread
-from pymc_flows.model.structure.rows import Pattern, Rows, identity, stacked
+from pymc_flows.model.structure.relations import op_name, relations
+from pymc_flows.model.structure.rows import Pattern, Rows, identity, spread, stacked
 
 _log = logging.getLogger(__name__)
 

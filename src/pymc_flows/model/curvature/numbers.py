@@ -14,8 +14,8 @@ from pymc_flows.model.curvature.jacobians import Matrix, Numbers, Taken, jacobia
 from pymc_flows.model.curvature.linear import Coefficient
 from pymc_flows.model.curvature.regions import Cut, Region
 from pymc_flows.model.structure.graph import Facts
-from pymc_flows.model.structure.relations import Blocks, Factors, relations, spread
-from pymc_flows.model.structure.rows import Ints, Part, Rows
+from pymc_flows.model.structure.relations import relations
+from pymc_flows.model.structure.rows import Blocks, Coefficients, Ints, Part, Rows, spread
 
 
 class Slots:
@@ -85,16 +85,16 @@ class Jacobians:
         """A node that moves or sums elements, or multiplies them by a matrix."""
         for k, output in enumerate(node.outputs):
             found = relations(node, k, self._known, self._live)
-            factors: Factors | None = None
+            factors: Coefficients | None = None
             if isinstance(found, Blocks):  # a maximum: the element that it is
                 given = found.inputs
-                factors = Factors(is_extreme(node), given[0].indices if given[0] else None)
+                factors = Coefficients(is_extreme(node), given[0].indices if given[0] else None)
             else:
                 given = found
             taken = [
                 Taken(
                     Part(self[var], relation.indices, relation.indptr),
-                    self._of_factors(factors or relation.factors),
+                    self._of_factors(factors or relation.coefficients),
                 )
                 for var, relation in zip(node.inputs, given, strict=True)
                 if relation is not None and var in self._live
@@ -107,7 +107,7 @@ class Jacobians:
         if rows.matrix.steps and rows.matrix not in self.matrices:
             self.matrices.append(rows.matrix)
 
-    def _of_factors(self, factors: Factors | None) -> Numbers | None:
+    def _of_factors(self, factors: Coefficients | None) -> Numbers | None:
         if factors is None:
             return None
         if isinstance(factors.source, Variable):

@@ -13,12 +13,11 @@ import scipy.sparse as sp
 
 from pymc_flows.model.layout import Slot
 from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.structure.describe import Names, structure_html, structure_text
 from pymc_flows.model.structure.factors import Factors, factor_incidence
 from pymc_flows.model.structure.graph import prepared
 from pymc_flows.model.structure.groups import hubs_of, partition, pattern_of
-from pymc_flows.model.structure.names import Names
 from pymc_flows.model.structure.roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
-from pymc_flows.model.structure.table import structure_html, structure_text
 
 type Ints = npt.NDArray[np.intp]
 

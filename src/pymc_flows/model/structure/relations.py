@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytensor.tensor as pt
 import scipy.sparse as sp
 from pytensor import sparse
 from pytensor.compile.ops import TypeCastingOp, ViewOp
@@ -34,12 +32,19 @@ from pytensor.tensor.subtensor import (
     AdvancedSubtensor,
     IncSubtensor,
     Subtensor,
-    unflatten_index_variables,
 )
 
+from pymc_flows.model.structure import selections
 from pymc_flows.model.structure.graph import AXIS_OPS, Facts, is_elementwise
-
-type Ints = npt.NDArray[np.intp]
+from pymc_flows.model.structure.rows import (
+    Blocks,
+    Coefficients,
+    Ints,
+    Relation,
+    Relations,
+    positions,
+    spread,
+)
 
 # They only copy elements of their first input, whatever the others say.
 _SELECTIONS = (
@@ -64,63 +69,6 @@ _IDENTITIES = (
     sparse.SparseFromDense,
 )
 _SPARSE_DOTS = (sparse_math.Dot, sparse_math.StructuredDot, sparse_math.TrueDot)
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Numbers that the elements of an input are multiplied by, one for each entry of a relation.
-
-    Parameters
-    ----------
-    source : ndarray or Variable
-        The numbers, or the variable that has them at each evaluation.
-    index : ndarray of int, optional
-        Positions of the entries in the flattened source; None where they are aligned.
-    """
-
-    source: npt.NDArray[np.float64] | Variable
-    index: Ints | None = None
-
-
-@dataclass(frozen=True)
-class Relation:
-    """What each element of an output takes from one input, as rows of a sparse matrix.
-
-    Parameters
-    ----------
-    indices : ndarray of int
-        Elements of the flattened input, row after row.
-    indptr : ndarray of int, optional
-        Where rows begin; None where each has exactly one entry.
-    factors : Factors, optional
-        Values of the entries; None where they are 1, or where only the pattern is known.
-    """
-
-    indices: Ints
-    indptr: Ints | None = None
-    factors: Factors | None = None
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """An output that depends on its inputs in ways unknown, block by block.
-
-    Parameters
-    ----------
-    inputs : list of Relation or None
-        Which elements of an input each block reads; None where the input does not matter.
-    block : ndarray of int
-        The block of each element of the output.
-    name : str or None
-        Of the Op, if nothing is known about it; None where blocks say all there is to say.
-    """
-
-    inputs: list[Relation | None]
-    block: Ints
-    name: str | None
-
-
-type Relations = list[Relation | None] | Blocks
 
 
 def relations(node: Apply, output: int, known: Facts, depends: set[Variable]) -> Relations:
@@ -158,129 +106,18 @@ def relations(node: Apply, output: int, known: Facts, depends: set[Variable]) ->
     return _blocks(node, output, known, live)
 
 
-def spread(shape: tuple[int, ...], into: tuple[int, ...]) -> Ints:
-    """Return the flat indices of an array of a shape, broadcast to another one."""
-    index = np.arange(int(np.prod(shape)), dtype=np.intp).reshape(shape)
-    return index.ravel() if shape == into else np.broadcast_to(index, into).ravel()
-
-
 type _Rule = Callable[[Apply, int, Facts, list[bool]], Relations | None]
 
 
 def _rule(node: Apply) -> _Rule | None:
-    op = node.op.core_op if isinstance(node.op, Blockwise) else node.op
-    if isinstance(op, _SELECTIONS):
-        return _selection
-    if isinstance(op, _JOINS) and not isinstance(node.op, Blockwise):
-        return _join
-    if isinstance(op, _PLACES) and not isinstance(node.op, Blockwise):
-        return _placed
-    if isinstance(op, _IDENTITIES):
-        return _identity
-    if isinstance(op, CAReduce):
-        return _reduced
-    if isinstance(op, CumOp):
-        return _cumulated
-    if isinstance(op, Dot):
-        return _product
-    if isinstance(op, _SPARSE_DOTS):
-        return _sparse_product
-    if isinstance(op, AXIS_OPS):
-        return _along_axis
-    if isinstance(op, SortOp):
-        return _sorted
+    core = node.op.core_op if isinstance(node.op, Blockwise) else node.op
+    for ops, rule in _OF_BLOCKS:
+        if isinstance(core, ops):
+            return rule
+    for ops, rule in _RULES:
+        if isinstance(node.op, ops):
+            return rule
     return None
-
-
-# ------------------------------------------------------------------------------------- selections
-
-
-def _run(node: Apply, output: int, first: list[npt.NDArray[Any]], known: Facts) -> Any:
-    """Run an Op on index arrays in the place of its first inputs."""
-    rest = [known.values[v] for v in node.inputs[len(first) :]]
-    new = node.op.make_node(
-        *(pt.constant(a) for a in first),
-        *(
-            v.type.make_constant(a) if hasattr(v.type, "make_constant") else v
-            for v, a in zip(node.inputs[len(first) :], rest, strict=True)
-        ),
-    )
-    storage: list[list[Any]] = [[None] for _ in new.outputs]
-    new.op.perform(new, [*first, *rest], storage)
-    return storage[output][0]
-
-
-def _positions(node: Apply, known: Facts) -> npt.NDArray[np.intp]:
-    shape = known.shapes[node.inputs[0]]
-    return np.arange(int(np.prod(shape)), dtype=np.intp).reshape(shape)
-
-
-def _selection(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
-    if not all(v in known.fixed for v in node.inputs[1:]):
-        return None
-    picked = _run(node, output, [_positions(node, known)], known)
-    rest: list[Relation | None] = [None] * (len(node.inputs) - 1)
-    return [Relation(np.asarray(picked, dtype=np.intp).ravel()), *rest]
-
-
-def _identity(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
-    return [Relation(_positions(node, known).ravel())]
-
-
-def _from_codes(codes: npt.NDArray[np.intp], sizes: list[int], live: list[bool]) -> Relations:
-    """Relations of an output each of whose elements is one of all elements of all inputs."""
-    found: list[Relation | None] = []
-    begin = 0
-    for size, on in zip(sizes, live, strict=True):
-        mine = (codes >= begin) & (codes < begin + size)
-        indptr = np.concatenate([[0], np.cumsum(mine)])
-        found.append(Relation(codes[mine] - begin, indptr) if on else None)
-        begin += size
-    return found
-
-
-def _join(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
-    sizes = [known.size(v) for v in node.inputs]
-    starts = np.cumsum([0, *sizes])
-    arrays = [
-        np.arange(a, b).reshape(known.shapes[v])
-        for a, b, v in zip(starts[:-1], starts[1:], node.inputs, strict=True)
-    ]
-    if isinstance(node.op, MakeVector):
-        codes = np.concatenate([a.ravel() for a in arrays])
-    else:
-        codes = np.concatenate(arrays, axis=node.op.axis).ravel()
-    return _from_codes(codes, sizes, live)
-
-
-def _placed(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
-    """An array x after x[index] = y, or x[index] += y."""
-    if not all(v in known.fixed for v in node.inputs[2:]):
-        return None
-    x, y = node.inputs[:2]
-    size = known.size(x)
-    rest: list[Relation | None] = [None] * (len(node.inputs) - 2)
-    positions = _positions(node, known)
-    index = tuple(
-        np.asarray(i) if np.ndim(i) else i
-        for i in unflatten_index_variables(
-            [known.values[v] for v in node.inputs[2:]], node.op.idx_list
-        )
-    )
-    target = np.asarray(positions[index])
-    source = spread(known.shapes[y], target.shape)
-    if node.op.set_instead_of_inc:
-        codes = positions.ravel().copy()
-        codes[target.ravel()] = size + source
-        found = _from_codes(codes, [size, known.size(y)], live[:2])
-        return [*found, *rest] if isinstance(found, list) else found
-    order = np.argsort(target.ravel(), kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(target.ravel(), minlength=size))])
-    return [
-        Relation(positions.ravel()) if live[0] else None,
-        Relation(source[order], indptr) if live[1] else None,
-        *rest,
-    ]
 
 
 # ------------------------------------------------------------------------------ sums and products
@@ -317,24 +154,24 @@ def _reduced(node: Apply, output: int, known: Facts, live: list[bool]) -> Relati
 
 def _cumulated(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
     shape = known.shapes[node.inputs[0]]
-    positions = np.moveaxis(_positions(node, known), node.op.axis, -1)
+    places = np.moveaxis(positions(shape), node.op.axis, -1)
     n = shape[node.op.axis]
     rows, columns = np.tril_indices(n)
-    lines = positions.reshape(-1, n) if positions.size else positions.reshape(0, n)
+    lines = places.reshape(-1, n) if places.size else places.reshape(0, n)
     indices = lines[:, columns].ravel()
     # Rows in the order of the output, which is not that of the lines.
     targets = lines[:, rows].ravel()
     order = np.argsort(targets, kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(targets, minlength=positions.size))])
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(targets, minlength=places.size))])
     relation = Relation(indices[order], indptr)
     if node.op.mode == "add":
         return [relation]
-    return Blocks([relation], np.arange(positions.size), None)
+    return Blocks([relation], np.arange(places.size), None)
 
 
 def _product(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
     """A matrix product, batched or not: linear in one of its factors, if not in both."""
-    left, right = (_positions_of(known.shapes[v]) for v in node.inputs)
+    left, right = (positions(known.shapes[v]) for v in node.inputs)
     # (…, n, m, k): element k of row n of the left one, and of column m of the right one.
     left, right = left[..., :, None, :], np.swapaxes(right, -1, -2)[..., None, :, :]
     batch = np.broadcast_shapes(left.shape[:-3], right.shape[:-3])
@@ -352,12 +189,8 @@ def _product(node: Apply, output: int, known: Facts, live: list[bool]) -> Relati
         values = np.asarray(known.values[fixed], dtype=float).ravel()[sides[other]]
         relation = _without_zeros(sides[mine], indptr, values)
     else:
-        relation = Relation(sides[mine], indptr, Factors(fixed, sides[other]))
+        relation = Relation(sides[mine], indptr, Coefficients(fixed, sides[other]))
     return [relation, None] if live[0] else [None, relation]
-
-
-def _positions_of(shape: tuple[int, ...]) -> Ints:
-    return np.arange(int(np.prod(shape)), dtype=np.intp).reshape(shape)
 
 
 def _without_zeros(indices: Ints, indptr: Ints, values: npt.NDArray[np.float64]) -> Relation:
@@ -365,7 +198,7 @@ def _without_zeros(indices: Ints, indptr: Ints, values: npt.NDArray[np.float64])
     if not kept.all():
         indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
         indices, values = indices[kept], values[kept]
-    return Relation(indices, indptr, Factors(values))
+    return Relation(indices, indptr, Coefficients(values))
 
 
 def _sparse_product(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
@@ -380,7 +213,9 @@ def _sparse_product(node: Apply, output: int, known: Facts, live: list[bool]) ->
     full = sp.kron(sp.eye(n), fixed.T) if mine == 0 else sp.kron(fixed, sp.eye(k))
     full = full.tocsr()
     relation = Relation(
-        full.indices.astype(np.intp), full.indptr.astype(np.intp), Factors(full.data.astype(float))
+        full.indices.astype(np.intp),
+        full.indptr.astype(np.intp),
+        Coefficients(full.data.astype(float)),
     )
     return [relation, None] if live[0] else [None, relation]
 
@@ -432,3 +267,20 @@ def op_name(node: Apply) -> str:
     """Name an Op for a person: its class, and what it repeats or calls."""
     op = node.op.core_op if isinstance(node.op, Blockwise) else node.op
     return type(op).__name__
+
+
+# By Op; those of the first table hold for each element of a batch, too.
+_OF_BLOCKS: tuple[tuple[Any, _Rule], ...] = (
+    (_SELECTIONS, selections.selection),
+    (_IDENTITIES, selections.identity),
+    (Dot, _product),
+)
+_RULES: tuple[tuple[Any, _Rule], ...] = (
+    (_JOINS, selections.join),
+    (_PLACES, selections.placed),
+    (CAReduce, _reduced),
+    (CumOp, _cumulated),
+    (_SPARSE_DOTS, _sparse_product),
+    (AXIS_OPS, _along_axis),
+    (SortOp, _sorted),
+)

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from pytensor.graph.basic import Variable
 
 type Ints = npt.NDArray[np.intp]
 type Hashes = npt.NDArray[np.uint64]
+
+# Without two equal values among this many, there are some 10⁸ different ones.
+_SAMPLE = 20_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def distinct(parts: Sequence[Part], n: int, n_rows: Sequence[int]) -> Merged:
             if part.indptr is not None:
                 values = _segment_sums(values, part.indptr)
             sums[k] += values
+    if _all_differ(sums[0]):
+        return Merged(np.arange(n), np.arange(n))
     _, chosen, index = np.unique(sums[0], return_index=True, return_inverse=True)
     if not np.array_equal(sums[1][chosen][index], sums[1]):
         chosen = index = np.arange(n)
@@ -105,6 +111,14 @@ def distinct(parts: Sequence[Part], n: int, n_rows: Sequence[int]) -> Merged:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return Merged(place[index], chosen[order])
+
+
+def _all_differ(values: Hashes) -> bool:
+    """Whether many values differ as far as a sample can tell: sorting them all takes long."""
+    if len(values) < _SAMPLE:
+        return False
+    sample = values[:: len(values) // _SAMPLE]
+    return len(np.unique(sample)) == len(sample)
 
 
 def _mixed(x: Hashes) -> Hashes:
@@ -226,3 +240,74 @@ def distinct_rows(pattern: Pattern, rows: Ints) -> Ints:
     columns = Rows(pattern.indices, pattern)
     part = Part(columns, entries, np.concatenate([[0], np.cumsum(lengths)]))
     return distinct([part], len(rows), [pattern.n_columns]).index
+
+
+# -------------------------------------------------------------------------------------- relations
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Numbers that the elements of an input are multiplied by, one for each entry of a relation.
+
+    Parameters
+    ----------
+    source : ndarray or Variable
+        The numbers, or the variable that has them at each evaluation.
+    index : ndarray of int, optional
+        Positions of the entries in the flattened source; None where they are aligned.
+    """
+
+    source: npt.NDArray[np.float64] | Variable
+    index: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What each element of an output takes from one input, as rows of a sparse matrix.
+
+    Parameters
+    ----------
+    indices : ndarray of int
+        Elements of the flattened input, row after row.
+    indptr : ndarray of int, optional
+        Where rows begin; None where each has exactly one entry.
+    coefficients : Coefficients, optional
+        Values of the entries; None where they are 1, or where only the pattern is known.
+    """
+
+    indices: Ints
+    indptr: Ints | None = None
+    coefficients: Coefficients | None = None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An output that depends on its inputs in ways unknown, block by block.
+
+    Parameters
+    ----------
+    inputs : list of Relation or None
+        Which elements of an input each block reads; None where the input does not matter.
+    block : ndarray of int
+        The block of each element of the output.
+    name : str or None
+        Of the Op, if nothing is known about it; None where blocks say all there is to say.
+    """
+
+    inputs: list[Relation | None]
+    block: Ints
+    name: str | None
+
+
+type Relations = list[Relation | None] | Blocks
+
+
+def spread(shape: tuple[int, ...], into: tuple[int, ...]) -> Ints:
+    """Return the flat indices of an array of a shape, broadcast to another one."""
+    index = positions(shape)
+    return index.ravel() if shape == into else np.broadcast_to(index, into).ravel()
+
+
+def positions(shape: tuple[int, ...]) -> Ints:
+    """Return an array of a shape, of the flat indices of its elements."""
+    return np.arange(int(np.prod(shape)), dtype=np.intp).reshape(shape)

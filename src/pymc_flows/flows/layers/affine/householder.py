@@ -42,8 +42,8 @@ class Householder(FusedFlow, KernelFlow):
 
     with T upper triangular (the UT transform, [2]_), and points are rows: z' = z − z Vᵀ T V.
 
-    At jitter 0 directions come in equal pairs, whose reflections cancel. In an odd block one is
-    left over: a single reflection is never near the identity, but leaves N(0, I) as it is.
+    At jitter 0 directions come in equal pairs, whose reflections cancel. An odd block has
+    one left over: a single reflection is never near the identity, but it keeps N(0, I).
 
     References
     ----------

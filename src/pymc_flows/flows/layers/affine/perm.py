@@ -28,7 +28,7 @@ class Perm(FixedFlow):
         Coordinates from last to first; a random cycle, in which each coordinate takes the place of
         another; or a random rotation or reflection, uniform among all.
     seed : int
-        Of the random kinds. Equal layers are equal maps, so give those of one formula different
+        For the random kinds. Equal layers are equal maps: give those of one formula different
         seeds.
 
     References
@@ -46,7 +46,7 @@ class Perm(FixedFlow):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a kind or a seed that is none."""
+        """Check the options."""
         if self.kind not in _KINDS:
             raise ArgumentError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}")
         if self.seed < 0:
@@ -77,7 +77,7 @@ class Perm(FixedFlow):
 
 @lru_cache(maxsize=64)
 def _cycle(dim: int, seed: int) -> np.ndarray:
-    """Source of each coordinate: all are one cycle, so that for dim > 1 none stays."""
+    """Source of each coordinate: one cycle of all, so that no coordinate stays if dim > 1."""
     order = np.random.default_rng(seed).permutation(dim)
     source = np.empty(dim, int)
     source[order] = np.roll(order, 1)

@@ -25,8 +25,8 @@ class Loft(FixedFlow):
         z' = \operatorname{sign}(z) \bigl(\min(|z|, t) + \log(1 + \max(|z| - t, 0))\bigr)
 
     in each coordinate (LOFT, [1]_). Deep stacks sometimes throw a draw very far, and its gradient
-    then spoils a step; behind this layer, which has no parameters, no draw is far. The scale of the
-    posterior belongs behind it: ``nvp*20-loft-scale-loc``. The log-determinant is
+    then spoils a step; after this layer, which has no parameters, no draw is far. Put the scale of
+    the posterior after it: ``nvp*20-loft-scale-loc``. The log-determinant is
     −Σ log(1 + max(\|z\| − t, 0)).
 
     Parameters
@@ -47,7 +47,7 @@ class Loft(FixedFlow):
     threshold: float = 100.0
 
     def __post_init__(self) -> None:
-        """Refuse a threshold that is not a size."""
+        """Raise unless the threshold is a finite size."""
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ArgumentError(f"threshold must be finite and at least 0, got {self.threshold!r}")
 

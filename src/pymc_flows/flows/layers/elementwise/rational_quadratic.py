@@ -32,7 +32,7 @@ _MAX_BINS = 256
 
 
 def check_bins(word: str, bins: int) -> None:
-    """Refuse numbers of bins that make no spline."""
+    """Check the number of bins."""
     check_int(word, "bins", bins, 2, _MAX_BINS)
 
 

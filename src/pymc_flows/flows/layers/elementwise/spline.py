@@ -54,7 +54,7 @@ class Spline(Flow):
     bound: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse options that make no spline."""
+        """Check the options."""
         check_bins(self.word, self.bins)
         check_positive(self.word, "bound", self.bound)
 

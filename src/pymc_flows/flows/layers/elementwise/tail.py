@@ -28,8 +28,8 @@ class Tail(Flow):
 
     A flow of Lipschitz maps cannot turn the tails of its normal base into heavy ones, and a base
     with heavy tails is hard to train; [1]_ put an elementwise layer with learnt tail weights at the
-    end instead. This is such a layer. A draw of N(0, 1) leaves it with P(\|z'\| > x) falling about
-    as :math:`x^{-1/h}`, the tail of Student's t with 1/h degrees of freedom. It goes where
+    end instead, as here. A draw of N(0, 1) leaves it with P(\|z'\| > x) falling about
+    as :math:`x^{-1/h}`, the tail of Student's t with 1/h degrees of freedom. Put it where
     coordinates are of order 1, before scale and location: ``planar*8-tail-scale-loc``.
 
     The map is Tukey's h transform with an h per side, whose inverse is Lambert's W [2]_. That of

@@ -25,12 +25,12 @@ _SHIFTS = ("after", "before")
 
 @dataclass(frozen=True)
 class MaskedAffine(Flow):
-    """Base of layers that shift and scale coordinates as a masked network says.
+    """Base of layers that shift and scale coordinates by the outputs of a masked network.
 
     Raw parameters are the matrices of the network, ``dense0`` (dim + 1, hidden) to the last one
     (hidden + 1, 2 dim), or the only one (dim + 1, 2 dim). Columns of the last are log-scales, then
-    shifts. The masks are constants that multiply the matrices, once per step: entries that they
-    hide have no effect.
+    shifts. The masks are constants that multiply the matrices once per step: masked entries have no
+    effect.
     """
 
     has_inverse = True
@@ -42,7 +42,7 @@ class MaskedAffine(Flow):
     shift: str = "after"
 
     def __post_init__(self) -> None:
-        """Refuse options that make no network."""
+        """Check the options."""
         check_network(self.word, self.hidden, self.depth, self.activation)
         check_positive(self.word, "clip", self.clip)
         check_choice(self.word, "shift", self.shift, _SHIFTS)

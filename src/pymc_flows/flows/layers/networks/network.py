@@ -76,8 +76,8 @@ def run_network(x: TensorVariable, params: Params, depth: int, activation: str) 
 def wave_features(x: TensorVariable, matrix: TensorVariable, frequency: float) -> TensorVariable:
     """Append sin(frequency · (xᵀ matrix) + phase) to x (..., inputs): (..., inputs + waves).
 
-    Smooth hidden units learn what oscillates slowly or not at all; sines of random frequencies are
-    near what is needed from the start (Tancik et al., Fourier features let networks learn high
+    Smooth hidden units learn oscillations slowly or not at all; sines of random frequencies are
+    close to what is needed from the start (Tancik et al., Fourier features let networks learn high
     frequency functions, NeurIPS 2020). Their frequencies and phases are trained along.
     """
     angles = (
@@ -106,13 +106,13 @@ def place_in_block(per_repeat: np.ndarray, matrix: TensorVariable) -> np.ndarray
 
 
 def check_network(word: str, hidden: int, depth: int, activation: str) -> None:
-    """Refuse options of a network that make none."""
+    """Check the options of a network."""
     check_int(word, "hidden", hidden, 1, _MAX_HIDDEN)
     check_int(word, "depth", depth, 0, _MAX_DEPTH)
     check_choice(word, "activation", activation, sorted(ACTIVATIONS))
 
 
 def check_waves(word: str, waves: int, frequency: float) -> None:
-    """Refuse options that make no waves."""
+    """Check the number of waves and their frequency."""
     check_int(word, "waves", waves, 0, _MAX_HIDDEN)
     check_positive(word, "frequency", frequency)

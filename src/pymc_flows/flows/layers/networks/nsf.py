@@ -64,9 +64,10 @@ class NSF(Flow):
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
     waves : int
-        Sines of the coordinates that stay which the network sees besides these: without them it
-        does not learn what oscillates. On the wave ``pot2``, fitted in coordinates scaled by (14,
-        2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` gets a KL of 0.003 nats.
+        Number of sines of the coordinates that stay, as further inputs of the network: without
+        them it does not learn what oscillates. On the wave ``pot2``, fitted in coordinates scaled
+        by (14, 2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` has a KL of .003
+        nats.
     frequency : float
         Standard deviation of their angular frequencies at the start, in radians per unit.
 
@@ -89,7 +90,7 @@ class NSF(Flow):
     frequency: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse options that make no network or no spline."""
+        """Check the options."""
         check_network(self.word, self.hidden, self.depth, self.activation)
         check_bins(self.word, self.bins)
         check_positive(self.word, "bound", self.bound)

@@ -57,7 +57,7 @@ class Sylvester(Flow):
     rank: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse a rank that is none."""
+        """Raise for a rank below 1."""
         if self.rank < 1:
             raise ArgumentError(f"rank must be at least 1, got {self.rank!r}")
 

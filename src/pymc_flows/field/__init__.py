@@ -1,0 +1,17 @@
+"""Posteriors of hierarchies: few hyperparameters, and a large Gaussian-like field given them."""
+
+from pymc_flows.field.fit import fit_field
+from pymc_flows.field.gradient import BatchedGradient
+from pymc_flows.field.options import Evaluations, FieldOptions
+from pymc_flows.field.posterior import Posterior
+from pymc_flows.field.result import FieldApproximation, FieldDraws
+
+__all__ = [
+    "BatchedGradient",
+    "Evaluations",
+    "FieldApproximation",
+    "FieldDraws",
+    "FieldOptions",
+    "Posterior",
+    "fit_field",
+]

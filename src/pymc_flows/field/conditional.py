@@ -1,0 +1,180 @@
+"""The Gaussian over the field as a function of the hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pymc_flows.field.gaussian import FieldGaussian
+from pymc_flows.field.newton import FieldModes
+from pymc_flows.field.options import FieldOptions
+
+# Gaussians that are held at once, and the bytes that they may take.
+MANY, BYTES = 64, 300e6
+# Expected gradients with a smaller decrement, in nats, correct nothing.
+SMALL = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Predicts the mode of the field: a quadratic function of each hyperparameter.
+
+    Attributes
+    ----------
+    center : ndarray, shape (n_hyper,)
+    mode : ndarray, shape (n_field,)
+        At the centre.
+    slopes, bends : ndarray, shape (n_hyper, n_field), optional
+        First and second derivatives of the mode.
+    reach : ndarray, shape (n_hyper,), optional
+        Distances from the centre beyond which the prediction is that at the end.
+    """
+
+    center: np.ndarray
+    mode: np.ndarray
+    slopes: np.ndarray | None = None
+    bends: np.ndarray | None = None
+    reach: np.ndarray | None = None
+
+    def __call__(self, hyper: np.ndarray) -> np.ndarray:
+        """Predict modes (n, n_field) for hyperparameters (n, n_hyper)."""
+        if self.slopes is None or self.bends is None or self.reach is None:
+            return np.broadcast_to(self.mode, (len(hyper), len(self.mode))).copy()
+        away = np.clip(hyper - self.center, -self.reach, self.reach)
+        return self.mode + away @ self.slopes + 0.5 * np.square(away) @ self.bends
+
+
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """Expectations under a Gaussian over the field.
+
+    Attributes
+    ----------
+    elbo : float
+        E log p + entropy, in nats: a lower bound of the marginal log density.
+    gradient : ndarray, shape (n_hyper,)
+        E ∂ log p / ∂ hyperparameters: the marginal's gradient by Fisher's identity, if the
+        Gaussian is the field's distribution given the hyperparameters.
+    """
+
+    elbo: float
+    gradient: np.ndarray
+
+
+class ConditionalField:
+    """Maps hyperparameters to a Gaussian over the field, always to the same one.
+
+    The mode is sought by Newton's method from a predicted one. Its mean and curvature are then
+    moved to their expectations under the Gaussian (van Niekerk & Rue, Low-rank variational Bayes
+    correction to the Laplace method, JMLR 25(62), 2024), where the field is skewed.
+
+    Parameters
+    ----------
+    modes : FieldModes
+    surface : Surface
+    points : ndarray, shape (n, n_field)
+        Points of the quadrature, see `noise.quadrature`.
+    options : FieldOptions
+    corrects : bool
+        Whether the field may be skewed.
+    """
+
+    def __init__(
+        self,
+        modes: FieldModes,
+        surface: Surface,
+        points: np.ndarray,
+        options: FieldOptions,
+        *,
+        corrects: bool = True,
+    ):
+        self.modes, self.surface, self.points = modes, surface, points
+        self.options, self.corrects = options, corrects
+
+    @property
+    def chunk(self) -> int:
+        """How many Gaussians may be held at once."""
+        n, dim = len(self.points), self.modes.posterior.dim
+        pattern = self.modes.posterior.n_field * 40 + dim * n
+        return int(np.clip(BYTES // (8 * pattern), 1, MANY))
+
+    def at(
+        self, hyper: np.ndarray, start: np.ndarray | None = None, *, steps: int | None = None
+    ) -> list[FieldGaussian | None]:
+        """Return the Gaussians given hyperparameters (n, n_hyper); None where there is none.
+
+        Parameters
+        ----------
+        hyper : ndarray
+        start : ndarray, shape (n, n_field), optional
+            Where the modes are sought from; by default where the surface says.
+        steps : int, optional
+            Most steps of Newton's method.
+        """
+        options = self.options
+        start = self.surface(hyper) if start is None else start
+        found = self.modes.find(
+            hyper,
+            start,
+            steps=options.newton_steps if steps is None else steps,
+            tolerance=options.newton_tolerance,
+        )
+        return self._corrected(found) if self.corrects else found
+
+    def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
+        """Move means to where the expected gradient of the log density is 0."""
+        posterior = self.modes.posterior
+        result = [g for g in found if g is not None]
+        active = list(range(len(result)))
+        moved: set[int] = set()
+        for _ in range(self.options.correction_steps):
+            if not active:
+                break
+            values, gradients = self._averages([result[i] for i in active])
+            left = []
+            for i, value, gradient in zip(active, values, gradients, strict=True):
+                if not (np.isfinite(value) and np.isfinite(gradient).all()):
+                    continue
+                step = result[i].factor.solve(gradient[posterior.field])
+                if step @ gradient[posterior.field] > SMALL:
+                    result[i] = replace(result[i], mean=result[i].mean + step)
+                    left.append(i)
+            moved.update(left)
+            active = left
+        if moved:
+            rows = sorted(moved)
+            hyper = np.stack([result[i].hyper for i in rows])
+            mean = np.stack([result[i].mean for i in rows])
+            values, _ = posterior.value_and_grad(posterior.join(hyper, mean))
+            for i, value in zip(rows, values, strict=True):
+                result[i] = replace(result[i], log_joint=float(value))
+        done = iter(result)
+        return [None if g is None else next(done) for g in found]
+
+    def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
+        """Return expectations under Gaussians over the field."""
+        values, gradients = self._averages(gaussians)
+        hyper = self.modes.posterior.hyper
+        return [
+            Expectation(float(v) + g.log_normalizer + 0.5 * len(g.mean), gradient[hyper])
+            for v, g, gradient in zip(values, gaussians, gradients, strict=True)
+        ]
+
+    def _averages(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
+        """Expected log density (m,) and gradient (m, dim) under m Gaussians."""
+        posterior = self.modes.posterior
+        rows = max(1, int(BYTES // (8 * 4 * posterior.dim * len(gaussians))))
+        hyper = np.stack([g.hyper for g in gaussians])
+        value = np.zeros(len(gaussians))
+        gradient = np.zeros((len(gaussians), posterior.dim))
+        for begin in range(0, len(self.points), rows):
+            part = self.points[begin : begin + rows]
+            field = np.concatenate([g.place(part) for g in gaussians])
+            points = posterior.join(np.repeat(hyper, len(part), axis=0), field)
+            values, gradients = posterior.value_and_grad(points)
+            shape = (len(gaussians), len(part))
+            value = value + values.reshape(shape).sum(axis=1)
+            gradient = gradient + gradients.reshape(*shape, -1).sum(axis=1)
+        return value / len(self.points), gradient / len(self.points)

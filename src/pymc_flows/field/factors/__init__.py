@@ -1,0 +1,64 @@
+"""Factors of precision matrices with a fixed sparse pattern: see `base` for the contract.
+
+Which factorisation is cheap depends on the pattern alone, so that `factoring` chooses it once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite
+from pymc_flows.field.factors.blocks import BlockFactoring
+from pymc_flows.field.factors.bordered import BorderedFactoring
+from pymc_flows.field.factors.dense import DenseFactoring
+from pymc_flows.field.factors.general import SparseFactoring
+
+__all__ = ["Factor", "Factoring", "NotPositiveDefinite", "factoring"]
+
+# A dense Cholesky factor is the fastest up to this size.
+DENSE = 150
+# Blocks of the field up to this size are factored in batches.
+MAX_BLOCK = 64
+# A matrix with a larger share of non-zeros gains nothing from being sparse.
+DENSE_SHARE = 0.3
+
+
+def factoring(pattern: sparse.csc_matrix, groups: np.ndarray | None = None) -> Factoring:
+    """Choose how matrices with a pattern are factored.
+
+    Parameters
+    ----------
+    pattern : csc_matrix, shape (n, n)
+        Symmetric, with sorted indices; its values do not matter.
+    groups : ndarray of int, shape (n,), optional
+        Label of each element's group, −1 for elements of the separator. Elements of different
+        groups must not be connected. Without it, or without a separator, groups are the
+        components of the pattern.
+
+    Returns
+    -------
+    Factoring
+        With a separator, the whitened coordinates of a group depend on its elements and the
+        separator only, and those of the separator on itself only.
+    """
+    n = pattern.shape[0]
+    if groups is None or (groups >= 0).all():
+        return _without_separator(pattern)
+    rest, separator = np.flatnonzero(groups >= 0), np.flatnonzero(groups < 0)
+    if len(rest) == 0 or n == 0:
+        return DenseFactoring(n)
+    inner = pattern[rest][:, rest]
+    inner.sort_indices()
+    return BorderedFactoring(pattern, rest, separator, _without_separator(inner))
+
+
+def _without_separator(pattern: sparse.csc_matrix) -> Factoring:
+    n = pattern.shape[0]
+    n_blocks, labels = sparse.csgraph.connected_components(pattern, directed=False)
+    largest = int(np.bincount(labels).max(initial=0))
+    if n_blocks > 1 and largest <= MAX_BLOCK:
+        return BlockFactoring(pattern, labels)
+    if n <= DENSE or pattern.nnz > DENSE_SHARE * n * n:
+        return DenseFactoring(n)
+    return SparseFactoring(n)

@@ -1,0 +1,133 @@
+"""Factors of matrices with a border: independent groups, all tied to a separator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from pymc_flows.field.factors.base import Factor, Factoring, cholesky
+from pymc_flows.field.factors.blocks import BlockFactor
+from pymc_flows.field.factors.dense import DenseFactor
+
+# A product of sparse matrices with a larger share of non-zeros is kept dense.
+FULL = 0.2
+# Rows of a dense product that are held at once.
+CHUNK = 4_096
+
+
+@dataclass(frozen=True, eq=False)
+class BorderedFactor(Factor):
+    """Q = [A B; B' C]: a factor of A, V = A⁻¹B, and one of the Schur complement S = C − B'V.
+
+    R maps δ = (x, s) to (R_A (x + V s), R_S s).
+    """
+
+    rest: np.ndarray
+    separator: np.ndarray
+    inner: Factor
+    coupling: np.ndarray | sparse.csr_matrix
+    outer: DenseFactor
+
+    @property
+    def half_log_det(self) -> float:
+        """½ log|Q|, in nats."""
+        return self.inner.half_log_det + self.outer.half_log_det
+
+    def solve(self, b: np.ndarray) -> np.ndarray:
+        """Q⁻¹ b."""
+        x, s = b[..., self.rest], b[..., self.separator]
+        s = self.outer.solve(s - self._times(self.coupling.T, x))
+        return self._join(self.inner.solve(x) - self._times(self.coupling, s), s)
+
+    def color(self, noise: np.ndarray) -> np.ndarray:
+        """R⁻¹ noise."""
+        s = self.outer.color(noise[..., self.separator])
+        x = self.inner.color(noise[..., self.rest]) - self._times(self.coupling, s)
+        return self._join(x, s)
+
+    def whiten(self, delta: np.ndarray) -> np.ndarray:
+        """R delta."""
+        x, s = delta[..., self.rest], delta[..., self.separator]
+        return self._join(
+            self.inner.whiten(x + self._times(self.coupling, s)), self.outer.whiten(s)
+        )
+
+    def variances(self) -> np.ndarray:
+        """Diagonal of Q⁻¹: of A⁻¹ + V S⁻¹ V', and of S⁻¹."""
+        n_outer = len(self.separator)
+        root = self.outer.color(np.eye(n_outer))  # rows: its transpose times itself is S⁻¹
+        x = self.inner.variances().copy()
+        for begin in range(0, len(x), CHUNK):
+            product = self.coupling[begin : begin + CHUNK] @ root.T
+            x[begin : begin + CHUNK] += np.square(product).sum(axis=1)
+        return self._join(x, np.square(root).sum(axis=0))
+
+    def _join(self, x: np.ndarray, s: np.ndarray) -> np.ndarray:
+        found = np.empty((*x.shape[:-1], len(self.rest) + len(self.separator)))
+        found[..., self.rest], found[..., self.separator] = x, s
+        return found
+
+    @staticmethod
+    def _times(matrix: np.ndarray | sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+        """The matrix times each row."""
+        product = (matrix @ rows.reshape(-1, rows.shape[-1]).T).T
+        return np.asarray(product).reshape((*rows.shape[:-1], matrix.shape[0]))
+
+
+class BorderedFactoring(Factoring):
+    """Eliminates the groups, then the separator.
+
+    Parameters
+    ----------
+    pattern : csc_matrix, shape (n, n)
+    rest, separator : ndarray of int
+        Indices of both parts.
+    inner : Factoring
+        Of the rows and columns ``rest``.
+    """
+
+    def __init__(
+        self,
+        pattern: sparse.csc_matrix,
+        rest: np.ndarray,
+        separator: np.ndarray,
+        inner: Factoring,
+    ):
+        self.rest, self.separator, self.inner = rest, separator, inner
+        entries = sparse.csc_matrix(
+            (np.arange(1, pattern.nnz + 1), pattern.indices, pattern.indptr), pattern.shape
+        )
+        self._inner = _sorted(entries[rest][:, rest])
+        self._border = _sorted(entries[rest][:, separator])
+        self._outer = _sorted(entries[separator][:, separator])
+
+    def factor(self, matrix: sparse.csc_matrix) -> BorderedFactor:
+        """Factor both parts; the separator costs the cube of its size."""
+        inner = self.inner.factor(_filled(self._inner, matrix))
+        border = _filled(self._border, matrix)
+        outer = _filled(self._outer, matrix).toarray()
+        coupling: np.ndarray | sparse.csr_matrix
+        if isinstance(inner, BlockFactor):
+            coupling = (inner.inverse() @ border).tocsr()
+            if coupling.nnz > FULL * coupling.shape[0] * coupling.shape[1]:
+                coupling = coupling.toarray()
+        else:
+            coupling = np.ascontiguousarray(inner.solve(border.T.toarray()).T)
+        product = border.T @ coupling
+        schur = outer - (product.toarray() if sparse.issparse(product) else product)
+        lower = cholesky((schur + schur.T) / 2)
+        return BorderedFactor(self.rest, self.separator, inner, coupling, DenseFactor(lower))
+
+
+def _sorted(matrix: sparse.csc_matrix) -> sparse.csc_matrix:
+    matrix = matrix.tocsc()
+    matrix.sort_indices()
+    return matrix
+
+
+def _filled(entries: sparse.csc_matrix, matrix: sparse.csc_matrix) -> sparse.csc_matrix:
+    """The part of a matrix whose entries (numbers from 1) these are."""
+    data = matrix.data[entries.data - 1]
+    return sparse.csc_matrix((data, entries.indices, entries.indptr), shape=entries.shape)

@@ -1,0 +1,124 @@
+"""Fit of a posterior by a distribution over hyperparameters and a Gaussian field given them."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+
+from pymc_flows.field.conditional import ConditionalField, Surface
+from pymc_flows.field.factors import factoring
+from pymc_flows.field.marginal import Marginal
+from pymc_flows.field.newton import FieldModes
+from pymc_flows.field.noise import NormalNoise, quadrature
+from pymc_flows.field.options import FieldOptions, Progress, Report
+from pymc_flows.field.posterior import Posterior
+from pymc_flows.field.result import FieldApproximation
+from pymc_flows.field.rounds import sample_hyper
+from pymc_flows.field.search import HyperMode, curve, find_mode
+
+_log = logging.getLogger(__name__)
+
+# Blocks of draws with one value of the separator each.
+OUTER = 8
+# Bounds of the draws behind the weights of groups: fewest, and the most relative to what the
+# options say.
+MIN_DRAWS, MAX_SHARE = 16, 4
+
+
+def fit_field(
+    posterior: Posterior,
+    *,
+    start: np.ndarray | None = None,
+    options: FieldOptions | None = None,
+    random_seed: int | None = None,
+    report: Report | None = None,
+) -> FieldApproximation:
+    """Fit a flow over the hyperparameters, and the Gaussian field given them.
+
+    Rue, Martino & Chopin, Approximate Bayesian inference for latent Gaussian models by using
+    integrated nested Laplace approximations, JRSS B 71(2), 2009, with importance sampling in
+    place of a grid.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    start : ndarray, shape (dim,), optional
+        Point of the unconstrained space to begin at; by default the start of the model.
+    options : FieldOptions, optional
+    random_seed : int, optional
+    report : callable, optional
+        Called with stage, evaluations and CPU seconds, after each unit of work.
+
+    Returns
+    -------
+    FieldApproximation
+
+    Raises
+    ------
+    FitError
+        If the field has no mode at the start, or the marginal no finite values.
+    """
+    options = options or FieldOptions()
+    rng = np.random.default_rng(random_seed)
+    progress = Progress(posterior.evaluations, report)
+    start = posterior.start if start is None else np.asarray(start, dtype=float)
+    conditional = _conditional(posterior, start, options, rng)
+    gaussian, found, inverse = find_mode(
+        conditional, start[posterior.hyper], start[posterior.field], options, progress
+    )
+    mode = curve(conditional, gaussian, found, inverse, progress)
+    marginal = _marginal(conditional, mode, options, rng, progress)
+    values = sample_hyper(marginal, mode, options, rng, progress)
+    return FieldApproximation(
+        marginal=marginal,
+        mode=mode,
+        values=values,
+        evaluations=posterior.evaluations.copy(),
+        history=tuple(progress.history),
+    )
+
+
+def _conditional(
+    posterior: Posterior, start: np.ndarray, options: FieldOptions, rng: np.random.Generator
+) -> ConditionalField:
+    """The Gaussian over the field, sought from the start alone for the time being."""
+    pattern = posterior.curvature(start)
+    groups = posterior.groups
+    modes = FieldModes(posterior, factoring(pattern, groups))
+    points = quadrature(groups, options.quadrature_pairs, rng)
+    surface = Surface(start[posterior.hyper], start[posterior.field])
+    return ConditionalField(modes, surface, points, options)
+
+
+def _marginal(
+    conditional: ConditionalField,
+    mode: HyperMode,
+    options: FieldOptions,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> Marginal:
+    """The corrected marginal, around the mode."""
+    groups = conditional.modes.posterior.groups
+    around = ConditionalField(conditional.modes, mode.surface, conditional.points, options)
+    n_outer = OUTER if (groups < 0).any() else 1
+    noise = NormalNoise.make(groups, n_outer * options.group_draws, rng)
+    marginal = Marginal(around, noise, n_outer=n_outer, is_gaussian=False)
+    weights = marginal.weigh(mode.gaussian)
+    progress.tell("weights of groups")
+    marginal.is_gaussian = weights.is_even
+    if not weights.is_even:
+        # The variance of a mean falls with the number of draws.
+        share = (weights.error / options.group_error) ** 2
+        wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * options.group_draws))
+        n = int(np.clip(wanted, MIN_DRAWS, MAX_SHARE * options.group_draws))
+        marginal.noise = NormalNoise.make(groups, n_outer * n, rng)
+    around.corrects = not weights.is_even
+    _log.info(
+        "Field of %d given %d hyperparameters: %s.",
+        len(groups),
+        len(mode.gaussian.hyper),
+        "Gaussian" if weights.is_even else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
+    )
+    return marginal

@@ -1,0 +1,55 @@
+"""A Gaussian over the field, for one value of the hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.field.factors import Factor
+
+
+@dataclass(frozen=True, eq=False)
+class FieldGaussian:
+    """N(mean, Q⁻¹) over the field given hyperparameters.
+
+    Attributes
+    ----------
+    hyper : ndarray, shape (n_hyper,)
+    mean : ndarray, shape (n_field,)
+    factor : Factor
+        Of the precision matrix Q.
+    log_joint : float
+        Log density of the model at (hyper, mean), in nats.
+    decrement : float
+        Newton decrement at which the search for the mode ended, in nats.
+    """
+
+    hyper: np.ndarray
+    mean: np.ndarray
+    factor: Factor
+    log_joint: float
+    decrement: float
+
+    @property
+    def log_marginal(self) -> float:
+        """Laplace's approximation of the log density of the hyperparameters and the data, in nats.
+
+        Exact if the field given them is Gaussian, and the mean its mode.
+        """
+        return self.log_joint + self.log_normalizer
+
+    @property
+    def log_normalizer(self) -> float:
+        """½ n_field log 2π − ½ log|Q|, in nats."""
+        return 0.5 * len(self.mean) * math.log(2 * math.pi) - self.factor.half_log_det
+
+    def place(self, noise: np.ndarray) -> np.ndarray:
+        """Draws (n, n_field) from standard normal noise (n, n_field)."""
+        return self.mean + self.factor.color(noise)
+
+    def log_prob(self, field: np.ndarray) -> np.ndarray:
+        """Log density (n,) of the field (n, n_field), in nats."""
+        noise = self.factor.whiten(field - self.mean)
+        return -0.5 * np.square(noise).sum(axis=-1) - self.log_normalizer

@@ -1,0 +1,131 @@
+"""Gradients of a log density at any number of points, compiled where that pays."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
+
+from pymc_flows.backends.jax import has_jax
+from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.errors import BackendError
+from pymc_flows.field.posterior import Gradient
+from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
+
+_log = logging.getLogger(__name__)
+
+# Points of one call; fewer where they would take more memory than `plan_draws` allows.
+ROWS = 256
+# Compiled functions take a fixed number of points: one of these.
+BUCKETS = (1, 8, 64)
+# It is compiled when calls have taken as long as that takes, in CPU seconds, unless a point takes
+# no more than the second.
+PATIENCE = {"jax": 2.0, "numba": 10.0}
+FAST = 5e-4
+
+
+class BatchedGradient:
+    """Evaluates a log density and its gradient.
+
+    Nothing is compiled at first, which takes longer than most models need. If the calls turn out
+    to be slow, as with special functions that NumPy does not have, JAX or numba takes over.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    """
+
+    def __init__(self, density: ModelDensity):
+        self._density = density
+        self._seconds, self._points = 0.0, 0
+        self._compiled: Gradient | None = None
+
+    def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats."""
+        if self._compiled is not None:
+            return self._compiled(points)
+        evaluate = self._plain
+        before = time.process_time()
+        found = evaluate(points)
+        self._seconds += time.process_time() - before
+        self._points += len(points)
+        is_slow = self._seconds > FAST * self._points
+        if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
+            each = 1000 * self._seconds / self._points
+            _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
+            self._compiled = self._compile(self._rows)
+        return found
+
+    @cached_property
+    def _backend(self) -> str:
+        if not has_jax():
+            return "numba"
+        try:
+            plan_draws(self._density, ROWS, self._density.start(), "jax")
+        except BackendError:
+            return "numba"
+        return "jax"
+
+    @cached_property
+    def _rows(self) -> int | None:
+        """Points of one call, or None if the density must be looped over."""
+        plan = plan_draws(self._density, ROWS, self._density.start(), "numba")
+        return plan.micro_batch
+
+    @cached_property
+    def _plain(self) -> Gradient:
+        rows = self._rows
+        if rows is not None:
+            function = self._function(None, NUMPY)
+            return lambda points: _in_parts(function, points, rows)
+        evaluate = LogDensity(self._density).value_and_grad
+
+        def one_by_one(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            values, gradients = zip(*(evaluate(point[None]) for point in points), strict=True)
+            return np.concatenate(values), np.concatenate(gradients)
+
+        return one_by_one
+
+    def _compile(self, rows: int) -> Gradient:
+        mode = training_mode(self._backend)
+        functions: dict[int, Any] = {}
+
+        def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            sizes = [min(size, rows) for size in BUCKETS]
+            size = next((s for s in sizes if s >= len(points)), sizes[-1])
+            if size not in functions:
+                functions[size] = self._function(size, mode)
+            return _in_parts(functions[size], points, size, pad=True)
+
+        return evaluate
+
+    def _function(self, rows: int | None, mode: Mode) -> Any:
+        density = self._density
+        z = pt.matrix("z", shape=(rows, density.dim), dtype=pytensor.config.floatX)
+        total = sum(density.batched(z))
+        gradient = pytensor.grad(total.sum(), z, disconnected_inputs="ignore")
+        return pytensor.function([z], [total, gradient], mode=mode)
+
+
+def _in_parts(
+    function: Any, points: np.ndarray, rows: int, *, pad: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Call a function with at most, or, padded, with exactly so many points at a time."""
+    values, gradients = [], []
+    for begin in range(0, len(points), rows):
+        part = points[begin : begin + rows].astype(pytensor.config.floatX)
+        n = len(part)
+        if pad and n < rows:
+            part = np.concatenate([part, np.repeat(part[:1], rows - n, axis=0)])
+        value, gradient = function(part)
+        values.append(np.asarray(value, dtype=float)[:n])
+        gradients.append(np.asarray(gradient, dtype=float)[:n])
+    return np.concatenate(values), np.concatenate(gradients)

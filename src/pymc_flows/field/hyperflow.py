@@ -1,0 +1,156 @@
+"""A flow over hyperparameters, fitted to weighted values of these."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.modes import PLAIN, no_compiler
+from pymc_flows.field.noise import sobol
+from pymc_flows.flows import build_chain
+from pymc_flows.flows.chain import Chain
+from pymc_flows.flows.frame import Frame
+from pymc_flows.flows.state import base_log_prob
+from pymc_flows.formula import Formula
+
+# Raw parameters have a normal prior of this standard deviation around the start, so that few values
+# are not learnt by heart; weighted values count as many as are effective.
+PRIOR_SD = 1.0
+MAX_ITERATIONS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class HyperFlow:
+    """A flow in a frame: g = frame(T(z0)).
+
+    Attributes
+    ----------
+    formula : Formula
+    frame : Frame
+    theta : ndarray, shape (n_parameters,)
+        Raw parameters, block by block, as `Block.unflatten` reads them.
+    """
+
+    formula: Formula
+    frame: Frame
+    theta: np.ndarray
+
+    @classmethod
+    def identity(cls, formula: Formula, frame: Frame) -> HyperFlow:
+        """The frame's Gaussian.
+
+        Parameters
+        ----------
+        formula : Formula
+            Its layers have inverses, and are the identity at the start.
+        frame : Frame
+        """
+        return cls(formula, frame, _reference(build_chain(formula, len(frame.center))))
+
+    def fit(self, hyper: np.ndarray, weights: np.ndarray, ess: float) -> HyperFlow:
+        """Maximise the weighted likelihood, from here on, with a weak prior around the identity.
+
+        Parameters
+        ----------
+        hyper : ndarray, shape (n, n_hyper)
+        weights : ndarray, shape (n,)
+            They sum to 1.
+        ess : float
+            Effective number of values.
+        """
+        from scipy import optimize
+
+        used = weights > 0
+        points, share = self.frame.inverse(hyper[used]), weights[used]
+        loss, prior = self._loss, _reference(self._chain)
+
+        def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            with np.errstate(all="ignore"):
+                value, gradient = loss(theta, points, share)
+            away = (theta - prior) / PRIOR_SD
+            value = float(value) + 0.5 * float(away @ away) / ess
+            if not (math.isfinite(value) and np.isfinite(gradient).all()):
+                return math.inf, np.zeros_like(theta)
+            return value, gradient + away / PRIOR_SD / ess
+
+        found = optimize.minimize(
+            negative, self.theta, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
+        )
+        return self.with_parameters(found.x)
+
+    def with_parameters(self, theta: np.ndarray) -> HyperFlow:
+        """The same flow with other parameters; what is compiled is shared."""
+        other = HyperFlow(self.formula, self.frame, theta)
+        for name in ("_chain", "_loss", "_inverse", "_forward"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        return other
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
+        from scipy.special import ndtri
+
+        noise = ndtri(sobol(n, len(self.frame.center), rng))
+        return self.frame.forward(self._forward(self.theta, noise))
+
+    def log_prob(self, hyper: np.ndarray) -> np.ndarray:
+        """Log density (n,) at points (n, n_hyper), in nats."""
+        with np.errstate(all="ignore"):
+            return self._inverse(self.theta, self.frame.inverse(hyper)) - self.frame.log_det
+
+    # ------------------------------------------------------------------------------------- graphs
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return build_chain(self.formula, len(self.frame.center))
+
+    def _inputs(self) -> tuple[TensorVariable, TensorVariable, list[TensorVariable]]:
+        dim = self._chain.dim
+        theta, points = pt.dvector("theta"), pt.matrix("g", shape=(None, dim), dtype="float64")
+        parts, begin = [], 0
+        for block in self._chain.blocks:
+            end = begin + block.size(dim)
+            parts.append(pt.specify_shape(theta[begin:end], (end - begin,)))
+            begin = end
+        return theta, points, parts
+
+    def _log_prob_graph(self) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
+        theta, points, parts = self._inputs()
+        base, log_det = self._chain.inverse_and_log_det(points, parts)
+        return theta, points, base_log_prob(base) - log_det
+
+    @cached_property
+    def _inverse(self) -> Any:
+        theta, points, log_prob = self._log_prob_graph()
+        return _function([theta, points], log_prob)
+
+    @cached_property
+    def _loss(self) -> Any:
+        theta, points, log_prob = self._log_prob_graph()
+        weights = pt.dvector("weights")
+        loss = -(weights * log_prob).sum()
+        gradient = pytensor.grad(loss, theta)
+        return _function([theta, points, weights], [loss, gradient])
+
+    @cached_property
+    def _forward(self) -> Any:
+        theta, points, parts = self._inputs()
+        return _function([theta, points], self._chain.forward_and_log_det(points, parts)[0])
+
+
+def _function(inputs: list[TensorVariable], outputs: Any) -> Any:
+    with no_compiler():
+        return pytensor.function(inputs, outputs, mode=PLAIN, on_unused_input="ignore")
+
+
+def _reference(chain: Chain) -> np.ndarray:
+    """Parameters of the identity."""
+    start = chain.initial_params(jitter=0.0, rng=np.random.default_rng(0), dtype="float64")
+    return np.concatenate([block[name].ravel() for block in start for name in sorted(block)])

@@ -1,0 +1,117 @@
+"""Standard noise for the field: points of a quadrature, and low-discrepancy normal draws.
+
+Groups are independent given the hyperparameters (and the separator), so that one set of points
+integrates over all of them at once: what counts is the dimension of a group, not that of the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Largest number of dimensions of the Sobol' points behind draws; further ones repeat them, shifted.
+MAX_SOBOL = 1_024
+
+
+def ranks(groups: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number each element within its group, and those of the separator after all of these.
+
+    Parameters
+    ----------
+    groups : ndarray of int, shape (n_field,)
+        −1 in the separator.
+
+    Returns
+    -------
+    ranks : ndarray of int, shape (n_field,)
+    size : int
+        Number of distinct ranks.
+    """
+    order = np.argsort(groups, kind="stable")
+    _, first, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    found = np.empty(len(groups), int)
+    found[order] = np.arange(len(groups)) - np.repeat(first, counts)
+    inside = groups >= 0
+    largest = int(found[inside].max(initial=-1)) + 1
+    found[~inside] += largest
+    return found, int(found.max(initial=-1)) + 1
+
+
+def quadrature(groups: np.ndarray, max_pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """Equally weighted points ±ε with the moments of a standard normal, up to degree 3.
+
+    Signs from the columns of a Hadamard matrix: E ε = 0 and E εᵢεⱼ = δᵢⱼ for all pairs within a
+    group and the separator, if these have no more than ``max_pairs`` elements (McNamee & Stenger,
+    Construction of fully symmetric numerical integration formulas, Numer. Math. 10, 1967; an
+    orthogonal array); else for most pairs.
+
+    Returns
+    -------
+    ndarray, shape (2 pairs, n_field)
+        The second half is minus the first.
+    """
+    from scipy.linalg import hadamard
+
+    rank, size = ranks(groups)
+    pairs = 1
+    while pairs < min(size, max_pairs):
+        pairs *= 2
+    signs = rng.choice([-1.0, 1.0], size=len(groups))
+    column = rank if size <= pairs else rank % pairs
+    points = hadamard(pairs)[:, column] * signs
+    if size > pairs:  # pairs of elements with the same column: not always of the same sign
+        points = points * rng.choice([-1.0, 1.0], size=points.shape)
+    return np.concatenate([points, -points])
+
+
+@dataclass(frozen=True, eq=False)
+class NormalNoise:
+    """Randomised low-discrepancy draws of a standard normal, made row by row.
+
+    The elements of a group take different dimensions of one Sobol' sequence, and each element its
+    own random shift (Cranley & Patterson, SIAM J. Numer. Anal. 13(6), 1976): averages over one
+    group have small errors, and those of different groups have theirs. Rows as a whole are no draws
+    of all groups together, since groups share the sequence.
+
+    Attributes
+    ----------
+    points : ndarray, shape (n, dimensions)
+        Sobol' points in the unit cube.
+    dimension : ndarray of int, shape (n_field,)
+        Dimension that each element takes.
+    shift : ndarray, shape (n_field,)
+    """
+
+    points: np.ndarray
+    dimension: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def make(cls, groups: np.ndarray, n: int, rng: np.random.Generator) -> NormalNoise:
+        """Prepare ``n`` draws."""
+        rank, size = ranks(groups)
+        dimensions = min(size, MAX_SOBOL)
+        return cls(sobol(n, dimensions, rng), rank % dimensions, rng.random(len(groups)))
+
+    def __len__(self) -> int:
+        """Number of draws."""
+        return len(self.points)
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Draws ``begin`` to ``end`` (n, n_field)."""
+        from scipy.special import ndtri
+
+        uniform = (self.points[begin:end][:, self.dimension] + self.shift) % 1.0
+        return ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
+
+
+def sobol(n: int, dimensions: int, rng: np.random.Generator) -> np.ndarray:
+    """The first ``n`` points of a scrambled Sobol' sequence (n, dimensions), inside of the cube."""
+    from scipy.stats import qmc
+
+    if dimensions == 0:
+        return np.empty((n, 0))
+    bits = max(int(n - 1).bit_length(), 0)
+    points = qmc.Sobol(dimensions, rng=rng).random_base2(bits)[:n]
+    return np.clip(points, 1e-12, 1 - 1e-12)

@@ -1,0 +1,126 @@
+"""What bounds the fit of a field given hyperparameters, and what it has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class FieldOptions:
+    """Bounds and tolerances; every loop of the fit ends by one of them.
+
+    Attributes
+    ----------
+    newton_steps : int
+        Steps of Newton's method for one mode of the field.
+    first_newton_steps : int
+        The same for the first mode, from the start of the model.
+    newton_tolerance : float
+        Newton decrement, in nats, at which a mode is found: the square of its distance from the
+        mode, in standard deviations of the field as a whole.
+    search_steps : int
+        Steps of the quasi-Newton search for the mode over hyperparameters.
+    max_step : float
+        Longest step of that search, in unconstrained units, in any hyperparameter.
+    search_tolerance : float
+        Gain, in nats, below which the search ends.
+    quadrature_pairs : int
+        Most antithetic pairs of points for expectations over the field.
+    correction_steps : int
+        Newton steps with expected gradients, towards the mean of a skewed field.
+    group_draws : int
+        Draws of the field behind the weights of groups at the mode.
+    group_error : float
+        Standard error of the corrected log marginal, in nats, that is aimed at: it sets the number
+        of draws elsewhere. Most of it is the same everywhere and does not matter.
+    rounds : tuple of int
+        Values of the hyperparameters in each round of adaptive importance sampling.
+    values : int
+        Values of the rounds that judge a Gaussian or a flow over the hyperparameters.
+    formula : str
+        The flow over the hyperparameters, where a Gaussian is not enough.
+    flow_rounds : int
+        Most fits of that flow, each with the values that the last one gave.
+    seconds_per_round : float
+        A round takes fewer values if it would take longer, in CPU seconds.
+    min_values : int
+        Fewest values of a round, which show what one costs.
+    enough : float
+        Share of effective values of a distribution that is good enough.
+    degrees : float
+        Degrees of freedom of the Student-t from which values are drawn.
+    widening : float
+        Factor of that Student-t's covariance.
+    """
+
+    newton_steps: int = 20
+    first_newton_steps: int = 100
+    newton_tolerance: float = 1e-3
+    search_steps: int = 60
+    max_step: float = 1.0
+    search_tolerance: float = 1e-2
+    quadrature_pairs: int = 16
+    correction_steps: int = 2
+    group_draws: int = 64
+    group_error: float = 0.1
+    rounds: tuple[int, ...] = (128, 256)
+    values: int = 512
+    formula: str = "spline(bins=10, bound=10)-tril-loc"
+    flow_rounds: int = 3
+    seconds_per_round: float = 4.0
+    min_values: int = 32
+    enough: float = 0.7
+    degrees: float = 8.0
+    widening: float = 1.1
+
+
+@dataclass
+class Evaluations:
+    """How often the model was evaluated; a point counts once, in a batch or alone."""
+
+    densities: int = 0
+    gradients: int = 0
+    curvatures: int = 0
+    factors: int = 0
+
+    def copy(self) -> Evaluations:
+        """The counts so far."""
+        return replace(self)
+
+
+type Report = Callable[[str, Evaluations, float], None]
+
+
+@dataclass
+class Progress:
+    """Tells a caller what is being done: the stage, the evaluations, CPU seconds since the start.
+
+    Parameters
+    ----------
+    evaluations : Evaluations
+    report : callable, optional
+        Called with stage, evaluations and seconds, after each unit of work. An exception that it
+        raises ends the fit.
+    """
+
+    evaluations: Evaluations
+    report: Report | None = None
+    started: float = field(default_factory=time.process_time)
+    history: list[tuple[str, Evaluations, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds since the start."""
+        return time.process_time() - self.started
+
+    def tell(self, stage: str) -> None:
+        """Record a unit of work."""
+        row = (stage, self.evaluations.copy(), self.seconds)
+        if not self.history or self.history[-1][0] != stage:
+            self.history.append(row)
+        else:
+            self.history[-1] = row
+        if self.report is not None:
+            self.report(*row)

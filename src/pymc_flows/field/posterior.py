@@ -1,0 +1,106 @@
+"""The log density of a model, split into hyperparameters and the field given them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from scipy import sparse
+
+from pymc_flows.field.options import Evaluations
+
+type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+type Curved = Callable[[np.ndarray], sparse.csc_matrix]
+type Grouped = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Structured(Protocol):
+    """What is needed of the structure of a model: flat indices, and groups of the field."""
+
+    @property
+    def hyperparameters(self) -> np.ndarray:
+        """Indices of the hyperparameters in the flat vector."""
+
+    @property
+    def field(self) -> np.ndarray:
+        """Indices of the field in the flat vector."""
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of each element of the field, −1 in the separator."""
+
+
+class Posterior:
+    """Evaluates the log density, its gradient and its curvature in the field, and counts.
+
+    Parameters
+    ----------
+    structure : Structured
+    gradient : callable
+        Log density (n,) and its gradient (n, dim) at points (n, dim), in nats.
+    curvature : callable
+        −∇² log p over the field (n_field, n_field) at a point (dim,), with a fixed pattern that
+        contains the diagonal.
+    grouped : callable
+        At points (n, dim): what all groups share (n,), and what depends on one (n, n_groups), of
+        the log density, in nats.
+    start : ndarray, shape (dim,)
+        Where a search may begin.
+    """
+
+    def __init__(
+        self,
+        structure: Structured,
+        gradient: Gradient,
+        curvature: Curved,
+        grouped: Grouped,
+        start: np.ndarray,
+    ):
+        self.hyper = np.asarray(structure.hyperparameters, dtype=int)
+        self.field = np.asarray(structure.field, dtype=int)
+        self.groups = np.asarray(structure.groups, dtype=int)
+        self.n_groups = int(self.groups.max(initial=-1)) + 1
+        self.start = np.asarray(start, dtype=float)
+        self.evaluations = Evaluations()
+        self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
+
+    @property
+    def dim(self) -> int:
+        """Length of the flat vector."""
+        return len(self.start)
+
+    @property
+    def n_hyper(self) -> int:
+        """Number of hyperparameters."""
+        return len(self.hyper)
+
+    @property
+    def n_field(self) -> int:
+        """Number of elements of the field."""
+        return len(self.field)
+
+    def join(self, hyper: np.ndarray, field: np.ndarray) -> np.ndarray:
+        """Points (n, dim) from both parts, (n, n_hyper) and (n, n_field), either broadcast."""
+        hyper, field = np.atleast_2d(hyper), np.atleast_2d(field)
+        points = np.empty((max(len(hyper), len(field)), self.dim))
+        points[:, self.hyper], points[:, self.field] = hyper, field
+        return points
+
+    def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density (n,) and its gradient (n, dim), in nats; not finite where it is not."""
+        self.evaluations.gradients += len(points)
+        with np.errstate(all="ignore"):
+            return self._gradient(points)
+
+    def by_group(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density in parts: shared (n,) and by group (n, n_groups), in nats."""
+        self.evaluations.densities += len(points)
+        with np.errstate(all="ignore"):
+            return self._grouped(points)
+
+    def curvature(self, point: np.ndarray) -> sparse.csc_matrix:
+        """−∇² log p (n_field, n_field) at a point (dim,)."""
+        self.evaluations.curvatures += 1
+        with np.errstate(all="ignore"):
+            return self._curvature(point)

@@ -1,0 +1,85 @@
+"""Student-t distributions over hyperparameters, and weighted values of these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.field.noise import sobol
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A Student-t distribution, or, with infinite degrees of freedom, a Gaussian.
+
+    Attributes
+    ----------
+    loc : ndarray, shape (n_hyper,)
+    lower : ndarray, shape (n_hyper, n_hyper)
+        Lower-triangular factor of the scale matrix.
+    degrees : float
+    """
+
+    loc: np.ndarray
+    lower: np.ndarray
+    degrees: float = math.inf
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
+        from scipy.special import ndtri
+        from scipy.stats import chi2
+
+        dim = len(self.loc)
+        uniform = sobol(n, dim + 1, rng)
+        noise = ndtri(uniform[:, :dim])
+        if math.isfinite(self.degrees):
+            noise *= np.sqrt(self.degrees / chi2.ppf(uniform[:, dim:], self.degrees))
+        return self.loc + noise @ self.lower.T
+
+    def log_prob(self, hyper: np.ndarray) -> np.ndarray:
+        """Log density (n,) at points (n, n_hyper), in nats."""
+        from scipy.linalg import solve_triangular
+        from scipy.special import gammaln
+
+        dim, nu = len(self.loc), self.degrees
+        if dim == 0:
+            return np.zeros(len(hyper))
+        noise = solve_triangular(self.lower, (hyper - self.loc).T, lower=True)
+        squares = np.square(noise).sum(axis=0)
+        log_det = float(np.log(np.diagonal(self.lower)).sum())
+        if not math.isfinite(nu):
+            return -0.5 * (squares + dim * math.log(2 * math.pi)) - log_det
+        constant = gammaln((nu + dim) / 2) - gammaln(nu / 2) - 0.5 * dim * math.log(nu * math.pi)
+        return constant - log_det - 0.5 * (nu + dim) * np.log1p(squares / nu)
+
+
+def mixture_log_prob(parts: Sequence[tuple[Any, int]], hyper: np.ndarray) -> np.ndarray:
+    """Log density (n,) of all proposals together, by the number of draws of each.
+
+    With these, draws of several rounds count as draws of one mixture (Cornuet, Marin, Mira &
+    Robert, Adaptive Multiple Importance Sampling, Scand. J. Statist. 39(4), 2012).
+    """
+    total = sum(n for _, n in parts)
+    terms = np.stack([p.log_prob(hyper) + math.log(n / total) for p, n in parts])
+    top = terms.max(axis=0)
+    return top + np.log(np.exp(terms - top).sum(axis=0))
+
+
+def moments(hyper: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (n_hyper,) and covariance (n_hyper, n_hyper) of weighted points; weights sum to 1."""
+    mean = weights @ hyper
+    rest = (hyper - mean) * np.sqrt(weights)[:, None]
+    return mean, rest.T @ rest
+
+
+def lower_factor(covariance: np.ndarray) -> np.ndarray:
+    """Cholesky factor of a covariance, with a trace of noise where it is nearly singular."""
+    if len(covariance) == 0:
+        return covariance
+    sd = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
+    correlation = covariance / sd / sd[:, None] + 1e-10 * np.eye(len(sd))
+    return sd[:, None] * np.linalg.cholesky(correlation)

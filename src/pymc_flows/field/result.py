@@ -1,0 +1,126 @@
+"""What a fit of a field given hyperparameters found, and draws of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.field.marginal import Marginal
+from pymc_flows.field.options import Evaluations
+from pymc_flows.field.rounds import HyperValues
+from pymc_flows.field.search import HyperMode
+
+
+@dataclass(frozen=True, eq=False)
+class FieldDraws:
+    """Draws of the approximation.
+
+    Attributes
+    ----------
+    points : ndarray, shape (n, dim)
+        In the unconstrained space.
+    log_q : ndarray, shape (n,)
+        Log density of the approximation, in nats.
+    """
+
+    points: np.ndarray
+    log_q: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FieldApproximation:
+    """q(g, x) = q(g) N(x; m(g), Q(g)⁻¹), and its corrections.
+
+    Attributes
+    ----------
+    marginal : Marginal
+        Of the hyperparameters; it holds the Gaussian field given them.
+    mode : HyperMode
+    values : HyperValues
+        q(g), and the values of the hyperparameters at which the marginal was evaluated.
+    evaluations : Evaluations
+    history : tuple
+        Stage, evaluations and CPU seconds, in order.
+    """
+
+    marginal: Marginal
+    mode: HyperMode
+    values: HyperValues
+    evaluations: Evaluations
+    history: tuple[tuple[str, Evaluations, float], ...]
+
+    def draw(self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None) -> FieldDraws:
+        """Draw from the approximation.
+
+        Parameters
+        ----------
+        n : int
+        rng : Generator
+        n_hyper : int, optional
+            Distinct values of the hyperparameters, each with about n / n_hyper fields; by default
+            n.
+        """
+        posterior = self.marginal.conditional.modes.posterior
+        count = min(n, n if n_hyper is None else n_hyper)
+        hyper = self.values.flow.draw(count, rng)[rng.permutation(count)]
+        log_hyper = self.values.flow.log_prob(hyper)
+        repeats = np.full(count, n // count)
+        repeats[: n % count] += 1
+        points, log_q = [], []
+        for i, gaussian in self.marginal.gaussians(hyper):
+            if gaussian is None:
+                continue
+            noise = rng.standard_normal((repeats[i], posterior.n_field))
+            field = gaussian.place(noise)
+            points.append(posterior.join(hyper[i], field))
+            log_prob = -0.5 * np.square(noise).sum(axis=1) - gaussian.log_normalizer
+            log_q.append(log_hyper[i] + log_prob)
+        return FieldDraws(np.concatenate(points), np.concatenate(log_q))
+
+    def log_prob(self, points: np.ndarray) -> np.ndarray:
+        """Log density (n,) of the approximation at points (n, dim), in nats."""
+        posterior = self.marginal.conditional.modes.posterior
+        hyper, index = np.unique(points[:, posterior.hyper], axis=0, return_inverse=True)
+        found = np.full(len(points), -np.inf)
+        log_hyper = self.values.flow.log_prob(hyper)
+        for i, gaussian in self.marginal.gaussians(hyper):
+            if gaussian is not None:
+                rows = np.flatnonzero(index == i)
+                field = points[rows][:, posterior.field]
+                found[rows] = log_hyper[i] + gaussian.log_prob(field)
+        return found
+
+    def corrected(
+        self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None
+    ) -> np.ndarray:
+        """Draws (n, dim) of the posterior, as good as the weights of both parts are.
+
+        Parameters
+        ----------
+        n : int
+        rng : Generator
+        n_hyper : int, optional
+            Most distinct values of the hyperparameters, by default n.
+        """
+        marginal = self.marginal
+        posterior = marginal.conditional.modes.posterior
+        count = min(n, n if n_hyper is None else n_hyper)
+        places = (rng.random() + np.arange(count)) / count
+        total = np.cumsum(np.exp(self.values.log_weights))
+        chosen = np.searchsorted(total / total[-1], places, side="right")
+        chosen = np.minimum(chosen, len(total) - 1)
+        values, repeats = np.unique(
+            np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
+        )
+        points = []
+        for i, gaussian in marginal.gaussians(self.values.hyper[values]):
+            if gaussian is None:
+                continue
+            if marginal.is_gaussian:
+                field = gaussian.place(rng.standard_normal((repeats[i], posterior.n_field)))
+            else:
+                weights = marginal.weigh(gaussian, keep=True)
+                field = weights.resample(repeats[i], rng, posterior.groups)
+            points.append(posterior.join(gaussian.hyper, field))
+        return np.concatenate(points)

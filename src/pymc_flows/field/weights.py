@@ -1,0 +1,196 @@
+"""Importance weights that factorise over groups.
+
+Given hyperparameters g (and the field s of the separator), groups are independent, so that
+p(y | g) = E_s[w(s) ∏ᵢ E[wᵢ]]: weights are averaged group by group, and what counts is how well the
+Gaussian describes each group, not how many groups there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.field.gaussian import FieldGaussian
+from pymc_flows.field.noise import NormalNoise
+from pymc_flows.field.posterior import Posterior
+
+# Bytes of points that are held at once.
+BYTES = 300e6
+# Log weights that differ by less than this, relative to the log density, differ by rounding.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class GroupWeights:
+    """Weights p/q of draws of the field, by group.
+
+    Draws come in ``n_outer`` blocks of ``n_inner``; those of a block share the separator.
+
+    Attributes
+    ----------
+    field : ndarray, shape (n_outer, n_inner, n_field), or None
+        The draws, if they were kept.
+    shared : ndarray, shape (n_outer,)
+        Log weight of what no group owns, in nats: the separator and the hyperparameters.
+    by_group : ndarray, shape (n_outer, n_inner, n_groups)
+        Log weights of groups given these.
+    """
+
+    field: np.ndarray | None
+    shared: np.ndarray
+    by_group: np.ndarray
+
+    @property
+    def means(self) -> np.ndarray:
+        """Log of each group's mean weight (n_outer, n_groups)."""
+        return _log_mean_exp(self.by_group, axis=1)
+
+    @property
+    def outer(self) -> np.ndarray:
+        """Log weights (n_outer,) of blocks: estimates of log p(y, g) given the separator's draw."""
+        return self.shared + self.means.sum(axis=1)
+
+    @property
+    def log_marginal(self) -> float:
+        """Estimate of the log density of hyperparameters and data, in nats."""
+        return float(_log_mean_exp(self.outer, axis=0))
+
+    @property
+    def error(self) -> float:
+        """Standard error of `log_marginal`, in nats (delta method)."""
+        variances = self._relative_variances()
+        within = float(variances.sum(axis=1).mean())
+        if len(self.shared) == 1:
+            return within**0.5
+        weights = np.exp(self.outer - self.outer.max())
+        between = weights.var(ddof=1) / weights.mean() ** 2
+        return float((between / len(weights)) ** 0.5)
+
+    @property
+    def ess(self) -> np.ndarray:
+        """Effective number of the ``n_inner`` draws (n_groups,), the smallest of all blocks."""
+        n = self.by_group.shape[1]
+        return (n / (1 + n * self._relative_variances())).min(axis=0)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all weights are equal: the field given the hyperparameters is Gaussian."""
+        rounding = ROUNDING * (1 + np.abs(self.by_group).sum(axis=2).max())
+        spread = np.ptp(self.by_group, axis=1).max(initial=0.0)
+        return bool(spread < rounding and np.ptp(self.outer) < rounding)
+
+    def _relative_variances(self) -> np.ndarray:
+        """Variance of each mean weight, relative to its square (n_outer, n_groups)."""
+        n = self.by_group.shape[1]
+        weights = np.exp(self.by_group - self.means[:, None])
+        return weights.var(axis=1, ddof=1) / n
+
+    def resample(self, n: int, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
+        """Draws (n, n_field) of the field given the hyperparameters, as good as the weights are.
+
+        Each group is drawn for itself from its ``n_inner`` draws.
+
+        Parameters
+        ----------
+        n : int
+        rng : Generator
+        groups : ndarray of int, shape (n_field,)
+        """
+        if self.field is None:
+            raise RuntimeError("the draws behind these weights were not kept")
+        outer = np.exp(self.outer - self.outer.max())
+        blocks = _systematic(outer[None] / outer.sum(), n, rng)[0]
+        found = np.empty((n, self.field.shape[2]))
+        for block in np.unique(blocks):
+            rows = np.flatnonzero(blocks == block)
+            weights = np.exp(self.by_group[block] - self.by_group[block].max(axis=0)).T
+            chosen = _systematic(weights / weights.sum(axis=1, keepdims=True), len(rows), rng)
+            chosen = rng.permuted(chosen, axis=1)  # groups are independent
+            inner = self.field[block]
+            element = np.where(groups >= 0, groups, 0)
+            picked = chosen[element] if len(chosen) else np.zeros((len(groups), len(rows)), int)
+            found[rows] = np.take_along_axis(inner, picked.T, axis=0)
+            found[np.ix_(rows, np.flatnonzero(groups < 0))] = inner[0, groups < 0]
+        return found
+
+
+def weigh_groups(
+    posterior: Posterior,
+    gaussian: FieldGaussian,
+    noise: NormalNoise,
+    *,
+    n_outer: int = 1,
+    keep: bool = False,
+) -> GroupWeights:
+    """Weigh draws of the field by group.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    gaussian : FieldGaussian
+    noise : NormalNoise
+        n_outer · n_inner draws; the separator takes those of the first of each block.
+    n_outer : int
+        Blocks; 1 if there is no separator.
+    keep : bool
+        Whether to keep the draws of the field.
+    """
+    groups = posterior.groups
+    in_group = groups >= 0
+    n_inner = len(noise) // n_outer
+    shared, by_group, kept = [], [], []
+    rows = max(1, int(BYTES // (8 * 4 * posterior.dim)))
+    for block in range(n_outer):
+        begin, parts = block * n_inner, []
+        separator = noise.rows(begin, begin + 1)[:, ~in_group]
+        for start in range(begin, begin + n_inner, rows):
+            end = min(start + rows, begin + n_inner)
+            white = noise.rows(start, end)
+            white[:, ~in_group] = separator
+            field = gaussian.place(white)
+            common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
+            squares = _sums(np.square(white), groups, posterior.n_groups)
+            parts.append(own + 0.5 * squares)
+            if start == begin:
+                log_q = -0.5 * np.square(separator).sum()
+                shared.append(common[0] - log_q)
+            if keep:
+                kept.append(field)
+        by_group.append(np.concatenate(parts))
+    return GroupWeights(
+        np.concatenate(kept).reshape(n_outer, n_inner, -1) if keep else None,
+        np.array(shared) + gaussian.log_normalizer,
+        np.stack(by_group),
+    )
+
+
+def _sums(values: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
+    """Sums (n, n_groups) over the elements of each group."""
+    inside = np.flatnonzero(groups >= 0)
+    order = inside[np.argsort(groups[inside], kind="stable")]
+    if len(order) == 0:
+        return np.zeros((len(values), n_groups))
+    sizes = np.bincount(groups[inside], minlength=n_groups)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return np.add.reduceat(values[:, order], starts, axis=1)
+
+
+def _log_mean_exp(values: np.ndarray, axis: int) -> np.ndarray:
+    top = values.max(axis=axis, keepdims=True)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        found = np.log(np.exp(values - safe).mean(axis=axis, keepdims=True)) + safe
+    return found.squeeze(axis)
+
+
+def _systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Systematic resampling: indices (m, n), for each row of weights (m, k) that sum to 1."""
+    places = (rng.random((len(weights), 1)) + np.arange(n)) / n
+    total = np.cumsum(weights, axis=1)
+    total[:, -1] = 1.0
+    # Rows side by side on one line: row i lies between i and i + 1.
+    line = (total + np.arange(len(weights))[:, None]).ravel()
+    found = np.searchsorted(line, (places + np.arange(len(weights))[:, None]).ravel(), side="right")
+    k = weights.shape[1]
+    return np.clip(found.reshape(len(weights), n) - k * np.arange(len(weights))[:, None], 0, k - 1)

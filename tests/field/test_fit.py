@@ -1,0 +1,173 @@
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pytest
+from posteriors import Bernoulli, Funnel, LinearMixed, on_grid
+
+from pymc_flows.errors import FitError
+from pymc_flows.field import FieldOptions, fit_field
+
+OPTIONS = FieldOptions(rounds=(64, 64), values=128)
+QUICK = replace(OPTIONS, rounds=(32, 32), values=32, flow_rounds=0)
+
+
+def simulated(rng, design, scales=(0.0, -0.7)):
+    x = rng.standard_normal(design.shape[1])
+    return np.exp(scales[0]) * design @ x + np.exp(scales[1]) * rng.standard_normal(len(design))
+
+
+def plate(rng, *, centred=False):
+    design = np.kron(np.eye(6), np.ones((4, 1)))
+    return LinearMixed(simulated(rng, design), [design], np.arange(6), centred=centred)
+
+
+def centred_plate(rng):
+    return plate(rng, centred=True)
+
+
+def crossed(rng):
+    rows, columns = np.divmod(np.arange(24), 4)
+    design = np.zeros((24, 10))
+    design[np.arange(24), rows] = design[np.arange(24), 6 + columns] = 1
+    return LinearMixed(simulated(rng, design), [design], [0, 1, 2, 3, 4, 5, -1, -1, -1, -1])
+
+
+def nested(rng):
+    """Two schools of three classes each: a group is a school with its classes."""
+    design = np.zeros((24, 8))
+    classes = np.arange(24) // 4
+    design[np.arange(24), 2 + classes] = design[np.arange(24), classes // 3] = 1
+    return LinearMixed(simulated(rng, design), [design], [0, 1, 0, 0, 0, 1, 1, 1])
+
+
+def random_walk(rng):
+    design = np.tril(np.ones((15, 15)))
+    return LinearMixed(simulated(rng, design, (-1.0, -1.0)), [design], np.zeros(15, int))
+
+
+def gaussian_process(rng):
+    t = np.linspace(0, 3, 15)
+    covariance = np.exp(-0.5 * (t[:, None] - t) ** 2) + 1e-9 * np.eye(15)
+    design = np.linalg.cholesky(covariance)
+    return LinearMixed(simulated(rng, design), [design], np.zeros(15, int))
+
+
+MODELS = [plate, centred_plate, crossed, nested, random_walk, gaussian_process]
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_linear_mixed_models_have_their_exact_marginals(make):
+    target = make(np.random.default_rng(5))
+    found = fit_field(target.posterior(), options=OPTIONS, random_seed=1)
+    mean, sd, evidence = on_grid(target.log_marginal, [np.linspace(-4, 3, 141)] * 2)
+    values = found.values
+    assert found.marginal.is_gaussian
+    assert abs(values.overall.log_evidence - evidence) < 4 * values.overall.log_evidence_error
+    weights = np.exp(values.log_weights)
+    weighted = weights @ values.hyper
+    np.testing.assert_allclose((weighted - mean) / sd, 0, atol=0.1)
+    spread = np.sqrt(weights @ (values.hyper - weighted) ** 2)
+    np.testing.assert_allclose(spread / sd, 1, atol=0.1)
+    assert values.quality.ess > 0.6 * values.quality.n_draws
+
+
+@pytest.fixture(scope="module")
+def plated():
+    target = plate(np.random.default_rng(5))
+    return target, fit_field(target.posterior(), options=OPTIONS, random_seed=1)
+
+
+@pytest.mark.parametrize("make", [plate, crossed])
+def test_draws_have_the_density_that_log_prob_gives(make, rng):
+    target = make(np.random.default_rng(5))
+    posterior = target.posterior()
+    found = fit_field(posterior, options=QUICK, random_seed=1)
+    draws = found.draw(40, rng, n_hyper=20)
+    np.testing.assert_allclose(found.log_prob(draws.points), draws.log_q, rtol=1e-10)
+    # The field is Gaussian: all of the joint weight is that of the hyperparameters.
+    log_p, _ = posterior.value_and_grad(draws.points)
+    hyper = draws.points[:, posterior.hyper]
+    marginal = target.log_marginal(hyper)
+    np.testing.assert_allclose(
+        log_p - draws.log_q, marginal - found.values.flow.log_prob(hyper), atol=1e-8
+    )
+
+
+def test_corrected_draws_have_the_posterior_moments(plated, rng):
+    target, found = plated
+    draws = found.corrected(2000, rng)
+    mean, sd, _ = on_grid(target.log_marginal, [np.linspace(-4, 3, 141)] * 2)
+    np.testing.assert_allclose((draws[:, :2].mean(axis=0) - mean) / sd, 0, atol=0.1)
+    np.testing.assert_allclose(draws[:, :2].std(axis=0) / sd, 1, atol=0.1)
+
+
+def test_neals_funnel_is_exact():
+    found = fit_field(Funnel(9).posterior(), options=OPTIONS, random_seed=0)
+    values = found.values
+    assert values.overall.log_evidence == pytest.approx(0, abs=0.02)
+    v = found.draw(500, np.random.default_rng(0)).points[:, 0]
+    assert v.mean() == pytest.approx(0, abs=0.3)
+    assert v.std() == pytest.approx(3, rel=0.1)
+    assert values.quality.elbo > -0.02
+
+
+def test_few_rows_per_group_are_corrected():
+    """Two Bernoulli rows in each group: Laplace's approximation is off, the weights know it."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(60)
+    p = 1 / (1 + np.exp(-0.3 - 1.5 * x))
+    target = Bernoulli(rng.binomial(2, p), np.full(60, 2))
+    options = replace(OPTIONS, group_error=0.05)
+    found = fit_field(target.posterior(), options=options, random_seed=0)
+    axes = [np.linspace(-1.5, 2, 36), np.linspace(-4, 2.5, 66)]
+    mean, sd, evidence = on_grid(target.log_marginal, axes)
+    values = found.values
+    assert not found.marginal.is_gaussian
+    error = np.hypot(values.overall.log_evidence_error, values.error)
+    assert abs(values.overall.log_evidence - evidence) < 4 * error
+    weighted = np.exp(values.log_weights) @ values.hyper
+    np.testing.assert_allclose((weighted - mean) / sd, 0, atol=0.15)
+    assert (values.group_ess >= 1).all()
+
+
+def test_a_fit_repeats_itself_and_reports_what_it_does():
+    target = plate(np.random.default_rng(5))
+    said = []
+    first = fit_field(
+        target.posterior(),
+        options=QUICK,
+        random_seed=3,
+        report=lambda stage, counts, seconds: said.append((stage, counts)),
+    )
+    second = fit_field(target.posterior(), options=QUICK, random_seed=3)
+    np.testing.assert_array_equal(first.values.hyper, second.values.hyper)
+    assert first.evaluations == second.evaluations
+    stages = [stage for stage, _ in groupby(stage for stage, _ in said)]
+    assert stages[0].startswith("mode")
+    assert [stage for stage, _, _ in first.history] == stages
+    counts = [c.gradients for _, c in said]
+    assert counts == sorted(counts)
+
+
+def test_evaluations_are_bounded(plated):
+    _, found = plated
+    rounds = 64 + 64 + 128 * (1 + OPTIONS.flow_rounds)
+    # A Gaussian field takes one curvature per value of the hyperparameters.
+    assert found.evaluations.curvatures < rounds + 120
+    assert found.evaluations.gradients < 2 * rounds + 500
+
+
+def test_an_interrupt_ends_a_fit():
+    def interrupt(stage, counts, seconds):
+        if stage.startswith("curvature"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_field(plate(np.random.default_rng(5)).posterior(), random_seed=3, report=interrupt)
+
+
+def test_a_start_without_a_density_is_refused():
+    target = plate(np.random.default_rng(5))
+    with pytest.raises(FitError, match="no mode at the starting values"):
+        fit_field(target.posterior(), start=np.full(8, np.nan))

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+from posteriors import Bernoulli, LinearMixed
+from scipy import stats
+
+from pymc_flows.field import FieldOptions
+from pymc_flows.field.conditional import ConditionalField, Surface
+from pymc_flows.field.factors import factoring
+from pymc_flows.field.newton import FieldModes
+from pymc_flows.field.noise import NormalNoise, quadrature
+from pymc_flows.field.weights import weigh_groups
+
+
+def conditional_of(posterior, rng, *, corrects=True):
+    options = FieldOptions(newton_tolerance=1e-8)
+    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
+    points = quadrature(posterior.groups, options.quadrature_pairs, rng)
+    return ConditionalField(modes, surface, points, options, corrects=corrects)
+
+
+@pytest.fixture(scope="module")
+def two_rows():
+    """Groups with two rows each: far from Gaussian."""
+    rng = np.random.default_rng(3)
+    return Bernoulli(rng.integers(0, 3, 40), np.full(40, 2))
+
+
+@pytest.mark.parametrize("g", [(0.3, 0.0), (-0.5, 1.5)])
+def test_weights_by_group_correct_the_marginal(two_rows, g, rng):
+    posterior = two_rows.posterior()
+    [gaussian] = conditional_of(posterior, rng).at(np.array([g]))
+    noise = NormalNoise.make(posterior.groups, 1024, rng)
+    weights = weigh_groups(posterior, gaussian, noise)
+    expected = two_rows.log_marginal(np.array([g]))[0]
+    assert abs(gaussian.log_marginal - expected) > 0.1  # Laplace's approximation is off
+    assert abs(weights.log_marginal - expected) < max(4 * weights.error, 0.02)
+    assert not weights.is_even
+
+
+def test_resampled_groups_have_the_moments_of_the_posterior(two_rows, rng):
+    posterior = two_rows.posterior()
+    g = np.array([0.3, 0.8])
+    [gaussian] = conditional_of(posterior, rng).at(g[None])
+    noise = NormalNoise.make(posterior.groups, 2048, rng)
+    weights = weigh_groups(posterior, gaussian, noise, keep=True)
+    draws = weights.resample(4096, rng, posterior.groups)
+    x = np.linspace(-8, 8, 4001)
+    eta = g[0] + np.exp(g[1]) * x[:, None]
+    log_p = two_rows.k * eta - two_rows.n * np.logaddexp(0, eta) + stats.norm.logpdf(x[:, None])
+    p = np.exp(log_p)
+    p /= p.sum(axis=0)
+    mean = x @ p
+    sd = np.sqrt((x**2) @ p - mean**2)
+    np.testing.assert_allclose((draws.mean(axis=0) - mean) / sd, 0, atol=0.06)
+    np.testing.assert_allclose(draws.std(axis=0) / sd, 1, atol=0.06)
+    # Groups are drawn independently of each other.
+    correlation = np.corrcoef(draws.T) - np.eye(40)
+    assert abs(correlation).max() < 0.1
+
+
+def crossed(rng):
+    """Five rows of four columns, one of each: the columns separate the rows."""
+    rows, columns = np.divmod(np.arange(20), 4)
+    design = np.zeros((20, 9))
+    design[np.arange(20), rows] = 1
+    design[np.arange(20), 5 + columns] = 1
+    groups = np.array([0, 1, 2, 3, 4, -1, -1, -1, -1])
+    return LinearMixed(rng.standard_normal(20), [design], groups)
+
+
+def test_a_gaussian_field_has_even_weights_with_a_separator(rng):
+    target = crossed(rng)
+    posterior = target.posterior()
+    g = np.array([0.2, -0.1])
+    [gaussian] = conditional_of(posterior, rng).at(g[None])
+    noise = NormalNoise.make(posterior.groups, 4 * 8, rng)
+    weights = weigh_groups(posterior, gaussian, noise, n_outer=4, keep=True)
+    assert weights.is_even
+    assert weights.log_marginal == pytest.approx(target.log_marginal(g[None])[0])
+    assert weights.error == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(weights.ess, 8)
+
+
+def test_the_corrected_marginal_has_the_gradient_by_fishers_identity(rng):
+    target = crossed(rng)
+    posterior = target.posterior()
+    conditional = conditional_of(posterior, rng)
+    g = np.array([0.4, -0.3])
+    [gaussian] = conditional.at(g[None])
+    [expected] = conditional.expect([gaussian])
+    step = 1e-5 * np.eye(2)
+    differences = (target.log_marginal(g + step) - target.log_marginal(g - step)) / 2e-5
+    np.testing.assert_allclose(expected.gradient, differences, rtol=1e-5)
+    assert expected.elbo == pytest.approx(target.log_marginal(g[None])[0])
+
+
+def test_means_of_a_skewed_field_are_corrected(rng):
+    """Poisson-like skewness: 1 success of 9 with a wide prior."""
+    target = Bernoulli(np.ones(6), np.full(6, 9))
+    posterior = target.posterior()
+    g = np.array([0.0, 1.0])
+    [laplace] = conditional_of(posterior, rng, corrects=False).at(g[None])
+    [corrected] = conditional_of(posterior, rng).at(g[None])
+    x = np.linspace(-8, 8, 4001)
+    eta = g[0] + np.exp(g[1]) * x
+    p = np.exp(eta - 9 * np.logaddexp(0, eta) + stats.norm.logpdf(x))
+    mean = x @ p / p.sum()
+    assert abs(corrected.mean[0] - mean) < 0.15 * abs(laplace.mean[0] - mean)
