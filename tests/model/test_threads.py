@@ -34,8 +34,7 @@ def use(approx, seed):
     """Draws, both densities and the draws' deterministics: whatever runs a shared function."""
     points, log_q = approx.sample_and_log_prob(1 + seed % 3, random_seed=seed)
     log_p = LogDensity(approx.density).value(points)
-    with approx.model:
-        draws = approx.sample(2, random_seed=seed).posterior["twice"].to_numpy()
+    draws = approx.draws_at(points, approx.model, np.random.default_rng(seed))["twice"]
     return [points, log_q, log_p, draws, approx.log_prob({"x": points})]
 
 

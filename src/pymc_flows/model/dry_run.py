@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -48,6 +49,7 @@ class DryRun:
     def __init__(self, density: ModelDensity):
         self._density = ref(density)  # dry runs are kept as long as their density, and no longer
         self._said: set[str] = set()
+        self._lock = RLock()  # fits of several threads may have the same density
         self._mode = PLAIN
         self._bytes = 0
         self._dependent: set[Variable] = set()
@@ -57,8 +59,10 @@ class DryRun:
 
     def say_once(self, message: str) -> None:
         """Log a warning, the first time that it is given."""
-        if message not in self._said:
+        with self._lock:
+            is_new = message not in self._said
             self._said.add(message)
+        if is_new:
             _log.warning(message)
 
     # ----------------------------------------------------------------------------------- one draw
@@ -90,21 +94,23 @@ class DryRun:
 
         They follow from shapes alone, so that micro-batches depend on model and data only.
         """
-        self._evaluate(point)
-        return self._bytes
+        with self._lock:
+            self._evaluate(point)
+            return self._bytes
 
     def _evaluate(self, point: np.ndarray) -> list[np.ndarray]:
-        self._bytes = 0
-        try:
-            return self._function(point)
-        except Exception:
-            if self._mode is NUMPY:
-                raise
-            # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can. They
-            # raise anything; a fault of the model itself comes again, from the other mode.
-            self._mode = NUMPY
-            del self._function
-            return self._evaluate(point)
+        with self._lock:
+            self._bytes = 0
+            try:
+                return self._function(point)
+            except Exception:
+                if self._mode is NUMPY:
+                    raise
+                # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can.
+                # They raise anything; a fault of the model itself comes again, from the other mode.
+                self._mode = NUMPY
+                del self._function
+                return self._evaluate(point)
 
     @cached_property
     def _function(self) -> Any:
@@ -129,15 +135,17 @@ class DryRun:
 
         Decided by trying: a few draws around the point in NumPy, and for JAX by tracing.
         """
-        if self._why_not_vectorised:
-            return self._why_not_vectorised
-        if self._difference is None:
-            self._difference = self._compare(point)
-        return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
+        with self._lock:
+            if self._why_not_vectorised:
+                return self._why_not_vectorised
+            if self._difference is None:
+                self._difference = self._compare(point)
+            return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
 
     def why_not_jax(self, point: np.ndarray) -> str:
         """Say why JAX cannot run the log density at all; nothing if it can."""
-        return self._why_not_looped_on_jax if self.why_not_batched(point, "jax") else ""
+        with self._lock:
+            return self._why_not_looped_on_jax if self.why_not_batched(point, "jax") else ""
 
     _difference: str | None = None
 
