@@ -105,6 +105,21 @@ def walk_along_a_dim():
     return model
 
 
+def loop_along_a_dim():
+    """A loop fills an array as long as the dim, whose gradient asks for its shape."""
+    with pm.Model(coords={"time": range(4)}) as model:
+        x = pm.Normal("x", dims="time")
+        states = pytensor.scan(
+            lambda s, x: 0.5 * s + x.sum(),
+            outputs_info=[pt.zeros(())],
+            non_sequences=[x],
+            n_steps=model.dim_lengths["time"],
+            return_updates=False,
+        )
+        pm.Normal("y", states[-1], 1, observed=1.0)
+    return model
+
+
 def missing_values():
     with pm.Model() as model:
         mu = pm.Normal("mu")
@@ -114,7 +129,8 @@ def missing_values():
 
 
 @pytest.mark.parametrize(
-    "build", [masked_by_data, masked_in_the_graph, walk_along_a_dim, missing_values]
+    "build",
+    [masked_by_data, masked_in_the_graph, walk_along_a_dim, loop_along_a_dim, missing_values],
 )
 def test_masks_and_sizes_that_are_known_run_on_jax(build):
     density = ModelDensity(build())

@@ -10,7 +10,7 @@ import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import graph_replace
+from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
 from pytensor.tensor import TensorConstant
@@ -182,6 +182,41 @@ def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Te
             for var in node.inputs:
                 visit(var)
     return list(found)
+
+
+# ---------------------------------------------------------------------------------- known sizes
+
+
+def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """Compute the sizes that a graph makes of constants alone, so that types know of them.
+
+    JAX must know the shapes of all arrays, also of those that a loop fills, before it runs.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+
+    Returns
+    -------
+    list of TensorVariable
+        Equal graphs. Only integers of 64 bits are computed, as sizes are: narrower ones of data may
+        overflow where PyTensor's rewrites would widen them.
+    """
+    constant: set[Variable] = set()
+    found: dict[TensorVariable, None] = {}
+    for node in toposort(outputs):
+        if all(isinstance(v, Constant) or v in constant for v in node.inputs) and all(
+            isinstance(v, TensorVariable) and v.dtype == "int64" and v.ndim <= 1
+            for v in node.outputs
+        ):
+            constant.update(node.outputs)
+        else:
+            found.update(dict.fromkeys(v for v in node.inputs if v in constant))
+    if not found:
+        return list(outputs)
+    values = pytensor.function([], list(found), mode=NUMPY)()
+    known = {v: pt.constant(x, dtype="int64") for v, x in zip(found, values, strict=True)}
+    return clone_replace(list(outputs), known, rebuild_strict=False)
 
 
 # -------------------------------------------------------------------------------------- large data

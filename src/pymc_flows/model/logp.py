@@ -1,8 +1,7 @@
 """Log density of a PyMC model over flat unconstrained vectors, for many draws at once.
 
-With `layout`, this module is the only reader of `pymc.Model`. It prepares the model's log density
-once (parameter checks per draw, large data as function inputs) and evaluates it for a batch of
-draws, vectorised where the graph allows it and by a scan over draws where it does not.
+It prepares the model's log density once (checks per draw, large data as function inputs) and
+evaluates it for a batch of draws, vectorised where the graph allows it, else by a scan over draws.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import (
+    fold_sizes,
     lift_constants,
     switch_parameter_checks,
 )
@@ -196,7 +196,7 @@ class ModelDensity:
         sums = [term.sum() for term in self.named_terms.values()]
         with no_compiler():
             totals = [_total(sums[:n_free]), _total(sums[n_free:])]
-            outputs = replaced(totals, fixed_lengths(model))
+            outputs = fold_sizes(replaced(totals, fixed_lengths(model)))
             outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
             return join_products(lift_constants(simplify(outputs)), model.value_vars)
 
