@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pymc as pm
@@ -205,8 +206,8 @@ def names_without_value(model: pm.Model, start: Start | None) -> set[str]:
     return {inner for outer, inner in values.items() if given.isdisjoint((outer, inner))}
 
 
-def _name(key: object) -> str:
-    return str(key.name if isinstance(key, Variable) else key)
+def _name(key: Any) -> Any:
+    return key.name if isinstance(key, Variable) else key
 
 
 def _checked(model: pm.Model, slots: tuple[Slot, ...], start: Start) -> dict[str, np.ndarray | str]:
