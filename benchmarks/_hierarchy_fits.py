@@ -258,7 +258,7 @@ def _nuts(
                 adaptation=ADAPTATIONS[row["method"]],
                 progress_bar=False,
             )
-        row |= {"CPU s": seconds.cpu, "peak GB": peak_memory() / 1e9}
+        row |= {"CPU s": compiling.cpu + seconds.cpu, "peak GB": peak_memory() / 1e9}
         row |= course(idata, reference, problem.few, seconds.cpu)
         if row["is good"] is not False:
             break

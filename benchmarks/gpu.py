@@ -38,7 +38,7 @@ def fit(model: pm.Model, formula: str, draws: int, device: Any, steps: int) -> R
     # On both devices as on an accelerator, so that both get the same noise.
     with (
         jax.default_device(device),
-        patch("pymc_flows.training.noise.is_on_accelerator", return_value=True),
+        patch("pymc_flows.training.loop.noise.is_on_accelerator", return_value=True),
     ):
         inference = NFVI(formula, model=model, random_seed=0)
         with stopwatch() as first:

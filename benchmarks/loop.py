@@ -22,7 +22,7 @@ from pymc_flows.backends.modes import training_mode
 from pymc_flows.model.backend import layer_loop
 from pymc_flows.model.examine import DrawPlan
 from pymc_flows.targets import POTENTIALS
-from pymc_flows.training.objective import loss_and_gradients
+from pymc_flows.training.objectives.loss import loss_and_gradients
 
 FORMULA = "planar*2"
 TARGET = POTENTIALS[0]

@@ -23,7 +23,8 @@ from benchmarks._compile_clock import compile_clock
 from benchmarks.accuracy import open_collection
 from pymc_flows.callbacks import Tracker
 from pymc_flows.diagnostics.quality import measure
-from pymc_flows.training.objective import GRADIENTS, default_gradient
+from pymc_flows.training.config import GRADIENTS
+from pymc_flows.training.objectives.loss import default_gradient
 from pymc_flows.training.optimizers import LEARNING_RATE
 from pymc_flows.training.stopping import Plateau
 

@@ -75,5 +75,6 @@ else
 fi
 hashes=()
 if grep -q -e --hash "$lock"; then hashes=(--require-hashes); fi
-"${install[@]}" "${hashes[@]}" -r "$lock"
+# Bash before 4.4, that of macOS, calls an empty array unset.
+"${install[@]}" ${hashes[@]+"${hashes[@]}"} -r "$lock"
 if [[ ${3:-} != --no-package ]]; then "${install[@]}" --no-deps --no-build-isolation -e .; fi

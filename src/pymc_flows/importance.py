@@ -14,7 +14,7 @@ from xarray import Dataset
 
 from pymc_flows.errors import ArgumentError, FitError
 
-type Correction = Literal["psis", "resample"]
+type Correction = Literal["psis", "resample", False]
 
 # With fewer weights, the largest fifth is too small to estimate a tail.
 MIN_DRAWS = 25
@@ -58,11 +58,8 @@ class Quality:
 
     @property
     def threshold(self) -> float:
-        """Largest k-hat with which estimates from this many draws can be trusted.
-
-        min(1 − 1/log10 S, 0.7), Vehtari, Simpson, Gelman, Yao & Gabry, JMLR 25(72), 2024.
-        """
-        return min(1 - 1 / math.log10(max(self.n_draws, 11)), 0.7)
+        """Largest k-hat with which estimates from this many draws can be trusted."""
+        return threshold(self.n_draws)
 
     @property
     def is_trusted(self) -> bool:
@@ -71,6 +68,14 @@ class Quality:
         So the number that is shown and the verdict agree; the noise of k-hat is larger anyway.
         """
         return round(self.khat, 2) <= round(self.threshold, 2)
+
+
+def threshold(n_draws: int) -> float:
+    """Largest k-hat with which estimates from so many draws can be trusted.
+
+    min(1 − 1/log10 S, 0.7), Vehtari, Simpson, Gelman, Yao & Gabry, JMLR 25(72), 2024.
+    """
+    return min(1 - 1 / math.log10(max(n_draws, 11)), 0.7)
 
 
 def quality(log_weights: np.ndarray) -> Quality:
@@ -197,9 +202,9 @@ def _log_sum_exp(values: np.ndarray) -> float:
 
 def check_correction(correct: Correction | None, *, return_inferencedata: bool) -> None:
     """Raise `ArgumentError` if there is no such correction, or nowhere to put it."""
-    if correct is not None and correct not in ("psis", "resample"):
-        raise ArgumentError(f"correct must be None, 'psis' or 'resample', got {correct!r}")
-    if correct is not None and not return_inferencedata:
+    if correct is not None and correct is not False and correct not in ("psis", "resample"):
+        raise ArgumentError(f"correct must be None, 'psis', 'resample' or False, got {correct!r}")
+    if correct and not return_inferencedata:
         raise ArgumentError(
             f"correct={correct!r} puts weights next to the draws, and a MultiTrace has no place "
             "for them\nLeave out return_inferencedata=False."

@@ -13,7 +13,7 @@ from pymc.variational.opvi import Approximation
 import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, FlowShapeError, FormulaError, ModelError
-from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.importance import Quality
 
 DIM = 6  # a_log__, x (3,), p_simplex__ (2,)

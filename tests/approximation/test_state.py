@@ -11,6 +11,7 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.formula import Formula
+from pymc_flows.io.files import read
 
 LOC, SD = np.array([0.5, -1.0]), np.array([0.8, 1.2])
 
@@ -30,6 +31,9 @@ class FixedNormal:
 
     def center(self):
         return LOC
+
+    def landmarks(self):
+        return LOC + SD * np.array([[0.0, 0.0], [1.0, -1.0]])
 
     def draw_graph(self, z0):
         points = pt.constant(LOC) + pt.constant(SD) * z0
@@ -86,6 +90,14 @@ def test_a_report_and_weights(approx):
     assert_allclose(report.quality.log_evidence, 0, atol=1e-10)
     corrected = approx.sample(500, correct="psis", random_seed=1)
     assert_allclose(corrected.sample_stats["log_weight"], -np.log(500))
+
+
+def test_it_is_saved_by_its_arrays(approx, tmp_path):
+    approx.save(tmp_path / "normal.nc")
+    content = read(tmp_path / "normal.nc")
+    assert_allclose([content.arrays["center"], content.arrays["scale"]], [LOC, SD])
+    expected = stats.norm(LOC, SD).logpdf(approx.q.landmarks()).sum(axis=1)
+    assert_allclose(content.record["log_density"]["x"], expected)
 
 
 def test_what_needs_a_map_of_a_normal_base_says_so(approx):

@@ -11,7 +11,7 @@ import pytest
 import pymc_flows as pmf
 from pymc_flows.diagnostics import coverage as _coverage
 from pymc_flows.diagnostics.quality import quality
-from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import weigh
 

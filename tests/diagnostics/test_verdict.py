@@ -17,7 +17,7 @@ from pymc_flows.approximation import draws as _draws
 from pymc_flows.diagnostics import coverage as _coverage
 from pymc_flows.diagnostics.quality import measure
 from pymc_flows.errors import ArgumentError, ModelError
-from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality
 

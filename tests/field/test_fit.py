@@ -3,8 +3,8 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from posteriors import Bernoulli, Funnel, LinearMixed, on_grid
 
+from posteriors import Bernoulli, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field
 

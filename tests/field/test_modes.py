@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from posteriors import Bernoulli, Funnel, LinearMixed
 from scipy import optimize, sparse
 
+from posteriors import Bernoulli, Funnel, LinearMixed
 from pymc_flows.field import Posterior
+from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.factors import factoring
-from pymc_flows.field.newton import FieldModes
 
 
 def modes_of(posterior):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pymc_flows.field.noise import NormalNoise, quadrature, ranks
+from pymc_flows.field.conditional.noise import NormalNoise, quadrature, ranks
 
 
 def test_ranks_count_within_groups_and_the_separator_after_them():

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
-from posteriors import Bernoulli, LinearMixed
 from scipy import stats
 
+from posteriors import Bernoulli, LinearMixed
 from pymc_flows.field import FieldOptions
-from pymc_flows.field.conditional import ConditionalField, Surface
+from pymc_flows.field.conditional.mapping import ConditionalField, Surface
+from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.noise import NormalNoise, quadrature
+from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.factors import factoring
-from pymc_flows.field.newton import FieldModes
-from pymc_flows.field.noise import NormalNoise, quadrature
-from pymc_flows.field.weights import weigh_groups
 
 
 def conditional_of(posterior, rng, *, corrects=True):

@@ -1,7 +1,5 @@
 """`formula='auto'`: what is tried, what is taken, and what is said of it."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pymc as pm
 import pytest
@@ -11,12 +9,13 @@ from pymc_flows.backends.modes import NUMPY
 from pymc_flows.diagnostics.quality import Quality
 from pymc_flows.errors import BackendError, FitError
 from pymc_flows.fitting import auto as ladder
-from pymc_flows.fitting import candidates as _rungs
-from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.fitting import candidates as _candidates
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.training.trainer import Outcome
 
-IAF = _rungs.AUTOREGRESSIVE
+IAF = _candidates.AUTOREGRESSIVE
 NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
 JAX = {"backend": "jax", "progressbar": False}
 
@@ -111,16 +110,16 @@ def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
     ],
 )  # fmt: skip
 def test_what_is_tried(dim, expected):
-    assert [trial.formula for trial in _rungs.richer(dim)] == expected
+    assert [candidate.formula for candidate in _candidates.richer(dim)] == expected
 
 
 def test_a_trial_has_settings_of_its_own_where_none_are_given():
-    trial = _rungs.Trial("loc", anneal=0.3, draws=128, rate=0.003)
-    own = trial.arguments({})
+    candidate = _candidates.Candidate("loc", anneal=0.3, draws=128, rate=0.003)
+    own = candidate.arguments({})
     assert (own["anneal"], own["obj_n_mc"], own["schedule"]) == (0.3, 128, "cosine")
     given = {"obj_n_mc": 5, "obj_optimizer": pm.sgd(), "anneal": None}
-    assert trial.arguments(given) == given
-    assert _rungs.Trial("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
+    assert candidate.arguments(given) == given
+    assert _candidates.Candidate("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
 
 
 def rung(elbo, log_z, khat=0.1, error=0.001):
@@ -136,8 +135,11 @@ def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
 
 
 def test_what_is_tried_where_modes_are_apart(monkeypatch):
-    trials = [_rungs.Trial("scale-loc", 0.3, 8, 0.003), _rungs.Trial("loc", 0.8)]
-    monkeypatch.setattr(ladder, "spread", lambda: trials)
+    candidates = [
+        _candidates.Candidate("scale-loc", 0.3, 8, 0.003),
+        _candidates.Candidate("loc", 0.8),
+    ]
+    monkeypatch.setattr(ladder, "spread", lambda: candidates)
     with pm.Model() as model:
         modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
         pm.Mixture("x", np.full(3, 1 / 3), modes, shape=2)
@@ -148,9 +150,9 @@ def test_what_is_tried_where_modes_are_apart(monkeypatch):
 
 
 def test_formulas_for_modes_that_are_apart_are_formulas():
-    for trial in _rungs.spread():
-        Formula(trial.formula)
-        assert 0 <= (trial.anneal or 0) < 1
+    for candidate in _candidates.spread():
+        Formula(candidate.formula)
+        assert 0 <= (candidate.anneal or 0) < 1
 
 
 def test_a_minibatch_gets_the_first_rung_unjudged():
@@ -192,15 +194,16 @@ def fits(monkeypatch):
     """What happens at each fit in turn: an error, or the number of steps until an interrupt."""
     script = []
 
-    def fit(self, n, **kwargs):
-        happens = script.pop(0)
+    def train(self, config):
+        happens, formula = script.pop(0), str(self.approx.formula)
         if isinstance(happens, BaseException):
             raise happens
-        self.state = SimpleNamespace(done=happens, is_interrupted=happens < n)
-        self.concerns.append(f"The loss of {self.approx.formula} was still falling.")
-        return self.approx
+        ends = happens < config.n
+        interrupted = f"Interrupted after {happens} of {config.n} steps of {formula!r}" * ends
+        falls = f"The loss of {formula} was still falling."
+        return Outcome(happens, "Finished.", interrupted, warnings=(falls,))
 
-    monkeypatch.setattr(ladder.NFVI, "fit", fit)
+    monkeypatch.setattr(ladder.NFVI, "train", train)
     return script
 
 
@@ -246,7 +249,7 @@ def test_a_backend_that_is_refused_is_an_error_unless_it_costs_a_fit(fits, caplo
     assert any("(BackendError: no such Op)" in text for text in warned(caplog))
 
 
-def test_concerns_are_told_of_the_one_that_is_taken(fits, caplog):
+def test_convergence_warnings_are_told_of_the_one_that_is_taken(fits, caplog):
     fits += [9, 9]
     start = Frame(np.array([0.5]), np.array([0.7]))
     approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)

@@ -20,7 +20,7 @@ from fits import (
     restore,
     snapshot,
 )
-from pymc_flows.fitting import session as _session
+from pymc_flows.training import state as _state
 
 
 def test_single_precision():
@@ -111,7 +111,7 @@ def test_on_numba_bits_do_not_depend_on_the_calls_or_on_an_interrupt(on_numba, m
     on_numba.refine(300, progressbar=False)
     whole = everything(on_numba)
     restore(on_numba, saved)
-    monkeypatch.setattr(_session, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(_state, "CHUNK_SECONDS", 0.0)
     on_numba.state.chunk = 1
     on_numba.refine(300, progressbar=False)
     assert_identical(everything(on_numba), whole)

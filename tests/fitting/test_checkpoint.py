@@ -45,7 +45,7 @@ def all_state(inf):
         *everything(inf),
         inf.approx.hist,
         inf.state.i,
-        loop._noise.bit_generator.state,
+        loop.state_dict()["noise_rng"],
         inf.approx.rng.get_state(legacy=False)["state"]["key"],
         loop.failures,
     ]

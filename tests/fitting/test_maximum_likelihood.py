@@ -116,7 +116,7 @@ def test_a_flow_that_learns_draws_by_heart_is_warned_of(caplog):
 
 
 class Draws:
-    """Stands for an approximation whose log density goes up, and down again."""
+    """Stands for a flow whose log density goes up, and down again."""
 
     params = ()
 
@@ -131,15 +131,15 @@ class Draws:
 def test_looks_are_frequent_at_first():
     """From one epoch on, or ten steps; and rarer by and by, down to twenty in all."""
     for epoch, first in ((4, 10), (40, 40), (4_000, 250)):
-        state = SimpleNamespace(i=0, every=250)
-        approx = Draws(state)
-        held_out = HeldOut(approx, state, np.zeros((3, 2)), epoch)
+        state = SimpleNamespace(i=0)
+        q = Draws(state)
+        held_out = HeldOut(q, np.zeros((3, 2)), 250, epoch)
         while state.i < 5_000:
             state.i += 1
-            if state.i % state.every == 0:
-                held_out.look()
-        gaps = np.diff(approx.looks)
-        assert (approx.looks[:2], gaps[-1]) == ([0, first], 250)
+            if held_out.is_due(state.i):
+                held_out.act(state, np.empty(0))
+        gaps = np.diff(q.looks)
+        assert (q.looks[:2], gaps[-1]) == ([0, first], 250)
         assert len(gaps) < 50
         assert not held_out.learns
 

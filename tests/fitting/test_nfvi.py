@@ -1,5 +1,6 @@
 """`NFVI` on real models: what its arguments do and what a fit finds. On JAX."""
 
+import inspect
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ import pymc_flows as pmf
 from fits import ADAM, JAX, Y, assert_identical, inference, normal_mean, parameters
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import ArgumentError, BackendError
+from pymc_flows.training.config import FitConfig
 
 # ------------------------------------------------------------------------- steps, draws, losses
 
@@ -383,3 +385,9 @@ def test_new_data_between_fit_refine_and_sample():
     draws = inf.approx.sample(200, random_seed=1).posterior
     assert draws["shifted"].shape == (1, 200, 6)
     assert float(draws["x"].mean()) == pytest.approx(42 / 7, abs=0.3)
+
+
+def test_a_configuration_has_the_names_and_defaults_of_the_arguments_of_fit():
+    fit, config = (inspect.signature(f).parameters for f in (pmf.NFVI.fit, FitConfig))
+    defaults = {name: p.default for name, p in fit.items() if name != "self"}
+    assert {name: p.default for name, p in config.items()} == defaults

@@ -6,7 +6,7 @@ from pymc.variational.callbacks import CheckParametersConvergence
 
 import pymc_flows as pmf
 from fits import ADAM, JAX, assert_identical, everything, inference, minibatch_model, parameters
-from pymc_flows.fitting import session as _session
+from pymc_flows.training import state as _state
 
 # ------------------------------------------------------------------------- same seed, same bits
 
@@ -36,7 +36,7 @@ def reference():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bits_depend_on_nothing_but_the_seed(variant, reference, monkeypatch):
     if variant == "short calls":
-        monkeypatch.setattr(_session, "CHUNK_SECONDS", 0.0)
+        monkeypatch.setattr(_state, "CHUNK_SECONDS", 0.0)
     assert_identical(fit_minibatches(**VARIANTS[variant]()), reference)
 
 

@@ -16,7 +16,7 @@ from pymc.distributions.transforms import Interval, ordered
 import pymc_flows as pmf
 from fits import three_variables
 from pymc_flows.errors import StorageError
-from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.importance import Quality
 from pymc_flows.io import files as _files
 from pymc_flows.io.files import Content
@@ -228,7 +228,7 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_a_search(tmp_path
         raise AssertionError("a search or a fit has begun")
 
     monkeypatch.setattr("pymc_flows.fitting.entry.find_frame", slow)
-    monkeypatch.setattr("pymc_flows.fitting.nfvi.prepare", slow)
+    monkeypatch.setattr("pymc_flows.fitting.nfvi.FitState.prepare", slow)
     model = three_variables()
     fits = [
         partial(pmf.fit, formula="loc", model=model),

@@ -80,20 +80,18 @@ def snapshot(inf):
     loop = inf.state.loop
     return (
         [v.get_value() for v in changing(inf)],
-        loop._noise.bit_generator.state,
-        copy.deepcopy(loop._rngs),
+        copy.deepcopy(loop.state_dict()),
         inf.state.i,
         inf.hist,
     )
 
 
 def restore(inf, saved):
-    values, noise, rngs, inf.state.i, inf.hist = saved
+    values, state, inf.state.i, inf.hist = saved
     loop = inf.state.loop
     for v, value in zip(changing(inf), values, strict=True):
         v.set_value(value)
-    loop._noise.bit_generator.state = noise
-    loop._rngs = rngs
+    loop.load_state_dict(state, lambda name, *_: state["arrays"][name])
 
 
 def interrupted_and_not(inf, delay=0.4):
@@ -107,7 +105,7 @@ def interrupted_and_not(inf, delay=0.4):
     thread.join()
     assert signal.getsignal(signal.SIGINT) is handler
     assert delay < seconds < delay + 5
-    n = inf.state.i - saved[3]
+    n = inf.state.i - saved[2]
     assert 0 < n < 10**8
     assert len(inf.hist) == inf.state.i
     inf.refine(50, progressbar=False)

@@ -96,7 +96,7 @@ LAYERS_HINT = "All repeats together may give at most 65,536 layers; use smaller 
 DASH_HINT = "Join layers with dashes, such as 'scale-loc'."
 CLOSE_HINT = "Separate options with commas and close with ')'."
 DEMO_HINT = "Options of demo (with defaults): hidden=16, rate=0.5, flag=false, kind=a."
-SIGNS_HINT = "A formula is made of names, numbers, spaces and the signs - * ( ) , = only."
+SIGNS_HINT = "A formula is made of names, numbers, spaces and the signs - * ( ) , = | only."
 
 
 def bad_count(got):

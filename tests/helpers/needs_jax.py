@@ -34,7 +34,7 @@ def needs_jax(item: pytest.Function) -> bool:
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(each.func for fixture in fixtures for each in fixture)]
     seen: set[int] = set()
-    return any(_uses_jax(function, seen) for function in functions)
+    return any(uses_jax(function, seen) for function in functions)
 
 
 def _is_jax(value: object) -> bool:
@@ -48,14 +48,15 @@ def _is_jax(value: object) -> bool:
     return isinstance(value, (tuple, list, set, frozenset)) and any(map(_is_jax, value))
 
 
-def _uses_jax(value: object, seen: set[int]) -> bool:
+def uses_jax(value: object, seen: set[int]) -> bool:
+    """Whether a function or class of the tests names JAX, or uses one that does."""
     if _is_jax(value):
         return True
     if id(value) in seen:
         return False
     seen.add(id(value))
     if isinstance(value, type) and _is_of_tests(sys.modules.get(value.__module__)):
-        return any(_uses_jax(member, seen) for member in vars(value).values())
+        return any(uses_jax(member, seen) for member in vars(value).values())
     function = getattr(value, "__wrapped__", value)
     if not isinstance(function, FunctionType) or not _is_of_tests(function):
         return False
@@ -68,7 +69,7 @@ def _uses_jax(value: object, seen: set[int]) -> bool:
     used = [function.__globals__[name] for name in names & function.__globals__.keys()]
     for module in [x for x in used if isinstance(x, ModuleType) and _is_of_tests(x)]:
         used += [vars(module)[name] for name in names & vars(module).keys()]
-    return any(_uses_jax(x, seen) for x in used)
+    return any(uses_jax(x, seen) for x in used)
 
 
 def _is_of_tests(value: ModuleType | FunctionType | None) -> bool:

@@ -4,7 +4,7 @@ import pytest
 
 from pymc_flows import plots
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import Ladder, Rung
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality
 

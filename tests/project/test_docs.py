@@ -46,7 +46,9 @@ SHORTER = {
 def test_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Something with losses to show, that compiles fast.
-    monkeypatch.setattr("pymc_flows.fitting.auto.richer", lambda dim: [ladder.Trial("scale-loc")])
+    monkeypatch.setattr(
+        "pymc_flows.fitting.auto.richer", lambda dim: [ladder.Candidate("scale-loc")]
+    )
     monkeypatch.setattr("pymc_flows.fitting.auto._best", lambda qualities: len(qualities) - 1)
     text = (DOCS / "tutorial.md").read_text("utf-8")
     blocks = dict(NAMED_BLOCK.findall(text))

@@ -289,6 +289,9 @@ def test_bars(bench):
         row(bench, "posteriors", "funnel", seed=1, **bad, **{"says good": False}),
         *(row(bench, "grid", TINY, seed=i) for i in range(3)),
         row(bench, "grid", TINY, seed=3, **bad),
+        row(bench, "cost", "cost-10", groups=10),
+        row(bench, "cost", "cost-100", groups=100, **{"CPU s": 13.0}),
+        row(bench, "cost", "cost-1000", groups=1_000, formula=None),
     ]
     found = {
         check.what: (check.value, check.holds) for check in bench._hierarchy_tables.checks(rows)
@@ -302,6 +305,12 @@ def test_bars(bench):
         "grid: share of 4 fits that are good": (0.75, False),
         "grid: wrongly called good": (1, False),
         "grid: median CPU s, compiling apart": (1.0, True),
+        "cost: sizes done": (2, False),
+        **{
+            f"cost: {what} as which power of groups, {sizes}": (pytest.approx(power), True)
+            for what, power in {"time": 1.0, "memory": 0.0}.items()
+            for sizes in ("all sizes", "the two largest")
+        },
     }
 
 

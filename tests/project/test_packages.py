@@ -31,6 +31,7 @@ ORDER = (
     "training",
     "approximation",
     "start",
+    "field",
     "diagnostics",
     "fitting",
     "mcmc",

@@ -12,6 +12,7 @@ import pymc_flows as pmf
 
 NAMES = {
     *("FLOWS", "FlowError", "Formula", "FormulaError", "NFVI", "NormalizingFlow", "Report"),
+    "Structure",
     *(
         "Anneal",
         "Frame",
@@ -29,6 +30,7 @@ NAMES = {
         "report",
         "resume",
         "sample",
+        "structure",
         "targets",
         "uninstall",
     ),
@@ -40,7 +42,8 @@ SIGNATURES = {
     "NormalizingFlow": "flow, *, model, jitter, start, params, random_seed",
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
-    "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, **kwargs",
+    "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, **kwargs",
+    "structure": "model, *, hyper, field",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",
     "find_frame": "model, *, start, dense, random_seed",
@@ -138,6 +141,7 @@ def test_every_plot_takes_its_subject_first_and_axes_by_name():
         "log_weights": ["samples", "ax"],
         "pairs": ["samples", "figure"],
         "pareto_tail": ["samples", "ax"],
+        "structure": ["structure", "ax"],
         "traces": ["tracker", "figure"],
     }
 

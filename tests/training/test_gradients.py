@@ -14,7 +14,7 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import build_chain
 from pymc_flows.model.examine import DrawPlan
 from pymc_flows.training.annealing import Ramp
-from pymc_flows.training.objective import (
+from pymc_flows.training.objectives.loss import (
     Estimator,
     default_gradient,
     loss_and_gradients,

@@ -7,8 +7,8 @@ import pytensor.tensor as pt
 import pytest
 
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.training import loop as training
 from pymc_flows.training.loop import Step
+from pymc_flows.training.loop import compiled as training
 from steps import (
     DIM,
     DRAWS,

@@ -5,8 +5,8 @@ import pymc as pm
 import pytest
 from scipy import stats
 
-from pymc_flows.training import noise as _noise
-from pymc_flows.training.noise import aligned_zeros, standard_normal_by_jax
+from pymc_flows.training.loop import noise as _noise
+from pymc_flows.training.loop.noise import aligned_zeros, standard_normal_by_jax
 from steps import DIM, DRAWS, by_hand, loop_of, step_of
 
 

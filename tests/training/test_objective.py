@@ -14,7 +14,7 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.flows.state import base_log_prob
 from pymc_flows.model.examine import DrawPlan
-from pymc_flows.training.objective import loss_and_gradients, loss_graph
+from pymc_flows.training.objectives.loss import loss_and_gradients, loss_graph
 
 MEAN = np.array([1.0, -2.0, 0.5])
 COV = np.array([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])

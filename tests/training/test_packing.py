@@ -10,8 +10,8 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import build_chain
+from pymc_flows.training.loop.packing import Packing, join, split_by_block
 from pymc_flows.training.optimizers import ELEMENTWISE, rated
-from pymc_flows.training.packing import Packing, join, split_by_block
 
 SHAPES = {"a": (2,), "b": (2, 3), "c": (1, 1)}
 

@@ -10,6 +10,7 @@ from pymc_flows.approximation.pickling import deep_copy
 from pymc_flows.approximation.saving import (
     check_log_density,
     contents,
+    field_state,
     flow_arguments,
     restore,
     versions,
@@ -21,6 +22,7 @@ __all__ = [
     "check_log_density",
     "contents",
     "deep_copy",
+    "field_state",
     "flow_arguments",
     "restore",
     "versions",

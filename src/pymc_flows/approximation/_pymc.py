@@ -31,9 +31,9 @@ from pymc_flows.model.batching import batched_draws
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.support.arguments import check_integer
-from pymc_flows.support.compat import KL, ObjectiveFunction, VIState, node_property
+from pymc_flows.support.compat import KL, ObjectiveFunction, node_property
 from pymc_flows.support.seeds import RandomState, integer_seed
-from pymc_flows.training.objective import loss_graph
+from pymc_flows.training.objectives.loss import loss_graph
 
 __all__ = [
     "Approximation",
@@ -166,6 +166,11 @@ class _Value(NamedTuple):
         return self.value
 
 
+def _of_group(name: str, doc: str) -> Any:
+    """What an approximation has of its only group."""
+    return property(lambda approx: getattr(approx.groups[0], name), doc=doc)
+
+
 class StateApproximation(Approximation):
     """PyMC's approximation of a whole model by one distribution.
 
@@ -197,40 +202,13 @@ class StateApproximation(Approximation):
     def include_transformed(self, value: bool) -> None:
         self.groups[0].include_transformed = value
 
-    @property
-    def rng(self) -> np.random.RandomState:
-        """Seeds what PyMC compiles from this approximation."""
-        return self.groups[0].rng
-
-    @property
-    def state(self) -> VIState:
-        """Mean and standard deviation by variable, as PyMC's approximations give them."""
-        return self.groups[0].state
-
-    @property
-    def mean_data(self) -> Dataset:
-        """Mean by unconstrained variable."""
-        return self.groups[0].mean_data
-
-    @property
-    def std_data(self) -> Dataset:
-        """Standard deviation by unconstrained variable."""
-        return self.groups[0].std_data
-
-    @property
-    def mean(self) -> TensorVariable:
-        """Mean (dim,) in the unconstrained space: exact if affine, else from fixed noise."""
-        return self.groups[0].mean
-
-    @property
-    def std(self) -> TensorVariable:
-        """Standard deviation (dim,) in the unconstrained space; as `mean`."""
-        return self.groups[0].std
-
-    @property
-    def cov(self) -> TensorVariable:
-        """Covariance (dim, dim) in the unconstrained space; as `mean`."""
-        return self.groups[0].cov
+    rng = _of_group("rng", "Seeds what PyMC compiles from this approximation.")
+    state = _of_group("state", "Mean and standard deviation by variable, as PyMC gives them.")
+    mean_data = _of_group("mean_data", "Mean by unconstrained variable.")
+    std_data = _of_group("std_data", "Standard deviation by unconstrained variable.")
+    mean = _of_group("mean", "Mean (dim,), unconstrained: exact if affine, else by fixed noise.")
+    std = _of_group("std", "Standard deviation (dim,) in the unconstrained space; as `mean`.")
+    cov = _of_group("cov", "Covariance (dim, dim) in the unconstrained space; as `mean`.")
 
     def symbolic_sample_over_posterior(
         self,

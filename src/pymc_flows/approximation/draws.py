@@ -15,6 +15,7 @@ from xarray import Dataset, DataTree
 
 from pymc_flows.approximation._pymc import StateApproximation
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError, NotInvertibleError
+from pymc_flows.field.state import FieldState
 from pymc_flows.flows import Chain
 from pymc_flows.flows.state import FlowState
 from pymc_flows.formula import Formula
@@ -24,6 +25,7 @@ from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import ROWS, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.points import is_named, to_unconstrained
+from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.compat import MultiTrace
 from pymc_flows.support.seeds import RandomState, integer_seed
 
@@ -122,9 +124,7 @@ class FlowDraws(StateApproximation):
         return self._rng_for(random_seed).integers(2**32, size=n).tolist()
 
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise ArgumentError(f"the number of draws must be an integer of at least 1, got {n!r}")
-        return self.q.draw(n, rng)
+        return self.q.draw(check_integer("the number of draws", n), rng)
 
     @overload
     def log_prob(self, points: ArrayLike | NamedPoints, *, space: Space = ...) -> np.ndarray: ...
@@ -203,7 +203,7 @@ class FlowDraws(StateApproximation):
             If the last axis is not ``dim``.
         """
         rows, shape = self._rows(z0)
-        return self.flow.forward(rows).reshape(shape)
+        return self.q.forward(rows).reshape(shape)
 
     def inverse(self, points: ArrayLike) -> np.ndarray:
         """Draws of the base, N(0, I), from points of the unconstrained space.
@@ -258,14 +258,17 @@ class FlowDraws(StateApproximation):
         ----------
         draws : int
             Number of draws.
-        correct : 'psis' or 'resample', optional
+        correct : 'psis', 'resample' or False, optional
             Corrects by importance weights p/q, Pareto-smoothed. 'psis' leaves the draws as they
             are and stores their weights, for weighted means of one's own. Whatever else takes
             draws ignores weights, such as ``az.summary``, ``az.loo``, ``az.compare``, plots and
             ``pm.sample_posterior_predictive``: it needs 'resample', which draws from the draws,
             with replacement, as often as there are draws (without, nothing would change); copies
             of a draw stay side by side, and ArviZ's effective sample sizes and standard errors
-            see them. Neither can bring back what the approximation misses.
+            see them. Neither can bring back what the approximation misses. By default, and with
+            False, draws are those of the approximation itself. Of a field given hyperparameters
+            (``'tril-loc | laplace'``) the default is 'resample', which weighs each group of
+            variables for itself; only False gives draws of the approximation.
         random_seed : int, Generator, RandomState, optional
             Without one, draws continue the approximation's own stream.
         return_inferencedata : bool
@@ -305,13 +308,8 @@ class FlowDraws(StateApproximation):
             )
         model = pm.Model.get_context(error_if_none=False) or self.model
         rng = self._rng_for(random_seed)
-        points, log_q = self._draw(draws, rng)
         self.density.check_shapes()
-        stats = None
-        if correct is not None:
-            density = self.density_of(model)
-            log_p = LogDensity(density).value(points)
-            points, stats = corrected(correct, points, log_p, log_q, rng)
+        points, stats = self._corrected_draws(draws, correct, model, rng)
         everything = self.draws_at(points, model, rng)
         if not return_inferencedata:
             return _draws.to_multitrace(model, everything)
@@ -319,6 +317,21 @@ class FlowDraws(StateApproximation):
         if stats is not None:
             tree["sample_stats"] = _draws.with_coords_of(tree.children["posterior"], stats)
         return tree
+
+    def _corrected_draws(
+        self, n: int, correct: Correction | None, model: pm.Model, rng: np.random.Generator
+    ) -> tuple[np.ndarray, Dataset | None]:
+        """Draws (n, dim), and what their weights say; None if they have not been weighed."""
+        if isinstance(self.q, FieldState) and correct in (None, "resample"):
+            n = check_integer("the number of draws", n)
+            points, attrs = self.q.resample(n, rng)
+            weights = np.full((1, n), -np.log(n))
+            return points, Dataset({"log_weight": (("chain", "draw"), weights)}, attrs=attrs)
+        points, log_q = self._draw(n, rng)
+        if not correct:
+            return points, None
+        log_p = LogDensity(self.density_of(model)).value(points)
+        return corrected(correct, points, log_p, log_q, rng)
 
     def draws_at(
         self, points: np.ndarray, model: pm.Model, rng: np.random.Generator

@@ -25,7 +25,7 @@ from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
 from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
-from pymc_flows.training.objective import Problem
+from pymc_flows.training.objectives.loss import Problem
 
 
 class NormalizingFlow(FlowDraws):
@@ -159,7 +159,7 @@ class NormalizingFlow(FlowDraws):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [replace(self.formula.table(self.q.dim), title=str(self))._repr_html_()]
+        parts = [replace(self.formula.table(self.q.chain_dim), title=str(self))._repr_html_()]
         if len(self.hist):
             recent = self.hist[-1_000:]
             mean = recent[np.isfinite(recent)].mean() if np.isfinite(recent).any() else np.nan

@@ -14,13 +14,16 @@ import pytensor
 
 from pymc_flows.approximation.draws import FlowDraws
 from pymc_flows.backends.rngs import decode_state, encode_state, set_state
-from pymc_flows.errors import StorageError
+from pymc_flows.errors import ArgumentError, StorageError
+from pymc_flows.field.state import FieldState
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content
 from pymc_flows.model.layout import fingerprint, layout
-from pymc_flows.model.terms import base_points, different_terms, probe
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.structure import structure
+from pymc_flows.model.terms import different_terms, probe
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
 _MOST_SHOWN = 10
@@ -48,6 +51,7 @@ def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
         "model": fingerprint(approx.model, approx.density.slots),
         "log_density": _log_density(approx),
         "ladder": None if approx.ladder is None else approx.ladder.record(),
+        "structure": _roles(approx),
         "scale_cost_to_minibatch": approx.scale_cost_to_minibatch,
         "draws_rng": encode_state(approx._sample_rng.bit_generator.state),
         "seeds_rng": encode_state(approx.rng.get_state(legacy=False)),
@@ -55,9 +59,53 @@ def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
     return Content(str(approx.formula), arrays, record)
 
 
+def _roles(approx: FlowDraws) -> dict[str, list[str]] | None:
+    """Names of the hyperparameters and of the field, if there are any."""
+    if not isinstance(approx.q, FieldState):
+        return None
+    found = approx.q.structure
+    return {"hyper": list(found.hyper_names), "field": list(found.field_names)}
+
+
 def _log_density(approx: FlowDraws) -> dict[str, list[float]] | None:
     """Log densities where the approximation is, by term of the model."""
-    return probe(approx.density, approx.forward(base_points(approx.ddim)))
+    return probe(approx.density, approx.q.landmarks())
+
+
+def check_model(content: Content, model: pm.Model) -> None:
+    """Raise `StorageError` unless a file belongs to a model, and has the precision of now."""
+    dtype = pytensor.config.floatX
+    if content.record.get("floatX") != dtype:
+        raise StorageError(
+            f"the file was written with floatX={content.record.get('floatX')!r}, "
+            f"pytensor.config.floatX is {dtype!r}"
+        )
+    expected = fingerprint(model, layout(model))
+    found = content.record.get("model")
+    if found != expected:
+        raise StorageError(
+            "the file belongs to another model\n" + _shown(_differences(found, expected))
+        )
+
+
+def field_state(content: Content, model: pm.Model) -> FieldState:
+    """Make the field given hyperparameters of a file, whose formula has a bar.
+
+    Raises
+    ------
+    StorageError
+        If the model is not the one that it was made for.
+    """
+    check_model(content, model)
+    try:
+        record = content.record["structure"]
+        roles = {"hyper": list(record["hyper"]), "field": list(record["field"])}
+        found = structure(model, **roles)
+        return FieldState.restored(
+            density_of(model), found, Formula(content.formula), content.array
+        )
+    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"the file is malformed, or of another model: {error}") from error
 
 
 def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
@@ -70,19 +118,8 @@ def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
     FormulaError
         If the formula has a word that is not known (any more).
     """
-    dtype = pytensor.config.floatX
-    if content.record.get("floatX") != dtype:
-        raise StorageError(
-            f"the file was written with floatX={content.record.get('floatX')!r}, "
-            f"pytensor.config.floatX is {dtype!r}"
-        )
-    slots = layout(model)
-    expected = fingerprint(model, slots)
-    found = content.record.get("model")
-    if found != expected:
-        raise StorageError(
-            "the file belongs to another model\n" + _shown(_differences(found, expected))
-        )
+    check_model(content, model)
+    dtype, slots = pytensor.config.floatX, layout(model)
     formula = Formula(content.formula)
     dim = slots[-1].slice.stop
     center = content.array("center", (dim,), dtype)

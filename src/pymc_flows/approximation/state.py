@@ -16,8 +16,8 @@ class State(Protocol):
     """A distribution q over the unconstrained space: all that `NormalizingFlow` asks of it.
 
     `FlowState` is the one of a flow over all coordinates. Draws, reports, plots and files use
-    nothing else, so that another family of distributions needs this and no change there; what is
-    only defined for a map of a normal base (``inverse``, ``neutra``, training) asks for a
+    nothing else, so that another family of distributions needs this and no change there; what needs
+    a flow over all coordinates (``inverse``, ``neutra``, training) asks for a
     `FlowState` by `NormalizingFlow.flow`.
 
     Points are rows (n, dim); log densities are in nats. ``params`` are what a fit trains; a state
@@ -31,6 +31,10 @@ class State(Protocol):
     @property
     def dim(self) -> int:
         """Number of coordinates."""
+
+    @property
+    def chain_dim(self) -> int:
+        """Number of coordinates of the formula's chain."""
 
     @property
     def is_framed(self) -> bool:
@@ -47,11 +51,17 @@ class State(Protocol):
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return n draws (n, dim) and their log densities (n,)."""
 
+    def forward(self, z0: np.ndarray) -> np.ndarray:
+        """Points (n, dim) from base draws z0 (n, dim)."""
+
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at points (n, dim)."""
 
     def center(self) -> np.ndarray:
         """A point (dim,) in the middle."""
+
+    def landmarks(self) -> np.ndarray:
+        """A few fixed points (n, dim) where it has mass: files keep the model's density there."""
 
     def draw_graph(self, z0: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
         """Draws (n, dim) from standard normal z0 (n, dim), and their log densities, as graphs."""

@@ -48,9 +48,10 @@ def on_first_use(backend: str) -> Callable[[Callable[[], None]], Callable[[], No
 
 
 def source_key(module: str) -> str:
-    """Digest of a module's source.
+    """Digest of a module's name and source.
 
-    Numba's disk cache knows a kernel by the key that its registration returns, not by its code. A
-    key made from the source cannot go stale.
+    Numba's disk cache knows a kernel by the key that its registration returns, not by its code, and
+    imports the module that the kernel was in. A key made from both cannot go stale.
     """
-    return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
+    source = inspect.getsource(sys.modules[module])
+    return hashlib.sha256(f"{module}\n{source}".encode()).hexdigest()

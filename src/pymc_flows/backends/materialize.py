@@ -9,7 +9,7 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
 from pytensor.tensor import TensorVariable, as_tensor_variable
 
-from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.backends.dispatch import on_first_use, source_key
 
 
 class Materialize(Op):
@@ -54,7 +54,7 @@ def _register_numba() -> None:
 
     @register_funcify_and_cache_key(Materialize)
     def _(op: Materialize, node: Apply, **_: Any) -> tuple[Any, str]:
-        return identity, "Materialize 1"
+        return identity, f"Materialize {source_key(__name__)}"
 
 
 @on_first_use("jax")

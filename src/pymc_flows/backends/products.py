@@ -17,7 +17,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.support.compat import (
     Blockwise,
     DimShuffle,
@@ -167,7 +167,8 @@ def _register_numba() -> None:
 
     @register_funcify_and_cache_key(DataProduct)
     def _(op: DataProduct, node: Apply, **_: Any) -> tuple[Any, str]:
-        key = f"DataProduct {op.is_transposed} {node.inputs[1].type.ndim} 1"
+        shape = f"{op.is_transposed} {node.inputs[1].type.ndim}"
+        key = f"DataProduct {shape} {source_key(__name__)}"
         if node.inputs[1].type.ndim == 1 and op.is_transposed:
 
             @numba_njit

@@ -15,7 +15,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 
-from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.support.compat import Dot, Elemwise
 
 # Which of them a mode includes, by backend.
@@ -181,7 +181,7 @@ def _register_numba() -> None:
 
     @register_funcify_and_cache_key(QuickDot)
     def _(op: QuickDot, node: Apply, **_: Any) -> tuple[Any, str]:
-        return product, "QuickDot 2"
+        return product, f"QuickDot {source_key(__name__)}"
 
 
 @on_first_use("jax")

@@ -7,21 +7,21 @@ import math
 
 import numpy as np
 
-from pymc_flows.field.conditional import ConditionalField, Surface
+from pymc_flows.field.conditional.mapping import ConditionalField, Surface
+from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.noise import NormalNoise, quadrature
 from pymc_flows.field.factors import factoring
+from pymc_flows.field.hyper.mode import HyperMode, curve, find_mode
+from pymc_flows.field.hyper.rounds import sample_hyper
 from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.newton import FieldModes
-from pymc_flows.field.noise import NormalNoise, quadrature
 from pymc_flows.field.options import FieldOptions, Progress, Report
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
-from pymc_flows.field.rounds import sample_hyper
-from pymc_flows.field.search import HyperMode, curve, find_mode
 
 _log = logging.getLogger(__name__)
 
-# Blocks of draws with one value of the separator each.
-OUTER = 8
+# Draws of groups are fewer by this for each of several draws of the separator.
+SHARED = 4
 # Bounds of the draws behind the weights of groups: fewest, and the most relative to what the
 # options say.
 MIN_DRAWS, MAX_SHARE = 16, 4
@@ -102,18 +102,19 @@ def _marginal(
     """The corrected marginal, around the mode."""
     groups = conditional.modes.posterior.groups
     around = ConditionalField(conditional.modes, mode.surface, conditional.points, options)
-    n_outer = OUTER if (groups < 0).any() else 1
-    noise = NormalNoise.make(groups, n_outer * options.group_draws, rng)
+    n_outer = options.separator_draws if (groups < 0).any() else 1
+    n_inner = options.group_draws // (1 if n_outer == 1 else SHARED)
+    noise = NormalNoise.make(groups, n_outer * n_inner, rng)
     marginal = Marginal(around, noise, n_outer=n_outer, is_gaussian=False)
     weights = marginal.weigh(mode.gaussian)
     progress.tell("weights of groups")
     marginal.is_gaussian = weights.is_even
-    if not weights.is_even:
+    if n_outer == 1 and not weights.is_even:
         # The variance of a mean falls with the number of draws.
         share = (weights.error / options.group_error) ** 2
-        wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * options.group_draws))
-        n = int(np.clip(wanted, MIN_DRAWS, MAX_SHARE * options.group_draws))
-        marginal.noise = NormalNoise.make(groups, n_outer * n, rng)
+        wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * n_inner))
+        n_inner = int(np.clip(wanted, MIN_DRAWS, MAX_SHARE * options.group_draws))
+        marginal.noise = NormalNoise.make(groups, n_inner, rng)
     around.corrects = not weights.is_even
     _log.info(
         "Field of %d given %d hyperparameters: %s.",

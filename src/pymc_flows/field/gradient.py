@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,6 @@ from pytensor.compile.mode import Mode
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import BackendError
-from pymc_flows.field.posterior import Gradient
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
@@ -30,6 +30,9 @@ BUCKETS = (1, 8, 64)
 # no more than the second.
 PATIENCE = {"jax": 2.0, "numba": 10.0}
 FAST = 5e-4
+
+
+type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class BatchedGradient:

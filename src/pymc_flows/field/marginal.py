@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.conditional import ConditionalField
-from pymc_flows.field.gaussian import FieldGaussian
-from pymc_flows.field.noise import NormalNoise
+from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.mapping import ConditionalField
+from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
-from pymc_flows.field.weights import GroupWeights, weigh_groups
 
 
 @dataclass(frozen=True, eq=False)

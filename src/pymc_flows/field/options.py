@@ -32,6 +32,8 @@ class FieldOptions:
         Newton steps with expected gradients, towards the mean of a skewed field.
     group_draws : int
         Draws of the field behind the weights of groups at the mode.
+    separator_draws : int
+        Draws of the separator, each with a quarter of that many draws of the groups given it.
     group_error : float
         Standard error of the corrected log marginal, in nats, that is aimed at: it sets the number
         of draws elsewhere. Most of it is the same everywhere and does not matter.
@@ -64,9 +66,10 @@ class FieldOptions:
     quadrature_pairs: int = 16
     correction_steps: int = 2
     group_draws: int = 64
+    separator_draws: int = 8
     group_error: float = 0.1
-    rounds: tuple[int, ...] = (128, 256)
-    values: int = 512
+    rounds: tuple[int, ...] = (128, 128)
+    values: int = 256
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0

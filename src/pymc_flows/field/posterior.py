@@ -8,9 +8,12 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
+from pymc_flows.field.gradient import BatchedGradient, Gradient
 from pymc_flows.field.options import Evaluations
+from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure import GroupedDensity, Structure
 
-type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 type Curved = Callable[[np.ndarray], sparse.csc_matrix]
 type Grouped = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -64,6 +67,28 @@ class Posterior:
         self.start = np.asarray(start, dtype=float)
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
+
+    @classmethod
+    def of(
+        cls, density: ModelDensity, structure: Structure, start: np.ndarray | None = None
+    ) -> Posterior:
+        """The posterior of a model.
+
+        Parameters
+        ----------
+        density : ModelDensity
+        structure : Structure
+            Of the same model.
+        start : ndarray, shape (dim,), optional
+            By default the model's initial point.
+        """
+        return cls(
+            structure,
+            BatchedGradient(density),
+            Curvature(density, structure.field),
+            GroupedDensity(density, structure),
+            density.start() if start is None else start,
+        )
 
     @property
     def dim(self) -> int:

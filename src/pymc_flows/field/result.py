@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import Evaluations
-from pymc_flows.field.rounds import HyperValues
-from pymc_flows.field.search import HyperMode
+from pymc_flows.field.posterior import Posterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ class FieldApproximation:
     evaluations: Evaluations
     history: tuple[tuple[str, Evaluations, float], ...]
 
+    @property
+    def posterior(self) -> Posterior:
+        """What was fitted."""
+        return self.marginal.conditional.modes.posterior
+
     def draw(self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None) -> FieldDraws:
         """Draw from the approximation.
 
@@ -61,7 +67,7 @@ class FieldApproximation:
             Distinct values of the hyperparameters, each with about n / n_hyper fields; by default
             n.
         """
-        posterior = self.marginal.conditional.modes.posterior
+        posterior = self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
         hyper = self.values.flow.draw(count, rng)[rng.permutation(count)]
         log_hyper = self.values.flow.log_prob(hyper)
@@ -80,7 +86,7 @@ class FieldApproximation:
 
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log density (n,) of the approximation at points (n, dim), in nats."""
-        posterior = self.marginal.conditional.modes.posterior
+        posterior = self.posterior
         hyper, index = np.unique(points[:, posterior.hyper], axis=0, return_inverse=True)
         found = np.full(len(points), -np.inf)
         log_hyper = self.values.flow.log_prob(hyper)

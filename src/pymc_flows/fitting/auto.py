@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,25 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.quality import Quality, measure
-from pymc_flows.errors import BackendError, StorageError
-from pymc_flows.fitting.candidates import GAUSSIAN, Trial, richer, spread
+from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
+from pymc_flows.field.state import FieldState
+from pymc_flows.fitting.candidates import GAUSSIAN, Candidate, richer, spread
+from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.importance import LACKING, N_ERRORS, known_evidence
+from pymc_flows.importance import LACKING, known_evidence
+from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.model.logp import model_or_context
+from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.structure import structure
 from pymc_flows.start.moments import match_moments
 from pymc_flows.start.search import find_frame
-from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
-from pymc_flows.support.tables import html_table, text_table
-from pymc_flows.training.optimizers import rated
+from pymc_flows.training.config import FitConfig
 
 _log = logging.getLogger(__name__)
 
@@ -41,125 +43,14 @@ JUDGED_BY = 4_000
 # In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
 # rungs than it is worth: on eight schools half a minute for 0.002 nats.
 GOOD_ENOUGH = 0.02
-COLUMNS = ("formula", "steps", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
-NUMBERS = range(1, 7)  # of the columns
 # A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
 # modes that are apart, or over a curve.
 SPREAD = 1.0
+# Effective values of the hyperparameters with which a field given them is good.
+ENOUGH_VALUES = 100
 # What is left may then all be in the weights of the modes: a mean is off by no more than √0.01
 # standard deviations.
 GOOD_ENOUGH_SPREAD = 0.005
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One formula that was tried.
-
-    Attributes
-    ----------
-    formula : Formula
-    quality : Quality or None
-        None where the log density is random, as with a minibatch.
-    seconds : float
-        Wall time of its fit, compiling included; of the first rung that of the search for a start.
-    steps : int
-        Of its fit; 0 for a Gaussian that has the moments of weighted draws.
-    """
-
-    formula: Formula
-    quality: Quality | None
-    seconds: float
-    steps: int
-
-
-@dataclass(frozen=True, repr=False)
-class Ladder:
-    """All formulas that were tried, in order, and which one was taken."""
-
-    rungs: tuple[Rung, ...]
-    taken: int
-
-    def lacking(self, quality: Quality) -> float:
-        """Share, at least, of the evidence that trusted weights of a rung know and others lack.
-
-        Parameters
-        ----------
-        quality : Quality
-            What the others say.
-        """
-        found = [rung.quality for rung in self.rungs if rung.quality is not None]
-        own = quality.log_evidence + N_ERRORS * quality.log_evidence_error
-        gap = known_evidence(found) - own
-        return -math.expm1(-gap) if 0 < gap < math.inf else 0.0
-
-    def record(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
-        rungs = [
-            {
-                "formula": str(rung.formula),
-                "quality": None if rung.quality is None else asdict(rung.quality),
-                "seconds": rung.seconds,
-                "steps": rung.steps,
-            }
-            for rung in self.rungs
-        ]
-        return {"rungs": rungs, "taken": self.taken}
-
-    @classmethod
-    def restored(cls, record: Any) -> Ladder | None:
-        """Make it from a `record`; None of None.
-
-        Raises
-        ------
-        StorageError
-            If it is no record of a ladder.
-        """
-        if record is None:
-            return None
-        try:
-            rungs = tuple(
-                Rung(
-                    Formula(rung["formula"]),
-                    None if rung["quality"] is None else Quality(**rung["quality"]),
-                    float(rung["seconds"]),
-                    int(rung["steps"]),
-                )
-                for rung in record["rungs"]
-            )
-            taken = record["taken"]
-            if taken not in range(len(rungs)):
-                raise ValueError(f"rung {taken!r} of {len(rungs)}")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"the ladder in the file is malformed: {error!r}") from error
-        return cls(rungs, taken)
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table, as text."""
-        rows: list[tuple[str, ...]] = []
-        for i, rung in enumerate(self.rungs):
-            q = rung.quality
-            numbers = ("–",) * 4
-            if q is not None:
-                numbers = (
-                    f"{q.elbo:,.3f}",
-                    f"{q.elbo_error:.3f}",
-                    f"{q.khat:.2f}",
-                    f"{q.log_evidence:,.3f}",
-                )
-            mark = "taken" if i == self.taken else ""
-            steps = f"{rung.steps:,}"
-            rows.append((str(rung.formula), steps, *numbers, f"{rung.seconds:.1f}", mark))
-        return rows
-
-    def __str__(self) -> str:
-        """Aligned columns."""
-        return text_table([COLUMNS, *self.rows()], right=NUMBERS, indent="")
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        """An HTML table."""
-        return html_table(self.rows(), header=COLUMNS, right=NUMBERS)
 
 
 def climb(
@@ -169,24 +60,28 @@ def climb(
     start: Mapping[str, ArrayLike] | Frame | None = None,
     random_seed: RandomState = None,
     inf_kwargs: Mapping[str, Any] | None = None,
+    hyper: Sequence[str] = (),
+    field: Sequence[str] = (),
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
 
-    First a Gaussian that nothing is trained for: that of `find_frame`, with the moments of its
-    weighted draws. If its importance weights say that there is something to gain, flows follow, in
-    its coordinates; the first of them a Gaussian again, if the weights cannot be trusted, and then
-    others with more layers, each the identity at its start. Where weights that can be trusted say
-    that the posterior has modes that are apart, or follows a curve, these are flows for that, with
-    annealing. The one with the best ELBO is taken, the simpler one where the difference is within
-    the noise. A Ctrl-C, or a fit that fails, ends the search for a better one: what was fitted
-    until then is not lost.
+    Of a model with a few hyperparameters and a field given them (`pymc_flows.structure`), a flow
+    over these and a Gaussian over the field come first; if their weights can be trusted, nothing
+    else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of
+    `find_frame`, with the moments of its weighted draws. If its importance weights say that there
+    is something to gain, flows follow, in its coordinates; the first of them a Gaussian again, if
+    the weights cannot be trusted, and then others with more layers, each the identity at its start.
+    Where weights that can be trusted say that the posterior has modes that are apart, or follows a
+    curve, these are flows for that, with annealing. The one with the best ELBO is taken, the
+    simpler one where the difference is within the noise. A Ctrl-C, or a fit that fails, ends the
+    search for a better one: what was fitted until then is not lost.
 
     Parameters
     ----------
     n : int
         Steps of each fit.
-    model, start, random_seed, inf_kwargs, **kwargs
+    model, start, random_seed, inf_kwargs, hyper, field, **kwargs
         As for `fit`.
 
     Returns
@@ -198,38 +93,42 @@ def climb(
     _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(integer_seed(random_seed)).generate_state(16))
     tried = _Tried(seeds)
+    roles = {"hyper": hyper, "field": field}
+    if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
+        return tried.best("")
+    tried.begin = time.perf_counter()
     with Interrupts(deferred=False):
         approx = _gaussian(model, start, seeds)
     frame, is_found = approx.flow.frame, not isinstance(start, Frame)
     dim, enough = len(frame.center), GOOD_ENOUGH
-    trials = [Trial(GAUSSIAN), *richer(dim)]
+    candidates = [Candidate(GAUSSIAN), *richer(dim)]
     if is_found and not approx.density.is_random:
-        quality = tried.judge(approx, 0, [])
+        quality = tried.judge(approx, 0)
         if quality.is_trusted:
             is_spread = _gap(tried.rungs) > SPREAD and dim > 1
-            trials = spread() if is_spread else richer(dim)
+            candidates = spread() if is_spread else richer(dim)
             enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
             if _is_good(tried.rungs, enough):
-                trials = []
+                candidates = []
     ended = ""
-    for trial in trials:
+    for candidate in candidates:
         tried.begin = time.perf_counter()
         seed = int(next(seeds))
-        concerns: list[str] | None = None if approx.density.is_random else []
-        name = str(Formula(trial.formula))
+        name = str(Formula(candidate.formula))
         try:
             inference = NFVI(
-                trial.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
+                candidate.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
             )
-            inference.concerns = concerns
-            approx = inference.fit(n, **trial.arguments(kwargs))
-            steps = inference.state.done
-            if concerns is None:
-                approx.ladder = Ladder((Rung(approx.formula, None, tried.seconds, steps),), 0)
+            config = FitConfig(n=n, **candidate.arguments(kwargs))
+            outcome, approx = inference.train(config), inference.approx
+            if approx.density.is_random:
+                rung = Rung(approx.formula, None, tried.seconds, outcome.steps)
+                approx.ladder = Ladder((rung,), 0)
+                outcome.tell(stacklevel=3)
                 return approx
-            if inference.state.is_interrupted:
-                ended = f"Interrupted after {steps:,} of {n:,} steps of {name!r}"
-            tried.judge(approx, steps, concerns)
+            replace(outcome, interrupted="", warnings=()).tell(stacklevel=3)
+            ended = outcome.interrupted
+            tried.judge(approx, outcome.steps, outcome.warnings)
         except (KeyboardInterrupt, ArithmeticError, BackendError, MemoryError) as error:
             if not _is_left(tried.rungs, error):
                 raise
@@ -238,9 +137,41 @@ def climb(
             ended = ended or f"Fitting {name!r} was not finished ({why})"
         if ended or _is_good(tried.rungs, enough):
             break
-        if trial.formula == GAUSSIAN:
+        if candidate.formula == GAUSSIAN:
             frame = _learned(approx, frame)
     return tried.best(ended)
+
+
+def _structured(
+    tried: _Tried,
+    model: pm.Model,
+    start: Mapping[str, ArrayLike] | None,
+    roles: Mapping[str, Sequence[str]],
+    random_seed: RandomState,
+) -> bool:
+    """Try a field given hyperparameters; return whether it is good."""
+    try:
+        check_has_weights(density_of(model))
+    except ModelError:  # it is random
+        return False
+    try:
+        found = structure(model, **roles)
+    except ArgumentError:
+        raise
+    except Exception as error:  # a graph of any kind; there are other ways to go on
+        _log.warning("The structure of the model could not be read: %s", error)
+        return False
+    if found.why_not is not None:
+        _log.info("No field given hyperparameters: %s", found.why_not)
+        return False
+    try:
+        with Interrupts(deferred=False):
+            approx = fit_structured(model=model, start=start, found=found, random_seed=random_seed)
+            quality = tried.judge_structured(approx)
+    except (FitError, ArithmeticError, MemoryError, np.linalg.LinAlgError) as error:
+        _log.warning("A field given hyperparameters could not be fitted: %s", error)
+        return False
+    return quality.is_trusted and quality.ess >= ENOUGH_VALUES
 
 
 class _Tried:
@@ -261,7 +192,7 @@ class _Tried:
     def __init__(self, seeds: Iterator[Any]):
         self.rungs: list[Rung] = []
         self.begin = time.perf_counter()
-        self._fitted: list[tuple[NormalizingFlow, list[str]]] = []
+        self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
         self._seeds = seeds
 
     @property
@@ -269,11 +200,21 @@ class _Tried:
         """Wall time of the running rung so far."""
         return time.perf_counter() - self.begin
 
-    def judge(self, approx: NormalizingFlow, steps: int, concerns: list[str]) -> Quality:
-        """Measure a fit of which its inference had these concerns."""
+    def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
+        """Measure a fit with these convergence warnings."""
         with Interrupts(deferred=False):
             quality = measure(approx, JUDGED_BY, random_seed=int(next(self._seeds)))
-        self._fitted.append((approx, concerns))
+        return self._add(approx, quality, steps, warnings)
+
+    def judge_structured(self, approx: NormalizingFlow) -> Quality:
+        """Take what the weights of a field given hyperparameters say."""
+        assert isinstance(approx.q, FieldState)
+        return self._add(approx, approx.q.quality, 0, ())
+
+    def _add(
+        self, approx: NormalizingFlow, quality: Quality, steps: int, warnings: Sequence[str]
+    ) -> Quality:
+        self._fitted.append((approx, warnings))
         self.rungs.append(Rung(approx.formula, quality, self.seconds, steps))
         _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
         return quality
@@ -282,7 +223,7 @@ class _Tried:
         """Take the best, and say what speaks against it and why the search ended early, if so."""
         qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
         taken = _best(qualities)
-        (best, concerns), quality = self._fitted[taken], qualities[taken]
+        (best, warnings), quality = self._fitted[taken], qualities[taken]
         best.ladder = Ladder(tuple(self.rungs), taken)
         _log.info("Tried:\n%s", best.ladder)
         if (lacking := best.ladder.lacking(quality)) > LACKING:
@@ -300,8 +241,8 @@ class _Tried:
                 ended,
                 str(best.formula),
             )
-        for concern in concerns:
-            _log.warning("%s", concern)
+        for text in warnings:
+            _log.warning("%s", text)
         if not quality.is_trusted:
             _log.warning(
                 "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you "
@@ -318,8 +259,8 @@ def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str,
     Names of the arguments of `NFVI.fit` have been checked by `pymc_flows.fit`.
     """
     inspect.signature(NFVI).bind(GAUSSIAN, **inf_kwargs)
-    rated(kwargs.get("obj_optimizer"), n, kwargs.get("schedule"))
-    check_integer("obj_n_mc", 1 if kwargs.get("obj_n_mc") is None else kwargs["obj_n_mc"])
+    checked = ("obj_optimizer", "schedule", "obj_n_mc")
+    FitConfig(n=n, **{name: kwargs[name] for name in checked if name in kwargs})
 
 
 def _gaussian(

@@ -17,7 +17,7 @@ AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A formula to try, and how it is fitted where the caller says nothing else.
 
     Attributes
@@ -48,20 +48,20 @@ class Trial:
         return {**own, **given}
 
 
-def richer(dim: int) -> list[Trial]:
+def richer(dim: int) -> list[Candidate]:
     """What is tried after Gaussians, in order."""
     if dim == 1:
-        return [Trial(f"spline*2-{GAUSSIAN}")]
+        return [Candidate(f"spline*2-{GAUSSIAN}")]
     mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
-    return [Trial(f"nvp*{k}-{mixes}{AUTOREGRESSIVE}-{GAUSSIAN}") for k in (4, 10)]
+    return [Candidate(f"nvp*{k}-{mixes}{AUTOREGRESSIVE}-{GAUSSIAN}") for k in (4, 10)]
 
 
-def spread() -> list[Trial]:
+def spread() -> list[Candidate]:
     """What is tried where a Gaussian is far from the posterior, but covers it."""
     # With `tail` in the second k-hat is smaller, but one of nine fits to waves had a standard
     # deviation that was 13 % too large.
     return [
         richer(2)[0],
-        Trial("spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
-        Trial("nsf(bins=16)*4", 0.8, 256, 0.003),
+        Candidate("spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
+        Candidate("nsf(bins=16)*4", 0.8, 256, 0.003),
     ]

@@ -5,68 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pytensor.compile.sharedvalue import SharedVariable
 
 from pymc_flows.approximation import NormalizingFlow, contents, versions
-from pymc_flows.backends.rngs import decode_state, encode_state, set_state
 from pymc_flows.errors import ArgumentError, StorageError
-from pymc_flows.fitting.session import FitState
 from pymc_flows.io.files import Content, write
+from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.training.annealing import CURVES, Ramp
-from pymc_flows.training.objective import GRADIENTS
-from pymc_flows.training.optimizers import CURVES as SCHEDULES
-from pymc_flows.training.optimizers import Rated, Schedule, from_recipe
-from pymc_flows.training.stopping import Plateau
+from pymc_flows.training.annealing import Anneal
+from pymc_flows.training.config import GRADIENTS, FitConfig
+from pymc_flows.training.optimizers import from_recipe
+from pymc_flows.training.state import FitState, as_ramp
 
 _log = logging.getLogger(__name__)
 
-# Whole numbers of the state of a fit that go into the file as they are.
-_COUNTS = ("i", "n", "done", "failed", "every")
-
-
-def make_recipe(
-    backend: str,
-    n_draws: int,
-    optimizer: Rated,
-    *,
-    beta: float,
-    gradient: str,
-    max_norm: Any,
-    **code: object,
-) -> dict[str, Any]:
-    """What a file says about the arguments of a fit.
-
-    Parameters
-    ----------
-    backend : {"numba", "jax"}
-    n_draws : int
-    optimizer : Rated
-    beta : float
-        Weight of the prior and the entropy.
-    gradient : {'total', 'path', 'switch'}
-    max_norm : float or TensorVariable, optional
-    **code
-        Arguments that no file can hold, by their names in `NFVI.fit`.
-    """
-    is_number = isinstance(max_norm, int | float | np.number)
-    code |= {
-        "obj_optimizer": optimizer.recipe is None,
-        "total_grad_norm_constraint": max_norm is not None and not is_number,
-    }
-    return {
-        "backend": backend,
-        "obj_n_mc": n_draws,
-        "optimizer": optimizer.recipe,
-        "beta": beta,
-        "gradient": gradient,
-        "total_grad_norm_constraint": float(max_norm) if is_number else None,
-        "again": sorted(name for name, value in code.items() if value),
-    }
+# What reading a malformed file may raise.
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 
 
 def save_fit(
@@ -79,56 +36,35 @@ def save_fit(
 ) -> None:
     """Write an approximation and the state of its fit; a Ctrl-C waits until that is done."""
     content = contents(approx, hist)
-    loop = state.loop
-    names, arrays = [], {}
-    for k, var in enumerate(_optimizer_state(approx, state)):
-        names.append(str(var.name))
-        arrays[f"state_{k}"] = np.asarray(var.get_value())
+    kept = state.state_dict()
+    arrays = {**content.arrays, **kept.pop("arrays")}
     fit = {
-        **state.recipe,
-        **{name: getattr(state, name) for name in _COUNTS},
+        **state.config.record(),
+        **state.objective.record(),
+        **kept,
         "every": every,
-        "score": state.score,
-        "schedule": [
-            float(state.schedule.peak),
-            int(state.schedule.steps),
-            state.schedule.curve,
-            int(state.schedule.first),
-        ],
-        "plateau": state.plateau and astuple(state.plateau),
-        "ramp": state.ramp and astuple(state.ramp),
-        "path_from": state.path_from,
-        "failures": loop.failures,
         "include_transformed": approx.include_transformed,
-        "noise_rng": encode_state(loop._noise),
-        "model_rngs": encode_state(dict(enumerate(loop._rngs))),
-        "state_names": names,
     }
     record = {**content.record, "fit": fit}
     with Interrupts(deferred=True):
-        write(path, replace(content, arrays={**content.arrays, **arrays}, record=record))
+        write(path, replace(content, arrays=arrays, record=record))
 
 
-def _optimizer_state(approx: NormalizingFlow, state: FitState) -> list[SharedVariable]:
-    """What a step changes besides the parameters of the flow."""
-    step = state.loop.step
-    known = [*approx.params, *([step.packing.theta] if step.packing else [])]
-    return [var for var in step.updates if var not in known]
-
-
-def fit_arguments(content: Content, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the fit in a file, and its beta.
+def read_config(content: Content, given: Mapping[str, Any], **more: Any) -> tuple[FitConfig, float]:
+    """Return the arguments of the fit in a file, and its KL weight.
 
     Parameters
     ----------
     content : Content
     given : mapping
-        What the user gives again, by name; None for nothing.
+        What no file holds and the user gives again, by name; None for nothing.
+    **more
+        Other arguments, which need not be those of the fit.
 
     Raises
     ------
     StorageError
-        If there is no fit in the file.
+        If there is no fit in the file, or it is malformed.
     ArgumentError
         If what the fit had is missing in ``given``, or the other way round.
     """
@@ -140,88 +76,52 @@ def fit_arguments(content: Content, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     try:
         again, norm = set(map(str, fit["again"])), fit["total_grad_norm_constraint"]
-        arguments = {
-            "backend": str(fit["backend"]),
-            "beta": float(fit["beta"]),
-            "gradient": _gradient(fit["gradient"]),
-            "ramp": None if fit["ramp"] is None else _ramp(*fit["ramp"]),
-            "path_from": _count(fit["path_from"] or 0),
-            "obj_n_mc": _count(fit["obj_n_mc"]),
-            "total_grad_norm_constraint": norm and float(norm),
-            "score": bool(fit["score"]),
-            "n": _count(fit["n"]),
-        }
-        if fit["optimizer"] is not None:
-            arguments["obj_optimizer"] = from_recipe(fit["optimizer"])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        if fit["gradient"] not in GRADIENTS:
+            raise ValueError(f"{fit['gradient']!r} is no estimate of the gradient")
+        ramp = None if fit["ramp"] is None else as_ramp(*fit["ramp"])
+        config = FitConfig(
+            n=as_count(fit["n"]),
+            score=bool(fit["score"]),
+            backend=str(fit["backend"]),
+            obj_n_mc=as_count(fit["obj_n_mc"]),
+            obj_optimizer=fit["optimizer"] and from_recipe(fit["optimizer"]),
+            # Over how many steps is in the state of the fit.
+            anneal=None if ramp is None else Anneal(start=ramp.start, curve=ramp.curve),
+            gradient=fit["gradient"],
+            total_grad_norm_constraint=norm and float(norm),
+        )
+        kl_weight = float(fit["beta"])
+    except _MALFORMED as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
-    names = {name for name, value in given.items() if value is not None}
-    for name in sorted(again - names):
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in sorted(again - given.keys()):
         raise ArgumentError(
             f"the fit had {name}=, which no file can hold\nPass the same to resume again."
         )
-    for name in sorted(names - again):
+    for name in sorted(given.keys() - again):
         raise ArgumentError(
             f"the fit had no {name}= of its own, or the file holds it: leave it out"
         )
-    return arguments | {name: given[name] for name in names}
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise ValueError(f"{value!r} is no number of steps")
-    return value
-
-
-def _gradient(name: object) -> str:
-    if name not in GRADIENTS:
-        raise ValueError(f"{name!r} is no estimate of the gradient")
-    return str(name)
-
-
-def _ramp(steps: object, start: object, curve: Any) -> Ramp:
-    if curve not in CURVES or not isinstance(start, float) or not 0 < start <= 1:
-        raise ValueError(f"{start!r} and {curve!r} make no inverse temperatures")
-    return Ramp(max(1, _count(steps)), start, curve)
+    return replace(config, **given, **more), kl_weight
 
 
 def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> None:
-    """Set the state of a fit that was built with `fit_arguments` to what is in the file."""
-    fit, loop = content.record["fit"], state.loop
-    variables = _optimizer_state(approx, state)
-    names = [str(var.name) for var in variables]
+    """Set the state of a fit that was built with `read_config` to what is in the file."""
+    fit, names = content.record["fit"], state.loop.state_names
     if fit.get("state_names") != names:
         raise StorageError(
             "the state of the optimizer in the file does not fit\n"
             f"expected {names}, got {str(fit.get('state_names'))[:200]}\n"
             "Pass the arguments of fit to resume again."
         )
-    for k, var in enumerate(variables):
-        value = var.get_value(borrow=True)
-        var.set_value(content.array(f"state_{k}", value.shape, value.dtype))
-    if loop.step.packing is not None:
-        loop.step.packing.gather()
     try:
-        for name in _COUNTS:
-            setattr(state, name, _count(fit[name]))
-        if state.score and state.done > len(content.arrays["hist"]):
+        state.load_state_dict(fit, content.array)
+        if state.config.score and state.done > len(content.arrays["hist"]):
             raise ValueError("there are fewer losses than steps")
-        if not state.failed <= state.done <= min(state.i, state.n):
-            raise ValueError("the numbers of steps contradict each other")
-        peak, steps, curve, first = fit["schedule"]
-        if curve not in SCHEDULES:
-            raise ValueError(f"{curve!r} is no schedule")
-        state.schedule = Schedule(float(peak), _count(steps), curve, _count(first))
-        if fit["plateau"] is not None:
-            tolerance, window, decay = fit["plateau"]
-            state.plateau = Plateau(float(tolerance), _count(window), _count(decay))
-        loop.failures = _count(fit["failures"])
-        set_state(loop._noise, decode_state(fit["noise_rng"], loop._noise.bit_generator.state))
-        fresh = {str(k): rng for k, rng in enumerate(loop._rngs)}
-        with loop._precision():
-            loop._rngs = list(decode_state(fit["model_rngs"], fresh).values())
         approx.include_transformed = bool(fit["include_transformed"])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except StorageError:  # which is a ValueError, and says what does not fit
+        raise
+    except _MALFORMED as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
     _warn_of_versions(content)
 

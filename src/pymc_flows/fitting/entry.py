@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pymc as pm
@@ -14,6 +14,7 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.auto import climb
 from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
@@ -22,6 +23,7 @@ from pymc_flows.model.examine import check_backend
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.start.search import find_frame
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seeds
 
 AUTO = "auto"
@@ -36,6 +38,8 @@ def fit(
     random_seed: RandomState = None,
     start: Mapping[str, ArrayLike] | Frame | None = None,
     inf_kwargs: Mapping[str, Any] | None = None,
+    hyper: Sequence[str] = (),
+    field: Sequence[str] = (),
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a normalizing flow to a model's posterior.
@@ -62,6 +66,9 @@ def fit(
         Where the search begins; defaults to ``model.initial_point()``. A `Frame` is taken as it is.
     inf_kwargs : dict, optional
         Further arguments of `NFVI`, such as ``jitter``.
+    hyper, field : sequence of str
+        Names of hyperparameters, and of variables of the field given them, for formulas such as
+        ``'tril-loc | laplace'``; by default `pymc_flows.structure` says which they are.
     **kwargs
         As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, …
 
@@ -105,17 +112,45 @@ def fit(
             if kwargs.get(name):
                 raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
         return climb(
-            n, model=model, start=start, random_seed=random_seed, inf_kwargs=inf_kwargs, **kwargs
+            n,
+            model=model,
+            start=start,
+            random_seed=random_seed,
+            inf_kwargs=inf_kwargs,
+            hyper=hyper,
+            field=field,
+            **kwargs,
         )
     if kwargs.get("checkpoint") is not None:
         check_target(kwargs["checkpoint"])  # the search may take long
-    search_seed, fit_seed = integer_seeds(random_seed, 2)
     flow = Formula(formula)
+    if flow.conditional is not None:
+        if isinstance(start, Frame):
+            raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
+        _check_structured(flow, kwargs)
+        with Interrupts(deferred=False):
+            return fit_structured(
+                flow, model=model, start=start, hyper=hyper, field=field, random_seed=random_seed
+            )
+    if hyper or field:
+        raise ArgumentError(
+            f"hyper= and field= are for formulas such as 'tril-loc | laplace', got {str(flow)!r}"
+        )
+    search_seed, fit_seed = integer_seeds(random_seed, 2)
     if not isinstance(start, Frame):
         dense = not build_chain(flow, density.dim).is_elementwise
         start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
     inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
     return inference.fit(n, **kwargs)
+
+
+def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning where nothing is trained step by step."""
+    unused = [name for name in ("callbacks", "checkpoint", "stop", "anneal") if kwargs.get(name)]
+    if unused:
+        raise ArgumentError(
+            f"{str(flow)!r} is not trained step by step: {', '.join(unused)} has no meaning there"
+        )
 
 
 def _check_keywords(kwargs: Mapping[str, Any]) -> None:

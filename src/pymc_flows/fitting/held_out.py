@@ -6,8 +6,9 @@ import logging
 
 import numpy as np
 
-from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.fitting.session import FitState
+from pymc_flows.flows.state import FlowState
+from pymc_flows.training.hooks import Hook
+from pymc_flows.training.state import FitState
 
 _log = logging.getLogger(__name__)
 
@@ -23,46 +24,52 @@ N_ERRORS = 2.0
 LATE = 0.8
 
 
-class HeldOut:
-    """The parameters, of those looked at, that describe held-out draws best.
+class HeldOut(Hook):
+    """Keeps the parameters with the lowest loss on held-out draws.
 
     Parameters
     ----------
-    approx : NormalizingFlow
-    state : FitState
-        Of its fit, which calls `look` every ``state.every`` steps.
+    q : FlowState
     points : ndarray, shape (n, dim)
-        Of the unconstrained space.
+        The held-out draws, in the unconstrained space.
+    longest : int
+        Steps between two looks at the end of a fit.
     epoch : int
         Steps that see as many draws as there are.
     """
 
-    def __init__(self, approx: NormalizingFlow, state: FitState, points: np.ndarray, epoch: int):
-        self._approx, self._state, self._points = approx, state, points
-        self._longest = state.every
-        state.every = min(max(FIRST, epoch), state.every)
+    def __init__(self, q: FlowState, points: np.ndarray, longest: int, epoch: int):
+        self._q, self._points, self._longest = q, points, longest
+        self.every = min(max(FIRST, epoch), longest)
         self._best = np.inf
         self._best_step, self._last_step = 0, -1
         self._values: list[np.ndarray] = []
-        self.look()
+        self._look(0)
 
-    def look(self) -> None:
-        """Compare the parameters of this step with the best so far."""
-        state = self._state
-        if state.i == self._last_step:
+    def act(self, state: FitState, losses: np.ndarray) -> None:
+        """Look; by and by, less often."""
+        self._look(state.i)
+        if state.i >= CHECKS // 2 * self.every:
+            self.every = min(2 * self.every, self._longest)
+
+    def end(self, state: FitState) -> None:
+        """Look once more."""
+        self._look(state.i)
+
+    def _look(self, i: int) -> None:
+        """Compare the parameters of a step with the best so far."""
+        if i == self._last_step:
             return
-        self._last_step = state.i
-        loss = -float(self._approx.log_prob(self._points).mean())
+        self._last_step = i
+        loss = -float(self._q.log_prob(self._points).mean())
         if loss < self._best:
-            self._best, self._best_step = loss, state.i
-            self._values = [param.get_value() for param in self._approx.params]
-        if state.i >= CHECKS // 2 * state.every:
-            state.every = min(2 * state.every, self._longest)
+            self._best, self._best_step = loss, i
+            self._values = [param.get_value() for param in self._q.params]
 
     @property
     def learns(self) -> bool:
-        """Whether the flow was still getting better at the end."""
-        return self._best_step >= LATE * self._state.i
+        """Whether the flow was still getting better at the last look."""
+        return self._best_step >= LATE * self._last_step
 
     def keep_best(self, used: np.ndarray) -> None:
         """Set the parameters to the best; warn if steps after these learned draws by heart.
@@ -72,29 +79,28 @@ class HeldOut:
         used : ndarray, shape (n, dim)
             The draws of the fit.
         """
-        self.look()
-        steps, approx = self._state.i, self._approx
-        end = approx.log_prob(self._points)
-        own = float(approx.log_prob(used).mean())
-        for param, value in zip(approx.params, self._values, strict=False):
+        q, steps = self._q, self._last_step
+        end = q.log_prob(self._points)
+        own = float(q.log_prob(used).mean())
+        for param, value in zip(q.params, self._values, strict=False):
             param.set_value(value)
         _log.info(
             "Held-out draws: mean of -log q %.5g, the best, after %d steps.",
             self._best,
             self._best_step,
         )
-        lost = approx.log_prob(self._points) - end
+        lost = q.log_prob(self._points) - end
         noise = float(lost.std() / len(lost) ** 0.5)
         # A fit that diverges is no better at its own draws.
         if lost.mean() <= max(LOST, N_ERRORS * noise) or own - end.mean() <= LOST:
             return
-        n_params = sum(param.get_value(borrow=True).size for param in approx.params)
+        n_params = sum(param.get_value(borrow=True).size for param in q.params)
         _log.warning(
             "The flow %r learned draws by heart: after %s steps the mean of -log q was %.5g at the "
             "%s draws of the fit and %.5g at the %s held out, where it had been %.5g ± %.2g nats "
             "lower after %s. The parameters of that step are kept. %s of them are many for so few "
             "draws: give more draws, or take fewer layers, or smaller or fewer steps.",
-            str(approx.formula),
+            str(q.formula),
             f"{steps:,}",
             -own,
             f"{len(used):,}",

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pymc as pm
 import pytensor
-import pytensor.tensor as pt
-from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
-from pymc_flows.backends.materialize import materialize
-from pymc_flows.errors import ArgumentError, FitError, FlowShapeError, NotInvertibleError
+from pymc_flows.errors import ArgumentError, FlowShapeError, NotInvertibleError
 from pymc_flows.fitting.held_out import CHECKS, HeldOut
-from pymc_flows.fitting.session import FitState, Run
 from pymc_flows.flows import build_chain
-from pymc_flows.flows.chain import Loop
 from pymc_flows.flows.frame import Frame
-from pymc_flows.flows.state import FlowState, base_log_prob
 from pymc_flows.formula import Formula
-from pymc_flows.model.backend import layer_loop
 from pymc_flows.model.examine import check_backend, warn_if_affine
 from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
 from pymc_flows.model.points import is_named, to_unconstrained
@@ -31,13 +22,11 @@ from pymc_flows.start.search import MAX_DENSE
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.seeds import RandomState, integer_seeds
-from pymc_flows.training.loop import Step, TrainingLoop
-from pymc_flows.training.noise import aligned_zeros
-from pymc_flows.training.optimizers import Optimizer, rated
-from pymc_flows.training.packing import Packing, split_by_block
-from pymc_flows.training.progress import FitProgress
-
-_log = logging.getLogger(__name__)
+from pymc_flows.training.config import FitConfig
+from pymc_flows.training.objectives.likelihood import Likelihood
+from pymc_flows.training.optimizers import Optimizer
+from pymc_flows.training.state import FitState
+from pymc_flows.training.trainer import Trainer
 
 MIN_DRAWS = 10
 
@@ -146,11 +135,26 @@ def fit_draws(
     frame = _frame_of(used, density, dense=not chain.is_elementwise)
     start_seed, fit_seed = integer_seeds(random_seed, 2)
     approx = NormalizingFlow(flow, model=model, start=frame, random_seed=start_seed)
-    backend = backend or ("jax" if has_jax() else "numba")
-    batch = min(batch, len(used))
-    state = _prepare(approx, used, batch, n, obj_optimizer, backend, int(fit_seed))
-    epoch = len(used) // batch
-    _run(approx, state, n, used, kept_back, epoch=epoch, progressbar=progressbar)
+    config = FitConfig(
+        n=n,
+        obj_n_mc=min(batch, len(used)),
+        obj_optimizer=obj_optimizer,
+        backend=backend or ("jax" if has_jax() else "numba"),
+    )
+    every = max(1, n // CHECKS)
+    state = FitState.prepare(Likelihood(approx.flow, used), config, lambda: int(fit_seed), every)
+    state.begin(n)
+    hooks = []
+    if len(kept_back):
+        hooks.append(HeldOut(approx.flow, kept_back, every, epoch=len(used) // config.obj_n_mc))
+    trainer = Trainer(state, hooks)
+    try:
+        outcome = trainer.run(default_progress_theme, show=progressbar)
+    finally:
+        approx.hist = trainer.losses.copy()
+    for held_out_draws in hooks:
+        held_out_draws.keep_best(used)
+    outcome.tell(stacklevel=2)
     return approx
 
 
@@ -202,96 +206,3 @@ def _frame_of(points: np.ndarray, density: ModelDensity, *, dense: bool) -> Fram
     # A trace of noise keeps the factor away from singular: with two variables that are the same.
     correlation += 1e-6 * np.eye(dim)
     return Frame(points.mean(axis=0), sd[:, None] * np.linalg.cholesky(correlation))
-
-
-def _prepare(
-    approx: NormalizingFlow,
-    points: np.ndarray,
-    batch: int,
-    n: int,
-    obj_optimizer: Optimizer | None,
-    backend: str,
-    seed: int,
-) -> FitState:
-    """The compiled loop, whose noise is the choice of draws."""
-    q, optimizer = approx.flow, rated(obj_optimizer, n)
-    rows = pt.matrix("draws", shape=(batch, approx.ddim), dtype=pytensor.config.floatX)
-    # There are no kernels of inverses.
-    loop: Loop = "scan" if layer_loop(backend) == "scan" else "unroll"
-    named, packing = approx.flow.params_dict, None
-    params: list[Any] = [*q.params]
-    if optimizer.is_elementwise:
-        packing = Packing(named)
-        params = [packing.theta]
-        blocks = tuple(split_by_block(approx.chain, packing.theta, loop))
-        q = replace(q, blocks=blocks)
-    loss = _loss(q, rows, loop)
-    grads = [materialize(grad) for grad in pytensor.grad(loss, params)]
-    names = [""] if packing else list(named)
-    step = Step(
-        rows,
-        loss,
-        dict(zip(names, grads, strict=True)),
-        dict(optimizer.optimizer(grads, params)),
-        () if optimizer.rate is None else (optimizer.rate,),
-        packing=packing,
-    )
-    # What is fitted is the flow in the coordinates of its frame.
-    standard = q.frame.inverse(points).astype(pytensor.config.floatX)
-
-    def choose(rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        chosen = aligned_zeros(shape, dtype)
-        chosen[:n] = standard[rng.integers(len(standard), size=(n, shape[1]))]
-        return chosen
-
-    every = max(1, n // CHECKS)
-    noise_seed, model_seed = np.random.SeedSequence(seed).spawn(2)
-    compiled = TrainingLoop(
-        step,
-        backend=backend,
-        noise_seed=noise_seed,
-        model_seed=model_seed,
-        max_chunk=every,
-        source=choose,
-    )
-    has_rate = optimizer.rate is not None
-    return FitState(compiled, [], optimizer.schedule, has_rate, score=True, every=every)
-
-
-def _loss(q: FlowState, rows: TensorVariable, loop: Loop) -> TensorVariable:
-    """Mean of −ln q, in nats of the unconstrained space, at points in the frame's coordinates."""
-    z0, log_det = q.chain.inverse_and_log_det(rows, q.blocks, loop=loop)
-    log_q = base_log_prob(z0) - log_det
-    return q.frame.log_det - log_q.mean()
-
-
-def _run(
-    approx: NormalizingFlow,
-    state: FitState,
-    n: int,
-    used: np.ndarray,
-    kept_back: np.ndarray,
-    *,
-    epoch: int,
-    progressbar: bool,
-) -> None:
-    """Take the steps, and leave the parameters that describe the held-out draws best."""
-    run = Run(approx, state, n)
-    held_out = HeldOut(approx, state, kept_back, epoch) if len(kept_back) else None
-    try:
-        label = str(approx.formula)
-        with FitProgress(n, default_progress_theme, show=progressbar, label=label) as bar:
-            run.advance(bar, held_out.look if held_out is not None else None)
-    except KeyboardInterrupt:
-        _log.info("Interrupted.")
-    except FitError as error:
-        raise FitError(
-            f"{state.loop.failures} steps in a row failed: the density of the draws under the "
-            "flow, or its gradient, is not finite\nTry a smaller step size, "
-            "obj_optimizer=pm.adam(learning_rate=.001), or another formula."
-        ) from error.__cause__
-    finally:
-        approx.hist = run.losses.copy()
-    if held_out is not None:
-        held_out.keep_best(used)
-    run.report(learns=held_out is None or held_out.learns)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,30 +18,20 @@ from pymc_flows.approximation import NormalizingFlow, deep_copy
 from pymc_flows.approximation._pymc import FlowKL, Inference, KLqp
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.checkpoint import save_fit
-from pymc_flows.fitting.prepare import prepare
-from pymc_flows.fitting.session import Callback, Run
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.io.files import check_target
-from pymc_flows.support.arguments import (
-    check_integer,
-    check_list,
-    check_positive,
-    renamed,
-    warn_unused,
-)
+from pymc_flows.support.arguments import check_integer, renamed
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.support.seeds import RandomState
-from pymc_flows.training.annealing import Anneal, as_anneal
-from pymc_flows.training.objective import GRADIENTS
-from pymc_flows.training.optimizers import Optimizer, Schedule, rated
-from pymc_flows.training.progress import FitProgress
-from pymc_flows.training.stopping import Plateau, as_plateau
-
-_log = logging.getLogger(__name__)
-
-CHECKPOINT_EVERY = 1_000
+from pymc_flows.support.seeds import RandomState, integer_seed
+from pymc_flows.training.annealing import Anneal
+from pymc_flows.training.config import Callback, FitConfig
+from pymc_flows.training.hooks import Callbacks, Checkpoint, Settling
+from pymc_flows.training.objectives.elbo import Elbo
+from pymc_flows.training.optimizers import Optimizer
+from pymc_flows.training.state import FitState
+from pymc_flows.training.stopping import Plateau
+from pymc_flows.training.trainer import Outcome, Trainer
 
 
 class NFVI(KLqp):
@@ -71,8 +60,6 @@ class NFVI(KLqp):
         ``objective(nmc)`` is the symbolic loss, differentiable w.r.t. ``approx.params``.
     hist : ndarray
         Losses of all steps so far, in nats, one per step.
-    concerns : list of str, optional
-        Given a list, fits add to it what else they log of a loss that still fell, and the like.
 
     Examples
     --------
@@ -87,7 +74,6 @@ class NFVI(KLqp):
 
     hist: np.ndarray
     state: Any
-    concerns: list[str] | None = None
 
     def __init__(
         self,
@@ -233,50 +219,28 @@ class NFVI(KLqp):
             If 100 steps in a row failed; the message says at which term of the model, coordinate
             or gradient. The approximation keeps the parameters of the last good step.
         """
-        n = check_integer("n", n, minimum=0)
-        if every is not None and checkpoint is None:
-            raise ArgumentError("every= says how often checkpoint= is written: give both")
-        every = check_integer("every", CHECKPOINT_EVERY if every is None else every)
-        if checkpoint is not None:
-            check_target(checkpoint)
-        if gradient not in (None, *GRADIENTS):
-            raise ArgumentError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-        annealing = as_anneal(anneal)
-        plateau = as_plateau(stop)
-        if plateau is not None and (schedule is not None or self._maybe_score(score) is False):
-            raise ArgumentError("stop= sets the step sizes and needs the losses: give no schedule=")
-        warn_unused(tf_n_mc=tf_n_mc, test_optimizer=test_optimizer, more_tf_params=more_tf_params)
-        with Interrupts(deferred=False):
-            self.state = prepare(
-                self.approx,
-                beta=float(self.objective.op.beta),
-                score=bool(self._maybe_score(score)),
-                callbacks=check_list("callbacks", callbacks),
-                backend=backend,
-                random_seed=random_seed,
-                n_draws=check_integer("obj_n_mc", 1 if obj_n_mc is None else obj_n_mc),
-                optimizer=rated(obj_optimizer, n, schedule),
-                ramp=None if annealing is None else annealing.over(n),
-                gradient=gradient,
-                path_from=n // 2,
-                extra=list(more_obj_params or []),
-                more_updates=dict(more_updates or {}),
-                replacements=more_replacements,
-                max_norm=total_grad_norm_constraint,
-                compile_kwargs=renamed(fn_kwargs, compile_kwargs),
-            )
-        self.approx.include_transformed = include_transformed
-        if plateau is not None:
-            self.state.plateau = plateau
-            peak = self.state.schedule.peak
-            first = max(0, n - plateau.decay)
-            self.state.schedule = Schedule(peak, plateau.decay, "cosine", first)
-        self.state.begin(n)
-        if checkpoint is not None:
-            self.state.checkpoint, self.state.every = Path(checkpoint), every
-            save_fit(checkpoint, self.approx, self.state, self.hist, every=every)
-        self._iterate(progressbar=progressbar, theme=progressbar_theme)
+        arguments = dict(locals())  # `FitConfig` has the same names
+        del arguments["self"]
+        self.train(FitConfig(**arguments)).tell(stacklevel=2)
         return self.approx
+
+    def train(self, config: FitConfig) -> Outcome:
+        """Do what `fit` does, and return what there is to say of it instead of logging it."""
+        approx = self.approx
+
+        def entropy() -> int:
+            if config.random_seed is None:
+                return int(approx.rng.randint(2**30, dtype=np.int64))
+            return integer_seed(config.random_seed)
+
+        with Interrupts(deferred=False):
+            problem = approx.problem(float(self.objective.op.beta))
+            self.state = FitState.prepare(Elbo(problem), config, entropy)
+        approx.include_transformed = config.include_transformed
+        self.state.begin(config.n)
+        if config.checkpoint is not None:
+            save_fit(config.checkpoint, approx, self.state, self.hist, every=self.state.every)
+        return self.go_on(config.progressbar_theme, show=config.progressbar)
 
     def refine(
         self,
@@ -316,10 +280,9 @@ class NFVI(KLqp):
                     "learning_rate cannot be changed: the optimizer of the last fit has no step "
                     "size of its own\nUse one like pm.adam(learning_rate=.01)."
                 )
-            self.state.schedule = Schedule(check_positive("learning_rate", learning_rate))
         self.approx.density.check_shapes()
-        self.state.begin(n)
-        self._iterate(progressbar=progressbar, theme=progressbar_theme)
+        self.state.begin(n, learning_rate)
+        self.go_on(progressbar_theme, show=progressbar).tell(stacklevel=2)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a netCDF file with the approximation and all that `refine` continues from.
@@ -358,7 +321,7 @@ class NFVI(KLqp):
         pytensor.compile.profiling.ProfileStats
         """
         hist, state = self.hist, self.state
-        compile_kwargs = renamed(kwargs.pop("fn_kwargs", None), compile_kwargs)
+        compile_kwargs = renamed(kwargs.pop("fn_kwargs", None), compile_kwargs, stacklevel=3)
         profile = {**compile_kwargs, "profile": True}
         try:
             self.fit(n, score, backend=backend, compile_kwargs=profile, **kwargs)
@@ -369,35 +332,28 @@ class NFVI(KLqp):
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _iterate(self, *, progressbar: bool, theme: Any) -> None:
+    def go_on(self, theme: Any, *, show: bool) -> Outcome:
         """Take the steps that are planned, also those that another process began with."""
-        state = self.state
-        split = len(self.hist) - (state.done if state.score else 0)
+        state, approx = self.state, self.approx
+        split = len(self.hist) - (state.done if state.config.score else 0)
         before, earlier = self.hist[:split], self.hist[split:]
-        run = Run(self.approx, state, state.n, earlier)
 
-        def save() -> None:
+        def save(losses: np.ndarray) -> None:
             if state.checkpoint is not None:
-                hist = np.concatenate([before, run.losses])
-                save_fit(state.checkpoint, self.approx, state, hist, every=state.every)
+                hist = np.concatenate([before, losses])
+                save_fit(state.checkpoint, approx, state, hist, every=state.every)
 
-        state.is_interrupted = False
+        hooks = [
+            Settling(state),
+            Callbacks(approx, state.callbacks, approx.chain),
+            Checkpoint(state.every, save),
+        ]
+        trainer = Trainer(state, hooks, earlier)
+        go_on = "refine(n) of an NFVI takes further ones; a fit with checkpoint= can be resumed."
+        if state.checkpoint is not None:
+            go_on = f"pymc_flows.resume({os.fspath(state.checkpoint)!r}) takes the others."
         try:
-            with FitProgress(
-                state.n, theme, show=progressbar, label=str(self.approx.formula)
-            ) as bar:
-                run.advance(bar, save)
-        except StopIteration as stop:
-            state.n = state.done  # nothing is left to resume
-            _log.info("%s", stop)
-        except KeyboardInterrupt:
-            if not state.loop.is_compiled:
-                raise
-            state.is_interrupted = True
-            if self.concerns is None:
-                _log.warning("%s", run.how_to_go_on())
+            return replace(trainer.run(theme, show=show), go_on=go_on)
         finally:
-            self.hist = np.concatenate([before, run.losses])
-            self.approx.hist = self.hist
-            save()
-        run.report(_log.warning if self.concerns is None else self.concerns.append)
+            self.hist = approx.hist = np.concatenate([before, trainer.losses])
+            save(trainer.losses)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pymc as pm
@@ -20,20 +20,23 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.approximation import (
     NormalizingFlow,
     check_log_density,
+    field_state,
     flow_arguments,
     restore,
 )
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import Ladder
-from pymc_flows.fitting.checkpoint import fit_arguments, restore_fit
+from pymc_flows.fitting.checkpoint import read_config, restore_fit
+from pymc_flows.fitting.ladder import Ladder
 from pymc_flows.fitting.nfvi import NFVI
-from pymc_flows.fitting.prepare import prepare
-from pymc_flows.fitting.session import Callback
+from pymc_flows.formula import Formula
 from pymc_flows.io.files import read
 from pymc_flows.model.logp import model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.training.optimizers import Optimizer, rated
+from pymc_flows.training.config import Callback
+from pymc_flows.training.objectives.elbo import Elbo
+from pymc_flows.training.optimizers import Optimizer
+from pymc_flows.training.state import FitState
 
 
 def load(
@@ -73,7 +76,11 @@ def load(
         If h5netcdf or h5py is missing (the extra ``files``).
     """
     content = read(path)
-    approx = NormalizingFlow(**flow_arguments(content, model_or_context(model)))
+    model = model_or_context(model)
+    if Formula(content.formula).conditional is None:
+        approx = NormalizingFlow(**flow_arguments(content, model))
+    else:
+        approx = NormalizingFlow.of(field_state(content, model), model, random_seed=0)
     restore(approx, content)
     approx.ladder = Ladder.restored(content.record.get("ladder"))
     if check_density:
@@ -138,7 +145,7 @@ def resume(
     content = read(path)
     model = model_or_context(model)
     compile_kwargs = dict(compile_kwargs or {})
-    arguments = fit_arguments(
+    config, kl_weight = read_config(
         content,
         {
             "obj_optimizer": obj_optimizer,
@@ -148,41 +155,29 @@ def resume(
             "total_grad_norm_constraint": total_grad_norm_constraint,
             "compile_kwargs": compile_kwargs or None,
         },
+        callbacks=list(callbacks or []),
+        progressbar=progressbar,
+        progressbar_theme=progressbar_theme,
     )
     inference = NFVI(**flow_arguments(content, model))
-    restore(inference.approx, content)
-    inference.hist = inference.approx.hist
-    inference.objective.op.beta = arguments["beta"]
-    backend = arguments["backend"]
+    approx = inference.approx
+    restore(approx, content)
+    inference.hist = approx.hist
+    inference.objective.op.beta = kl_weight
+    backend = config.backend
+    if "mode" in compile_kwargs:
+        config = replace(config, backend=None)
     with Interrupts(deferred=False):
-        state = prepare(
-            inference.approx,
-            beta=arguments["beta"],
-            score=arguments["score"],
-            callbacks=list(callbacks or []),
-            backend=None if "mode" in compile_kwargs else backend,
-            random_seed=0,
-            n_draws=arguments["obj_n_mc"],
-            optimizer=rated(arguments.get("obj_optimizer"), arguments["n"]),
-            ramp=arguments["ramp"],
-            gradient=arguments["gradient"],
-            path_from=arguments["path_from"],
-            extra=list(more_obj_params or []),
-            more_updates=dict(more_updates or {}),
-            replacements=more_replacements,
-            max_norm=arguments["total_grad_norm_constraint"],
-            compile_kwargs=compile_kwargs,
-        )
-    if state.recipe["backend"] != backend:
+        state = FitState.prepare(Elbo(approx.problem(kl_weight)), config, lambda: 0)
+    if state.config.backend != backend:
         raise ArgumentError(
             f"the fit ran on {backend!r}, the mode in compile_kwargs is one of "
-            f"{state.recipe['backend']!r}"
+            f"{state.config.backend!r}"
         )
-    restore_fit(inference.approx, state, content)
+    restore_fit(approx, state, content)
     if check_density:  # when what the fit has learned of the model itself is in its place
-        check_log_density(inference.approx, content)
+        check_log_density(approx, content)
+    state.keep_in(path)
     inference.state = state
-    if state.every:
-        state.checkpoint = Path(path)
-    inference._iterate(progressbar=progressbar, theme=progressbar_theme)
+    inference.go_on(progressbar_theme, show=progressbar).tell(stacklevel=2)
     return inference

@@ -5,6 +5,7 @@
 (4, True)
 """
 
+from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
 from pymc_flows.flows.layers import (
@@ -75,6 +76,14 @@ def build_chain(formula: Formula | str, dim: int) -> Chain:
         If the text is not a formula.
     FlowShapeError
         If ``dim`` is not a positive integer.
+    ArgumentError
+        If the formula has a bar: it is no chain over all coordinates.
     """
-    blocks = Formula(formula).blocks
+    formula = Formula(formula)
+    if formula.conditional is not None:
+        raise ArgumentError(
+            f"{str(formula)!r} is no chain of layers: behind the bar stands a field given the "
+            f"hyperparameters\nFit it with pymc_flows.fit(formula={str(formula)!r})."
+        )
+    blocks = formula.blocks
     return Chain(dim, tuple(Block(layer, count) for layer, count in blocks))

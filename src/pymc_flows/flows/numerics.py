@@ -86,6 +86,11 @@ def zeros_of_batch(points: TensorVariable) -> TensorVariable:
     return pt.zeros_like(points[..., 0])
 
 
+def log_det_of_scale(points: TensorVariable, sigma: TensorVariable) -> TensorVariable:
+    """Log-determinants Σ log σ, of the batch shape of ``points`` (..., dim)."""
+    return zeros_of_batch(points) + pt.log(sigma).sum()
+
+
 def unit_directions(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
     """Draw ``count`` directions uniformly from the unit sphere: an array (count, dim)."""
     directions = rng.standard_normal((count, dim))

@@ -66,6 +66,11 @@ class FlowState:
         """Number of coordinates."""
         return self.chain.dim
 
+    @property
+    def chain_dim(self) -> int:
+        """Number of coordinates of the chain."""
+        return self.chain.dim
+
     # ------------------------------------------------------------------------------- parameters
 
     @property
@@ -128,6 +133,12 @@ class FlowState:
     def center(self) -> np.ndarray:
         """The point (dim,) of a zero of the base."""
         return self.forward(np.zeros((1, self.dim), pytensor.config.floatX))[0]
+
+    def landmarks(self) -> np.ndarray:
+        """Points (3, dim) of base draws within about a standard deviation of 0, always the same."""
+        angles = np.arange(1, self.dim + 1)
+        z0 = np.stack([np.zeros(self.dim), np.cos(angles), np.sin(2 * angles)])
+        return self.forward(z0.astype(pytensor.config.floatX))
 
     def passage(self, z0: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Follow base draws (n, dim): the word of each layer, and the points after it."""

@@ -2,7 +2,7 @@
 
 In order of application, from the base draw to the posterior point::
 
-    formula := chain
+    formula := chain ('|' NAME)?
     chain   := term ('-' term)*
     term    := atom ('*' COUNT)?
     atom    := NAME ('(' option (',' option)* ')')? | '(' chain ')'
@@ -10,6 +10,10 @@ In order of application, from the base draw to the posterior point::
 
 COUNT is a whole number of at least 1; VALUE is an integer, a number, ``true``, ``false`` or a word.
 Case does not matter; spaces, tabs and line breaks may stand between tokens.
+
+In ``tril-loc | laplace`` the chain is a flow over the hyperparameters of a hierarchical model. The
+word behind the bar is the family of all other variables given them: ``laplace``, a Gaussian at the
+mode.
 """
 
 import operator
@@ -17,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pymc_flows.errors import FlowShapeError
-from pymc_flows.formula.parser import MAX_CHARACTERS, MAX_LAYERS, MAX_NESTING, parse
+from pymc_flows.formula.parser import CONDITIONALS, MAX_CHARACTERS, MAX_LAYERS, MAX_NESTING, parse
 from pymc_flows.formula.steps import Group, Step, chain_text, expand
 from pymc_flows.formula.table import FormulaTable, numeric_table, symbolic_table
 
 __all__ = [
+    "CONDITIONALS",
     "MAX_CHARACTERS",
     "MAX_LAYERS",
     "MAX_NESTING",
@@ -49,6 +54,8 @@ class Formula:
     steps : tuple of Step or Group
         The chain as it is written, in normal form: repeats of the same are merged, and brackets
         that change nothing are dropped.
+    conditional : str or None
+        The word behind the bar, for a flow over hyperparameters and a field given them.
 
     Raises
     ------
@@ -65,10 +72,20 @@ class Formula:
     """
 
     steps: tuple[Step | Group, ...]
+    conditional: str | None
 
     def __init__(self, text: "str | Formula") -> None:
-        steps = text.steps if isinstance(text, Formula) else parse(text)
+        if isinstance(text, Formula):
+            steps, conditional = text.steps, text.conditional
+        else:
+            steps, conditional = parse(text)
         object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "conditional", conditional)
+
+    @property
+    def hyper(self) -> "Formula":
+        """The chain alone: of a formula with a bar, the flow over the hyperparameters."""
+        return self if self.conditional is None else Formula(chain_text(self.steps))
 
     @property
     def blocks(self) -> tuple[tuple[Any, int], ...]:
@@ -105,7 +122,8 @@ class Formula:
         return sum(map(len, self.steps))
 
     def __str__(self) -> str:
-        return chain_text(self.steps)
+        chain = chain_text(self.steps)
+        return chain if self.conditional is None else f"{chain} | {self.conditional}"
 
     def __repr__(self) -> str:
         return repr(self._symbolic_table())

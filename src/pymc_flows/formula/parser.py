@@ -17,6 +17,8 @@ from pymc_flows.errors import FormulaError
 from pymc_flows.formula.registry import FLOWS, WORD, OptionType, option_types
 from pymc_flows.formula.steps import Group, Step, append, chain_text, repeat, value_text
 
+# What may stand behind "|": families of the field given the hyperparameters.
+CONDITIONALS = ("laplace",)
 MAX_CHARACTERS = 4_096
 MAX_NESTING = 32
 MAX_LAYERS = 65_536
@@ -30,7 +32,7 @@ _TOKEN = re.compile(
     r"(?P<space>[ \t\r\n]+)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     rf"|(?P<number>{_NUMBER}[A-Za-z0-9_.]*)"
-    r"|(?P<sign>[-*(),=])"
+    r"|(?P<sign>[-*(),=|])"
 )
 _EXPECTED_VALUE: dict[OptionType, str] = {
     bool: "true or false",
@@ -42,6 +44,9 @@ _LOOKALIKES = dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-") | dict.
     "\u00b7\u00d7\u2217\u22c5", "*"
 )
 _AUTO_HINT = "'auto' is no flow: pymc_flows.fit(formula='auto') tries several formulas in turn."
+_CONDITIONAL_HINT = (
+    "Write 'tril-loc | laplace': a flow over hyperparameters, and the field given them."
+)
 _COUNT_HINT = "Write how often to repeat as a whole number of at least 1, such as 'planar*8'."
 _LAYERS_HINT = f"All repeats together may give at most {MAX_LAYERS:,} layers; use smaller counts."
 
@@ -59,7 +64,7 @@ class _Option(NamedTuple):
     last: _Token
 
 
-def parse(source: object) -> tuple[Step | Group, ...]:
+def parse(source: object) -> tuple[tuple[Step | Group, ...], str | None]:
     """Parse a formula, in time linear in its length.
 
     Parameters
@@ -69,9 +74,11 @@ def parse(source: object) -> tuple[Step | Group, ...]:
 
     Returns
     -------
-    tuple of Step or Group
-        The chain in normal form: every group is repeated and has two steps or more, and no two
-        neighbours repeat the same.
+    chain : tuple of Step or Group
+        In normal form: every group is repeated and has two steps or more, and no two neighbours
+        repeat the same.
+    conditional : str or None
+        The word behind "|".
 
     Raises
     ------
@@ -86,13 +93,13 @@ def parse(source: object) -> tuple[Step | Group, ...]:
         message = f"the formula is longer than the limit of {MAX_CHARACTERS:,} characters"
         hint = "Write repeats with a count, such as 'planar*8' or '(planar-radial)*8'."
         raise FormulaError(message, source, MAX_CHARACTERS, len(source), hint)
-    chain = _Parser(source).formula()
+    chain, conditional = _Parser(source).formula()
     # Numbers can be longer in canonical form (1e9 becomes 1000000000.0), and that must parse too.
     if len(chain_text(chain)) > MAX_CHARACTERS:
         message = f"the canonical form is longer than the limit of {MAX_CHARACTERS:,} characters"
         hint = "It writes numbers out, 1e9 as 1000000000.0; use fewer steps with options."
         raise FormulaError(message, source, 0, len(source), hint)
-    return chain
+    return chain, conditional
 
 
 def _tokenize(source: str) -> list[_Token]:
@@ -119,7 +126,7 @@ def _unexpected_character(source: str, position: int) -> FormulaError:
     if _TOKEN.fullmatch(meant):
         hint = f"Did you mean {meant!r}?"
     else:
-        hint = "A formula is made of names, numbers, spaces and the signs - * ( ) , = only."
+        hint = "A formula is made of names, numbers, spaces and the signs - * ( ) , = | only."
     return FormulaError(message, source, position, position + 1, hint)
 
 
@@ -155,17 +162,32 @@ class _Parser:
     def unclosed(self, opening: _Token) -> FormulaError:
         return self.error("the bracket is never closed", "Add the missing ')'.", opening)
 
-    def formula(self) -> tuple[Step | Group, ...]:
-        # An operator that joins whole chains belongs here, below '-': its sides are calls of chain.
+    def formula(self) -> tuple[tuple[Step | Group, ...], str | None]:
         if self.token.kind == "end":
             hint = f"Name at least one flow. {_known_flows()}"
             raise FormulaError("the formula is empty", self.source, 0, len(self.source), hint)
         chain = self.chain(depth=0)
+        conditional = None
+        if self.token.kind == "|":
+            self.advance()
+            conditional = self.conditional()
         if self.token.kind == ")":
             raise self.error("the bracket was never opened", "Remove it or add a '('.", self.token)
         if self.token.kind != "end":
+            if conditional is not None:
+                raise self.unexpected("the end", _CONDITIONAL_HINT)
             raise self.unexpected("'-'", "Join layers with dashes, such as 'scale-loc'.")
-        return chain
+        return chain, conditional
+
+    def conditional(self) -> str:
+        word = self.token.text.lower()
+        if self.token.kind != "name":
+            raise self.unexpected("a word", _CONDITIONAL_HINT)
+        if word not in CONDITIONALS:
+            message = f"unknown family {_quote(self.token.text)} of the field"
+            raise self.error(message, _CONDITIONAL_HINT, self.token)
+        self.advance()
+        return word
 
     def chain(self, depth: int) -> tuple[Step | Group, ...]:
         chain: list[Step | Group] = []

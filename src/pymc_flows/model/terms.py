@@ -18,7 +18,7 @@ from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.model.logp import ModelDensity
 
-__all__ = ["base_points", "different_terms", "probe", "terms_at"]
+__all__ = ["different_terms", "probe", "terms_at"]
 
 type Values = dict[str, list[float]]
 type _Function = Callable[..., list[np.ndarray]]
@@ -72,12 +72,6 @@ def _function(density: ModelDensity, *, without_random: bool) -> tuple[list[str]
     inputs = density.model.value_vars
     fn = pytensor.function(inputs, list(terms.values()), mode=NUMPY, on_unused_input="ignore")
     return list(terms), fn
-
-
-def base_points(dim: int) -> np.ndarray:
-    """Points (3, dim) of the base, within about a standard deviation of 0; the same always."""
-    angles = np.arange(1, dim + 1)
-    return np.stack([np.zeros(dim), np.cos(angles), np.sin(2 * angles)])
 
 
 def probe(density: ModelDensity, points: np.ndarray) -> Values | None:

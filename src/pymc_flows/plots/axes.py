@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 type Floats = npt.NDArray[np.float64]
 type Range = tuple[float, float]
@@ -84,6 +85,12 @@ def new_axes(figsize: tuple[float, float] = (5, 5)) -> "Axes":
     """Make a figure of one pair of axes."""
     ax: Axes = pyplot().subplots(figsize=figsize, layout="constrained")[1]
     return ax
+
+
+def new_figure(size: tuple[float, float]) -> "Figure":
+    """Make a figure of that many inches."""
+    figure: Figure = pyplot().figure(figsize=size, layout="constrained")
+    return figure
 
 
 def ranges(limits: Limits) -> tuple[Range, Range]:

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import Ladder
-from pymc_flows.plots.axes import STYLE, pyplot
+from pymc_flows.fitting.ladder import Ladder
+from pymc_flows.plots.axes import STYLE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -46,9 +46,7 @@ def ladder(ladder: Any, figure: "Figure | SubFigure | None" = None) -> npt.NDArr
     names = [f"{rung.formula}, {rung.steps:,} steps" for rung in found.rungs]
     qualities = [rung.quality for rung in found.rungs if rung.quality is not None]
     rows = np.arange(len(names))
-    if figure is None:
-        size = (9, 1.4 + 0.45 * len(names))
-        figure = pyplot().figure(figsize=size, layout="constrained")
+    figure = new_figure((9, 1.4 + 0.45 * len(names))) if figure is None else figure
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
 
     elbos = np.array([q.elbo for q in qualities])

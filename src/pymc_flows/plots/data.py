@@ -30,7 +30,7 @@ def plane(samples: Any, var_names: Names) -> tuple[Floats, tuple[str, str]]:
     """
     if is_named(samples):
         variables = _variables(samples, var_names)
-        if sum(_n_entries(variable) for variable in variables.values()) != 2:
+        if sum(math.prod(_event_shape(variable)) for variable in variables.values()) != 2:
             found = ", ".join(f"{name} {_event_shape(v)}" for name, v in variables.items())
             raise FlowShapeError(
                 "expected one variable of length 2 or two scalar variables\n"
@@ -59,9 +59,9 @@ def columns(samples: Any, var_names: Names) -> tuple[Floats, list[str]]:
     """
     if is_named(samples):
         variables = _variables(samples, var_names)
-        parts = [_flat(variable) for variable in variables.values()]
-        z = np.concatenate([np.empty((len(parts[0]), 0)), *parts], axis=-1, dtype=float)
-        labels = [label for name, v in variables.items() for label in _entry_names(name, v)]
+        parts, names = zip(*(_entries(name, v) for name, v in variables.items()), strict=True)
+        z = np.concatenate(parts, axis=-1, dtype=float)
+        labels = [label for part in names for label in part]
     elif var_names is not None:
         raise TypeError(
             "expected samples with named variables, a DataTree or a Dataset, for var_names\n"
@@ -104,22 +104,14 @@ def _event_shape(variable: xr.DataArray) -> tuple[int, ...]:
     return tuple(variable.sizes[dim] for dim in _event_dims(variable))
 
 
-def _n_entries(variable: xr.DataArray) -> int:
-    return math.prod(_event_shape(variable))
-
-
-def _flat(variable: xr.DataArray) -> Floats:
-    """Draws (n, entries)."""
-    sample_dims = [dim for dim in _SAMPLE_DIMS if dim in variable.dims]
-    values: Floats = variable.transpose(*sample_dims, *_event_dims(variable)).values
-    return values.reshape(-1, _n_entries(variable))
-
-
-def _entry_names(name: str, variable: xr.DataArray) -> list[str]:
-    return [
-        f"{name}[{', '.join(index)}]" if index else name
-        for index in _coordinate_values(variable, _event_dims(variable))
-    ]
+def _entries(name: str, variable: xr.DataArray) -> tuple[Floats, list[str]]:
+    """Draws (n, entries), and a name for each entry."""
+    event = _event_dims(variable)
+    sample = [dim for dim in _SAMPLE_DIMS if dim in variable.dims]
+    values = variable.transpose(*sample, *event).values
+    indices = _coordinate_values(variable, event)
+    labels = [f"{name}[{', '.join(index)}]" if index else name for index in indices]
+    return values.reshape(-1, len(labels)), labels
 
 
 def _coordinate_values(variable: xr.DataArray, dims: Sequence[Hashable]) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.errors import ArgumentError
-from pymc_flows.plots.axes import STYLE, Floats, pyplot
+from pymc_flows.plots.axes import STYLE, Floats, new_figure
 from pymc_flows.plots.data import Names, columns
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def pairs(
             stacklevel=2,
         )
     k = min(len(names), max_coordinates)
-    if figure is None:
-        figure = pyplot().figure(figsize=(1.5 + 1.7 * k, 1.5 + 1.7 * k), layout="constrained")
+    figure = new_figure((1.5 + 1.7 * k, 1.5 + 1.7 * k)) if figure is None else figure
     grid: Any = figure.subplots(k, k, sharex="col", squeeze=False)
     sets = [(z, labels[0], STYLE.approximation, 2)]
     if others is not None:

@@ -11,7 +11,16 @@ import pytensor
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.diagnostics.reliability import coordinate_name
 from pymc_flows.errors import ArgumentError, FlowShapeError
-from pymc_flows.plots.axes import STYLE, Floats, Limits, pyplot, ranges, set_frame, set_labels
+from pymc_flows.plots.axes import (
+    STYLE,
+    Floats,
+    Limits,
+    new_figure,
+    pyplot,
+    ranges,
+    set_frame,
+    set_labels,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -68,9 +77,8 @@ def layers(
     shown = np.unique(np.linspace(0, len(places) - 1, min(max_panels, len(places))).astype(int))
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    if figure is None:
-        size = (2.6 * columns + 0.4, 2.6 * rows + 0.4)
-        figure = pyplot().figure(figsize=size, layout="constrained")
+    size = (2.6 * columns + 0.4, 2.6 * rows + 0.4)
+    figure = new_figure(size) if figure is None else figure
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax in grid.flat[len(shown) :]:
         ax.remove()

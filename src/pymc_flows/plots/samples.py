@@ -11,7 +11,7 @@ from pymc_flows.plots.axes import (
     Limits,
     grid,
     new_axes,
-    pyplot,
+    new_figure,
     ranges,
     set_frame,
     set_labels,
@@ -153,8 +153,7 @@ def joint_kde(
     at_draws = kde(_thinned(inside, STYLE.bandwidth_draws).T)
     heights = np.unique(np.quantile(at_draws, 1 - np.linspace(0.95, 0.05, levels)))
 
-    if figure is None:
-        figure = pyplot().figure(figsize=(5, 5), layout="constrained")
+    figure = new_figure((5, 5)) if figure is None else figure
     cells = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5))
     joint = figure.add_subplot(cells[1, 0])
     above = figure.add_subplot(cells[0, 0], sharex=joint)

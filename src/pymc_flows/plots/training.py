@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.errors import FlowShapeError
-from pymc_flows.plots.axes import STYLE, new_axes, pyplot
+from pymc_flows.plots.axes import STYLE, new_axes, new_figure
 from pymc_flows.plots.data import (
     Floats,
     Names,
@@ -183,9 +183,7 @@ def traces(
         )
         rows = rows[:max_rows]
     columns = 2 if any(row.gradient is not None for row in rows) else 1
-    if figure is None:
-        size = (6 * columns, 0.6 + 1.9 * len(rows))
-        figure = pyplot().figure(figsize=size, layout="constrained")
+    figure = new_figure((6 * columns, 0.6 + 1.9 * len(rows))) if figure is None else figure
     axes = figure.subplots(len(rows), columns, sharex=True, squeeze=False)
     for row, (left, *right) in zip(rows, axes, strict=True):
         lines = _draw_components(left, row, row.values, linestyle="-")

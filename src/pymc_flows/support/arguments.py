@@ -27,6 +27,13 @@ def check_positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def as_count(value: object) -> int:
+    """Return a number from a file that counts steps, or raise `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise ValueError(f"{value!r} is no number of steps")
+    return value
+
+
 def check_list(name: str, value: Any) -> list[Any]:
     """Return a list or tuple as a list, None as an empty one, or raise `ArgumentError`."""
     if value is None:
@@ -37,7 +44,10 @@ def check_list(name: str, value: Any) -> list[Any]:
 
 
 def renamed(
-    fn_kwargs: Mapping[str, Any] | None, compile_kwargs: Mapping[str, Any] | None
+    fn_kwargs: Mapping[str, Any] | None,
+    compile_kwargs: Mapping[str, Any] | None,
+    *,
+    stacklevel: int,
 ) -> dict[str, Any]:
     """Return ``compile_kwargs``, also if they come under their old name."""
     if fn_kwargs is None:
@@ -45,13 +55,14 @@ def renamed(
     warnings.warn(
         "fn_kwargs is deprecated, please use compile_kwargs instead",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
     return dict(fn_kwargs)
 
 
-def warn_unused(**given: object) -> None:
+def warn_unused(*, stacklevel: int, **given: object) -> None:
     """Warn of arguments for test functions."""
     for name, value in given.items():
         if value is not None:
-            warnings.warn(f"`{name}` is not used for NFVI and ignored", UserWarning, stacklevel=3)
+            text = f"`{name}` is not used for NFVI and ignored"
+            warnings.warn(text, UserWarning, stacklevel=stacklevel)

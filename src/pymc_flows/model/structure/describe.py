@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.support.tables import html_table, text_table
-
-if TYPE_CHECKING:
-    from pymc_flows.model.structure.reader import Structure
 
 _MAX_NAMES = 6
 
@@ -112,22 +109,22 @@ class Names:
         return str(self.coords[dim][position]) if dim in self.coords else str(position)
 
 
-def structure_text(structure: Structure) -> str:
-    """Lay a structure out as lines of text."""
+def structure_text(structure: Any) -> str:
+    """Lay a `Structure` out as lines of text."""
     return f"{_title(structure)}\n{text_table(_rows(structure))}"
 
 
-def structure_html(structure: Structure) -> str:
-    """Lay a structure out as HTML."""
+def structure_html(structure: Any) -> str:
+    """Lay a `Structure` out as HTML."""
     return html_table(_rows(structure), title=_title(structure))
 
 
-def _title(structure: Structure) -> str:
+def _title(structure: Any) -> str:
     n = sum(structure.n_factors.values())
     return f"Structure: {n:,} factors of {structure.dim:,} latents"
 
 
-def _rows(structure: Structure) -> list[Row]:
+def _rows(structure: Any) -> list[Row]:
     rows = [
         ("factors", _listed([f"{name} {n:,}" for name, n in structure.n_factors.items()])),
         ("hyperparameters", _counted(structure.hyperparameters, structure.hyper_names)),
@@ -151,7 +148,7 @@ def _counted(indices: np.ndarray, names: tuple[str, ...]) -> str:
     return f"{len(indices):,}: {_listed(list(names))}" if len(indices) else "none"
 
 
-def _groups(structure: Structure) -> str:
+def _groups(structure: Any) -> str:
     sizes = structure.group_sizes
     if not len(sizes):
         return "none"

@@ -16,6 +16,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
+from pytensor.scalar import Switch
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import as_tensor_of
@@ -114,6 +115,11 @@ def is_elementwise(node: Apply) -> bool:
     )
 
 
+def is_switch(node: Apply) -> bool:
+    """Whether a node chooses between two inputs."""
+    return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, Switch)
+
+
 def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Apply]:
     """Nodes of a graph that depend on the values of ``inputs``, inputs before outputs.
 
@@ -178,8 +184,9 @@ def facts(
     wanted: dict[Variable, None] = {}
     for node in nodes:
         shaped.update(dict.fromkeys(v for v in (*node.inputs, *node.outputs) if _has_shape(v)))
-        if not is_elementwise(node):
-            wanted.update(dict.fromkeys(v for v in node.inputs if v not in depends))
+        needed = node.inputs[:1] if is_switch(node) else node.inputs
+        if is_switch(node) or not is_elementwise(node):
+            wanted.update(dict.fromkeys(v for v in needed if v not in depends))
     known = values_of(density, list(wanted))
     inputs = density.model.value_vars
     shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}

@@ -11,9 +11,10 @@ import scipy.sparse as sp
 from pytensor import sparse
 from pytensor.graph.basic import Apply, Variable
 from pytensor.sparse import math as sparse_math
+from pytensor.tensor.linalg import Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet
 
 from pymc_flows.model.structure import selections
-from pymc_flows.model.structure.graph import AXIS_OPS, Facts, is_elementwise
+from pymc_flows.model.structure.graph import AXIS_OPS, Facts, is_elementwise, is_switch
 from pymc_flows.model.structure.rows import (
     Blocks,
     Coefficients,
@@ -39,6 +40,7 @@ from pymc_flows.support.compat import (
     Repeat,
     Reshape,
     ScalarFromTensor,
+    SolveBase,
     SortOp,
     SpecifyShape,
     Split,
@@ -71,6 +73,7 @@ _IDENTITIES = (
     sparse.DenseFromSparse,
     sparse.SparseFromDense,
 )
+_ALGEBRA = (Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet, SolveBase)
 _SPARSE_DOTS = (sparse_math.Dot, sparse_math.StructuredDot, sparse_math.TrueDot)
 
 
@@ -96,17 +99,25 @@ def relations(node: Apply, output: int, known: Facts, depends: set[Variable]) ->
     """
     live = [v in depends for v in node.inputs]
     if is_elementwise(node):
-        shape = known.shapes[node.outputs[output]]
-        return [
-            Relation(spread(known.shapes[v], shape)) if on else None
-            for v, on in zip(node.inputs, live, strict=True)
-        ]
+        return _elementwise(node, output, known, live)
     rule = _rule(node)
     if rule is not None:
         found = rule(node, output, known, live)
         if found is not None:
             return found
     return _blocks(node, output, known, live)
+
+
+def _elementwise(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
+    shape = known.shapes[node.outputs[output]]
+    given = [spread(known.shapes[v], shape) for v in node.inputs]
+    found = [Relation(i) if on else None for i, on in zip(given, live, strict=True)]
+    if is_switch(node) and node.inputs[0] in known.fixed:  # data choose a side for good
+        chosen = np.asarray(known.values[node.inputs[0]], dtype=bool).ravel()[given[0]]
+        for k, mine in ((1, chosen), (2, ~chosen)):
+            if live[k] and not mine.all():
+                found[k] = Relation(given[k][mine], np.concatenate([[0], np.cumsum(mine)]))
+    return found
 
 
 type _Rule = Callable[[Apply, int, Facts, list[bool]], Relations | None]
@@ -235,13 +246,10 @@ def _along_axis(node: Apply, output: int, known: Facts, live: list[bool]) -> Rel
     return Blocks([_rows_of(groups, n)], groups if same else np.arange(n), None)
 
 
-def _sorted(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
-    axis = node.inputs[1]
-    if axis not in known.fixed:
-        return None
+def _sorted(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
     shape = known.shapes[node.inputs[0]]
-    groups = _groups(shape, _axes(int(known.values[axis]), len(shape)))
-    return Blocks([_rows_of(groups, int(groups.max(initial=-1)) + 1), None], groups, None)
+    groups = _groups(shape, _axes(node.op.axis, len(shape)))
+    return Blocks([_rows_of(groups, int(groups.max(initial=-1)) + 1)], groups, None)
 
 
 def _blocks(node: Apply, output: int, known: Facts, live: list[bool]) -> Blocks:
@@ -263,7 +271,13 @@ def _blocks(node: Apply, output: int, known: Facts, live: list[bool]) -> Blocks:
         indices = (rows[:, None] * size + np.arange(size)).ravel()
         inputs.append(Relation(indices, np.arange(n_batch + 1) * size))
     block = np.repeat(np.arange(n_batch), int(np.prod(shape[len(batch) :])))
-    return Blocks(inputs, block, op_name(node))
+    return Blocks(inputs, block, None if _is_algebra(node) else op_name(node))
+
+
+def _is_algebra(node: Apply) -> bool:
+    """Whether it is known that all elements of a matrix go into all of an output."""
+    core = node.op.core_op if isinstance(node.op, Blockwise) else node.op
+    return isinstance(core, _ALGEBRA)
 
 
 def op_name(node: Apply) -> str:

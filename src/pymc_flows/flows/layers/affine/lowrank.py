@@ -13,11 +13,11 @@ from pymc_flows.flows.kernels.lowrank import LowRankStack
 from pymc_flows.flows.numerics import (
     INVERSE_SOFTPLUS_ONE,
     floor,
+    log_det_of_scale,
     positive,
     squared_norm,
     unit_directions,
     unit_vector,
-    zeros_of_batch,
 )
 from pymc_flows.formula.registry import register_flow
 
@@ -89,7 +89,7 @@ class LowRank(KernelFlow):
 
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by the factors, the first row first, then by σ."""
-        log_det = _log_det(z, params)
+        log_det = log_det_of_scale(z, params["sigma"]) + pt.log(params["s"]).sum()
         for k in range(params["s"].type.shape[0]):
             part = (z * params["w"][k]).sum(axis=-1)
             z = z + part[..., None] * params["u_hat"][k]
@@ -101,12 +101,8 @@ class LowRank(KernelFlow):
         for k in reversed(range(params["s"].type.shape[0])):
             part = (z * params["w"][k]).sum(axis=-1) / params["s"][k]
             z = z - part[..., None] * params["u_hat"][k]
-        return z, _log_det(y, params)
+        return z, log_det_of_scale(y, params["sigma"]) + pt.log(params["s"]).sum()
 
     def stack(self, dim: int) -> LowRankStack:
         """All factors of a block."""
         return LowRankStack(min(self.rank, dim))
-
-
-def _log_det(points: TensorVariable, params: Params) -> TensorVariable:
-    return zeros_of_batch(points) + pt.log(params["sigma"]).sum() + pt.log(params["s"]).sum()

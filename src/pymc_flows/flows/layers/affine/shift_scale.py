@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows.base import Arrays, Flow, Pair, Params, Shapes
-from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
+from pymc_flows.flows.numerics import (
+    INVERSE_SOFTPLUS_ONE,
+    log_det_of_scale,
+    positive,
+    zeros_of_batch,
+)
 from pymc_flows.formula.registry import register_flow
 
 
@@ -76,12 +80,8 @@ class Scale(Flow):
 
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by σ; the log-determinant is Σ log σ."""
-        return z * params["sigma"], _log_det(z, params)
+        return z * params["sigma"], log_det_of_scale(z, params["sigma"])
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Divide by σ; the log-determinant is Σ log σ."""
-        return y / params["sigma"], _log_det(y, params)
-
-
-def _log_det(points: TensorVariable, params: Params) -> TensorVariable:
-    return zeros_of_batch(points) + pt.log(params["sigma"]).sum()
+        return y / params["sigma"], log_det_of_scale(y, params["sigma"])

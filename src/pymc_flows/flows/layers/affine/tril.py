@@ -9,7 +9,7 @@ from pytensor.tensor.linalg import solve_triangular
 
 from pymc_flows.flows.base import Arrays, KernelFlow, Pair, Params, Shapes
 from pymc_flows.flows.kernels.tril import TrilStack
-from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, positive, zeros_of_batch
+from pymc_flows.flows.numerics import INVERSE_SOFTPLUS_ONE, log_det_of_scale, positive
 from pymc_flows.formula.registry import register_flow
 
 
@@ -58,7 +58,7 @@ class Tril(KernelFlow):
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Multiply by L."""
         sigma = params["sigma"]
-        return (z + z @ _unpack(params).T) * sigma, _log_det(z, sigma)
+        return (z + z @ _unpack(params).T) * sigma, log_det_of_scale(z, sigma)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
         """Solve the triangular system."""
@@ -67,7 +67,7 @@ class Tril(KernelFlow):
         columns = (y / sigma).reshape((-1, dim)).T
         matrix = _unpack(params) + np.eye(dim, dtype=sigma.dtype)
         z = solve_triangular(matrix, columns, lower=True, b_ndim=2).T
-        return pt.specify_shape(z.reshape(y.shape), y.type.shape), _log_det(y, sigma)
+        return pt.specify_shape(z.reshape(y.shape), y.type.shape), log_det_of_scale(y, sigma)
 
     def stack(self, dim: int) -> TrilStack:
         """The L of each layer in turn: numba compiles the product and its gradients for 30 s."""
@@ -81,7 +81,3 @@ def _unpack(params: Params) -> TensorVariable:
     index = np.full((dim, dim), dim * (dim - 1) // 2)
     index[np.tril_indices(dim, -1)] = np.arange(index[0, 0])
     return pt.concatenate([lower, np.zeros(1, lower.dtype)])[index]
-
-
-def _log_det(points: TensorVariable, sigma: TensorVariable) -> TensorVariable:
-    return zeros_of_batch(points) + pt.log(sigma).sum()

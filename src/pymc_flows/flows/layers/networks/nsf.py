@@ -66,7 +66,7 @@ class NSF(Flow):
     waves : int
         Number of sines of the coordinates that stay, as further inputs of the network: without
         them it does not learn what oscillates. On the wave ``pot2``, fitted in coordinates scaled
-        by (14, 2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` has a KL of .003
+        by (14, 2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` gets a KL of 0.003
         nats.
     frequency : float
         Standard deviation of their angular frequencies at the start, in radians per unit.

@@ -5,19 +5,22 @@ import signal
 from types import SimpleNamespace
 
 import numpy as np
+import pymc as pm
 import pytest
 from pymc.variational.callbacks import CheckParametersConvergence
 from pymc.variational.callbacks import Tracker as PyMCTracker
 
 from pymc_flows.callbacks import Tracker
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting import session as _session
-from pymc_flows.fitting.session import FitState, Run, call_interval
 from pymc_flows.flows import build_chain
-from pymc_flows.formula import Formula
-from pymc_flows.training.concerns import concerns
+from pymc_flows.training import trainer as _trainer
+from pymc_flows.training.config import FitConfig, call_interval
+from pymc_flows.training.convergence import convergence_warnings
+from pymc_flows.training.hooks import Callbacks
 from pymc_flows.training.loop import Chunk, StepError
 from pymc_flows.training.optimizers import Schedule
+from pymc_flows.training.state import FitState
+from pymc_flows.training.trainer import Trainer
 
 
 class Loop:
@@ -59,15 +62,23 @@ class Loop:
 
 
 BAR = SimpleNamespace(begin=lambda: None, update=lambda done, losses: None)
-APPROX = SimpleNamespace(
-    params=[SimpleNamespace(get_value=lambda: np.ones(3))],
-    groups=[SimpleNamespace(is_framed=True)],
-    formula="loc",
-)
+APPROX = SimpleNamespace(params=[SimpleNamespace(get_value=lambda: np.ones(3))])
+CHAIN = build_chain("scale", 2)
+OBJECTIVE = SimpleNamespace(q=SimpleNamespace(formula="loc", is_framed=True))
 
 
 def state_of(callbacks, loop=None, *, score=True, schedule=Schedule(0.5)):  # noqa: B008 - frozen
-    return FitState(loop or Loop(), list(callbacks), schedule, has_rate=True, score=score)
+    optimizer = pm.sgd(learning_rate=0.5)
+    config = FitConfig(callbacks=list(callbacks), score=score, obj_optimizer=optimizer)
+    state = FitState(OBJECTIVE, config, loop or Loop())
+    state.schedule = schedule
+    return state
+
+
+def run_of(state, n):
+    """A run of n further steps."""
+    state.begin(n)
+    return Trainer(state, [Callbacks(APPROX, state.callbacks, CHAIN)])
 
 
 class Seen:
@@ -90,24 +101,24 @@ class Seen:
 
 def test_without_callbacks_calls_grow_until_they_take_a_quarter_of_a_second():
     loop = Loop()
-    Run(APPROX, state_of([], loop), 300).advance(BAR)
+    run_of(state_of([], loop), 300).advance(BAR)
     assert loop.calls == [1, 8, 64, 64, 64, 64, 35]
 
 
 def test_slow_calls_get_shorter(monkeypatch):
     clock = iter(np.arange(0, 1000, 0.5))
-    monkeypatch.setattr(_session.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(_trainer.time, "perf_counter", lambda: next(clock))
     loop = Loop()
     state = state_of([], loop)
     state.chunk = 64
-    Run(APPROX, state, 64 + 32 + 16).advance(BAR)
+    run_of(state, 64 + 32 + 16).advance(BAR)
     assert loop.calls == [64, 32, 16]
 
 
 def test_a_callback_sees_every_step_with_the_losses_so_far():
     seen = Seen()
     loop = Loop()
-    Run(APPROX, state_of([seen], loop), 5).advance(BAR)
+    run_of(state_of([seen], loop), 5).advance(BAR)
     assert seen.steps == [1, 2, 3, 4, 5]
     for n, losses in enumerate(seen.losses, start=1):
         np.testing.assert_array_equal(losses, np.arange(1, n + 1))
@@ -117,7 +128,7 @@ def test_a_callback_sees_every_step_with_the_losses_so_far():
 
 def test_without_score_a_callback_gets_none():
     seen = Seen()
-    run = Run(APPROX, state_of([seen], score=False), 3)
+    run = run_of(state_of([seen], score=False), 3)
     run.advance(BAR)
     assert seen.losses == [None] * 3
     assert len(run.losses) == 0
@@ -145,7 +156,7 @@ def check_calls(monkeypatch):
 def test_checks_are_called_at_the_first_step_and_at_their_own_multiples(check_calls):
     loop = Loop()
     checks = [CheckParametersConvergence(every=n) for n in (20, 30)]
-    Run(APPROX, state_of(checks, loop), 95).advance(BAR)
+    run_of(state_of(checks, loop), 95).advance(BAR)
     assert check_calls == {20: [1, 20, 40, 60, 80], 30: [1, 30, 60, 90]}
     assert {1, *range(10, 95, 10)} <= set(np.cumsum(loop.calls).tolist())
 
@@ -172,8 +183,8 @@ def test_a_further_run_goes_on_with_the_index_and_the_multiples():
     seen = Seen()
     loop = Loop()
     state = state_of([seen, CheckParametersConvergence(every=4, tolerance=0)], loop)
-    Run(APPROX, state, 3).advance(BAR)
-    run = Run(APPROX, state, 4)
+    run_of(state, 3).advance(BAR)
+    run = run_of(state, 4)
     run.advance(BAR)
     assert seen.steps == [1, 2, 3, 4, 5, 6, 7]
     np.testing.assert_array_equal(seen.losses[-1], [4, 5, 6, 7])
@@ -186,7 +197,7 @@ def test_step_sizes_follow_the_number_of_the_step():
     schedule = Schedule(0.5, 100, "cosine")
     state = state_of([], loop, schedule=schedule)
     for n in (30, 1, 90):
-        Run(APPROX, state, n).advance(BAR)
+        run_of(state, n).advance(BAR)
     np.testing.assert_array_equal(loop.rates, schedule.rates(0, 121))
 
 
@@ -197,19 +208,19 @@ def test_step_sizes_follow_the_number_of_the_step():
 def test_what_a_callback_raises_comes_after_a_complete_step(error):
     seen = Seen(stop_at=4, error=error)
     state = state_of([seen])
-    run = Run(APPROX, state, 10)
+    run = run_of(state, 10)
     with pytest.raises(error):
         run.advance(BAR)
     np.testing.assert_array_equal(run.losses, [1, 2, 3, 4])
     assert state.i == state.loop.i == 4
-    Run(APPROX, state, 2).advance(BAR)
+    run_of(state, 2).advance(BAR)
     assert seen.steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_check_of_pymc_ends_a_fit_that_stands_still():
     state = state_of([CheckParametersConvergence(every=20, tolerance=2, diff="relative")])
     with pytest.raises(StopIteration, match="Convergence achieved at 20"):
-        Run(APPROX, state, 100).advance(BAR)
+        run_of(state, 100).advance(BAR)
     assert state.i == 20
 
 
@@ -223,7 +234,7 @@ def test_an_interrupt_during_a_call_waits_for_its_end(handled):
             return chunk
 
     state = state_of([], Interrupted())
-    run = Run(APPROX, state, 200)
+    run = run_of(state, 200)
     with pytest.raises(KeyboardInterrupt):
         run.advance(BAR)
     assert handled == [signal.SIGINT]
@@ -236,7 +247,7 @@ def test_an_interrupt_during_a_callback_does_not_wait():
         raise AssertionError("never reached")
 
     state = state_of([callback])
-    run = Run(APPROX, state, 10)
+    run = run_of(state, 10)
     with pytest.raises(KeyboardInterrupt):
         run.advance(BAR)
     assert state.i == len(run.losses) == 1
@@ -263,33 +274,33 @@ def handled():
 def test_a_step_that_raises_is_found_and_counted(raises):
     loop = Loop(raises=raises)
     state = state_of([], loop)
-    run = Run(APPROX, state, 200)
+    run = run_of(state, 200)
     run.advance(BAR)
     expected = np.arange(1.0, 201)
     expected[[i - 1 for i in raises]] = np.nan
     np.testing.assert_array_equal(run.losses, expected)
     assert state.i == 200
     with pytest.warns(UserWarning, match=f"{len(raises)} of 200 steps .* ArithmeticError: no inv"):
-        run.report()
+        run.outcome().tell(stacklevel=1)
 
 
 def test_failed_steps_are_reported_once_with_their_number(recwarn):
-    run = Run(APPROX, state_of([], Loop(fails={3, 50, 51})), 100)
+    run = run_of(state_of([], Loop(fails={3, 50, 51})), 100)
     run.advance(BAR)
     assert len(recwarn) == 0
     with pytest.warns(UserWarning, match="3 of 100 steps were skipped"):
-        run.report()
+        run.outcome().tell(stacklevel=1)
     assert np.flatnonzero(np.isnan(run.losses)).tolist() == [2, 49, 50]
 
 
 # ------------------------------------------------------------------------- fits that diverge
 
 
-def test_a_loss_that_rises_is_a_concern(rng):
+def test_a_loss_that_rises_is_a_warning(rng):
     noise = rng.standard_normal(2000)
-    assert concerns(noise, "loc") == []
-    assert concerns(noise - np.linspace(0, 5, 2000), "loc") == []
-    [said] = concerns(noise + np.linspace(0, 5, 2000), "loc")
+    assert convergence_warnings(noise, "loc") == ()
+    assert convergence_warnings(noise - np.linspace(0, 5, 2000), "loc") == ()
+    [said] = convergence_warnings(noise + np.linspace(0, 5, 2000), "loc")
     assert "The loss of 'loc' rose, from 0." in said
     assert "first and last 200 steps" in said
 
@@ -297,40 +308,42 @@ def test_a_loss_that_rises_is_a_concern(rng):
 @pytest.mark.parametrize(
     ("fall", "noise", "is_told"), [(1, 0.1, True), (1, 1, False), (0.1, 0, False)]
 )
-def test_a_loss_that_still_falls_is_a_concern(rng, fall, noise, is_told):
+def test_a_loss_that_still_falls_is_a_warning(rng, fall, noise, is_told):
     """A fall that lasts; one that is within the noise or next to nothing is none."""
     falling = np.linspace(2 * fall, 0, 2000) + noise * rng.standard_normal(2000)
-    said = concerns(falling, "loc")
+    said = convergence_warnings(falling, "loc")
     assert len(said) == is_told
     for text in said:
         [nats] = re.findall(r"still falling, by ([\d.]+) nats", text)
         assert float(nats) == pytest.approx(0.8, abs=0.05)  # medians of the 6th and the last tenth
         assert text.startswith("The loss of 'loc' was")
         assert "find_frame" in text
-    assert not any("find_frame" in text for text in concerns(falling, "loc", is_framed=True))
-    assert concerns(falling, "loc", learns=False) == []
+    assert not any(
+        "find_frame" in text for text in convergence_warnings(falling, "loc", is_framed=True)
+    )
+    assert convergence_warnings(falling, "loc", learns=False) == ()
     settled = np.where(np.arange(2000) < 1000, falling + 5, falling[-1])
-    assert concerns(settled, "loc") == []
+    assert convergence_warnings(settled, "loc") == ()
 
 
-def test_rare_huge_losses_are_a_concern(rng):
+def test_rare_huge_losses_are_a_warning(rng):
     losses = rng.standard_normal(2000)
     losses[1900] = 1e9
-    [said] = concerns(losses, "loc")
+    [said] = convergence_warnings(losses, "loc")
     assert "Rare draws dominate the loss of 'loc'" in said
     assert "5e+06" in said
 
 
 def test_short_or_failed_fits_are_not_judged():
-    assert concerns(np.arange(199.0), "loc") == []
-    assert concerns(np.full(2000, np.nan), "loc") == []
+    assert convergence_warnings(np.arange(199.0), "loc") == ()
+    assert convergence_warnings(np.full(2000, np.nan), "loc") == ()
 
 
-def test_concerns_are_logged(caplog):
-    run = Run(APPROX, state_of([]), 300)  # the loss of step i is i
+def test_convergence_warnings_are_logged(caplog):
+    run = run_of(state_of([]), 300)  # the loss of step i is i
     run.advance(BAR)
     with caplog.at_level("INFO"):
-        run.report()
+        run.outcome().tell(stacklevel=1)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert caplog.messages[0].startswith("The loss of 'loc' rose, from 15.5 to 285.5")
     assert caplog.messages[1] == "Finished after 300 steps: average loss 150.5."
@@ -339,9 +352,8 @@ def test_concerns_are_logged(caplog):
 def test_a_tracker_that_is_cleared_between_runs_starts_again():
     tracker = Tracker(grads=False)
     state = state_of([tracker])
-    approx = SimpleNamespace(chain=build_chain(Formula("scale"), 2))
-    Run(approx, state, 5).advance(BAR)
+    run_of(state, 5).advance(BAR)
     tracker.clear()
-    Run(approx, state, 3).advance(BAR)
+    run_of(state, 3).advance(BAR)
     assert tracker.dataset["step"].values.tolist() == [1, 2, 3]
     np.testing.assert_array_equal(tracker["0_scale_rho"][:, 0, 0], [6, 7, 8])

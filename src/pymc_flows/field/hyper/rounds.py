@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pymc_flows.errors import FitError
-from pymc_flows.field.hyperflow import HyperFlow
+from pymc_flows.field.hyper.flow import HyperFlow
+from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
+from pymc_flows.field.hyper.proposal import Proposal, lower_factor, mixture_log_prob, moments
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
-from pymc_flows.field.profile import ProfileProposal, follow_axes
-from pymc_flows.field.proposal import Proposal, lower_factor, mixture_log_prob, moments
-from pymc_flows.field.search import HyperMode
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality, weigh
@@ -58,7 +58,7 @@ class HyperValues:
         Smallest effective number of draws of each group, over the values that have weight.
     """
 
-    flow: Distribution
+    flow: Proposal | HyperFlow
     quality: Quality
     hyper: np.ndarray
     log_weights: np.ndarray
@@ -159,13 +159,14 @@ def sample_hyper(
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
-    best: Distribution = Proposal(loc, lower_factor(covariance))
+    best: Proposal | HyperFlow = Proposal(loc, lower_factor(covariance))
     flow: HyperFlow | None = None
     quality: Quality | None = None
-    if rounds.expects(best) >= options.enough or not len(loc) or not rounds.has_enough():
+    can_flow = options.flow_rounds and len(loc) and rounds.has_enough()
+    if not can_flow or rounds.expects(best) >= options.enough:
         quality = rounds.take(best, options.values, rng)
-    for _ in range(options.flow_rounds if len(loc) else 0):
-        if (quality and rounds.agree(quality)) or not rounds.has_enough():
+    for _ in range(options.flow_rounds if can_flow else 0):
+        if quality and rounds.agree(quality):
             break
         if flow is None:
             loc, covariance = rounds.moments()
@@ -176,8 +177,11 @@ def sample_hyper(
         found = rounds.take(flow, options.values, rng)
         if quality is None or found.elbo > quality.elbo:
             best, quality = flow, found
-    if rounds.overall is None or quality is None:
-        raise FitError("no values of the hyperparameters have been evaluated")
+    if rounds.overall is None or quality is None or not rounds.ess:
+        raise FitError(
+            "the marginal of the hyperparameters is not finite at any of "
+            f"{len(rounds.hyper)} values\nGive other starting values."
+        )
     weights = np.exp(rounds.log_weights)
     error = float(weights @ np.concatenate([v.error for v in rounds.values]))
     ess = np.min([v.ess for v in rounds.values], axis=0)

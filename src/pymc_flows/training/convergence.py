@@ -1,4 +1,4 @@
-"""What the losses of a fit say of how it went."""
+"""Convergence warnings: what the losses of a fit say of how it went."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 STILL_FALLING = 0.1
 
 
-def concerns(
+def convergence_warnings(
     losses: np.ndarray, formula: str, *, is_framed: bool = False, learns: bool = True
-) -> list[str]:
-    """Say what in the losses (steps,) of a fit looks like divergence; nothing for a short fit.
+) -> tuple[str, ...]:
+    """Return what the losses (steps,) of a fit warn of; nothing for a short fit.
 
     Where the flow no longer ``learns``, a loss that falls is no reason to fit for longer.
     """
     width = len(losses) // 10
     if width < 20:
-        return []
+        return ()
     first, last = (x[np.isfinite(x)] for x in (losses[:width], losses[-width:]))
     if not len(first) or not len(last):
-        return []
+        return ()
     found = []
     before, after = np.median(first), np.median(last)
     # More than losses differ from step to step: at a constant step size a fit that has converged
@@ -47,4 +47,4 @@ def concerns(
             f"{last.mean():,.5g}, its median {after:,.5g}. More draws (obj_n_mc=), "
             "total_grad_norm_constraint=, or a narrower start (params=) may help."
         )
-    return found
+    return tuple(found)

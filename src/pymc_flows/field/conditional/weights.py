@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.gaussian import FieldGaussian
-from pymc_flows.field.noise import NormalNoise
+from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.posterior import Posterior
 
 # Bytes of points that are held at once.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pymc_flows.errors import FitError
-from pymc_flows.field.conditional import ConditionalField, Expectation, Surface
-from pymc_flows.field.gaussian import FieldGaussian
+from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.mapping import ConditionalField, Expectation, Surface
 from pymc_flows.field.options import FieldOptions, Progress
 
 # A step must gain this share of what the gradient promises.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.factors import Factor, Factoring, NotPositiveDefinite
-from pymc_flows.field.gaussian import FieldGaussian
 from pymc_flows.field.posterior import Posterior
 
 # The first multiple of the identity, relative to the mean curvature, and its factors.

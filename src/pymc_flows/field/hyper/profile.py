@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.conditional import ConditionalField
-from pymc_flows.field.noise import sobol
+from pymc_flows.field.conditional.mapping import ConditionalField
+from pymc_flows.field.conditional.noise import sobol
+from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.proposal import lower_factor
 from pymc_flows.field.options import Progress
-from pymc_flows.field.proposal import lower_factor
-from pymc_flows.field.search import HyperMode
 
 # Distances from the mode, in standard deviations.
 KNOTS = (0.75, 1.5, 2.5, 4.0, 6.0, 9.0, 13.0, 18.0, 25.0, 35.0, 50.0)

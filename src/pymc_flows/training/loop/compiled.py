@@ -1,43 +1,29 @@
-"""The compiled training loop: many optimizer steps in one call.
-
-`TrainingLoop` clones the updates of any PyMC-style optimizer into one `pytensor.scan`. What a step
-changes (parameters, optimizer state, the model's own random generators) is the scan's carry; base
-noise and settings such as the step size are its inputs; losses and tracked values are its outputs.
-Between calls all state lives in the shared variables, as NumPy arrays, and belongs to one step.
-"""
+"""The compiled training loop: many optimizer steps in one call."""
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pytensor
-import pytensor.tensor as pt
-from pytensor import ifelse
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Variable
-from pytensor.graph.replace import graph_replace
-from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.jax import precision
 from pymc_flows.backends.modes import training_mode
-from pymc_flows.backends.rngs import choose_generator, model_rngs
+from pymc_flows.backends.rngs import decode_state, encode_state, model_rngs, set_state
+from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.training.noise import Source, base_noise
-from pymc_flows.training.packing import Packing
+from pymc_flows.training.loop.graph import Step, compile_steps
+from pymc_flows.training.loop.noise import Source, base_noise
 
 # Base noise, carried state and tracked values of one call may take this many bytes.
 CHUNK_BYTES = 32 * 2**20
 MAX_CHUNK = 10_000
-# This many failed steps in a row: no further one will succeed.
-MAX_FAILURES = 100
 
 
 class StepError(Exception):
@@ -49,49 +35,6 @@ class _NotFiniteError(ArithmeticError):
 
     def __str__(self) -> str:
         return "the optimizer's update was not finite"
-
-
-@dataclass(frozen=True)
-class Step:
-    """The graph of one optimizer step.
-
-    Attributes
-    ----------
-    noise : TensorVariable, shape (draws, dim)
-        Base draws of the step.
-    loss : TensorVariable
-        Scalar, in nats.
-    grads : mapping of str to TensorVariable
-        Gradients as the optimizer gets them, by name of the parameter, or by "" that of
-        ``packing.theta``.
-    updates : mapping of SharedVariable to TensorVariable
-        New values, from the optimizer and from the user.
-    settings : tuple of TensorVariable
-        Scalars that are set step by step, such as the step size.
-    tracked : mapping of str to TensorVariable
-        Recorded every step, by name, or by a prefix of all names what ``packing`` splits.
-        Parameters are recorded after the step, everything else as the step sees it.
-    packing : Packing or None
-        What stands for the parameters in the updates.
-    """
-
-    noise: TensorVariable
-    loss: TensorVariable
-    grads: Mapping[str, TensorVariable]
-    updates: Mapping[SharedVariable, TensorVariable]
-    settings: tuple[TensorVariable, ...] = ()
-    tracked: Mapping[str, TensorVariable] = field(default_factory=dict)
-    packing: Packing | None = None
-
-    def by_parameter(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Values of ``grads`` or ``tracked``, with further leading axes, by parameter."""
-        if self.packing is None:
-            return dict(values)
-        return {
-            f"{prefix}{name}": part
-            for prefix, value in values.items()
-            for name, part in self.packing.split(value).items()
-        }
 
 
 @dataclass(frozen=True)
@@ -167,7 +110,7 @@ class TrainingLoop:
         self.failed_noise = np.zeros(step.noise.type.shape, self._dtype)
         self._noise = np.random.default_rng(noise_seed)
         self._shared = list(step.updates)
-        self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // _bytes_per_step(step)))
+        self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // step.nbytes))
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
         self._length = max(2, self.max_chunk) if backend == "jax" else None
@@ -177,7 +120,7 @@ class TrainingLoop:
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]
         with self._precision():
             rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
-            self.function = _compile(step, rngs, kwargs, skips=self._length is not None)
+            self.function = compile_steps(step, rngs, kwargs, skips=self._length is not None)
 
     def compile(self) -> None:
         """Let the backend compile, by a call that takes no step; the first time only."""
@@ -267,6 +210,58 @@ class TrainingLoop:
         }
         return Chunk(np.full(1, np.nan), np.ones(1, bool), self.step.by_parameter(tracked))
 
+    # ----------------------------------------------------------------------------------- keeping
+
+    @property
+    def _optimizer_state(self) -> dict[str, SharedVariable]:
+        """What a step changes besides the parameters of the flow, by name in a state."""
+        packed = [self.step.packing.theta] if self.step.packing else []
+        known = (*self.step.params, *packed)
+        return {f"state_{k}": v for k, v in enumerate(v for v in self._shared if v not in known)}
+
+    @property
+    def state_names(self) -> list[str]:
+        """Names that the optimizer gives to what it keeps."""
+        return [str(var.name) for var in self._optimizer_state.values()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that steps have changed, but for the parameters of the flow.
+
+        As JSON has it, but for ``arrays``, the values of the optimizer's variables by name.
+        """
+        return {
+            "failures": self.failures,
+            "noise_rng": encode_state(self._noise),
+            "model_rngs": encode_state({str(k): rng for k, rng in enumerate(self._rngs)}),
+            "state_names": self.state_names,
+            "arrays": {k: np.array(v.get_value()) for k, v in self._optimizer_state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], array: Callable[..., np.ndarray]) -> None:
+        """Go on from a `state_dict` of the same loop, once the flow's parameters have been set.
+
+        Parameters
+        ----------
+        state : mapping
+        array : callable
+            Gives the arrays of that state, as ``array(name, shape, dtype)``.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, OverflowError
+            If it is not one of such a loop.
+        """
+        for name, var in self._optimizer_state.items():
+            value = var.get_value(borrow=True)
+            var.set_value(array(name, value.shape, value.dtype))
+        noise = decode_state(state["noise_rng"], self._noise.bit_generator.state)
+        fresh = {str(k): rng for k, rng in enumerate(self._rngs)}
+        with self._precision():
+            self._rngs = list(decode_state(state["model_rngs"], fresh).values())
+        set_state(self._noise, noise)
+        self.failures = as_count(state["failures"])
+        self._gather()
+
     def _gather(self) -> None:
         if self.step.packing is not None:
             self.step.packing.gather()
@@ -295,105 +290,3 @@ def _stops_being_finite(old: np.ndarray, new: np.ndarray) -> bool:
     if new.dtype.kind != "f" or np.isfinite(new).all():
         return False
     return bool((np.isfinite(old) & ~np.isfinite(new)).any())
-
-
-def _bytes_per_step(step: Step) -> int:
-    arrays = [step.noise, *step.tracked.values()]
-    elements = sum(math.prod(n or 1 for n in x.type.shape) for x in arrays)
-    return 8 * elements + sum(np.asarray(v.get_value(borrow=True)).nbytes for v in step.updates)
-
-
-def _compile(
-    step: Step,
-    rngs: Mapping[Variable, Variable],
-    kwargs: Mapping[str, object],
-    *,
-    skips: bool,
-) -> Any:
-    """Compile (noise, settings, n_active, failures, *state, *rngs) -> (the last three, *records).
-
-    Records are, by step: taken, failed, loss, tracked values. Only the first ``n_active`` steps
-    are taken; with ``skips`` the others cost next to nothing.
-    """
-    index, n_active, failures = pt.lscalar("index"), pt.lscalar("n_active"), pt.lscalar("failures")
-    taken = (index < n_active) & (failures < MAX_FAILURES)
-    carried = [failures, *step.updates]
-    after, next_rngs, records = _after_step(step, rngs, failures, taken, copies=skips)
-    if skips:
-        idle = [*carried, *map(pt.zeros_like, records)]
-        chosen = ifelse(taken, [*after, *records], idle)
-        after, records = chosen[: len(carried)], chosen[len(carried) :]
-        next_rngs = [choose_generator(taken, y, x) for x, y in zip(rngs, next_rngs, strict=True)]
-    seen = dict(zip(carried, after, strict=True))
-    failed, loss, *values = records
-    rest = iter(values)
-    tracked = [seen[x] if x in seen else next(rest) for x in step.tracked.values()]
-    outputs = [index + 1, *after, *next_rngs, taken, failed, loss, *tracked]
-
-    def inner(noise: Variable, index_: Variable, *inputs: Variable) -> list[Variable]:
-        *state, settings, n_active_ = inputs
-        given = dict(zip([*carried, *rngs], state, strict=True))
-        given |= {step.noise: noise, index: index_, n_active: n_active_}
-        given |= {x: settings[index_, k].astype(x.dtype) for k, x in enumerate(step.settings)}
-        return graph_replace(outputs, given, strict=False)
-
-    # A second sequence would make the number of steps a minimum, which JAX does not see through.
-    noise = pt.tensor("noise", dtype=step.noise.dtype, shape=(None, *step.noise.type.shape))
-    shape = (None, len(step.settings))
-    settings = pt.tensor("settings", dtype=step.noise.dtype, shape=shape)
-    state = [x.type(name=x.name) for x in [*carried, *rngs]]
-    _, *results = pytensor.scan(
-        inner,
-        sequences=[noise],
-        outputs_info=[
-            pt.constant(0, dtype="int64"),
-            *state,
-            *[None] * (len(outputs) - len(state) - 1),
-        ],
-        non_sequences=[settings, n_active],
-        return_updates=False,
-    )
-    last = [trace[-1] for trace in results[: len(carried)]]
-    with warnings.catch_warnings():
-        # Some Elemwise stays unfused if a formula has very many blocks: nothing to act on.
-        warnings.filterwarnings("ignore", "Loop fusion failed")
-        return pytensor.function(
-            [pytensor.In(x, borrow=True) for x in [noise, settings, n_active, *state]],
-            [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
-            trust_input=True,
-            on_unused_input="ignore",
-            **kwargs,
-        )
-
-
-def _after_step(
-    step: Step,
-    rngs: Mapping[Variable, Variable],
-    failures: TensorVariable,
-    taken: TensorVariable,
-    *,
-    copies: bool,
-) -> tuple[list[TensorVariable], list[Variable], list[TensorVariable]]:
-    """Failures and state after the step; next generators; failed, loss, tracked values."""
-    shared = list(step.updates)
-    tracked = [x for x in step.tracked.values() if x not in step.updates]
-    # Squares, because optimizers take them. Nothing of the update, which stays one loop with the
-    # choice between old and new.
-    health = sum((pt.sqr(g).sum() for g in step.grads.values()), step.loss)
-    graphs = [*step.updates.values(), *rngs.values(), health, step.loss, *tracked]
-    if copies and rngs:
-        # In JAX a draw writes into the generator that it gets.
-        own = {x: choose_generator(np.array(1), x, x) for x in rngs}
-        graphs = graph_replace(graphs, own, strict=False)
-    n, m = len(shared), len(shared) + len(rngs)
-    new, next_rngs, (health, loss, *values) = graphs[:n], graphs[n:m], graphs[m:]
-    new = [x.astype(v.dtype) for v, x in zip(shared, new, strict=True)]
-    ok = pt.isfinite(health)
-    counted = pt.switch(taken, pt.switch(ok, 0, failures + 1), failures)
-    kept = [pt.switch(taken & ok, x, v) for v, x in zip(shared, new, strict=True)]
-    after = [_typed(v, x) for v, x in zip([failures, *shared], [counted, *kept], strict=True)]
-    return after, next_rngs, [~ok, loss, *values]
-
-
-def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:
-    return like.type.filter_variable(x, allow_convert=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pymc_flows.field.noise import sobol
+from pymc_flows.field.conditional.noise import sobol
+from pymc_flows.formula import Formula
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,15 @@ class Proposal:
     lower: np.ndarray
     degrees: float = math.inf
 
+    @property
+    def formula(self) -> Formula:
+        """The Gaussian as a flow."""
+        return Formula("tril-loc")
+
+    def place(self, noise: np.ndarray) -> np.ndarray:
+        """Map standard normal noise (n, n_hyper) to draws of the Gaussian with this location."""
+        return self.loc + noise @ self.lower.T
+
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
         from scipy.special import ndtri
@@ -38,7 +48,7 @@ class Proposal:
         noise = ndtri(uniform[:, :dim])
         if math.isfinite(self.degrees):
             noise *= np.sqrt(self.degrees / chi2.ppf(uniform[:, dim:], self.degrees))
-        return self.loc + noise @ self.lower.T
+        return self.place(noise)
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:
         """Log density (n,) at points (n, n_hyper), in nats."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pymc_flows.field.gaussian import FieldGaussian
-from pymc_flows.field.newton import FieldModes
+from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.options import FieldOptions
 
 # Gaussians that are held at once, and the bytes that they may take.

@@ -22,16 +22,13 @@ from pymc_flows.flows.chain import Chain, Loop
 from pymc_flows.flows.state import FlowState, base_log_prob
 from pymc_flows.model.examine import DrawPlan
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.training.packing import join, split_by_block
-
-# Estimates of the gradient; the third is the first, then the second.
-GRADIENTS = ("total", "path", "switch")
+from pymc_flows.training.loop.packing import join, split_by_block
 
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
 def default_gradient(chain: Chain, backend: str, *, anneals: bool) -> str:
-    """Return what is nearer to the posterior at equal time, one of `GRADIENTS`.
+    """Return what is nearer to the posterior at equal time, one of `config.GRADIENTS`.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import PLAIN, no_compiler
-from pymc_flows.field.noise import sobol
+from pymc_flows.field.conditional.noise import sobol
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.chain import Chain
 from pymc_flows.flows.frame import Frame
@@ -23,7 +23,7 @@ from pymc_flows.formula import Formula
 # Raw parameters have a normal prior of this standard deviation around the start, so that few values
 # are not learnt by heart; weighted values count as many as are effective.
 PRIOR_SD = 1.0
-MAX_ITERATIONS = 100
+MAX_ITERATIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,10 @@ class HyperFlow:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
         from scipy.special import ndtri
 
-        noise = ndtri(sobol(n, len(self.frame.center), rng))
+        return self.place(ndtri(sobol(n, len(self.frame.center), rng)))
+
+    def place(self, noise: np.ndarray) -> np.ndarray:
+        """Map standard normal noise (n, n_hyper) to draws."""
         return self.frame.forward(self._forward(self.theta, noise))
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:

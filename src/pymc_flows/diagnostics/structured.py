@@ -1,0 +1,99 @@
+"""Reports on fields given hyperparameters, whose weights factorise over groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.diagnostics.coverage import effective_sizes
+from pymc_flows.diagnostics.findings import Coordinate, GroupRow, Groups, Report
+from pymc_flows.diagnostics.reliability import (
+    Moments,
+    coordinate_name,
+    differences,
+    worst_first,
+)
+from pymc_flows.diagnostics.thresholds import THRESHOLDS
+from pymc_flows.errors import ArgumentError
+from pymc_flows.field.state import FieldState
+from pymc_flows.model.points import to_unconstrained
+from pymc_flows.support.seeds import RandomState, integer_seed
+
+# Numbers of draws of the posterior and of the approximation that are held for their moments.
+MOST_NUMBERS = 2.5e7
+
+
+def report_structured(
+    approx: NormalizingFlow, q: FieldState, n: int, reference: Any, random_seed: RandomState
+) -> Report:
+    """Report on a field given hyperparameters, see `pymc_flows.report`."""
+    n = int(np.clip(MOST_NUMBERS // q.dim, THRESHOLDS.min_draws, n))
+    if random_seed is None:
+        [seed] = approx.draw_seeds(1)
+    else:
+        seed = integer_seed(random_seed)
+    rng = np.random.default_rng(seed)
+    corrected, _ = q.resample(n, rng)
+    plain, _ = q.draw(n, rng)
+    weighted = _moments(corrected)
+    errors = [*differences(_moments(plain), weighted)]
+    contradiction, noise = None, 0.0
+    quality = q.quality
+    if reference is not None:
+        truth = _reference(approx, reference)
+        left = differences(weighted, truth)
+        errors += left
+        error = np.abs(left).max(axis=0)
+        noises = THRESHOLDS.standard_errors * np.sqrt(1 / truth.effective + 1 / max(quality.ess, 1))
+        index = worst_first(error - noises)[0]
+        contradiction, noise = float(error[index]), float(noises[index])
+    order = worst_first(*errors)[: THRESHOLDS.named]
+    slots = approx.density.slots
+    return Report(
+        title=f"{approx}: {n:,} draws, {q.groups.n_groups:,} groups",
+        quality=quality,
+        n_without_density=0,
+        coordinates=tuple(
+            Coordinate(coordinate_name(approx.model, slots, int(i)), *(float(e[i]) for e in errors))
+            for i in order
+        ),
+        n_coordinates=q.dim,
+        worst=float(np.abs(errors[:2]).max()),
+        contradiction=contradiction,
+        contradiction_noise=noise,
+        lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
+        groups=_groups(q),
+    )
+
+
+def _groups(q: FieldState) -> Groups:
+    found = q.groups
+    rows = [
+        GroupRow(q.structure.group_name(int(g)), float(found.ess[g]), float(found.khat[g]))
+        for g in found.worst(THRESHOLDS.shown)
+    ]
+    return Groups(
+        n_groups=found.n_groups,
+        n_draws=found.n_draws,
+        n_untrusted=int(found.is_untrusted.sum()),
+        threshold=found.threshold,
+        worst=tuple(rows),
+    )
+
+
+def _moments(points: np.ndarray) -> Moments:
+    return Moments(points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float))
+
+
+def _reference(approx: NormalizingFlow, reference: Any) -> Moments:
+    placed = to_unconstrained(approx.density, reference)
+    points = placed.points[placed.inside & np.isfinite(placed.points).all(axis=1)]
+    if not len(points):
+        raise ArgumentError(
+            f"none of the {len(placed.points)} draws of the reference lies in the support\n"
+            "Give draws of the posterior of the same model."
+        )
+    mean, std = points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float)
+    return Moments(mean, std, effective_sizes(points))

@@ -1,0 +1,142 @@
+"""A fit of a field given hyperparameters as arrays, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+
+import numpy as np
+
+from pymc_flows.field.conditional.mapping import ConditionalField, Surface
+from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.factors import factoring
+from pymc_flows.field.hyper.flow import HyperFlow
+from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.proposal import Proposal
+from pymc_flows.field.hyper.rounds import HyperValues
+from pymc_flows.field.marginal import Marginal
+from pymc_flows.field.options import Evaluations, FieldOptions
+from pymc_flows.field.posterior import Posterior
+from pymc_flows.field.result import FieldApproximation
+from pymc_flows.flows.frame import Frame
+from pymc_flows.formula import Formula
+from pymc_flows.importance import Quality
+
+# Returns an array of the file by name, if it has a shape (None: any length) and a dtype.
+type Reader = Callable[[str, tuple[int | None, ...], str], np.ndarray]
+
+
+def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
+    """All numbers that a fit consists of, by name."""
+    marginal, mode, values = found.marginal, found.mode, found.values
+    surface, noise = marginal.conditional.surface, marginal.noise
+    flow = values.flow
+    if isinstance(flow, HyperFlow):
+        q = {"center": flow.frame.center, "scale": flow.frame.scale, "theta": flow.theta}
+    else:
+        q = {"center": flow.loc, "scale": flow.lower, "theta": np.empty(0)}
+    return {
+        **{f"q_{name}": np.asarray(value, dtype=float) for name, value in q.items()},
+        "elements": np.concatenate([found.posterior.hyper, found.posterior.field]),
+        "groups": found.posterior.groups,
+        "hyper": values.hyper,
+        "log_weights": values.log_weights,
+        "group_ess": values.group_ess,
+        "quality": np.array(astuple(values.quality), dtype=float),
+        "overall": np.array(astuple(values.overall), dtype=float),
+        "errors": np.array([values.error, mode.log_marginal]),
+        "mode": mode.gaussian.hyper,
+        "mode_field": mode.gaussian.mean,
+        "covariance": mode.covariance,
+        "surface_center": surface.center,
+        "surface_mode": surface.mode,
+        "surface_slopes": np.asarray(surface.slopes),
+        "surface_bends": np.asarray(surface.bends),
+        "surface_reach": np.asarray(surface.reach),
+        "quadrature": marginal.conditional.points.astype("int8"),
+        "noise_points": noise.points,
+        "noise_dimension": noise.dimension,
+        "noise_shift": noise.shift,
+        "counts": np.array(
+            [
+                marginal.n_outer,
+                marginal.is_gaussian,
+                marginal.conditional.corrects,
+                *astuple(found.evaluations),
+            ]
+        ),
+    }
+
+
+def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldApproximation:
+    """Make a fit of the arrays that `arrays_of` gave.
+
+    Raises
+    ------
+    ValueError
+        If the posterior has other hyperparameters, another field or other groups.
+    """
+    n, m = posterior.n_hyper, posterior.n_field
+    elements = np.concatenate([posterior.hyper, posterior.field])
+    if not (
+        np.array_equal(read("elements", (n + m,), "int64"), elements)
+        and np.array_equal(read("groups", (m,), "int64"), posterior.groups)
+    ):
+        raise ValueError("other hyperparameters, or other groups")
+
+    def numbers(name: str, *shape: int | None) -> np.ndarray:
+        return read(name, shape, "float64")
+
+    surface = Surface(
+        numbers("surface_center", n),
+        numbers("surface_mode", m),
+        numbers("surface_slopes", n, m),
+        numbers("surface_bends", n, m),
+        numbers("surface_reach", n),
+    )
+    n_outer, is_gaussian, corrects, *evaluations = read("counts", (7,), "int64").tolist()
+    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    conditional = ConditionalField(
+        modes,
+        surface,
+        read("quadrature", (None, m), "int8").astype(float),
+        FieldOptions(),
+        corrects=bool(corrects),
+    )
+    noise = NormalNoise(
+        numbers("noise_points", None, None),
+        read("noise_dimension", (m,), "int64"),
+        numbers("noise_shift", m),
+    )
+    marginal = Marginal(conditional, noise, n_outer=n_outer, is_gaussian=bool(is_gaussian))
+    hyper, field = numbers("mode", n), numbers("mode_field", m)
+    gaussian = conditional.at(hyper[None], field[None])[0]
+    if gaussian is None:
+        raise ValueError("the field has no mode where it had one")
+    error, log_marginal = numbers("errors", 2).tolist()
+    n_values = len(numbers("log_weights", None))
+    values = HyperValues(
+        _flow(formula.hyper, numbers, n),
+        _quality(numbers("quality", 7)),
+        numbers("hyper", n_values, n),
+        numbers("log_weights", n_values),
+        _quality(numbers("overall", 7)),
+        error,
+        numbers("group_ess", posterior.n_groups),
+    )
+    mode = HyperMode(gaussian, log_marginal, numbers("covariance", n, n), surface)
+    return FieldApproximation(marginal, mode, values, Evaluations(*evaluations), ())
+
+
+def _flow(formula: Formula, numbers: Callable[..., np.ndarray], n: int) -> Proposal | HyperFlow:
+    center, scale = numbers("q_center", n), numbers("q_scale", n, n)
+    theta = numbers("q_theta", None)
+    if len(theta) == 0:
+        return Proposal(center, scale)
+    return HyperFlow.identity(formula, Frame(center, scale)).with_parameters(theta)
+
+
+def _quality(numbers: np.ndarray) -> Quality:
+    n_draws, *rest = numbers.tolist()
+    return Quality(int(n_draws), *rest)

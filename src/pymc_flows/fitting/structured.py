@@ -1,0 +1,91 @@
+"""Fits of a flow over hyperparameters and a field given them, to a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import pymc as pm
+from numpy.typing import ArrayLike
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.errors import ModelError
+from pymc_flows.field import Evaluations, FieldOptions, Posterior, fit_field
+from pymc_flows.field.options import Report
+from pymc_flows.field.state import FieldState
+from pymc_flows.formula import Formula
+from pymc_flows.model.examine import check_has_weights, check_start
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.structure import Structure, structure
+from pymc_flows.support.seeds import RandomState, integer_seeds
+
+_log = logging.getLogger(__name__)
+
+
+def fit_structured(
+    formula: Formula | None = None,
+    *,
+    model: pm.Model,
+    start: Mapping[str, ArrayLike] | None = None,
+    hyper: Sequence[str] = (),
+    field: Sequence[str] = (),
+    found: Structure | None = None,
+    random_seed: RandomState = None,
+    report: Report | None = None,
+) -> NormalizingFlow:
+    """Fit a flow over the hyperparameters of a model, and the field given them.
+
+    Parameters
+    ----------
+    formula : Formula, optional
+        Such as ``'tril-loc | laplace'``. By default a Gaussian over the hyperparameters, and where
+        that is not enough a flow.
+    model : pymc.Model
+    start : dict of str to array-like, optional
+    hyper, field : sequence of str
+        Names of free variables whose role is given, as for `pymc_flows.structure`.
+    found : Structure, optional
+        The structure, if it has been read.
+    random_seed : int, Generator, RandomState, optional
+    report : callable, optional
+        Gets stage, evaluations and CPU seconds, after each unit of work.
+
+    Returns
+    -------
+    NormalizingFlow
+
+    Raises
+    ------
+    ModelError
+        If the model has no hyperparameters or no field, its log density is random, or it is not
+        finite at the start.
+    FitError
+        If the field has no mode at the start.
+    """
+    density = density_of(model)
+    check_has_weights(density)
+    found = structure(model, hyper=hyper, field=field) if found is None else found
+    if not len(found.field):
+        raise ModelError(
+            "the model has no field: no variables that a Gaussian given the others could describe\n"
+            f"{found.why_not or 'All its variables are hyperparameters.'}\n"
+            "Name some with field=[…], or take a flow over all variables, such as 'scale-loc'."
+        )
+    if found.why_not is not None and not (hyper or field):
+        _log.warning("A field given hyperparameters may not do here: %s", found.why_not)
+    point = density.start(start)
+    check_start(density, point)
+    options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
+    seed, approx_seed = integer_seeds(random_seed, 2)
+    fitted = fit_field(
+        Posterior.of(density, found, point), options=options, random_seed=seed, report=report
+    )
+    approx = NormalizingFlow.of(FieldState(fitted, found), model, approx_seed)
+    _log.info("%s: %s", approx.formula, counted(fitted.evaluations))
+    return approx
+
+
+def counted(evaluations: Evaluations) -> str:
+    """Say how often the model was evaluated."""
+    e = evaluations
+    return f"{e.densities:,} densities, {e.gradients:,} gradients, {e.curvatures:,} Hessians"

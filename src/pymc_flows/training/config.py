@@ -1,0 +1,170 @@
+"""The arguments of a fit, checked in one place."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pymc.variational.callbacks import CheckParametersConvergence
+from pytensor.graph.basic import Variable
+
+from pymc_flows.callbacks import Tracker
+from pymc_flows.errors import ArgumentError
+from pymc_flows.io.files import check_target
+from pymc_flows.support.arguments import check_integer, check_list, renamed, warn_unused
+from pymc_flows.support.compat import default_progress_theme
+from pymc_flows.support.seeds import RandomState
+from pymc_flows.training.annealing import Ramp, as_anneal
+from pymc_flows.training.optimizers import Optimizer, Rated, Schedule, rated
+from pymc_flows.training.stopping import as_plateau
+
+type Callback = Callable[[Any, Any, int], object]
+
+# Estimates of the gradient; the third is the first, then the second.
+GRADIENTS = ("total", "path", "switch")
+CHECKPOINT_EVERY = 1_000
+# From `fit` to where it warns of its arguments, through `__init__` and `__post_init__`.
+_TO_CALLER = 5
+# Arguments that are code, which no file can hold.
+_CODE = ("more_obj_params", "more_updates", "more_replacements", "compile_kwargs")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitConfig:
+    """The arguments of a fit: names and meanings are those of `NFVI.fit`.
+
+    Whatever makes one has them checked, and brought to one form: lists and dicts instead of None,
+    a `Plateau`, an `Anneal`. Training, files and `resume` take it whole.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument cannot be used.
+    """
+
+    n: int = 10_000
+    score: Any = None
+    callbacks: Any = None
+    progressbar: bool = True
+    progressbar_theme: Any = default_progress_theme
+    backend: str | None = None
+    include_transformed: bool = False
+    random_seed: RandomState = None
+    checkpoint: str | os.PathLike[str] | None = None
+    every: Any = None
+    obj_n_mc: Any = 64
+    obj_optimizer: Optimizer | None = None
+    schedule: str | None = None
+    stop: Any = None
+    anneal: Any = None
+    gradient: str | None = None
+    more_obj_params: Any = None
+    more_updates: Any = None
+    more_replacements: Mapping[Variable, Variable] | None = None
+    total_grad_norm_constraint: Any = None
+    compile_kwargs: Any = None
+    fn_kwargs: InitVar[Any] = None
+    tf_n_mc: InitVar[Any] = None
+    test_optimizer: InitVar[Any] = None
+    more_tf_params: InitVar[Any] = None
+
+    def __post_init__(
+        self, fn_kwargs: Any, tf_n_mc: Any, test_optimizer: Any, more_tf_params: Any
+    ) -> None:
+        """Check everything that can be checked without a model."""
+        checked: dict[str, Any] = {"n": check_integer("n", self.n, minimum=0)}
+        if self.every is not None and self.checkpoint is None:
+            raise ArgumentError("every= says how often checkpoint= is written: give both")
+        if self.checkpoint is not None:
+            every = CHECKPOINT_EVERY if self.every is None else self.every
+            checked["every"] = check_integer("every", every)
+            check_target(self.checkpoint)
+        if self.gradient not in (None, *GRADIENTS):
+            known = ", ".join(GRADIENTS)
+            raise ArgumentError(f"gradient must be one of {known}, got {self.gradient!r}")
+        checked["anneal"], checked["stop"] = as_anneal(self.anneal), as_plateau(self.stop)
+        checked["score"] = self.score is None or bool(self.score)
+        if checked["stop"] and (self.schedule is not None or not checked["score"]):
+            raise ArgumentError("stop= sets the step sizes and needs the losses: give no schedule=")
+        unused = {"tf_n_mc": tf_n_mc, "test_optimizer": test_optimizer}
+        warn_unused(**unused, more_tf_params=more_tf_params, stacklevel=_TO_CALLER)
+        checked["callbacks"] = check_list("callbacks", self.callbacks)
+        for callback in checked["callbacks"]:
+            if not callable(callback):
+                raise ArgumentError(f"a callback must be callable, got {callback!r}")
+        draws = 1 if self.obj_n_mc is None else self.obj_n_mc
+        checked["obj_n_mc"] = check_integer("obj_n_mc", draws)
+        checked["more_obj_params"] = list(self.more_obj_params or [])
+        checked["more_updates"] = dict(self.more_updates or {})
+        checked["compile_kwargs"] = renamed(fn_kwargs, self.compile_kwargs, stacklevel=_TO_CALLER)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        self.optimizer  # noqa: B018 - checks optimizer and schedule
+
+    @cached_property
+    def optimizer(self) -> Rated:
+        """The optimizer, whose step size is set from outside."""
+        return rated(self.obj_optimizer, self.n, self.schedule)
+
+    @property
+    def trackers(self) -> list[Tracker]:
+        """What records inside the loop."""
+        return [c for c in self.callbacks if isinstance(c, Tracker)]
+
+    @property
+    def step_callbacks(self) -> list[Callback]:
+        """What is called between steps."""
+        return [c for c in self.callbacks if not isinstance(c, Tracker)]
+
+    def step_sizes(self) -> Schedule:
+        """The step sizes; until the loss has settled, if that is waited for, those of all steps."""
+        schedule = self.optimizer.schedule
+        if self.stop is None:
+            return schedule
+        decay = self.stop.decay
+        return Schedule(schedule.peak, decay, "cosine", max(0, self.n - decay))
+
+    def ramp(self) -> Ramp | None:
+        """Inverse temperatures by step."""
+        return None if self.anneal is None else self.anneal.over(self.n)
+
+    def record(self) -> dict[str, Any]:
+        """What a file says of the arguments, as JSON has it, and which of them it cannot hold."""
+        norm, optimizer = self.total_grad_norm_constraint, self.optimizer.recipe
+        is_number = isinstance(norm, int | float | np.number)
+        again = [name for name in _CODE if getattr(self, name)]
+        again += ["obj_optimizer"] * (optimizer is None)
+        again += ["total_grad_norm_constraint"] * (norm is not None and not is_number)
+        return {
+            "backend": self.backend,
+            "obj_n_mc": self.obj_n_mc,
+            "optimizer": optimizer,
+            "gradient": self.gradient,
+            "score": self.score,
+            "total_grad_norm_constraint": float(norm) if is_number else None,
+            "again": sorted(again),
+        }
+
+
+def call_interval(callbacks: Sequence[Callback]) -> int:
+    """Steps between calls of callbacks: the greatest that misses none; 0 without callbacks."""
+    return math.gcd(*map(interval_of, callbacks)) if callbacks else 0
+
+
+def interval_of(callback: Callback) -> int:
+    """Steps between calls; more than one only if the callback looks at nothing in between."""
+    if not isinstance(callback, CheckParametersConvergence) or (
+        type(callback).__call__ is not CheckParametersConvergence.__call__
+    ):
+        return 1
+    every = callback.every
+    if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
+        raise ArgumentError(
+            f"every must be an integer of at least 1, got {every!r} in {callback!r}"
+        )
+    return int(every)

@@ -1,0 +1,129 @@
+"""What acts between the calls of the compiled loop: callbacks, the stopping rule, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.callbacks import Tracker
+from pymc_flows.flows import Chain
+from pymc_flows.training.config import Callback, call_interval, interval_of
+from pymc_flows.training.loop import Chunk
+from pymc_flows.training.state import FitState
+
+_log = logging.getLogger(__name__)
+
+
+class Hook:
+    """Acts after each step that is a multiple of ``every``; 0 for never.
+
+    Attributes
+    ----------
+    every : int
+    """
+
+    every = 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether, as far as it knows, a loss that falls says that the flow gets better."""
+        return True
+
+    def limit(self, i: int) -> int:
+        """Steps that may be taken after step ``i`` before it has to act."""
+        return self.every - i % self.every if self.every else sys.maxsize
+
+    def is_due(self, i: int) -> bool:
+        """Whether it acts after step ``i``."""
+        return bool(self.every) and i % self.every == 0
+
+    def record(self, chunk: Chunk) -> None:
+        """Keep what it needs of steps that were taken; nothing interrupts it."""
+
+    def act(self, state: FitState, losses: np.ndarray) -> None:
+        """Act; ``losses`` are those of this run so far, none if they are not kept."""
+
+    def end(self, state: FitState) -> None:
+        """Act after the last step of a run."""
+
+
+class Callbacks(Hook):
+    """Calls the callbacks of a user, and lets trackers record.
+
+    Parameters
+    ----------
+    approx : NormalizingFlow
+        What callbacks get.
+    callbacks : list of callable
+    chain : Chain
+        What trackers record.
+    """
+
+    def __init__(self, approx: Any, callbacks: Sequence[Callback], chain: Chain):
+        self._approx = approx
+        self._trackers = [c for c in callbacks if isinstance(c, Tracker)]
+        self._callbacks = [c for c in callbacks if not isinstance(c, Tracker)]
+        self.every = call_interval(self._callbacks)
+        for tracker in self._trackers:
+            tracker.prepare(chain)
+
+    def limit(self, i: int) -> int:
+        """The first step is seen by all."""
+        return 1 if self.every and i == 0 else super().limit(i)
+
+    def is_due(self, i: int) -> bool:
+        """The first step is seen by all."""
+        return bool(self.every) and (i == 1 or super().is_due(i))
+
+    def record(self, chunk: Chunk) -> None:
+        """Let trackers record."""
+        for tracker in self._trackers:
+            tracker.record(chunk.tracked)
+
+    def act(self, state: FitState, losses: np.ndarray) -> None:
+        """Call those whose turn it is."""
+        i = state.i
+        for callback in self._callbacks:
+            if i == 1 or i % interval_of(callback) == 0:
+                callback(self._approx, losses if state.config.score else None, i)
+
+
+class Settling(Hook):
+    """Lets the step size decay, as the end of the fit, once the loss has settled."""
+
+    def __init__(self, state: FitState):
+        self.every = 0 if state.plateau is None else state.plateau.every
+
+    def act(self, state: FitState, losses: np.ndarray) -> None:
+        """Look at the losses."""
+        rule = state.plateau
+        if rule is None:
+            return
+        ramp = 0 if state.ramp is None else max(0, state.ramp.steps - (state.i - state.done))
+        decay = rule.decay if state.has_rate else 0
+        if state.done + decay < state.n and rule.has_settled(losses[ramp:]):
+            _log.info("The loss has settled after %d steps.", state.i)
+            state.settle(decay)
+            self.every = 0
+
+
+class Checkpoint(Hook):
+    """Writes the fit to its file.
+
+    Parameters
+    ----------
+    every : int
+    write : callable
+        Gets the losses of this run so far.
+    """
+
+    def __init__(self, every: int, write: Callable[[np.ndarray], object]):
+        self.every, self._write = every, write
+
+    def act(self, state: FitState, losses: np.ndarray) -> None:
+        """Write."""
+        self._write(losses)

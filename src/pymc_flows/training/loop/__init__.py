@@ -1,0 +1,23 @@
+"""The compiled loop: a graph of one optimizer step in, many steps in one call out.
+
+`TrainingLoop` knows steps, settings, noise and failures, and nothing of models or flows. Between
+calls all state lives in shared variables, as NumPy arrays, and belongs to one step.
+"""
+
+from pymc_flows.training.loop.compiled import MAX_CHUNK, Chunk, StepError, TrainingLoop
+from pymc_flows.training.loop.graph import MAX_FAILURES, Step
+from pymc_flows.training.loop.noise import Source
+from pymc_flows.training.loop.packing import Packing, join, split_by_block
+
+__all__ = [
+    "MAX_CHUNK",
+    "MAX_FAILURES",
+    "Chunk",
+    "Packing",
+    "Source",
+    "Step",
+    "StepError",
+    "TrainingLoop",
+    "join",
+    "split_by_block",
+]

@@ -1,0 +1,72 @@
+"""Why steps fail: what is not finite first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytensor
+
+from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import has_loop
+from pymc_flows.flows.chain import Chain
+from pymc_flows.flows.evaluate import forward_and_log_det
+from pymc_flows.model.examine import why_not_finite
+from pymc_flows.model.logp import Replacements
+from pymc_flows.training.loop import TrainingLoop
+from pymc_flows.training.objectives.loss import Problem
+
+
+def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacements) -> str:
+    """Replay the last failed step outside the loop; name what is not finite first.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its flow has the parameters of the failed step, which are those of the last good one.
+    loop : TrainingLoop
+    replacements : mapping, optional
+        Those in the model's log density.
+    """
+    q, density, step, noise = problem.q, problem.density, loop.step, loop.failed_noise
+    z, log_det = forward_and_log_det(q.chain, noise, q.values())
+    z = q.frame.forward(z)
+    bad = np.argwhere(~np.isfinite(z))
+    if len(bad):
+        draw, coordinate = bad[0]
+        slot = next(s for s in density.slots if coordinate < s.slice.stop)
+        return (
+            f"  the flow: coordinate {coordinate - slot.slice.start} of {slot.name!r} is "
+            f"{z[draw, coordinate]} at draw {draw}"
+        )
+    if not np.isfinite(log_det).all():
+        return "  the flow: its log-determinant is not finite"
+    outputs = [step.loss, *step.grads.values()]
+    mode = loop.mode if has_loop(outputs) else NUMPY
+    try:
+        replay = pytensor.function([step.noise], outputs, mode=mode, on_unused_input="ignore")
+        loss, *grads = replay(noise)
+        if not np.isfinite(loss):
+            return why_not_finite(density.replaced(replacements), z)
+    except Exception as error:  # whatever the model's Ops raise is the answer
+        return f"  the log density raises {brief(error)}"
+    for name, grad in step.by_parameter(dict(zip(step.grads, grads, strict=True))).items():
+        bad = np.argwhere(~np.isfinite(grad))
+        if len(bad):
+            return f"  the gradient with respect to {_place(q.chain, name, bad[0])} is not finite"
+    return "  loss and gradient are finite there: the optimizer's update is not"
+
+
+def _place(chain: Chain, name: str, index: np.ndarray) -> str:
+    """Say which parameter an entry of a gradient belongs to."""
+    position = 0
+    for i, block in enumerate(chain.blocks):
+        prefix = f"{i}_{block.layer.word}_"
+        if name.startswith(prefix):
+            layer = position + index[0]
+            return f"{name.removeprefix(prefix)!r} of layer {layer} ({block.layer.word})"
+        position += block.count
+    return repr(name)
+
+
+def brief(error: BaseException) -> str:
+    """Class of an exception, and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

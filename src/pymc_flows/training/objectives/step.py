@@ -1,0 +1,66 @@
+"""From a loss and its gradients to a step: updates, settings, and what is tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pymc as pm
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.materialize import materialize
+from pymc_flows.flows.state import FlowState
+from pymc_flows.training.config import FitConfig
+from pymc_flows.training.loop import Packing, Step
+
+
+def packing_of(q: FlowState, config: FitConfig) -> Packing | None:
+    """One vector for all parameters, where the optimizer works entry by entry."""
+    is_alone = not config.more_obj_params and config.more_updates.keys().isdisjoint(q.params)
+    return Packing(q.params_dict) if config.optimizer.is_elementwise and is_alone else None
+
+
+def optimizer_step(
+    q: FlowState,
+    config: FitConfig,
+    packing: Packing | None,
+    noise: TensorVariable,
+    loss: TensorVariable,
+    grads: list[TensorVariable],
+    settings: Sequence[TensorVariable] = (),
+) -> Step:
+    """Make the step of a loss ().
+
+    Parameters
+    ----------
+    q : FlowState
+    config : FitConfig
+    packing : Packing, optional
+        What the gradients are taken with respect to; else ``q.params`` and ``more_obj_params``.
+    noise : TensorVariable, shape (draws, dim)
+    loss : TensorVariable
+    grads : list of TensorVariable
+    settings : sequence of TensorVariable
+        Scalars that are set step by step, besides the step size.
+    """
+    optimizer, extra = config.optimizer, config.more_obj_params
+    own = {"": packing.theta} if packing else dict(q.params_dict)
+    more = packing.rewrite(config.more_updates) if packing else config.more_updates
+    if config.total_grad_norm_constraint is not None:
+        grads = pm.total_norm_constraint(grads, config.total_grad_norm_constraint)
+    grads = [materialize(grad) for grad in grads]
+    updates = {**optimizer.optimizer(grads, [*own.values(), *extra]), **more}
+    tracked = dict(own) if any(t.params for t in config.trackers) else {}
+    if any(t.grads for t in config.trackers):
+        tracked |= {f"grad_{k}": g for k, g in zip(own, grads, strict=False)}
+    names = [*own, *(str(param) for param in extra)]
+    rate = () if optimizer.rate is None else (optimizer.rate,)
+    return Step(
+        noise,
+        loss,
+        dict(zip(names, grads, strict=True)),
+        updates,
+        (*rate, *settings),
+        tracked,
+        packing,
+        tuple(q.params),
+    )

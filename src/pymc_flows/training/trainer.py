@@ -1,0 +1,207 @@
+"""`Trainer`: takes the steps of a fit, whatever its objective is."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.errors import FitError
+from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.training.convergence import convergence_warnings
+from pymc_flows.training.hooks import Hook
+from pymc_flows.training.loop import MAX_FAILURES, StepError
+from pymc_flows.training.objectives.failures import brief
+from pymc_flows.training.progress import WINDOW, FitProgress
+from pymc_flows.training.state import FitState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a fit ended, and what there is to say of it.
+
+    Attributes
+    ----------
+    steps : int
+        That were taken.
+    ended : str
+        How it ended, and the average loss.
+    interrupted : str
+        After how many steps a Ctrl-C ended it; empty without one.
+    skipped : str
+        What to say of steps that failed; empty without any.
+    warnings : tuple of str
+        Convergence warnings.
+    go_on : str
+        How to take the other steps after a Ctrl-C.
+    """
+
+    steps: int
+    ended: str
+    interrupted: str = ""
+    skipped: str = ""
+    warnings: tuple[str, ...] = ()
+    go_on: str = ""
+
+    def tell(self, *, stacklevel: int) -> None:
+        """Warn of failed steps, and log the rest; ``stacklevel`` as `warnings.warn` counts."""
+        if self.interrupted:
+            usable = "the approximation can be used as it is."
+            _log.warning("%s", f"{self.interrupted}: {usable} {self.go_on}".rstrip())
+        if self.skipped:
+            warnings.warn(self.skipped, UserWarning, stacklevel=stacklevel + 1)
+        for text in self.warnings:
+            _log.warning("%s", text)
+        _log.info("%s", self.ended)
+
+
+class Trainer:
+    """One run of a fit: the steps that its state plans.
+
+    Whenever something other than this class can act (a hook, an exception, an interrupt), the
+    parameters, the optimizer's state, the losses and the state of the fit belong to one step.
+
+    Parameters
+    ----------
+    state : FitState
+        With the objective and the compiled loop.
+    hooks : sequence of Hook
+        They act in this order.
+    earlier : ndarray, optional
+        Losses of those ``state.done`` of the steps that another process has taken.
+    """
+
+    def __init__(
+        self, state: FitState, hooks: Sequence[Hook] = (), earlier: np.ndarray | None = None
+    ):
+        self._state, self._hooks = state, hooks
+        self._losses = np.empty(state.n if state.config.score else 0)
+        if earlier is not None:
+            self._losses[: len(earlier)] = earlier
+        self._error: BaseException | None = None  # the last one that compiled code raised
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Losses of this run so far, in nats; none if they are not kept."""
+        return self._losses[: self._state.done]
+
+    def run(self, theme: Any, *, show: bool) -> Outcome:
+        """Take the steps, until a callback or a Ctrl-C ends that.
+
+        Parameters
+        ----------
+        theme : rich.theme.Theme
+        show : bool
+            Whether to show a progress bar.
+
+        Raises
+        ------
+        FitError
+            If too many steps in a row failed.
+        KeyboardInterrupt
+            From the user, before there is a compiled loop.
+        """
+        state, formula = self._state, str(self._state.objective.q.formula)
+        state.go_on()
+        stops = False
+        try:
+            with FitProgress(state.n, theme, show=show, label=formula) as bar:
+                self.advance(bar)
+        except StopIteration as stop:
+            stops = True
+            _log.info("%s", stop)
+        except KeyboardInterrupt:
+            if not state.loop.is_compiled:
+                raise
+            state.interrupt()
+        for hook in self._hooks:
+            hook.end(state)
+        outcome = self.outcome()
+        if stops:
+            state.stop()
+        return outcome
+
+    def advance(self, bar: FitProgress) -> None:
+        """Take the steps; what a hook or the user raises ends that.
+
+        Raises
+        ------
+        FitError
+            If too many steps in a row failed.
+        """
+        state, hooks = self._state, self._hooks
+        if state.done < state.n:
+            state.loop.compile()
+        bar.begin()
+        with Interrupts(deferred=False) as interrupts:
+            while state.done < state.n:
+                interrupts.let_through()
+                limits = (hook.limit(state.i) for hook in hooks)
+                if not self._call(min(state.chunk, state.n - state.done, *limits)):
+                    continue
+                bar.update(state.done, self.losses)
+                for hook in hooks:
+                    if hook.is_due(state.i):
+                        hook.act(state, self.losses)
+                if state.loop.failures >= MAX_FAILURES:
+                    raise FitError(
+                        f"{state.loop.failures} steps in a row failed, the last of them step "
+                        f"{state.i}\n{state.objective.why_stuck(state.loop, state.config)}"
+                    ) from self._error
+
+    def _call(self, steps: int) -> bool:
+        """Call the loop once; return whether any step was taken."""
+        state, begin = self._state, time.perf_counter()
+        with Interrupts(deferred=True):
+            try:
+                chunk = state.loop.run(state.settings(steps))
+            except StepError as error:
+                if steps > 1:  # which of them is it?
+                    state.search_failure(steps)
+                    return False
+                self._error = error.__cause__
+                chunk = state.loop.fail()
+            if state.config.score:
+                self._losses[state.done : state.done + len(chunk.losses)] = chunk.losses
+            for hook in self._hooks:
+                hook.record(chunk)
+            state.take(chunk)
+        if steps == state.chunk:
+            state.pace(steps, time.perf_counter() - begin)
+        return True
+
+    def outcome(self) -> Outcome:
+        """What there is to say of the run so far."""
+        state, q = self._state, self._state.objective.q
+        formula, interrupted, skipped = str(q.formula), "", ""
+        if state.is_interrupted:
+            interrupted = f"Interrupted after {state.done:,} of {state.n:,} steps of {formula!r}"
+        if state.failed:
+            raised = f"; the last exception was {brief(self._error)}" if self._error else ""
+            skipped = (
+                f"{state.failed} of {state.done} steps were skipped: they raised, or their loss or "
+                f"update was not finite{raised}"
+            )
+        learns = all(hook.learns for hook in self._hooks)
+        found = convergence_warnings(self.losses, formula, is_framed=q.is_framed, learns=learns)
+        return Outcome(state.done, self._how_it_ended(), interrupted, skipped, found)
+
+    def _how_it_ended(self) -> str:
+        done, planned = self._state.done, self._state.n
+        steps = "step" if done == 1 else "steps"
+        if done < planned:
+            text = f"Stopped after {done} of {planned} steps"
+        elif done < self._state.i:
+            text = f"Finished after {done} further {steps}"
+        else:
+            text = f"Finished after {done} {steps}"
+        recent = self.losses[-WINDOW:]
+        recent = recent[np.isfinite(recent)]
+        return f"{text}: average loss {recent.mean():.5g}." if len(recent) else f"{text}."
