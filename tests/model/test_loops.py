@@ -78,6 +78,17 @@ class WrongInBatches(Op):
         return [cotangents[0][..., None] * pt.ones_like(inputs[0])]
 
 
+class MixesGradients(WrongInBatches):
+    """Half the square of a vector's sum, whose gradient is that of another draw in batches."""
+
+    def perform(self, node, inputs, outputs):
+        outputs[0][0] = np.asarray(0.5 * inputs[0].sum(axis=-1) ** 2)
+
+    def pullback(self, inputs, outputs, cotangents):
+        gradient = cotangents[0] * WrongInBatches()(inputs[0])
+        return [gradient[..., None] * pt.ones_like(inputs[0])]
+
+
 class BreaksInBatches(WrongInBatches):
     def perform(self, node, inputs, outputs):
         if inputs[0].ndim != 1:
@@ -92,7 +103,7 @@ def _vectorise_as_they_are(monkeypatch):
     def same(op, node, x):
         return op.make_node(x)
 
-    for op in (WrongInBatches, BreaksInBatches):
+    for op in (WrongInBatches, MixesGradients, BreaksInBatches):
         if _vectorize_node.dispatch(op) is not same:
             _vectorize_node.register(op, same)
 
@@ -162,7 +173,7 @@ def test_draws_that_are_mixed_in_a_small_gradient_are_found_out(size):
     with pm.Model() as model:
         x = pm.Normal("x", 0, 1, shape=3)
         big = pm.Normal("big", 0, 1)
-        pm.Potential("box", size * WrongInBatches()(x**2) * 1e-3 - size * 1e6 * (big - 1) ** 2)
+        pm.Potential("box", -size * MixesGradients()(x) - size * 1e9 * (big - 1) ** 2)
     found = plan(model)
     assert "differs from that of single draws" in found.reason
 
