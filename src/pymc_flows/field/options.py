@@ -76,7 +76,7 @@ class FieldOptions:
     correction_steps: int = 2
     group_draws: int = 64
     separator_draws: int = 8
-    group_error: float = 0.1
+    group_error: float = 0.3
     max_axes: int = 16
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256
