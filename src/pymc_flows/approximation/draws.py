@@ -21,6 +21,7 @@ from pymc_flows.flows.state import FlowState
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Correction, check_correction, corrected
 from pymc_flows.model import draws as _draws
+from pymc_flows.model.evaluations import Evaluations
 from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import ROWS, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
@@ -74,6 +75,14 @@ class FlowDraws(StateApproximation):
     def is_framed(self) -> bool:
         """Whether it began in coordinates that were found for the posterior."""
         return self.q.is_framed
+
+    @property
+    def evaluations(self) -> Evaluations | None:
+        """How often the model was evaluated, where that was counted: by `fit` with ``'auto'``."""
+        if self.ladder is not None:
+            found: Evaluations = self.ladder.evaluations
+            return found
+        return self.q.found.evaluations if isinstance(self.q, FieldState) else None
 
     def sample_and_log_prob(
         self, n: int, *, random_seed: RandomState = None

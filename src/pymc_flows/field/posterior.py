@@ -9,8 +9,8 @@ import numpy as np
 from scipy import sparse
 
 from pymc_flows.field.gradient import BatchedGradient, Gradient
-from pymc_flows.field.options import Evaluations
 from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.evaluations import Evaluations
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
 
