@@ -10,6 +10,7 @@ from pymc_flows.diagnostics.quality import Quality
 from pymc_flows.errors import BackendError, FitError
 from pymc_flows.fitting import auto as ladder
 from pymc_flows.fitting import candidates as _candidates
+from pymc_flows.fitting import tried
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
@@ -59,6 +60,8 @@ def test_the_table_says_what_was_tried(skewed):
     assert lines[0].split() == [
         "formula",
         "steps",
+        "gradients",
+        "Hessians",
         "ELBO",
         "±",
         "error",
@@ -97,7 +100,7 @@ def test_the_same_seed_climbs_the_same_ladder():
     ],
 )
 def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
-    assert ladder._best(qualities) == taken
+    assert tried.best_of(qualities) == taken
 
 
 @pytest.mark.parametrize(
@@ -128,10 +131,10 @@ def rung(elbo, log_z, khat=0.1, error=0.001):
 
 def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
     wide, narrow = rung(-3.0, 0.0), rung(-0.7, -0.69)
-    assert ladder._is_good([narrow], 0.02)
-    assert not ladder._is_good([wide, narrow], 0.02)
-    assert ladder._is_good([rung(-3.0, 0.0, khat=0.9), narrow], 0.02)
-    assert ladder._is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
+    assert tried.is_good([narrow], 0.02)
+    assert not tried.is_good([wide, narrow], 0.02)
+    assert tried.is_good([rung(-3.0, 0.0, khat=0.9), narrow], 0.02)
+    assert tried.is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
 
 
 def test_what_is_tried_where_modes_are_apart(monkeypatch):
