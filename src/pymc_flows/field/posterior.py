@@ -90,7 +90,7 @@ class Posterior:
         return cls(
             structure,
             BatchedGradient(density),
-            Curvature(density, structure.field),
+            Curvature(density, structure.field, start),
             GroupedDensity(density, structure),
             density.start() if start is None else start,
             _untransformed(density)[structure.hyperparameters],

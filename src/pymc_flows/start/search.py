@@ -87,7 +87,7 @@ def seek_frame(
         density = density_of(model_or_context(model))
         rng = np.random.default_rng(integer_seed(random_seed))
         center = find_start(density, start, rng)
-        target = Target.of(density, evaluations)
+        target = Target.of(density, center, evaluations)
         frame = search(target, center, rng, dense=dense, deadline=deadline)
     if frame.scale is None:
         _log.warning(

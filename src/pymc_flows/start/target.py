@@ -68,10 +68,12 @@ class Target:
         self.evaluations = Evaluations() if evaluations is None else evaluations
 
     @classmethod
-    def of(cls, density: ModelDensity, evaluations: Evaluations | None = None) -> Target:
-        """The target of a model."""
+    def of(
+        cls, density: ModelDensity, near: np.ndarray, evaluations: Evaluations | None = None
+    ) -> Target:
+        """The target of a model, read at a point (dim,) with a density."""
         log_density = LogDensity(density)
-        curvature = _exact(density)
+        curvature = _exact(density, near)
         is_cheap = False
         if curvature is not None:
             is_full = curvature.pattern.nnz > SEARCH.full * density.dim**2
@@ -134,7 +136,7 @@ class Target:
         return found
 
 
-def _exact(density: ModelDensity) -> Curvature | None:
+def _exact(density: ModelDensity, near: np.ndarray) -> Curvature | None:
     """The exact curvature of a model; None, which the log says, where it cannot be used."""
     if has_loop(density.terms):
         # Its gradient in NumPy would go step by step through Python.
@@ -143,7 +145,7 @@ def _exact(density: ModelDensity) -> Curvature | None:
         )
         return None
     try:
-        curvature = Curvature(density)
+        curvature = Curvature(density, near=near)
         curvature.pattern  # noqa: B018 - reads the graph
     except Exception as error:  # a graph of any kind; there is another way to go on
         _log.warning(
