@@ -69,7 +69,10 @@ class Target:
 
     @classmethod
     def of(
-        cls, density: ModelDensity, near: np.ndarray, evaluations: Evaluations | None = None
+        cls,
+        density: ModelDensity,
+        near: np.ndarray | None = None,
+        evaluations: Evaluations | None = None,
     ) -> Target:
         """The target of a model, read at a point (dim,) with a density."""
         log_density = LogDensity(density)
@@ -136,7 +139,7 @@ class Target:
         return found
 
 
-def _exact(density: ModelDensity, near: np.ndarray) -> Curvature | None:
+def _exact(density: ModelDensity, near: np.ndarray | None) -> Curvature | None:
     """The exact curvature of a model; None, which the log says, where it cannot be used."""
     if has_loop(density.terms):
         # Its gradient in NumPy would go step by step through Python.
