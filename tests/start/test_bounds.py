@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pymc as pm
 import pytest
-from pymc_flows.model.evaluations import Evaluations
+from pymc_flows.support.evaluations import Evaluations
 
 import pymc_flows as pmf
 from models import ZOO
