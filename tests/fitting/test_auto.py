@@ -185,10 +185,10 @@ def test_later_rungs_start_from_what_the_first_has_learned():
 # ------------------------------------------------------------------------- ends before its time
 
 
-def skewed_model(shape=1.5):
+def skewed_model():
     with pm.Model() as model:
         x = pm.Flat("x")
-        pm.Potential("p", shape * x - pm.math.exp(x))
+        pm.Potential("p", 1.5 * x - pm.math.exp(x))
     return model
 
 
