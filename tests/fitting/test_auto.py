@@ -185,10 +185,18 @@ def test_later_rungs_start_from_what_the_first_has_learned():
 # ------------------------------------------------------------------------- ends before its time
 
 
-def skewed_model(shape=1.5):
+def skewed_model():
     with pm.Model() as model:
         x = pm.Flat("x")
-        pm.Potential("p", shape * x - pm.math.exp(x))
+        pm.Potential("p", 1.5 * x - pm.math.exp(x))
+    return model
+
+
+def two_humps():
+    """Lighter tails than those of a Gaussian, whose weights can be trusted, then."""
+    with pm.Model() as model:
+        x = pm.Flat("x")
+        pm.Potential("p", 2 * x**2 - x**4)
     return model
 
 
@@ -227,7 +235,7 @@ SPLINE = "spline*2-scale-loc"
 )
 def test_what_was_fitted_before_an_end_is_kept(fits, caplog, happens, said):
     fits.append(happens)
-    approx = pmf.fit(9, model=skewed_model(2.0), random_seed=3)  # k-hat 0.41 by these draws
+    approx = pmf.fit(9, model=two_humps(), random_seed=1)
     assert str(approx.formula) == "scale-loc"
     assert [r.steps for r in approx.ladder.rungs] == [0] + [3] * (happens == 3)
     [text] = warned(caplog)
