@@ -17,7 +17,7 @@ from benchmarks._posteriors import Draws, Reference
 from pymc_flows.diagnostics.quality import measure
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.points import place
+from pymc_flows.model.points import to_unconstrained
 
 DRAWS = 4_000
 ADVI_STEPS = 30_000
@@ -122,7 +122,7 @@ def best_gaussian(model: pm.Model, reference: Reference, seed: int, draws: int) 
     """The Gaussian with the moments that the reference has in the unconstrained space."""
     given = solve_missing(model, reference["draws"])
     free = {rv.name: given[rv.name] for rv in model.free_RVs}
-    points = place(ModelDensity(model), free).points
+    points = to_unconstrained(ModelDensity(model), free).points
     approx = as_flow(model, points.mean(0), np.atleast_2d(np.cov(points.T)))
     return Fitted(
         by_variable(approx.sample(draws, random_seed=seed)), lambda: quality(approx, seed)
@@ -180,7 +180,7 @@ def moments(approx: Approximation) -> tuple[np.ndarray, np.ndarray]:
 def quality(approx: pmf.NormalizingFlow, seed: int) -> Row:
     """ELBO and k-hat from fresh draws."""
     found: dict[str, Any] = {"dim": approx.ddim}
-    if not approx.has_minibatch:
+    if not approx.density.is_random:
         q = measure(approx, random_seed=seed)
         found |= {"ELBO": q.elbo, "ELBO error": q.elbo_error, "k-hat": q.khat}
     return found

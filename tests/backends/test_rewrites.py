@@ -9,7 +9,7 @@ import pytest
 from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
-from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.backends.modes import NUMPY, PLAIN, training_mode
 from pymc_flows.backends.rewrites import QuickDot
 
 
@@ -116,3 +116,22 @@ def test_numpy_takes_whole_arrays(op, points, exact, dtype):
     with np.errstate(all="ignore"):
         expected = exact(wide(points.astype(dtype)))
     np.testing.assert_allclose(values, expected.astype(float), rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("mode", [NUMPY, PLAIN], ids=["numpy", "plain"])
+@pytest.mark.parametrize("n", [31, 32, 40, 1_100])
+def test_sums_and_products_of_very_many_operands(mode, n, rng):
+    x = pt.matrix("x")
+    terms = [(k + 1.0) * x[k % 3] for k in range(n)]
+    outputs = [pt.add(*terms), pt.mul(*[1 + 0.01 * x[k % 3] for k in range(n)])]
+    value = rng.normal(size=(3, 2))
+    found = pytensor.function([x], outputs, mode=mode)(value)
+    rows = np.array([value[k % 3] for k in range(n)])
+    np.testing.assert_allclose(found[0], (np.arange(1, n + 1) @ rows), rtol=1e-10)
+    np.testing.assert_allclose(found[1], np.prod(1 + 0.01 * rows, axis=0), rtol=1e-10)
+
+
+def test_many_small_integers_do_not_overflow_in_parts():
+    x = pt.vector("x", dtype="int8")
+    total = pt.add(*[x] * 40, pt.zeros(1, dtype="int64"))
+    assert pytensor.function([x], total, mode=NUMPY)(np.array([100], dtype="int8")) == 4_000

@@ -35,10 +35,10 @@ def model():
 def test_take_undoes_place_on_arrays_and_graphs(scale, shape, rng):
     frame = Frame(CENTER, scale)
     z = rng.normal(size=shape)
-    points = frame.place(z)
+    points = frame.forward(z)
     np.testing.assert_allclose(points, z @ matrix(scale).T + CENTER, rtol=1e-14)
-    np.testing.assert_allclose(frame.take(points), z, rtol=1e-12, atol=1e-12)
-    graph = frame.take(frame.place(pt.constant(z)))
+    np.testing.assert_allclose(frame.inverse(points), z, rtol=1e-12, atol=1e-12)
+    graph = frame.inverse(frame.forward(pt.constant(z)))
     np.testing.assert_allclose(graph.eval(mode=NUMPY), z, rtol=1e-12, atol=1e-12)
 
 

@@ -16,8 +16,9 @@ from pymc.distributions.dist_math import check_parameters
 from pytensor.compile.builders import OpFromGraph
 from pytensor.raise_op import Assert, CheckAndRaise
 
-from pymc_flows.backends.graphs import ops_of, switch_parameter_checks
+from pymc_flows.backends.graphs import switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.backends.ops import ops_of
 from pymc_flows.model.logp import ModelDensity
 from single_draws import by_variable, value_and_grad
 

@@ -212,7 +212,7 @@ def test_the_shape_of_a_simplex_is_that_of_its_values():
     assert "expected (2,), got (3,)" in message(density.start, {"p_simplex__": [1, 2, 3]})
 
 
-@pytest.mark.parametrize("value", ["prior", [[1], [2, 3]], object(), 1j])
+@pytest.mark.parametrize("value", ["posterior", [[1], [2, 3]], object(), 1j])
 def test_values_must_be_numbers(schools, value):
     assert message(schools.start, {"mu": value}).startswith("start value of 'mu' is not numeric")
 

@@ -16,11 +16,11 @@ from pymc_flows.backends import jax as _jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import BackendError, ModelError
 from pymc_flows.flows import build_chain
-from pymc_flows.model import trial as _trial
+from pymc_flows.model import dry_run as _dry_run
 from pymc_flows.model.backend import choose_backend
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import DrawPlan, check_start, plan_draws
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.trial import trial
 from single_draws import assert_equal, points_near, reference, value_and_grad
 
 
@@ -78,6 +78,17 @@ class WrongInBatches(Op):
         return [cotangents[0][..., None] * pt.ones_like(inputs[0])]
 
 
+class MixesGradients(WrongInBatches):
+    """Half the square of a vector's sum, whose gradient is that of another draw in batches."""
+
+    def perform(self, node, inputs, outputs):
+        outputs[0][0] = np.asarray(0.5 * inputs[0].sum(axis=-1) ** 2)
+
+    def pullback(self, inputs, outputs, cotangents):
+        gradient = cotangents[0] * WrongInBatches()(inputs[0])
+        return [gradient[..., None] * pt.ones_like(inputs[0])]
+
+
 class BreaksInBatches(WrongInBatches):
     def perform(self, node, inputs, outputs):
         if inputs[0].ndim != 1:
@@ -92,7 +103,7 @@ def _vectorise_as_they_are(monkeypatch):
     def same(op, node, x):
         return op.make_node(x)
 
-    for op in (WrongInBatches, BreaksInBatches):
+    for op in (WrongInBatches, MixesGradients, BreaksInBatches):
         if _vectorize_node.dispatch(op) is not same:
             _vectorize_node.register(op, same)
 
@@ -156,11 +167,29 @@ def test_ops_that_mix_draws_are_found_out():
     assert "differs from that of single draws" in found.reason
 
 
-def test_the_trial_uses_a_number_of_draws_that_is_no_size_of_the_model():
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_draws_that_are_mixed_in_a_small_gradient_are_found_out(size):
+    """Beside a coordinate whose gradient is a billion times as large."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1, shape=3)
+        big = pm.Normal("big", 0, 1)
+        pm.Potential("box", -size * MixesGradients()(x) - size * 1e9 * (big - 1) ** 2)
+    found = plan(model)
+    assert "differs from that of single draws" in found.reason
+
+
+def test_rounding_of_terms_that_cancel_is_no_difference():
+    with pm.Model() as model:
+        x = pm.Flat("x", shape=2)
+        pm.Potential("p", -1e6 * ((x[0] + x[1]) ** 2 - 2 * x[0] * x[1] - x[0] ** 2) - x[0] ** 2)
+    assert plan(model) == DrawPlan(5)
+
+
+def test_a_dry_run_uses_a_number_of_draws_that_is_no_size_of_the_model():
     with pm.Model() as model:
         x = pm.Normal("x", 0, 1, shape=(3, 4))
         pm.Normal("y", x[0], 1, observed=pm.Data("data", np.zeros((5, 4))))
-    sizes = trial(ModelDensity(model))._draws.type.shape
+    sizes = dry_run(ModelDensity(model))._draws.type.shape
     assert sizes == (6, 12)
 
 
@@ -206,6 +235,7 @@ def test_a_single_draw_is_refused_as_well():
         plan(potential_of(BlackBox()), "jax", n_draws=1)
 
 
+@pytest.mark.jax
 def test_numba_is_chosen_for_what_jax_cannot_run(caplog):
     density = ModelDensity(potential_of(BlackBox()))
     chain = build_chain("loc", density.dim)
@@ -243,6 +273,7 @@ def test_what_only_fails_vectorised_on_jax_is_looped_over_there():
     assert found.reason.startswith("vectorised over draws on JAX, Pad fails")
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", ["ordered", "mixture_of_kinds"])
 def test_joins_of_draws_and_data_become_joins(name):
     """PyTensor's batch of joins has a gradient that JAX cannot run."""
@@ -294,14 +325,14 @@ def test_a_log_density_without_gradient_is_refused():
         plan_draws(density, 5, density.start(), "numba")
 
 
-# ---------------------------------------------------------------------------------------- the trial
+# --------------------------------------------------------------------------------------- dry runs
 
 
-def test_the_trial_is_made_once(monkeypatch):
+def test_a_dry_run_is_made_once(monkeypatch):
     made = []
-    original = _trial.Trial.__init__
+    original = _dry_run.DryRun.__init__
     monkeypatch.setattr(
-        _trial.Trial, "__init__", lambda self, *args: (made.append(1), original(self, *args))[0]
+        _dry_run.DryRun, "__init__", lambda self, *args: (made.append(1), original(self, *args))[0]
     )
     density = ModelDensity(ZOO["eight_schools"]())
     start = density.start()
@@ -319,7 +350,7 @@ def test_bytes_per_draw_are_counted():
             x = pm.Flat("x", shape=n)
             pm.Potential("p", -0.5 * (x**2).sum())
         density = ModelDensity(model)
-        return trial(density).bytes_per_draw(density.start())
+        return dry_run(density).bytes_per_draw(density.start())
 
     assert size(2000) - size(1000) == 4 * 8000
 

@@ -14,9 +14,9 @@ from pytensor.scan.op import Scan
 from models import ZOO
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.model import examine
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import DrawPlan, plan_draws
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.trial import trial
 from single_draws import assert_equal, points_near, value_and_grad
 
 
@@ -26,7 +26,7 @@ def density():
 
 
 def plan_for(density, n_draws, draws_that_fit, monkeypatch):
-    size = trial(density).bytes_per_draw(density.start())
+    size = dry_run(density).bytes_per_draw(density.start())
     monkeypatch.setattr(examine, "MICRO_BATCH_BYTES", int((draws_that_fit + 0.5) * size))
     return plan_draws(density, n_draws, density.start(), "numba")
 
@@ -64,9 +64,9 @@ def test_a_longer_data_set_gets_smaller_batches():
         mu = pm.Normal("mu", 0, 1)
         pm.Normal("y", mu, 1, observed=data)
     density = ModelDensity(model)
-    small = trial(density).bytes_per_draw(density.start())
+    small = dry_run(density).bytes_per_draw(density.start())
     model.set_data("data", np.zeros(10_000))
-    assert trial(density).bytes_per_draw(density.start()) == pytest.approx(10 * small, rel=0.05)
+    assert dry_run(density).bytes_per_draw(density.start()) == pytest.approx(10 * small, rel=0.05)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 6])

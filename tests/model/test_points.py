@@ -11,7 +11,7 @@ from pymc.distributions import transforms
 import pymc_flows as pmf
 from models import ZOO
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
-from pymc_flows.model.points import place
+from pymc_flows.model.points import to_unconstrained
 
 # PyTensor says so when PyMC takes the initial point of an LKJ distribution, where it finds no BLAS.
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -198,7 +198,7 @@ def test_draws_without_names(approx, draws):
     with pytest.raises(
         ArgumentError, match=r"by name: a DataTree.*\ngot (ndarray of shape|list|No)"
     ):
-        place(approx.density, draws)
+        to_unconstrained(approx.density, draws)
 
 
 def test_arguments(approx):
@@ -240,3 +240,17 @@ def test_maps_check_the_dimension(approx):
     for call in (approx.forward, approx.inverse):
         with pytest.raises(FlowShapeError, match="points must have shape"):
             call(np.zeros((3, 2)))
+
+
+# ---------------------------------------------------------------------------------- made only once
+
+
+def test_maps_are_made_once(approx, tree, monkeypatch):
+    expected = approx.log_prob(tree)
+
+    def no_more(*args, **kwargs):
+        raise AssertionError("a map was made again")
+
+    monkeypatch.setattr("pymc_flows.model.points._function", no_more)
+    monkeypatch.setattr(pm.Model, "eval_rv_shapes", no_more)
+    assert_array_equal(approx.log_prob(tree), expected)

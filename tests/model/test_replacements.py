@@ -10,9 +10,9 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import check_start, why_not_finite
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.trial import trial
 from single_draws import assert_equal, points_near, reference
 
 X = np.linspace(-1, 2, 7)
@@ -119,8 +119,8 @@ def test_graphs_are_made_once_and_the_own_ones_are_kept():
     given = {parts.scale: pt.constant(np.array(0.7))}
     other = density.replaced(given)
     assert density.replaced(dict(given)) is other
-    assert trial(density, given) is trial(other)
-    assert trial(density) is not trial(other)
+    assert dry_run(density, given) is dry_run(other)
+    assert dry_run(density) is not dry_run(other)
     given[parts.x] = pt.constant(X)  # the caller's dict is the caller's
     assert density.replaced(given) is not other
     assert density.replaced(None) is density.replaced({}) is density

@@ -34,9 +34,9 @@ def test_every_panel_is_one_layer_further():
     axes = plots.layers(approx, points=z, coordinates=(2, 0))
     assert titles(axes) == ["base", "1: scale", "2: loc", "3: hh*2", "4: planar", "5: planar"]
     seen = [np.asarray(ax.collections[0].get_offsets()) for ax in axes]
-    np.testing.assert_allclose(seen[0], FRAME.place(z)[:, [2, 0]])
-    np.testing.assert_allclose(seen[1], FRAME.place(z * [2, 3, 4])[:, [2, 0]])
-    np.testing.assert_allclose(seen[2], FRAME.place(z * [2, 3, 4] + [1, 0, -1])[:, [2, 0]])
+    np.testing.assert_allclose(seen[0], FRAME.forward(z)[:, [2, 0]])
+    np.testing.assert_allclose(seen[1], FRAME.forward(z * [2, 3, 4])[:, [2, 0]])
+    np.testing.assert_allclose(seen[2], FRAME.forward(z * [2, 3, 4] + [1, 0, -1])[:, [2, 0]])
     np.testing.assert_allclose(seen[-1], approx.forward(z)[:, [2, 0]])
     figure = axes[0].figure
     assert (figure.get_supxlabel(), figure.get_supylabel()) == ("s_log__[1]", "x")
@@ -45,7 +45,9 @@ def test_every_panel_is_one_layer_further():
 
 def test_the_points_of_the_base_are_normal():
     axes = plots.layers(flow("loc"))
-    z = FRAME.take(np.c_[np.asarray(axes[0].collections[0].get_offsets()), np.zeros(3_000)])[:, :2]
+    z = FRAME.inverse(np.c_[np.asarray(axes[0].collections[0].get_offsets()), np.zeros(3_000)])[
+        :, :2
+    ]
     assert stats.kstest((z**2).sum(1), stats.chi2(2).cdf).statistic < 1e-3
     assert abs(z.mean(0)).max() < 0.01
     colours = axes[0].collections[0].get_facecolors()

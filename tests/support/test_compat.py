@@ -43,12 +43,14 @@ LIBRARIES = {
 # Modules that the libraries' references document. Everything public in them is public.
 PUBLIC = {
     "arviz",
+    "arviz_stats.base.array",
     "jax",
     "jax.lax",
     "jax.numpy",
     "jax.random",
     "jax.tree",
     "pymc",
+    "pymc.distributions.transforms",
     "pymc.logprob",
     "pymc.step_methods",
     "pymc.variational",
@@ -68,6 +70,8 @@ PUBLIC = {
     "pytensor.graph.traversal",
     "pytensor.raise_op",
     "pytensor.scalar",
+    "pytensor.sparse",
+    "pytensor.sparse.math",
     "pytensor.tensor",
     "pytensor.tensor.linalg",
     "pytensor.tensor.random",

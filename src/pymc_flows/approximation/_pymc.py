@@ -27,7 +27,7 @@ from pymc_flows.approximation.state import State
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.model import draws as _draws
+from pymc_flows.model.batching import batched_draws
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.support.arguments import check_integer
@@ -220,7 +220,7 @@ class StateApproximation(Approximation):
         if more_replacements:
             nodes = graph_replace(nodes, dict(more_replacements), strict=False)
         values = self.density.unpack(self.symbolic_random)
-        sampled = _draws.vectorized(nodes, values, keep_checks=self.model.check_bounds)
+        sampled, _ = batched_draws(nodes, values, "the graph", keep_checks=self.model.check_bounds)
         return sampled if isinstance(node, list | tuple) else sampled[0]
 
 
@@ -248,7 +248,7 @@ class FlowObjective(ObjectiveFunction):
             warnings.simplefilter("ignore", DeprecationWarning)
             rng.default_update = next_rng
         replacements = kwargs.get("more_replacements")
-        plan = plan_draws(approx.density, n_draws, approx.density.start(), "numba", replacements)
+        plan = plan_draws(approx.density, n_draws, approx.center_point(), "numba", replacements)
         problem = approx.problem(float(self.op.beta))
         return loss_graph(problem, z0, plan, loop=approx.graph_loop, replacements=replacements)
 

@@ -24,7 +24,7 @@ from pymc_flows.model import draws as _draws
 from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import ROWS, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
-from pymc_flows.model.points import is_named, place
+from pymc_flows.model.points import is_named, to_unconstrained
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.compat import MultiTrace
 from pymc_flows.support.seeds import RandomState, integer_seed
@@ -177,7 +177,7 @@ class FlowDraws(StateApproximation):
         if not named:
             rows, shape = self._rows(points)
             return self.q.log_prob(rows).reshape(shape[:-1])
-        placed = place(self.density, points, with_log_det=space == "constrained")
+        placed = to_unconstrained(self.density, points, with_log_det=space == "constrained")
         # A point that has no place in the unconstrained space has no inverse either.
         nan = np.isnan(placed.points).any(axis=1)
         reachable = placed.inside & np.isfinite(placed.points).all(axis=1)

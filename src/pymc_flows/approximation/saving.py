@@ -20,10 +20,10 @@ from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content
-from pymc_flows.model.fingerprint import differences, probe
 from pymc_flows.model.layout import fingerprint, layout
 from pymc_flows.model.logp import density_of
 from pymc_flows.model.structure import structure
+from pymc_flows.model.terms import different_terms, probe
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
 _MOST_SHOWN = 10
@@ -172,7 +172,7 @@ def check_log_density(approx: FlowDraws, content: Content) -> None:
     if found is None or expected is None:
         return
     try:
-        lines = differences(found, expected)
+        lines = different_terms(found, expected)
     except (AttributeError, TypeError, ValueError) as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
     if lines:

@@ -10,14 +10,14 @@ import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.op import HasInnerGraph, Op
-from pytensor.graph.replace import graph_replace
+from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
 from pytensor.tensor import TensorConstant
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import ops_inside
 from pymc_flows.support.compat import (
     AdvancedSubtensor,
     Blockwise,
@@ -49,18 +49,6 @@ _VALUE_FREE_OPS = (
     OpFromGraph,
     Scan,
 )
-
-
-def ops_inside(op: Op) -> list[Op]:
-    """The Op itself, or the one that a Blockwise repeats, and all Ops of its inner graph."""
-    op = op.core_op if isinstance(op, Blockwise) else op
-    inner = [node.op for node in op.fgraph.toposort()] if isinstance(op, HasInnerGraph) else []
-    return [op, *(found for other in inner for found in ops_inside(other))]
-
-
-def ops_of(outputs: Sequence[Variable]) -> list[Op]:
-    """All Ops of a graph and of its inner graphs."""
-    return [op for node in toposort(outputs) for op in ops_inside(node.op)]
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -194,6 +182,41 @@ def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Te
             for var in node.inputs:
                 visit(var)
     return list(found)
+
+
+# ---------------------------------------------------------------------------------- known sizes
+
+
+def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """Compute the sizes that a graph makes of constants alone, so that types know of them.
+
+    JAX must know the shapes of all arrays, also of those that a loop fills, before it runs.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+
+    Returns
+    -------
+    list of TensorVariable
+        Equal graphs. Only integers of 64 bits are computed, as sizes are: narrower ones of data may
+        overflow where PyTensor's rewrites would widen them.
+    """
+    constant: set[Variable] = set()
+    found: dict[TensorVariable, None] = {}
+    for node in toposort(outputs):
+        if all(isinstance(v, Constant) or v in constant for v in node.inputs) and all(
+            isinstance(v, TensorVariable) and v.dtype == "int64" and v.ndim <= 1
+            for v in node.outputs
+        ):
+            constant.update(node.outputs)
+        else:
+            found.update(dict.fromkeys(v for v in node.inputs if v in constant))
+    if not found:
+        return list(outputs)
+    values = pytensor.function([], list(found), mode=NUMPY)()
+    known = {v: pt.constant(x, dtype="int64") for v, x in zip(found, values, strict=True)}
+    return clone_replace(list(outputs), known, rebuild_strict=False)
 
 
 # -------------------------------------------------------------------------------------- large data

@@ -17,8 +17,8 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.traversal import graph_inputs, toposort
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.graphs import ops_inside, ops_of
 from pymc_flows.backends.modes import training_mode
+from pymc_flows.backends.ops import ops_inside, ops_of
 from pymc_flows.backends.products import DataProduct
 from pymc_flows.support.compat import (
     AdvancedIncSubtensor,

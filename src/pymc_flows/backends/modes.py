@@ -5,8 +5,10 @@ compiling backend. Everything that is called a few times on whole arrays (a star
 log densities) runs on `NUMPY`: no compilation, one NumPy call per node, all draws at once.
 """
 
+import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import pytensor
@@ -17,6 +19,7 @@ from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     CHECKS_AS_SWITCHES,
     FILLS_AS_ALLOC,
+    Function,
     FunctionMaker,
     VMLinker,
     query_of_mode,
@@ -25,15 +28,56 @@ from pymc_flows.support.compat import (
 BACKENDS = ("numba", "jax")
 
 
+# Held while PyTensor builds a function of ours, which uses state that all threads share: its
+# configuration, its registries, and what Ops and types remember of earlier graphs.
+_BUILDING = RLock()
+
+
 @contextmanager
 def no_compiler() -> Iterator[None]:
-    """Keep PyTensor from compiling C code, which takes a second or two for each new Op."""
-    with pytensor.config.change_flags(cxx=""):
+    """Keep PyTensor from compiling C code, which takes a second or two for each new Op.
+
+    The setting is global. So one thread at a time may be in such a block: two that overlap would
+    each put back what they found, and the compiler would stay switched off.
+    """
+    with _BUILDING, pytensor.config.change_flags(cxx=""):
         yield
 
 
+class SafeFunction(Function):
+    """A compiled function that any number of threads may call: one after the other.
+
+    Its arguments and results go through storage of its own, so that calls at the same time would
+    get each other's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._lock = RLock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for calls of other threads, then compute."""
+        with self._lock:
+            return super().__call__(*args, **kwargs)
+
+
+# Pickled as PyTensor pickles its own, which makes the function anew from its maker.
+copyreg.pickle(SafeFunction, copyreg.dispatch_table[Function])
+
+
+def locked[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Let threads call a function one after the other: one that none of our modes has made."""
+    lock = RLock()
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with lock:
+            return function(*args, **kwargs)
+
+    return call
+
+
 class _Maker(FunctionMaker):
-    """Makes functions without the C compiler.
+    """Makes functions that threads can share, and makes them without the C compiler.
 
     PyTensor runs Ops with an inner graph (a softmax, a Scan) through it, Op by Op: the Python
     linker whenever it meets one, and every mode when it folds constants.
@@ -42,6 +86,7 @@ class _Maker(FunctionMaker):
     def __init__(self, *args: Any, **kwargs: Any):
         with no_compiler():
             super().__init__(*args, **kwargs)
+        self.function_class = SafeFunction
 
     def create(self, *args: Any, **kwargs: Any) -> Any:
         """Link the graph."""
@@ -60,12 +105,12 @@ class _Mode(Mode):
 NUMPY = _Mode(
     linker="py",
     optimizer=RewriteDatabaseQuery(
-        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"]]
+        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"], TAGS["python"]]
     ),
 )
 # The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do
 # number by number.
-PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=[FILLS_AS_ALLOC]))
+PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=[FILLS_AS_ALLOC, TAGS["python"]]))
 
 
 def metered(mode: Mode, callback: Callable[..., None]) -> Mode:

@@ -23,6 +23,8 @@ TAGS = {
     "numba": "pymc_flows_numba",
     "jax": "pymc_flows_jax",
     "numpy": "pymc_flows_numpy",
+    # What both modes need that take a graph node by node, `NUMPY` and `PLAIN`.
+    "python": "pymc_flows_python",
 }
 # After all rewrites that simplify, which would undo these, and before those that fuse (49).
 _POSITION = 48.5
@@ -129,6 +131,30 @@ def _on_arrays(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     return [Elemwise(node.op.scalar_op, nfunc_spec=spec)(*node.inputs)]
 
 
+# Operands of one call of a NumPy function, its result included; PyTensor allows no more.
+MAX_OPERANDS = 32
+# Sums and the like: operations of any number of operands, in any order.
+_OF_MANY = (ps.Add, ps.Mul, ps.AND, ps.OR, ps.XOR)
+
+
+@node_rewriter([Elemwise])
+def _few_operands(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Split an operation of very many operands into several of fewer."""
+    if len(node.inputs) < MAX_OPERANDS or not isinstance(node.op.scalar_op, _OF_MANY):
+        return None
+    left = list(node.inputs)
+    size = MAX_OPERANDS - 1
+    while len(left) > size:
+        left = [_of_few(node.op, left[i : i + size]) for i in range(0, len(left), size)]
+    # A sum of small integers has a wider type than these: parts of it may, too.
+    return [node.op(*left).astype(node.outputs[0].dtype)]
+
+
+def _of_few(op: Op, operands: Sequence[Variable]) -> Variable:
+    return op(*operands) if len(operands) > 1 else operands[0]
+
+
+optdb.register("pymc_flows_few_operands", in2out(_few_operands), TAGS["python"], position=48.6)
 optdb.register("pymc_flows_on_arrays", in2out(_on_arrays), TAGS["numpy"], position=_POSITION)
 optdb.register("pymc_flows_quick_dot", in2out(_quick_dot), TAGS["numba"], position=_POSITION)
 optdb.register("pymc_flows_plain_forms", in2out(_plain_forms), TAGS["jax"], position=_POSITION)

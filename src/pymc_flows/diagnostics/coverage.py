@@ -15,7 +15,7 @@ from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.importance import ROUNDING, Quality
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.model.points import place
+from pymc_flows.model.points import to_unconstrained
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def cover(
     ArgumentError
         If no draw of the reference has a density under the model.
     """
-    placed = place(approx.density, reference)
+    placed = to_unconstrained(approx.density, reference)
     rows = np.flatnonzero(placed.inside & np.isfinite(placed.points).all(axis=1))
     n_all = len(placed.points)
     outside = 1 - len(rows) / max(n_all, 1)

@@ -18,7 +18,7 @@ from pymc_flows.diagnostics.reliability import (
 from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.field.state import FieldState
-from pymc_flows.model.points import place
+from pymc_flows.model.points import to_unconstrained
 from pymc_flows.support.seeds import RandomState, integer_seed
 
 # Draws of the posterior and of the approximation behind their moments, and the numbers that may be
@@ -89,7 +89,7 @@ def _moments(points: np.ndarray) -> Moments:
 
 
 def _reference(approx: NormalizingFlow, reference: Any) -> Moments:
-    placed = place(approx.density, reference)
+    placed = to_unconstrained(approx.density, reference)
     points = placed.points[placed.inside & np.isfinite(placed.points).all(axis=1)]
     if not len(points):
         raise ArgumentError(

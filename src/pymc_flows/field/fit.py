@@ -24,9 +24,8 @@ _log = logging.getLogger(__name__)
 
 # Draws of groups are fewer by this for each of several draws of the separator.
 SHARED = 4
-# Bounds of the draws behind the weights of groups: fewest, and the most relative to what the
-# options say.
-MIN_DRAWS, MAX_SHARE = 16, 4
+# Fewest draws behind the weights of groups.
+MIN_DRAWS = 16
 
 
 def fit_field(
@@ -113,7 +112,7 @@ def _marginal(
         # The variance of a mean falls with the number of draws.
         share = (weights.error / options.group_error) ** 2
         wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * n_inner))
-        n_inner = int(np.clip(wanted, MIN_DRAWS, MAX_SHARE * options.group_draws))
+        n_inner = int(np.clip(wanted, MIN_DRAWS, n_inner))
         marginal.noise = NormalNoise.make(groups, n_inner, rng)
     around.corrects = not weights.is_even
     _log.info(

@@ -32,12 +32,12 @@ class FieldOptions:
     correction_steps : int
         Newton steps with expected gradients, towards the mean of a skewed field.
     group_draws : int
-        Draws of the field behind the weights of groups at the mode.
+        Most draws of the field behind the weights of groups.
     separator_draws : int
         Draws of the separator, each with a quarter of that many draws of the groups given it.
     group_error : float
-        Standard error of the corrected log marginal, in nats, that is aimed at: it sets the number
-        of draws elsewhere. Most of it is the same everywhere and does not matter.
+        Standard error of the corrected log marginal, in nats, with which fewer draws will do. Most
+        of it is the same at all values of the hyperparameters and does not matter.
     max_axes : int
         With more hyperparameters, the marginal is not followed along its axes.
     rounds : tuple of int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.gradient import BatchedGradient, Gradient
 from pymc_flows.field.options import Evaluations
@@ -14,7 +14,7 @@ from pymc_flows.model.curvature import Curvature
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
 
-type Curved = Callable[[np.ndarray], sparse.csc_matrix]
+type Curved = Callable[[np.ndarray], scipy.sparse.csc_matrix]
 type Grouped = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -130,7 +130,7 @@ class Posterior:
         with np.errstate(all="ignore"):
             return self._grouped(points)
 
-    def curvature(self, point: np.ndarray) -> sparse.csc_matrix:
+    def curvature(self, point: np.ndarray) -> scipy.sparse.csc_matrix:
         """−∇² log p (n_field, n_field) at a point (dim,)."""
         self.evaluations.curvatures += 1
         with np.errstate(all="ignore"):

@@ -102,7 +102,7 @@ def climb(
     frame, is_found = approx.flow.frame, not isinstance(start, Frame)
     dim, enough = len(frame.center), GOOD_ENOUGH
     candidates = [Candidate(GAUSSIAN), *richer(dim)]
-    if is_found and not approx.has_minibatch:
+    if is_found and not approx.density.is_random:
         quality = tried.judge(approx, 0)
         if quality.is_trusted:
             is_spread = _gap(tried.rungs) > SPREAD and dim > 1
@@ -121,7 +121,7 @@ def climb(
             )
             config = FitConfig(n=n, **candidate.arguments(kwargs))
             outcome, approx = inference.train(config), inference.approx
-            if approx.has_minibatch:
+            if approx.density.is_random:
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps)
                 approx.ladder = Ladder((rung,), 0)
                 outcome.tell(stacklevel=3)
@@ -276,7 +276,7 @@ def _gaussian(
     if isinstance(start, Frame):
         return of(start)
     approx = of(find_frame(model, start=start, random_seed=int(next(seeds))))
-    if approx.has_minibatch:
+    if approx.density.is_random:
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     return of(match_moments(LogDensity(approx.density).value, approx.flow.frame, rng))
@@ -331,4 +331,4 @@ def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
     scale = stop - loc
     if frame.scale is None:
         return Frame(frame.center + loc, scale)
-    return Frame(frame.place(loc), frame.scale * scale)
+    return Frame(frame.forward(loc), frame.scale * scale)

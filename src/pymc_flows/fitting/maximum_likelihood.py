@@ -17,7 +17,7 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.examine import check_backend, warn_if_affine
 from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
-from pymc_flows.model.points import is_named, place
+from pymc_flows.model.points import is_named, to_unconstrained
 from pymc_flows.start.search import MAX_DENSE
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.compat import default_progress_theme
@@ -161,7 +161,7 @@ def fit_draws(
 def _points(density: ModelDensity, draws: Any) -> np.ndarray:
     """Points (..., dim) of the unconstrained space, the last axis but one along a chain."""
     if is_named(draws):
-        placed = place(density, draws)
+        placed = to_unconstrained(density, draws)
         points, inside = placed.points, placed.inside
         shape = (*placed.batch, density.dim)
     else:

@@ -269,7 +269,7 @@ class NFVI(KLqp):
         TypeError
             Before the first fit, as in PyMC.
         ArgumentError
-            If ``learning_rate`` is given but the optimizer fixed its own.
+            If ``learning_rate`` is not positive, or given but the optimizer fixed its own.
         """
         n = check_integer("n", n, minimum=0)
         if self.state is None:

@@ -135,7 +135,7 @@ def _stage_function(
     points = pt.matrix("points", shape=(None, dim), dtype=dtype)
     lead = () if count is None else (count,)
     raw = {
-        name: pt.tensor(name, shape=(*lead, *shape), dtype=dtype)
+        name: pt.TensorType(dtype, (*lead, *shape))(name)
         for name, shape in layer.param_shapes(dim).items()
     }
     params = _constrain_at(layer, raw, place)

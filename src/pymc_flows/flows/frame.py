@@ -65,7 +65,7 @@ class Frame:
         scale = np.ones(len(self.center)) if self.scale is None else self.scale
         return Frame(self.center, factor * scale, self.variables)
 
-    def place[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
+    def forward[T: (np.ndarray, TensorVariable)](self, z: T) -> T:
         """Map points (..., dim) of the flow to the unconstrained space."""
         if self.scale is None:
             return z + self.center
@@ -73,13 +73,13 @@ class Frame:
             return z * self.scale + self.center
         return z @ self.scale.T + self.center
 
-    def pull_back(self, gradients: np.ndarray) -> np.ndarray:
-        """Turn gradients (..., dim) by placed points into gradients by the flow's points."""
+    def pullback(self, gradients: np.ndarray) -> np.ndarray:
+        """Turn gradients (..., dim) by values of the map into gradients by its points."""
         if self.scale is None:
             return gradients
         return gradients * self.scale if self.is_elementwise else gradients @ self.scale
 
-    def take[T: (np.ndarray, TensorVariable)](self, points: T) -> T:
+    def inverse[T: (np.ndarray, TensorVariable)](self, points: T) -> T:
         """Map points (..., dim) of the unconstrained space to the coordinates of the flow."""
         z = points - self.center
         if self.scale is None:

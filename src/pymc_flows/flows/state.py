@@ -108,7 +108,7 @@ class FlowState:
         """Return n draws (n, dim) and their log densities (n,)."""
         z0 = rng.standard_normal((n, self.dim), dtype=np.dtype(pytensor.config.floatX))
         z, log_det = forward_and_log_det(self.chain, z0, self.values())
-        return self.frame.place(z), _base_log_prob(z0) - log_det - self.frame.log_det
+        return self.frame.forward(z), _base_log_prob(z0) - log_det - self.frame.log_det
 
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at points (n, dim)."""
@@ -117,7 +117,7 @@ class FlowState:
     def forward(self, z0: np.ndarray) -> np.ndarray:
         """Points (n, dim) from base draws z0 (n, dim)."""
         z, _ = forward_and_log_det(self.chain, z0, self.values())
-        return self.frame.place(z)
+        return self.frame.forward(z)
 
     def inverse(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Base draws (n, dim) of points (n, dim), and log densities (n,) there.
@@ -127,7 +127,7 @@ class FlowState:
         NotInvertibleError
             If a layer of the chain has no inverse.
         """
-        z0, log_det = inverse_and_log_det(self.chain, self.frame.take(points), self.values())
+        z0, log_det = inverse_and_log_det(self.chain, self.frame.inverse(points), self.values())
         return z0, _base_log_prob(z0) - log_det - self.frame.log_det
 
     def center(self) -> np.ndarray:
@@ -142,9 +142,9 @@ class FlowState:
 
     def passage(self, z0: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Follow base draws (n, dim): the word of each layer, and the points after it."""
-        yield "base", self.frame.place(z0)
+        yield "base", self.frame.forward(z0)
         for word, z in passage(self.chain, z0, self.values()):
-            yield word, self.frame.place(z)
+            yield word, self.frame.forward(z)
 
     # ----------------------------------------------------------------------------------- graphs
 
@@ -165,17 +165,17 @@ class FlowState:
         if fixed:
             blocks = tuple({k: pt.constant(v) for k, v in b.items()} for b in self.values())
         z, log_det = self.chain.forward_and_log_det(z0, blocks, loop=loop or self.graph_loop)
-        return self.frame.place(z), log_det + self.frame.log_det
+        return self.frame.forward(z), log_det + self.frame.log_det
 
     def draw_graph(self, z0: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
         """Draws (n, dim) from base draws z0 (n, dim), and their log densities (n,), as graphs."""
         z, log_det = self.chain.forward_and_log_det(z0, self.blocks, loop=self.graph_loop)
-        return self.frame.place(z), base_log_prob(z0) - log_det - self.frame.log_det
+        return self.frame.forward(z), base_log_prob(z0) - log_det - self.frame.log_det
 
     def log_prob_graph(self, points: TensorVariable) -> TensorVariable:
         """Log densities (...) at points (..., dim), as a graph."""
         z0, log_det = self.chain.inverse_and_log_det(
-            self.frame.take(points), self.blocks, loop=self.graph_loop
+            self.frame.inverse(points), self.blocks, loop=self.graph_loop
         )
         return base_log_prob(z0) - log_det - self.frame.log_det
 

@@ -287,7 +287,9 @@ def _choose(
     if sampler == "pymc":
         return sampler, "numba"
     wanted = "jax" if sampler in JAX_SAMPLERS else None
-    backend = choose_backend(wanted, approx.chain, approx.density_of(model), 1)
+    backend = choose_backend(
+        wanted, approx.chain, approx.density_of(model), 1, start=approx.center_point()
+    )
     if sampler is not None:
         return sampler, backend
     ranked: tuple[Sampler, ...] = ("nutpie", *(JAX_SAMPLERS if backend == "jax" else ()))

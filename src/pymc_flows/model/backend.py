@@ -6,14 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pytensor.compile.mode import get_mode
 
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.errors import BackendError
 from pymc_flows.flows.chain import Chain, Loop
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import check_backend
 from pymc_flows.model.logp import ModelDensity, Replacements
-from pymc_flows.model.trial import trial
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def choose_backend(
     density: ModelDensity,
     n_draws: int,
     replacements: Replacements = None,
+    *,
+    start: np.ndarray | None = None,
 ) -> str:
     """Choose the backend of a fit; log the choice.
 
@@ -57,12 +60,14 @@ def choose_backend(
         Draws per step.
     replacements : mapping, optional
         Replacements in the log density.
+    start : ndarray, shape (dim,), optional
+        Where the log density is finite; defaults to the model's initial point.
     """
     why = "as asked"
     if backend is None:
         if not has_jax():
             backend, why = "numba", "JAX is not installed"
-        elif problem := trial(density, replacements).why_not_jax(density.start()):
+        elif problem := _why_not_jax(density, replacements, start):
             backend, why = "numba", f"JAX cannot run the model: {problem}"
         else:
             backend, why = "jax", "it is installed and runs the model"
@@ -75,6 +80,13 @@ def choose_backend(
         _counted(chain.dim, "dimension"),
     )
     return backend
+
+
+def _why_not_jax(
+    density: ModelDensity, replacements: Replacements, start: np.ndarray | None
+) -> str:
+    point = density.start() if start is None else start
+    return dry_run(density, replacements).why_not_jax(point)
 
 
 def _counted(n: int, noun: str) -> str:

@@ -1,7 +1,8 @@
-"""Graphs of a model for all draws at once, and draws as the DataTree that PyMC returns."""
+"""Everything that a draw of a model consists of, and draws as the DataTree that PyMC returns."""
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -9,126 +10,30 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace, graph_replace, vectorize_graph
+from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
-from pytensor.graph.traversal import graph_inputs, toposort
 from xarray import Dataset, DataTree
 
-from pymc_flows.backends.graphs import frontier, join_batches, switch_parameter_checks
-from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import random_inputs
 from pymc_flows.errors import ModelError
+from pymc_flows.model.batching import batched_draws, compiled
 from pymc_flows.support.compat import (
-    Blockwise,
     DataTreeConverter,
     MultiTrace,
     NDArray,
-    RandomGeneratorType,
-    RandomVariable,
-    Scan,
     Shape,
     ViewOp,
-    change_dist_size,
     inline_ofg_node,
 )
 
+_log = logging.getLogger(__name__)
+
 type Draws = dict[str, np.ndarray]
 type DrawsFunction = Callable[[Mapping[str, np.ndarray], np.random.Generator], Draws]
-
-
-# --------------------------------------------------------------------------- all draws in one graph
-
-
-def vectorized(
-    outputs: Sequence[Variable], given: Mapping[Variable, Variable], *, keep_checks: bool
-) -> list[Variable]:
-    """Evaluate graphs for all draws at once.
-
-    Parameters
-    ----------
-    outputs : sequence of Variable
-        Graphs of one draw.
-    given : mapping of Variable to Variable
-        What the graphs depend on, and its values with a leading draw axis.
-    keep_checks : bool
-        Whether PyMC's parameter checks stay, each draw answering for itself.
-
-    Returns
-    -------
-    list of Variable
-        With a leading draw axis each, also those that no draw changes. A random variable that
-        does not depend on the draws gets a value per draw. Graphs that cannot be vectorised
-        become one `pytensor.scan` over the draws.
-    """
-    n = next(iter(given.values())).shape[0]
-    noise = _own_noise(outputs, given, n)
-    dependent = _dependent(outputs, [*given, *noise])
-    changing = [v for v in outputs if v in dependent]
-    # What no draw changes is computed once. It stays the same variable, so that PyMC can still
-    # replace it (a minibatch by the whole data, say) when the graph is in use.
-    fixed = frontier(changing, [*given, *noise])
-    stand_ins = {v: v.type() for v in [*noise, *fixed]}
-    core = graph_replace(changing, stand_ins, strict=False) if stand_ins else changing
-    rows = {**given, **{stand_ins[v]: batch for v, batch in noise.items()}}
-    core = switch_parameter_checks(core, rows, keep=keep_checks)
-    try:
-        batched = join_batches(vectorize_graph(core, rows))
-        if any(_is_loop(node) and isinstance(node.op, Blockwise) for node in toposort(batched)):
-            batched = _looped(core, rows, [stand_ins[v] for v in fixed])
-    except Exception:  # whatever an Op raises here, a loop over draws does not need it
-        batched = _looped(core, rows, [stand_ins[v] for v in fixed])
-    batched = graph_replace(batched, {stand_ins[v]: v for v in fixed}, strict=False)
-    new = dict(zip(changing, batched, strict=True))
-    return [_with_draw_axis(v, new.get(v, v), n) for v in outputs]
-
-
-def _dependent(outputs: Sequence[Variable], on: Sequence[Variable]) -> set[Variable]:
-    found = set(on)
-    for node in toposort(outputs):
-        if not found.isdisjoint(node.inputs):
-            found.update(node.outputs)
-    return found
-
-
-def _own_noise(
-    outputs: Sequence[Variable], given: Mapping[Variable, Variable], n: Variable
-) -> dict[Variable, Variable]:
-    """Random variables that no draw changes, and the same with a draw axis in their size."""
-    found: dict[Variable, Variable] = {}
-    dependent = set(given)
-    for node in toposort(outputs):
-        if not dependent.isdisjoint(node.inputs):
-            dependent.update(node.outputs)
-        elif isinstance(node.op, RandomVariable):
-            value = node.outputs[1]
-            found[value] = change_dist_size(value, (n,), expand=True)
-            dependent.add(value)
-    return found
-
-
-def _is_loop(node: Apply) -> bool:
-    op = node.op.core_op if isinstance(node.op, Blockwise) else node.op
-    return isinstance(op, Scan)
-
-
-def _looped(
-    outputs: Sequence[Variable], rows: Mapping[Variable, Variable], fixed: Sequence[Variable]
-) -> list[Variable]:
-    def one(*values: Variable) -> list[Variable]:
-        return graph_replace(outputs, dict(zip([*rows, *fixed], values, strict=True)), strict=False)
-
-    results = pytensor.scan(
-        one, sequences=list(rows.values()), non_sequences=list(fixed), return_updates=False
-    )
-    return list(results) if isinstance(results, list | tuple) else [results]
-
-
-def _with_draw_axis(old: Variable, new: Variable, n: Variable) -> Variable:
-    return new if new.ndim > old.ndim else pt.broadcast_to(new, (n, *new.shape))
 
 
 # ------------------------------------------------------------------------------- draws of a model
@@ -157,23 +62,22 @@ def draws_function(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> Dr
     """
     variables = variables_of(model)
     types = {v.name: (shapes[v.name], v.dtype) for v in model.value_vars}
-    one = [pt.tensor(name, shape=shape, dtype=dtype) for name, (shape, dtype) in types.items()]
-    inputs = [
-        pt.tensor(name, shape=(None, *shape), dtype=dtype) for name, (shape, dtype) in types.items()
-    ]
+    one = [pt.TensorType(dtype, shape)(name) for name, (shape, dtype) in types.items()]
+    inputs = [pt.TensorType(dtype, (None, *shape))(name) for name, (shape, dtype) in types.items()]
     outputs = clone_replace(list(variables.values()), dict(zip(model.value_vars, one, strict=True)))
-    batched = vectorized(
+    batch, reason = batched_draws(
         _without_wrappers(outputs),
         dict(zip(one, inputs, strict=True)),
+        "what a draw consists of",
         keep_checks=model.check_bounds,
     )
-    rngs = [v for v in graph_inputs(batched) if isinstance(v.type, RandomGeneratorType)]
+    if reason:
+        _log.warning("Variables of the model are computed draw by draw: %s.", reason)
+    rngs = random_inputs(batch)
     rng_inputs = [v.type() for v in rngs]
     if rngs:
-        batched = graph_replace(batched, dict(zip(rngs, rng_inputs, strict=True)), strict=False)
-    # A loop inside the model is the one thing that NumPy cannot run for all draws at once.
-    mode = None if any(_is_loop(node) for node in toposort(batched)) else NUMPY
-    fn = pytensor.function([*inputs, *rng_inputs], batched, mode=mode, on_unused_input="ignore")
+        batch = graph_replace(batch, dict(zip(rngs, rng_inputs, strict=True)), strict=False)
+    fn = compiled([*inputs, *rng_inputs], batch)
 
     def draws(values: Mapping[str, np.ndarray], rng: np.random.Generator) -> Draws:
         arrays = [np.asarray(values[name], dtype) for name, (_, dtype) in types.items()]
@@ -193,16 +97,17 @@ class DrawsFunctions:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._shapes = dict(shapes)
-        self._variables: tuple[object, ...] = ()
-        self._function: DrawsFunction | None = None
+        # Of the same model: one value, so that other threads see both or neither.
+        self._known: tuple[tuple[object, ...], DrawsFunction] | None = None
 
     def of(self, model: pm.Model) -> DrawsFunction:
         """Return the function of a model; raise `ModelError` if its free variables are others."""
         _check_variables(model, self._shapes)
         variables = (model, *model.value_vars, *model.free_RVs, *model.deterministics)
-        if self._function is None or not _same(variables, self._variables):
-            self._variables, self._function = variables, draws_function(model, self._shapes)
-        return self._function
+        known = self._known
+        if known is None or not _same(variables, known[0]):
+            known = self._known = (variables, draws_function(model, self._shapes))
+        return known[1]
 
     def __reduce__(self) -> tuple[type[DrawsFunctions], tuple[dict[str, tuple[int, ...]]]]:
         """Pickle without the function: it is made again when needed."""

@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytensor
-from pytensor.graph.traversal import graph_inputs
 
 from pymc_flows.backends.jax import has_jax
-from pymc_flows.backends.modes import BACKENDS, NUMPY
+from pymc_flows.backends.modes import BACKENDS
 from pymc_flows.errors import BackendError, ModelError
 from pymc_flows.flows.base import AFFINE
 from pymc_flows.flows.chain import Chain
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.logp import ModelDensity, Replacements
-from pymc_flows.model.trial import trial
-from pymc_flows.support.compat import RandomGeneratorType
+from pymc_flows.model.terms import terms_at
 
 _log = logging.getLogger(__name__)
 
@@ -60,24 +58,14 @@ def check_start(
     replacements : mapping, optional
         Replacements in the log density.
     """
-    attempt = trial(density, replacements)
+    attempt = dry_run(density, replacements)
     if not np.isfinite(attempt.values(start)).all():
-        raise ModelError(_blame(density.replaced(replacements), start))
+        raise ModelError(blame(density.replaced(replacements), start))
 
 
-def _terms(density: ModelDensity, points: np.ndarray) -> dict[str, np.ndarray]:
-    """Log density (n,) of each term of the model, at points (n, dim)."""
-    values = [term.sum() for term in density.named_terms.values()]
-    fn = pytensor.function(density.model.value_vars, values, mode=NUMPY, on_unused_input="ignore")
-    rows = [
-        fn(*(z[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots)) for z in points
-    ]
-    return dict(zip(density.named_terms, np.array(rows, dtype=float).T, strict=True))
-
-
-def _blame(density: ModelDensity, start: np.ndarray) -> str:
+def blame(density: ModelDensity, start: np.ndarray) -> str:
     """Name the terms of the model that are not finite at the start."""
-    values = {name: x[0] for name, x in _terms(density, start[None]).items()}
+    values = {name: x[0] for name, x in terms_at(density, start[None]).items()}
     bad = [name for name, value in values.items() if not np.isfinite(value)]
     shown = ", ".join(
         f"{s.name}={np.array2string(start[s.slice].reshape(s.shape), threshold=6)}"
@@ -109,7 +97,7 @@ def why_not_finite(density: ModelDensity, points: np.ndarray) -> str:
     """Say at how many of the points (n, dim) which terms of the model are not finite."""
     lines = [
         f"  {name}: not finite at {int((~np.isfinite(x)).sum())} of {len(points)} draws"
-        for name, x in _terms(density, points).items()
+        for name, x in terms_at(density, points).items()
         if not np.isfinite(x).all()
     ]
     if not np.isfinite(points).all():
@@ -131,7 +119,7 @@ def plan_draws(
     BackendError
         If the backend lacks an Op of the log density.
     """
-    attempt = trial(density, replacements)
+    attempt = dry_run(density, replacements)
     if backend == "jax" and (problem := attempt.why_not_jax(start)):
         raise BackendError(f"jax cannot run this model: {problem}\nUse backend='numba'.")
     if n_draws == 1:
@@ -171,7 +159,7 @@ def check_backend(backend: object) -> None:
 
 def check_has_weights(density: ModelDensity) -> None:
     """Raise `ModelError` if the log density is random: a minibatch, a simulator."""
-    if any(isinstance(v.type, RandomGeneratorType) for v in graph_inputs(density.terms)):
+    if density.is_random:
         raise ModelError(
             "the model's log density is random (a minibatch or a simulator), so that draws have "
             "no importance weights\n"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pymc as pm
 import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.tensor import TensorConstant
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import PLAIN, no_compiler
@@ -15,6 +20,10 @@ from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.support.compat import ChainedTransform, make_initial_point_fn
 
 type Point = dict[str, np.ndarray]
+# Values of variables, or how to find them, by name or variable, as in `pymc.sample`'s initvals.
+type Start = Mapping[str, object] | Mapping[Variable, object]
+
+STRATEGIES = ("support_point", "prior")
 
 
 @dataclass(frozen=True)
@@ -111,18 +120,43 @@ def initial_point(model: pm.Model) -> Point:
         return dict(model.initial_point(0))
 
 
-def start_point(
-    model: pm.Model, slots: tuple[Slot, ...], start: Mapping[str, object] | None
-) -> Point:
+def rv_shapes(model: pm.Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of the free variables by name, in the space of their values.
+
+    Only where data or coords can change one, something has to be computed.
+    """
+    shapes = {rv.name: rv.type.shape for rv in model.free_RVs}
+    if any(None in shape for shape in shapes.values()):
+        with no_compiler():
+            found = model.eval_rv_shapes()
+        shapes = {name: tuple(map(int, found[name])) for name in shapes}
+    return shapes
+
+
+def fixed_lengths(model: pm.Model) -> dict[Variable, TensorConstant]:
+    """Lengths of the dims of free variables, as constants.
+
+    PyMC lets every length change. Those of free variables may not while an approximation lives, and
+    JAX must know what it makes arrays or loops of.
+    """
+    dims = {dim for rv in model.free_RVs for dim in model.named_vars_to_dims.get(rv.name, ())}
+    lengths = [model.dim_lengths[dim] for dim in sorted(filter(None, dims))]
+    return {
+        length: pt.constant(length.get_value(), dtype=length.type.dtype)
+        for length in lengths
+        if isinstance(length, SharedVariable)
+    }
+
+
+def start_point(model: pm.Model, slots: tuple[Slot, ...], start: Start | None) -> Point:
     """Return the model's initial point with ``start`` laid over it.
 
     Parameters
     ----------
     model : pymc.Model
     slots : tuple of Slot
-    start : mapping of str to array-like, optional
-        Values by variable name; a transformed name (``"sigma_log__"``) means a value in the
-        unconstrained space, as everywhere in PyMC. Values are broadcast to the variable.
+    start : mapping, optional
+        As for `ModelDensity.start`.
 
     Raises
     ------
@@ -139,49 +173,71 @@ def start_point(
     overrides = outer | {name: given[name] for name in inner & plain}
     if overrides:
         with no_compiler():
-            fn = make_initial_point_fn(model=model, overrides=overrides, jitter_rvs=set())
+            by_rv = {model[name]: value for name, value in overrides.items()}
+            fn = make_initial_point_fn(model=model, overrides=by_rv, jitter_rvs=set())
             point = dict(fn(0))
     else:
         point = initial_point(model)
-    point |= {name: given[name] for name in inner}
+    values = {name: value for name, value in given.items() if not isinstance(value, str)}
+    point |= {name: values[name] for name in inner if name in values}
     for slot in slots:
-        value = point[slot.name]
-        if np.shape(value) != slot.shape:
-            raise _wrong_shape(slot.name, slot.shape, np.shape(value))
-        if not np.isfinite(value).all():
-            raise ModelError(
-                f"start value of {slot.name!r} is not finite in the unconstrained space: "
-                f"{value!r}\nGive a start inside the support of the variable."
-            )
-    _check_support(model, outer, point)
+        if np.shape(point[slot.name]) != slot.shape:
+            raise _wrong_shape(slot.name, slot.shape, np.shape(point[slot.name]))
+    named = {model.rvs_to_values[rv].name for rv in model.free_RVs if rv.name in values}
+    check_finite({name: point[name] for name in (inner & values.keys()) | named})
+    _check_support(model, {k: v for k, v in values.items() if k not in inner}, point)
     return point
 
 
-def _checked(
-    model: pm.Model, slots: tuple[Slot, ...], start: Mapping[str, object]
-) -> dict[str, np.ndarray]:
-    """``start`` as arrays of the variables' shapes."""
+def check_finite(point: Mapping[str, np.ndarray]) -> None:
+    """Raise `ModelError` if a value, by name, is not finite in the unconstrained space."""
+    for name, value in point.items():
+        if not np.isfinite(value).all():
+            raise ModelError(
+                f"start value of {name!r} is not finite in the unconstrained space: "
+                f"{value!r}\nGive a start inside the support of the variable."
+            )
+
+
+def names_without_value(model: pm.Model, start: Start | None) -> set[str]:
+    """Names of the value variables that ``start`` gives no value: none, or only a strategy."""
+    given = {_name(key) for key, value in (start or {}).items() if not isinstance(value, str)}
+    values = {rv.name: model.rvs_to_values[rv].name for rv in model.free_RVs}
+    return {inner for outer, inner in values.items() if given.isdisjoint((outer, inner))}
+
+
+def _name(key: Any) -> Any:
+    return key.name if isinstance(key, Variable) else key
+
+
+def _checked(model: pm.Model, slots: tuple[Slot, ...], start: Start) -> dict[str, np.ndarray | str]:
+    """``start`` by name, as arrays of the variables' shapes or strategies."""
     if not isinstance(start, Mapping):
         raise ArgumentError(
             f"start must be a dict from variable name to value, got {type(start).__name__} "
             f"{start!r}\nFree variables: {_names(model)}."
         )
+    by_name = {_name(key): value for key, value in start.items()}
     values = {rv.name: model.rvs_to_values[rv].name for rv in model.free_RVs}
     shapes = {slot.name: slot.shape for slot in slots}
-    if any(name in values and name not in shapes for name in start):
-        with no_compiler():
-            shapes = model.eval_rv_shapes() | shapes
-    given: dict[str, np.ndarray] = {}
-    for name, value in start.items():
+    if any(name in values and name not in shapes for name in by_name):
+        shapes = rv_shapes(model) | shapes
+    given: dict[str, np.ndarray | str] = {}
+    for name, value in by_name.items():
         if name not in shapes:
             raise ModelError(
                 f"start has a value for {name!r}, which is not a free variable of the model\n"
                 f"Free variables: {_names(model)}."
             )
-        if values.get(name, name) != name and values[name] in start:
+        if values.get(name, name) != name and values[name] in by_name:
             raise ModelError(
                 f"start has two values for one variable: {name!r} and {values[name]!r}"
             )
+        if value is None:
+            continue
+        if isinstance(value, str) and value in STRATEGIES and name in values:
+            given[name] = value
+            continue
         try:
             array = np.asarray(value, dtype=float)
         except (TypeError, ValueError):

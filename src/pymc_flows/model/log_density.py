@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,12 +12,13 @@ import pytensor.tensor as pt
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.graphs import ops_of
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.backends.ops import has_loop
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.support.compat import Scan, TensorSharedVariable
+from pymc_flows.support.compat import TensorSharedVariable
 
 # Points per call, a fixed number; the larger where there are at least as many.
 ROWS, MANY_ROWS = 64, 4096
@@ -43,7 +43,7 @@ class LogDensity:
     """Evaluates a model's log density, and its gradient, at any number of points.
 
     Nothing is compiled, but for models with a Scan, whose steps NumPy would take in Python: they
-    run on JAX where it is installed. Functions are made once per density.
+    run on JAX where that can run them, else on numba. Functions are made once per density.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class LogDensity:
 
     def _call(self, points: np.ndarray, *, with_grad: bool) -> list[np.ndarray]:
         wanted = 1 if len(points) == 1 else ROWS if len(points) < MANY_ROWS else MANY_ROWS
-        function = self._function(wanted, with_grad=with_grad)
+        function = self._function(wanted, points[0], with_grad=with_grad)
         parts = []
         for begin in range(0, len(points), function.rows):
             part = points[begin : begin + function.rows].astype(pytensor.config.floatX)
@@ -75,11 +75,20 @@ class LogDensity:
             parts.append([np.asarray(x, dtype=float)[: len(part)] for x in found])
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
-    @cached_property
-    def _in_jax(self) -> bool:
-        return has_jax() and any(isinstance(op, Scan) for op in ops_of(self._density.terms))
+    def _backend(self, near: np.ndarray) -> str | None:
+        """What compiles a loop, whose steps NumPy would take in Python; None if there is none."""
+        if not has_loop(self._density.terms):
+            return None
+        attempt = dry_run(self._density)
+        why = attempt.why_not_jax(near) if has_jax() else "it is not installed"
+        if why:
+            attempt.say_once(
+                f"The log density has a loop that JAX cannot run: {why}.\n"
+                "Numba compiles it instead, which takes longer."
+            )
+        return "numba" if why else "jax"
 
-    def _function(self, wanted: int, *, with_grad: bool) -> _Function:
+    def _function(self, wanted: int, near: np.ndarray, *, with_grad: bool) -> _Function:
         known = _FUNCTIONS.setdefault(self._density, {})
         # The shapes of the data say how many points may be held at once.
         inputs = graph_inputs(self._density.terms)
@@ -87,12 +96,18 @@ class LogDensity:
         shapes = [np.shape(v.get_value(borrow=True)) for v in shared]
         found = known.get((wanted, with_grad))
         if found is None or found.shapes != shapes:
-            found = known[wanted, with_grad] = self._make(wanted, shapes, with_grad=with_grad)
+            made = self._make(wanted, near, shapes, with_grad=with_grad)
+            found = known[wanted, with_grad] = made
         return found
 
-    def _make(self, wanted: int, shapes: _Shapes, *, with_grad: bool) -> _Function:
+    def _make(
+        self, wanted: int, near: np.ndarray, shapes: _Shapes, *, with_grad: bool
+    ) -> _Function:
+        """Make a function of ``wanted`` points or fewer, tried out near a point (dim,)."""
         density = self._density
-        plan = plan_draws(density, wanted, density.start(), "jax" if self._in_jax else "numba")
+        near = near.astype(pytensor.config.floatX)
+        backend = self._backend(near)
+        plan = plan_draws(density, wanted, near, backend or "numba")
         rows = min(wanted, ROWS) if plan.micro_batch is None else plan.micro_batch
         z = pt.matrix("z", shape=(rows, density.dim), dtype=pytensor.config.floatX)
         outputs: list[TensorVariable]
@@ -104,7 +119,7 @@ class LogDensity:
         else:
             evaluate = density.looped if plan.micro_batch is None else density.batched
             outputs = [sum(evaluate(z))]
-        mode = training_mode("jax") if self._in_jax else NUMPY
+        mode = training_mode(backend) if backend else NUMPY
         return _Function(
             shapes, rows, pytensor.function([z], outputs, mode=mode, on_unused_input="ignore")
         )

@@ -1,14 +1,13 @@
 """Log density of a PyMC model over flat unconstrained vectors, for many draws at once.
 
-With `layout`, this module is the only reader of `pymc.Model`. It prepares the model's log density
-once (parameter checks per draw, large data as function inputs) and evaluates it for a batch of
-draws, vectorised where the graph allows it and by a scan over draws where it does not.
+It prepares the model's log density once (checks per draw, large data as function inputs) and
+evaluates it for a batch of draws, vectorised where the graph allows it, else by a scan over draws.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from weakref import WeakValueDictionary
 
@@ -17,20 +16,36 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.basic import Variable
-from pytensor.graph.replace import graph_replace, vectorize_graph
+from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import (
-    frontier,
-    join_batches,
+    fold_sizes,
     lift_constants,
     switch_parameter_checks,
 )
 from pymc_flows.backends.modes import no_compiler
+from pymc_flows.backends.ops import random_inputs
 from pymc_flows.backends.products import join_products
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.errors import ArgumentError, ModelError
-from pymc_flows.model.layout import Slot, initial_point, layout, start_point
+from pymc_flows.model.batching import (
+    Batch,
+    in_micro_batches,
+    loop_over_draws,
+    replaced,
+    vectorized,
+)
+from pymc_flows.model.layout import (
+    Slot,
+    Start,
+    check_finite,
+    fixed_lengths,
+    initial_point,
+    layout,
+    names_without_value,
+    start_point,
+)
 from pymc_flows.model.replacements import Replacements, check_replacements, named_terms
 
 __all__ = ["ModelDensity", "Replacements", "Slot", "density_of"]
@@ -103,14 +118,17 @@ class ModelDensity:
         dtype = pytensor.config.floatX
         return np.concatenate([np.ravel(point[slot.name]).astype(dtype) for slot in self.slots])
 
-    def start(self, start: Mapping[str, object] | None = None) -> np.ndarray:
+    def start(self, start: Start | None = None, *, finite: bool = True) -> np.ndarray:
         """Return the flat start point: the model's initial point with ``start`` laid over it.
 
         Parameters
         ----------
-        start : mapping of str to array-like, optional
-            Values by variable name; a transformed name (``"sigma_log__"``) means a value in the
-            unconstrained space, as everywhere in PyMC. Values are broadcast to the variable.
+        start : mapping, optional
+            Values by variable or its name; a transformed name (``"sigma_log__"``) means a value in
+            the unconstrained space, as everywhere in PyMC. Values are broadcast to the variable.
+            As in `pymc.sample`, ``"prior"`` and ``"support_point"`` stand for values as well.
+        finite : bool
+            Whether to refuse what is not finite also where it comes from the model.
 
         Raises
         ------
@@ -120,9 +138,20 @@ class ModelDensity:
             If a name is unknown, a value is not numeric, a shape does not fit, or a value lies
             outside the support.
         """
-        return self.pack(start_point(self.model, self.slots, start))
+        point = start_point(self.model, self.slots, start)
+        if finite:
+            check_finite({slot.name: point[slot.name] for slot in self.slots})
+        return self.pack(point)
 
-    def split(self, start: Mapping[str, object] | None = None) -> list[np.ndarray]:
+    def not_named_in(self, start: Start | None) -> np.ndarray:
+        """Which coordinates (dim,) of `start` come from the model."""
+        free = names_without_value(self.model, start)
+        mask = np.zeros(self.dim, dtype=bool)
+        for slot in self.slots:
+            mask[slot.slice] = slot.name in free
+        return mask
+
+    def split(self, start: Start | None = None) -> list[np.ndarray]:
         """Return `start` variable by variable, in the order of ``slots``."""
         flat = self.start(start)
         return [flat[slot.slice] for slot in self.slots]
@@ -163,13 +192,22 @@ class ModelDensity:
 
         Graphs in the model's value variables, for one draw, in nats.
         """
-        model = self.model
+        model, n_free = self.model, len(self.model.free_RVs)
         sums = [term.sum() for term in self.named_terms.values()]
-        n_free = len(model.free_RVs)
         with no_compiler():
-            outputs = [_total(sums[:n_free]), _total(sums[n_free:])]
+            totals = [_total(sums[:n_free]), _total(sums[n_free:])]
+            outputs = fold_sizes(replaced(totals, fixed_lengths(model)))
             outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
             return join_products(lift_constants(simplify(outputs)), model.value_vars)
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether the log density draws random numbers itself: of a minibatch, of a simulator.
+
+        Then each evaluation is another estimate of it. What is known of one is not known of the
+        density: no importance weights, no ELBO from many draws at one of them.
+        """
+        return bool(random_inputs(self.terms))
 
     def replaced(self, replacements: Replacements) -> ModelDensity:
         """Return the same density with variables of the model replaced, made once; itself if none.
@@ -191,7 +229,7 @@ class ModelDensity:
         # Only the last ones are kept: a fit uses the same ones throughout.
         if self._replaced is None or self._replaced._replacements != checked:
             other = copy.copy(self)
-            for name in ("named_terms", "terms"):
+            for name in ("named_terms", "terms", "is_random"):
                 other.__dict__.pop(name, None)
             other._replacements, other._replaced = checked, None
             self._replaced = other
@@ -205,9 +243,16 @@ class ModelDensity:
         """Log prior and log likelihood at points z (draws, dim), vectorised: shapes (draws,)."""
         return self._at_all(z, self.replaced(replacements).terms)
 
+    def vectorized(self, z: TensorVariable) -> Batch | str:
+        """`batched` with a reason not to use it, if there is one; or why it cannot be."""
+        return self._vectorized(z, self.terms)
+
     def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at points z (draws, dim) by a scan over draws."""
-        return self._scan(lambda terms, row: self._at(row, terms), [z], replacements)
+        terms = self.replaced(replacements).terms
+        return loop_over_draws(
+            lambda inner, row: self._at(row, inner), terms, self.model.value_vars, [z]
+        )
 
     def value_and_grad(
         self,
@@ -260,9 +305,13 @@ class ModelDensity:
             return [*values, *_gradient(counted, weights, [rows, *extra])]
 
         outer = [w for w in weights if isinstance(w, Variable)]
-        sequences = _in_batches(z, n_draws, micro_batch)
-        outputs = self._scan(one, sequences, replacements, outer=outer, free=extra)
-        prior, data, grad, *extra_grads = outputs
+        prior, data, grad, *extra_grads = loop_over_draws(
+            one,
+            self.replaced(replacements).terms,
+            [*self.model.value_vars, *extra],
+            in_micro_batches(z, n_draws, micro_batch),
+            outer=outer,
+        )
         return (
             [prior.reshape((-1,))[:n_draws], data.reshape((-1,))[:n_draws]],
             grad.reshape((-1, self.dim))[:n_draws],
@@ -273,42 +322,21 @@ class ModelDensity:
         return graph_replace(terms, self.unpack(row), strict=False)
 
     def _at_all(self, rows: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
+        found = self._vectorized(rows, terms)
+        if isinstance(found, str):
+            raise ModelError(f"the log density must be evaluated draw by draw: {found}")
+        return found.outputs
+
+    def _vectorized(self, rows: TensorVariable, terms: list[TensorVariable]) -> Batch | str:
         # On an input of its own first: joining copies the graph, and with it whatever ``rows`` are
         # computed from, which would cut the result off from the ``rows`` of the caller.
         points = rows.type()
-        outputs = join_batches(vectorize_graph(terms, self.unpack(points)))
-        outputs = graph_replace(outputs, {points: rows}, strict=False)
-        return [pt.full((rows.shape[0],), out) if out.ndim == 0 else out for out in outputs]
-
-    def _scan(
-        self,
-        fn: Callable[..., list[TensorVariable]],
-        sequences: list[TensorVariable],
-        replacements: Replacements,
-        *,
-        outer: Sequence[Variable] = (),
-        free: Sequence[Variable] = (),
-    ) -> list[TensorVariable]:
-        """Scan ``fn(terms, *slices)`` over draws; ``outer`` are variables that it uses besides.
-
-        The parts of the log density that no draw changes are computed once, outside of the scan:
-        they include whatever the model draws at random itself (a minibatch), which must be the
-        same for all draws of a step.
-        """
-        terms = self.replaced(replacements).terms
-        fixed = frontier(terms, [*self.model.value_vars, *free])
-        # Vectorising would copy the fixed parts, and the scan would not know the copies again.
-        held = {var: var.type() for var in fixed}
-        terms = _replace(terms, held)
-
-        def step(*args: TensorVariable) -> list[TensorVariable]:
-            slices, inner = args[: len(sequences)], args[len(sequences) :]
-            given = dict(zip([*held.values(), *outer], inner, strict=True))
-            return _replace(fn(terms, *slices), given)
-
-        return pytensor.scan(
-            step, sequences=sequences, non_sequences=[*fixed, *outer], return_updates=False
-        )
+        found = vectorized(terms, self.unpack(points), "the log density")
+        if isinstance(found, str):
+            return found
+        outputs = graph_replace(found.outputs, {points: rows}, strict=False)
+        values = [pt.full((rows.shape[0],), x) if x.ndim == 0 else x for x in outputs]
+        return Batch(values, found.reason)
 
 
 def model_or_context(model: pm.Model | None) -> pm.Model:
@@ -365,28 +393,8 @@ def _total(terms: list[TensorVariable]) -> TensorVariable:
     return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
 
 
-def _in_batches(z: TensorVariable, n_draws: int, micro_batch: int | None) -> list[TensorVariable]:
-    """Draws in batches; if draws must repeat to fill the last, also a mask of those that count."""
-    if micro_batch is None:
-        return [z]
-    n_batches = -(-n_draws // micro_batch)
-    missing = n_batches * micro_batch - n_draws
-    rows = pt.concatenate([z, z[:missing]]) if missing else z
-    rows = rows.reshape((n_batches, micro_batch, z.type.shape[1]))
-    if not missing:
-        return [rows]
-    counts = np.arange(n_batches * micro_batch) < n_draws
-    return [rows, pt.constant(counts.reshape((n_batches, micro_batch)))]
-
-
 def _gradient(
     values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
 ) -> list[TensorVariable]:
     total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
     return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
-
-
-def _replace(
-    outputs: list[TensorVariable], replacements: Mapping[Variable, Variable]
-) -> list[TensorVariable]:
-    return graph_replace(outputs, replacements, strict=False) if replacements else outputs

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pymc as pm
@@ -13,15 +15,24 @@ import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
-from pytensor.graph.traversal import toposort
 from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset, DataTree
 
-from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.modes import no_compiler
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
-from pymc_flows.model.draws import vectorized
+from pymc_flows.model.batching import batched_draws, compiled
+from pymc_flows.model.layout import rv_shapes
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.support.compat import CircularTransform, Scan
+from pymc_flows.support.compat import CircularTransform
+
+_log = logging.getLogger(__name__)
+
+type _Map = Callable[..., list[np.ndarray]]
+
+# By the names that values are given under, and whether with log-determinants. They live as long as
+# the density.
+_MAPS: WeakKeyDictionary[ModelDensity, dict[tuple[tuple[str, ...], bool], _Map]]
+_MAPS = WeakKeyDictionary()
 
 # A value of the support comes back from the unconstrained space as it was, up to this.
 _RTOL, _ATOL = 1e-4, 1e-6
@@ -30,7 +41,7 @@ _SAMPLE_DIMS = ("chain", "draw", "sample")
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class Unconstrained:
     """Points of the unconstrained space that were given as values of variables.
 
     Attributes
@@ -56,7 +67,9 @@ def is_named(points: object) -> bool:
     return isinstance(points, Mapping | Dataset | DataTree) or hasattr(points, "posterior")
 
 
-def place(density: ModelDensity, points: Any, *, with_log_det: bool = False) -> Placed:
+def to_unconstrained(
+    density: ModelDensity, points: Any, *, with_log_det: bool = False
+) -> Unconstrained:
     """Map values of variables to the unconstrained space.
 
     Parameters
@@ -83,14 +96,15 @@ def place(density: ModelDensity, points: Any, *, with_log_det: bool = False) -> 
     arrays = _chosen(model, points)
     if with_log_det:
         _check_has_density(density)
-    with no_compiler():
-        shapes = model.eval_rv_shapes() | {slot.name: slot.shape for slot in density.slots}
+    shapes = rv_shapes(model) | {slot.name: slot.shape for slot in density.slots}
     batch = _batch_shape(arrays, {name: tuple(map(int, shapes[name])) for name in arrays})
     n = int(np.prod(batch, dtype=int))
     if n == 0:
-        return Placed(np.zeros((0, density.dim)), batch, np.zeros(0), np.zeros(0, dtype=bool))
+        return Unconstrained(
+            np.zeros((0, density.dim)), batch, np.zeros(0), np.zeros(0, dtype=bool)
+        )
     rows = [value.reshape((n, *value.shape[len(batch) :])) for value in arrays.values()]
-    outputs = _function(density, arrays, with_log_det=with_log_det)(*rows)
+    outputs = _function_of(density, tuple(arrays), with_log_det=with_log_det)(*rows)
     k = len(density.slots)
     values, backs, log_dets = outputs[:k], outputs[k : 2 * k], outputs[2 * k :]
     inside = np.ones(n, dtype=bool)
@@ -100,7 +114,7 @@ def place(density: ModelDensity, points: Any, *, with_log_det: bool = False) -> 
             same = np.isclose(back, given, rtol=_RTOL, atol=_ATOL) | np.isnan(given)
             inside &= same.reshape((n, -1)).all(axis=1)
     flat = np.concatenate([value.reshape((n, -1)) for value in values], axis=1)
-    return Placed(flat, batch, np.sum(log_dets, axis=0), inside)
+    return Unconstrained(flat, batch, np.sum(log_dets, axis=0), inside)
 
 
 def _chosen(model: pm.Model, points: Any) -> dict[str, np.ndarray]:
@@ -182,8 +196,7 @@ def _batch_shape(
 
 
 def _check_has_density(density: ModelDensity) -> None:
-    with no_compiler():
-        shapes = density.model.eval_rv_shapes()
+    shapes = rv_shapes(density.model)
     for rv, slot in zip(density.model.free_RVs, density.slots, strict=True):
         shape = tuple(map(int, shapes[rv.name]))
         if isinstance(density.model.rvs_to_transforms[rv], CircularTransform):
@@ -199,7 +212,14 @@ def _check_has_density(density: ModelDensity) -> None:
             )
 
 
-def _function(density: ModelDensity, names: Mapping[str, object], *, with_log_det: bool) -> Any:
+def _function_of(density: ModelDensity, names: tuple[str, ...], *, with_log_det: bool) -> _Map:
+    known = _MAPS.setdefault(density, {})
+    if (names, with_log_det) not in known:
+        known[names, with_log_det] = _function(density, names, with_log_det=with_log_det)
+    return known[names, with_log_det]
+
+
+def _function(density: ModelDensity, names: tuple[str, ...], *, with_log_det: bool) -> _Map:
     """From values under the given names, all draws at once, to unconstrained ones.
 
     Then constrained ones, which are those given where they are in the support, and
@@ -232,11 +252,10 @@ def _function(density: ModelDensity, names: Mapping[str, object], *, with_log_de
         log_dets.append(log_det)
     outputs = [*values, *backs, *(log_dets if with_log_det else [])]
     with no_compiler():
-        batched = vectorized(outputs, given, keep_checks=False)
-    loops = any(isinstance(getattr(n.op, "core_op", n.op), Scan) for n in toposort(batched))
-    function = pytensor.function(
-        list(given.values()), batched, mode=None if loops else NUMPY, on_unused_input="ignore"
-    )
+        batch, reason = batched_draws(outputs, given, "a transform", keep_checks=False)
+    if reason:
+        _log.warning("Points are mapped to the unconstrained space one by one: %s.", reason)
+    function = compiled(list(given.values()), batch)
 
     def call(*arrays: np.ndarray) -> list[np.ndarray]:
         with np.errstate(all="ignore"):

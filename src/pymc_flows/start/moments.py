@@ -115,7 +115,7 @@ class Weighted:
         dim = len(frame.center)
         half = rng.standard_normal((n // 2, dim))
         noise = np.concatenate([half, -half])  # exact means of what is symmetric
-        points = frame.place(noise)
+        points = frame.forward(noise)
         log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
         found, log_weights = weigh(log_density(points) - log_q + frame.log_det, pairs=True)
         return cls(frame, points, log_weights, found)

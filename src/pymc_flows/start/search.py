@@ -17,10 +17,10 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.flows.frame import Frame
-from pymc_flows.model.examine import check_start
 from pymc_flows.model.layout import sizes
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.start.point import find_start
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 
@@ -74,7 +74,8 @@ def find_frame(
     model : pymc.Model, optional
         Defaults to the model on the context stack.
     start : dict of str to array-like, optional
-        Starting point of the search; defaults to ``model.initial_point()``.
+        Starting point of the search; defaults to ``model.initial_point()``, or a point near it
+        where the log density is finite.
     dense : bool
         Whether the scale may mix coordinates. Without it, a mean-field flow in these coordinates is
         one in the model's own.
@@ -95,8 +96,7 @@ def find_frame(
     with Interrupts(deferred=False):
         density = density_of(model_or_context(model))
         rng = np.random.default_rng(integer_seed(random_seed))
-        center = density.start(start)
-        check_start(density, center)
+        center = find_start(density, start, rng)
         frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)
     return replace(frame, variables=sizes(density.slots))
 
@@ -115,7 +115,7 @@ class Candidate:
     @classmethod
     def of(cls, evaluate: Evaluate, frame: Frame, noise: np.ndarray) -> Candidate:
         """Estimate the ELBO from base noise (n, dim); −∞ if any draw has none."""
-        log_p, _ = evaluate(frame.place(noise))
+        log_p, _ = evaluate(frame.forward(noise))
         entropy = 0.5 * noise.shape[1] * math.log(2 * math.pi * math.e) + frame.log_det
         elbo, typical = float(log_p.mean()) + entropy, float(np.median(log_p)) + entropy
         return cls(frame, *(x if math.isfinite(x) else -math.inf for x in (elbo, typical)))
@@ -149,7 +149,7 @@ def search(
     around = [Frame(start), found[-1].frame]
     for i in range(1, n_starts):
         spread = (SPREADS[i // 2 % len(SPREADS)], MULTIPLES[i // 2 % len(MULTIPLES)])[i % 2]
-        point = around[i % 2].place(spread * rng.standard_normal(len(start)))
+        point = around[i % 2].forward(spread * rng.standard_normal(len(start)))
         path = _ascend(evaluate, point)
         if path and all(_distance(c.frame, path[-1]) > SAME_MODE for c in found[1:]):
             frame = _climb(evaluate, _laplace(evaluate, path[-1], dense=dense), dense=dense)
@@ -210,14 +210,14 @@ def _climb(evaluate: Evaluate, frame: Frame, *, dense: bool) -> Frame:
     """Seek the mode again in the coordinates of a Gaussian, where it is easier to find."""
 
     def inside(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, gradient = evaluate(frame.place(z))
-        return value, frame.pull_back(gradient)
+        value, gradient = evaluate(frame.forward(z))
+        return value, frame.pullback(gradient)
 
     for _ in range(MAX_CLIMBS):
         path = _ascend(inside, np.zeros(len(frame.center)))
         if not path or np.abs(path[-1]).max() < 0.01:
             break
-        frame = _laplace(evaluate, frame.place(path[-1]), dense=dense)
+        frame = _laplace(evaluate, frame.forward(path[-1]), dense=dense)
     return frame
 
 
@@ -260,7 +260,7 @@ def _cover(frames: Sequence[Frame], weights: np.ndarray, *, dense: bool) -> Fram
     center = sum(w * f.center for w, f in zip(weights, frames, strict=True))
     cov = np.zeros((len(center), len(center)))
     for w, f in zip(weights, frames, strict=True):
-        scale = f.place(np.eye(len(center))) - f.center  # rows are the columns of the scale
+        scale = f.forward(np.eye(len(center))) - f.center  # rows are the columns of the scale
         cov += w * (scale.T @ scale + np.outer(f.center - center, f.center - center))
     return with_covariance(center, cov, dense=dense)
 
@@ -284,4 +284,4 @@ def _shrink(evaluate: Evaluate, best: Candidate, noise: np.ndarray) -> Candidate
 
 def _distance(frame: Frame, point: np.ndarray) -> float:
     """Distance of a point from the centre per root of the dimension, in standard deviations."""
-    return float(np.sqrt(np.mean(frame.take(point) ** 2)))
+    return float(np.sqrt(np.mean(frame.inverse(point) ** 2)))

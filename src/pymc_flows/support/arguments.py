@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,14 @@ def check_integer(name: str, value: object, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return int(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return the value as a float, or raise `ArgumentError`."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not 0 < float(value) < math.inf:
+        raise ArgumentError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
 
 
 def as_count(value: object) -> int:

@@ -58,11 +58,15 @@ from pymc.variational.operators import KL
 # What PyMC's variational classes are made of. Instead: they go with PyMC's `Approximation`.
 from pymc.variational.opvi import ObjectiveFunction, VIState, node_property
 
-# Makes functions; subclassed to keep the C compiler away. Instead: nothing, if ``cxx`` is empty.
+# What compiled functions are, subclassed to be safe in threads. Instead: `locked` around each.
+from pytensor.compile.executor import Function
+
+# Makes functions, of a class that it is told; subclassed also to keep the C compiler away.
+# Instead: nothing, if ``cxx`` is empty.
 from pytensor.compile.maker import FunctionMaker
 
-# The Op that names a deterministic. Instead: any Op whose ``view_map`` is {0: [0]}.
-from pytensor.compile.ops import ViewOp
+# The Op that names a deterministic, and its base. Instead: Ops whose ``view_map`` is {0: [0]}.
+from pytensor.compile.ops import TypeCastingOp, ViewOp
 
 # Inner graph of an `OpFromGraph` node in place of the node. Instead: `graph_replace` of its graph.
 from pytensor.compile.rewriting import inline_ofg_node
@@ -81,6 +85,7 @@ from pytensor.tensor.basic import (
     Alloc,
     AllocEmpty,
     ARange,
+    ExtractDiag,
     Join,
     MakeVector,
     ScalarFromTensor,
@@ -90,12 +95,13 @@ from pytensor.tensor.basic import (
 from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.exceptions import NotScalarConstantError
-from pytensor.tensor.extra_ops import CumOp
-from pytensor.tensor.math import All, Dot
+from pytensor.tensor.extra_ops import CumOp, Repeat
+from pytensor.tensor.linalg.solvers.core import SolveBase
+from pytensor.tensor.math import All, Dot, Max, Min, Sum
 
 # Random variables, and the type of their generators. Instead: their new places.
 from pytensor.tensor.random.op import RandomVariable
-from pytensor.tensor.random.type import RandomGeneratorType
+from pytensor.tensor.random.type import RandomGeneratorType, RandomType
 
 # Ops, as above.
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
@@ -104,12 +110,14 @@ from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.sharedvar import TensorSharedVariable
 
 # Ops, as above.
-from pytensor.tensor.special import LogSoftmax, Softmax
+from pytensor.tensor.sort import SortOp
+from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
 from pytensor.tensor.subtensor import (
     AdvancedIncSubtensor,
     AdvancedSubtensor,
     IncSubtensor,
     Subtensor,
+    unflatten_index_variables,
 )
 
 __all__ = [
@@ -134,29 +142,40 @@ __all__ = [
     "DimShuffle",
     "Dot",
     "Elemwise",
+    "ExtractDiag",
+    "Function",
     "FunctionMaker",
     "IncSubtensor",
     "Join",
     "LogSoftmax",
+    "LogSumExp",
     "MakeVector",
+    "Max",
+    "Min",
     "MinibatchRandomVariable",
     "MultiTrace",
     "NDArray",
     "NotScalarConstantError",
     "ObjectiveFunction",
     "RandomGeneratorType",
+    "RandomType",
     "RandomVariable",
+    "Repeat",
     "Reshape",
     "ScalarFromTensor",
     "Scan",
     "Shape",
     "Shape_i",
     "Softmax",
+    "SolveBase",
+    "SortOp",
     "SpecifyShape",
     "Split",
     "Subtensor",
+    "Sum",
     "TensorFromScalar",
     "TensorSharedVariable",
+    "TypeCastingOp",
     "VIState",
     "VMLinker",
     "ViewOp",
@@ -173,6 +192,7 @@ __all__ = [
     "query_of_mode",
     "rebuild_scan",
     "replace_rvs_by_values",
+    "unflatten_index_variables",
     "vectorize_node",
     "vectorize_node_fallback",
 ]

@@ -143,7 +143,7 @@ def rated(optimizer: Optimizer | None, n: int, curve: str | None = None) -> Rate
         if isinstance(learning_rate, int | float | np.number):
             value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
             rate = pytensor.shared(value, name="learning_rate", shape=())
-            schedule = Schedule(float(learning_rate), n, curve or CONSTANT)
+            schedule = Schedule(_checked(learning_rate), n, curve or CONSTANT)
             optimizer = partial(made, learning_rate=rate)
             return Rated(optimizer, rate, schedule, is_elementwise=True, recipe=recipe)
         _refuse_schedule(given)
@@ -188,3 +188,10 @@ def from_recipe(recipe: dict[str, Any]) -> Optimizer:
         if name not in known or not _is_number(value):
             raise ValueError(f"{recipe['name']} takes no {name}={value!r}")
     return partial(function, **keywords)
+
+
+def _checked(rate: Any) -> float:
+    """Refuse steps uphill; with steps of 0 a fit measures the loss where it stands."""
+    if not 0 <= rate < np.inf:
+        raise ArgumentError(f"learning_rate of obj_optimizer must be at least 0, got {rate!r}")
+    return float(rate)

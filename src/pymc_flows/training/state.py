@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc_flows.support.arguments import as_count
+from pymc_flows.support.arguments import as_count, check_positive
 from pymc_flows.training.annealing import CURVES, Ramp
 from pymc_flows.training.config import FitConfig, call_interval
 from pymc_flows.training.loop import MAX_CHUNK, MAX_FAILURES, Chunk, TrainingLoop
@@ -126,7 +126,7 @@ class FitState:
         """Plan ``n`` further steps, at a constant step size if one is given."""
         self.n, self.done, self.failed = n, 0, 0
         if learning_rate is not None:
-            self.schedule = Schedule(float(learning_rate))
+            self.schedule = Schedule(check_positive("learning_rate", learning_rate))
 
     def go_on(self) -> None:
         """Begin, or go on with, the steps that are planned."""

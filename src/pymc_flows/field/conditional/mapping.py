@@ -142,11 +142,12 @@ class ConditionalField:
                 if not gained:
                     result[i] = before[i][1] if i in before else result[i]
                     continue
+                result[i] = replace(result[i], averages=(float(value), gradient))
                 step = result[i].factor.solve(gradient[posterior.field])
                 decrement = step @ gradient[posterior.field]
                 if k < self.options.correction_steps and decrement > SMALL:
                     before[i] = float(value), result[i]
-                    result[i] = replace(result[i], mean=result[i].mean + step)
+                    result[i] = replace(result[i], mean=result[i].mean + step, averages=None)
                     left.append(i)
                     moved.add(i)
             active = left
@@ -170,12 +171,14 @@ class ConditionalField:
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
         """Return expectations under Gaussians over the field."""
-        values, gradients = self._averages(gaussians)
-        hyper = self.modes.posterior.hyper
-        return [
-            Expectation(float(v) + g.log_normalizer + 0.5 * len(g.mean), gradient[hyper])
-            for v, g, gradient in zip(values, gaussians, gradients, strict=True)
-        ]
+        missing = [g for g in gaussians if g.averages is None]
+        new = zip(*self._averages(missing), strict=True) if missing else iter(())
+        hyper, found = self.modes.posterior.hyper, []
+        for gaussian in gaussians:
+            value, gradient = next(new) if gaussian.averages is None else gaussian.averages
+            entropy = gaussian.log_normalizer + 0.5 * len(gaussian.mean)
+            found.append(Expectation(float(value) + entropy, gradient[hyper]))
+        return found
 
     def _averages(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
         """Expected log density (m,) and gradient (m, dim) under m Gaussians."""

@@ -68,7 +68,7 @@ class HyperFlow:
         from scipy import optimize
 
         used = weights > 0
-        points, share = self.frame.take(hyper[used]), weights[used]
+        points, share = self.frame.inverse(hyper[used]), weights[used]
         loss, prior = self._loss, _reference(self._chain)
 
         def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -101,12 +101,12 @@ class HyperFlow:
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Map standard normal noise (n, n_hyper) to draws."""
-        return self.frame.place(self._forward(self.theta, noise))
+        return self.frame.forward(self._forward(self.theta, noise))
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:
         """Log density (n,) at points (n, n_hyper), in nats."""
         with np.errstate(all="ignore"):
-            return self._inverse(self.theta, self.frame.take(hyper)) - self.frame.log_det
+            return self._inverse(self.theta, self.frame.inverse(hyper)) - self.frame.log_det
 
     # ------------------------------------------------------------------------------------- graphs
 

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
+# Share of effective draws with which k-hat does not matter.
+EVEN = 0.9
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
 # than so many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
@@ -123,7 +125,9 @@ class _Rounds:
     def agree(self, quality: Quality) -> bool:
         """Whether a distribution's weights are even, and it lacks no mass that others found."""
         overall, options = self.overall, self.options
-        if overall is None or not quality.is_trusted:
+        # Of few and even weights, k-hat is noise.
+        is_even = quality.ess >= EVEN * quality.n_draws
+        if overall is None or not (quality.is_trusted or is_even):
             return False
         error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
         lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)

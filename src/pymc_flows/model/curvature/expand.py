@@ -10,12 +10,18 @@ from pytensor.gradient import DisconnectedGrad, ZeroGrad, disconnected_grad
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import toposort
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.linalg.solvers.core import SolveBase
-from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import Shape, Shape_i
-from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
 from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.support.compat import (
+    Blockwise,
+    Dot,
+    LogSoftmax,
+    LogSumExp,
+    Shape,
+    Shape_i,
+    Softmax,
+    SolveBase,
+)
 
 # A product of two matrices that both vary becomes a sum over this many elements, or stays.
 _MAX_PRODUCTS = 20_000_000

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytensor
 import pytensor.tensor as pt
 import scipy
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import graph_inputs
-from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import switch_parameter_checks

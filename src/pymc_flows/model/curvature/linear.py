@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytensor.tensor as pt
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Variable
-from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.support.compat import Elemwise
 
 type Coefficient = float | TensorVariable
 """A number, or an array that broadcasts to the output."""

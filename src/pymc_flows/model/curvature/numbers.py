@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
-from pytensor.tensor.math import Max, Min
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.model.curvature.jacobians import Matrix, Numbers, Taken, jacobian
@@ -16,6 +15,7 @@ from pymc_flows.model.curvature.regions import Cut, Region
 from pymc_flows.model.structure.graph import Facts
 from pymc_flows.model.structure.relations import relations
 from pymc_flows.model.structure.rows import Blocks, Coefficients, Ints, Part, Relation, Rows, spread
+from pymc_flows.support.compat import Max, Min
 
 
 class Slots:

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import pytensor
-from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -18,16 +17,23 @@ from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar import Switch
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.random.type import RandomType
-from pytensor.tensor.shape import Shape, Shape_i
-from pytensor.tensor.special import LogSoftmax, LogSumExp, Softmax
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import as_tensor_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import (
+    CheckParameterValue,
+    DimShuffle,
+    Elemwise,
+    LogSoftmax,
+    LogSumExp,
+    RandomType,
+    Shape,
+    Shape_i,
+    Softmax,
+)
 
 # Known by name, and never opened: their dependence is along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)

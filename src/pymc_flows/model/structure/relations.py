@@ -8,31 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy
-from pytensor.compile.ops import TypeCastingOp, ViewOp
 from pytensor.graph.basic import Apply, Variable
-from pytensor.tensor.basic import (
-    Alloc,
-    ExtractDiag,
-    Join,
-    MakeVector,
-    ScalarFromTensor,
-    Split,
-    TensorFromScalar,
-)
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import CAReduce, DimShuffle
-from pytensor.tensor.extra_ops import CumOp, Repeat
 from pytensor.tensor.linalg import Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet
-from pytensor.tensor.linalg.solvers.core import SolveBase
-from pytensor.tensor.math import Dot, Sum
-from pytensor.tensor.shape import Reshape, SpecifyShape
-from pytensor.tensor.sort import SortOp
-from pytensor.tensor.subtensor import (
-    AdvancedIncSubtensor,
-    AdvancedSubtensor,
-    IncSubtensor,
-    Subtensor,
-)
 
 from pymc_flows.model.structure import selections
 from pymc_flows.model.structure.graph import AXIS_OPS, Facts, is_elementwise, is_switch
@@ -44,6 +21,32 @@ from pymc_flows.model.structure.rows import (
     Relations,
     positions,
     spread,
+)
+from pymc_flows.support.compat import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    Alloc,
+    Blockwise,
+    CAReduce,
+    CumOp,
+    DimShuffle,
+    Dot,
+    ExtractDiag,
+    IncSubtensor,
+    Join,
+    MakeVector,
+    Repeat,
+    Reshape,
+    ScalarFromTensor,
+    SolveBase,
+    SortOp,
+    SpecifyShape,
+    Split,
+    Subtensor,
+    Sum,
+    TensorFromScalar,
+    TypeCastingOp,
+    ViewOp,
 )
 
 # They only copy elements of their first input, whatever the others say.

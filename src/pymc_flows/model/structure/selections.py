@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply
-from pytensor.tensor.basic import MakeVector
-from pytensor.tensor.subtensor import unflatten_index_variables
 
 from pymc_flows.model.structure.graph import Facts
 from pymc_flows.model.structure.rows import Relation, Relations, positions, spread
+from pymc_flows.support.compat import MakeVector, unflatten_index_variables
 
 
 def _run(node: Apply, output: int, first: list[npt.NDArray[Any]], known: Facts) -> Any:

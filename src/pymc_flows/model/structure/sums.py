@@ -9,10 +9,9 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.support.compat import Blockwise, DimShuffle, Dot, Elemwise, Sum
 
 # Sums of products are taken apart up to this size.
 _MAX_OUTPUTS = 16

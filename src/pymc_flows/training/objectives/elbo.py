@@ -55,7 +55,9 @@ class Elbo:
         density.check_shapes()
         start = q.center()
         check_start(density, start, replacements)
-        backend = choose_backend(given, q.chain, density, config.obj_n_mc, replacements)
+        backend = choose_backend(
+            given, q.chain, density, config.obj_n_mc, replacements, start=start
+        )
         anneals = config.anneal is not None
         gradient = config.gradient or default_gradient(q.chain, backend, anneals=anneals)
         warn_if_affine(q.chain)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytensor
-from pytensor.graph.traversal import toposort
 
 from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.ops import has_loop
 from pymc_flows.flows.chain import Chain
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.model.examine import why_not_finite
 from pymc_flows.model.logp import Replacements
-from pymc_flows.support.compat import Scan
 from pymc_flows.training.loop import TrainingLoop
 from pymc_flows.training.objectives.loss import Problem
 
@@ -29,7 +28,7 @@ def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacem
     """
     q, density, step, noise = problem.q, problem.density, loop.step, loop.failed_noise
     z, log_det = forward_and_log_det(q.chain, noise, q.values())
-    z = q.frame.place(z)
+    z = q.frame.forward(z)
     bad = np.argwhere(~np.isfinite(z))
     if len(bad):
         draw, coordinate = bad[0]
@@ -41,11 +40,9 @@ def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacem
     if not np.isfinite(log_det).all():
         return "  the flow: its log-determinant is not finite"
     outputs = [step.loss, *step.grads.values()]
-    has_scan = any(isinstance(node.op, Scan) for node in toposort(outputs))
+    mode = loop.mode if has_loop(outputs) else NUMPY
     try:
-        replay = pytensor.function(
-            [step.noise], outputs, mode=loop.mode if has_scan else NUMPY, on_unused_input="ignore"
-        )
+        replay = pytensor.function([step.noise], outputs, mode=mode, on_unused_input="ignore")
         loss, *grads = replay(noise)
         if not np.isfinite(loss):
             return why_not_finite(density.replaced(replacements), z)

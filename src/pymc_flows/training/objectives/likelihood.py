@@ -36,7 +36,7 @@ class Likelihood:
     @property
     def source(self) -> Source:
         """Chooses draws, in the coordinates of the frame: what is fitted is the flow there."""
-        standard = self.q.frame.take(self.points).astype(pytensor.config.floatX)
+        standard = self.q.frame.inverse(self.points).astype(pytensor.config.floatX)
 
         def choose(
             rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str

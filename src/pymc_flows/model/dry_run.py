@@ -1,34 +1,39 @@
-"""Trying a log density out on a few draws, without compiling anything."""
+"""What a backend can do with a log density, found out on a few draws without compiling."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Sequence
 from functools import cached_property
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pytensor.graph.basic import Apply, Variable
-from pytensor.graph.op import Op
+from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import graph_inputs, toposort
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends import jax as _jax
-from pymc_flows.backends.graphs import ops_inside
 from pymc_flows.backends.modes import NUMPY, PLAIN, metered
+from pymc_flows.backends.ops import failing_op, first_line
 from pymc_flows.errors import ModelError
+from pymc_flows.model.batching import Batch
 from pymc_flows.model.logp import ModelDensity, Replacements
-from pymc_flows.support.compat import Blockwise, Scan, compiled_graph
+from pymc_flows.support.compat import compiled_graph
 
 _log = logging.getLogger(__name__)
 
+# Of values and gradients for several draws against those for one: relative error that is allowed,
+# and rounding errors of the largest coordinate that another may have.
+RTOL = 1e-3
+NOISE = 1_000
 
-class Trial:
+
+class DryRun:
     """The log density for one draw and for a few at once, ready to be evaluated in NumPy.
 
     Parameters
@@ -42,8 +47,9 @@ class Trial:
     """
 
     def __init__(self, density: ModelDensity):
-        self._density = ref(density)  # trials are kept as long as their density, and no longer
+        self._density = ref(density)  # dry runs are kept as long as their density, and no longer
         self._said: set[str] = set()
+        self._lock = RLock()  # fits of several threads may have the same density
         self._mode = PLAIN
         self._bytes = 0
         self._dependent: set[Variable] = set()
@@ -53,8 +59,10 @@ class Trial:
 
     def say_once(self, message: str) -> None:
         """Log a warning, the first time that it is given."""
-        if message not in self._said:
+        with self._lock:
+            is_new = message not in self._said
             self._said.add(message)
+        if is_new:
             _log.warning(message)
 
     # ----------------------------------------------------------------------------------- one draw
@@ -86,21 +94,23 @@ class Trial:
 
         They follow from shapes alone, so that micro-batches depend on model and data only.
         """
-        self._evaluate(point)
-        return self._bytes
+        with self._lock:
+            self._evaluate(point)
+            return self._bytes
 
     def _evaluate(self, point: np.ndarray) -> list[np.ndarray]:
-        self._bytes = 0
-        try:
-            return self._function(point)
-        except Exception:
-            if self._mode is NUMPY:
-                raise
-            # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can. They
-            # raise anything; a fault of the model itself comes again, from the other mode.
-            self._mode = NUMPY
-            del self._function
-            return self._evaluate(point)
+        with self._lock:
+            self._bytes = 0
+            try:
+                return self._function(point)
+            except Exception:
+                if self._mode is NUMPY:
+                    raise
+                # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can.
+                # They raise anything; a fault of the model itself comes again, from the other mode.
+                self._mode = NUMPY
+                del self._function
+                return self._evaluate(point)
 
     @cached_property
     def _function(self) -> Any:
@@ -125,15 +135,17 @@ class Trial:
 
         Decided by trying: a few draws around the point in NumPy, and for JAX by tracing.
         """
-        if self._why_not_vectorised:
-            return self._why_not_vectorised
-        if self._difference is None:
-            self._difference = self._compare(point)
-        return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
+        with self._lock:
+            if self._why_not_vectorised:
+                return self._why_not_vectorised
+            if self._difference is None:
+                self._difference = self._compare(point)
+            return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
 
     def why_not_jax(self, point: np.ndarray) -> str:
         """Say why JAX cannot run the log density at all; nothing if it can."""
-        return self._why_not_looped_on_jax if self.why_not_batched(point, "jax") else ""
+        with self._lock:
+            return self._why_not_looped_on_jax if self.why_not_batched(point, "jax") else ""
 
     _difference: str | None = None
 
@@ -142,31 +154,27 @@ class Trial:
         n = _unlike_any_size(self._one)
         return pt.matrix("z", shape=(n, *self._row.type.shape), dtype=self._row.dtype)
 
-    @cached_property
-    def _batch(self) -> list[TensorVariable]:
-        values = self._model_density.batched(self._draws)
-        return [*values, _gradient(values, self._draws)]
-
     @property
     def _model_density(self) -> ModelDensity:
         density = self._density()
-        assert density is not None  # whoever calls has just found this trial by it
+        assert density is not None  # whoever calls has just found this dry run by it
         return density
 
     @cached_property
+    def _vectorized(self) -> Batch | str:
+        return self._model_density.vectorized(self._draws)
+
+    @property
     def _why_not_vectorised(self) -> str:
-        try:
-            batch = self._batch
-        except Exception as error:  # whatever an Op raises, draws can be looped over
-            return f"vectorised over draws, {failing_op(error)}"
-        loops = [
-            op
-            for node in toposort(batch)
-            if isinstance(node.op, Blockwise)
-            for op in ops_inside(node.op)
-            if isinstance(op, Scan)
-        ]
-        return f"the log density contains a {op_name(loops[0])}" if loops else ""
+        found = self._vectorized
+        return found if isinstance(found, str) else found.reason
+
+    @cached_property
+    def _batch(self) -> list[TensorVariable]:
+        """Values and gradient for several draws, once it is known that they vectorise."""
+        assert isinstance(self._vectorized, Batch)
+        values = self._vectorized.outputs
+        return [*values, _gradient(values, self._draws)]
 
     def _compare(self, point: np.ndarray) -> str:
         noise = np.random.default_rng(0).standard_normal(self._draws.type.shape)
@@ -177,8 +185,9 @@ class Trial:
             found = pytensor.function([self._draws], self._batch, mode=self._mode)(points)
         except Exception as error:  # whatever an Op raises, draws can be looped over
             return f"vectorised over draws, {failing_op(error)}"
-        if all(map(_agree, found, expected)):
-            return ""
+        with np.errstate(invalid="ignore"):
+            if all(map(_agree, found, expected)):
+                return ""
         return "vectorised over draws, its value or gradient differs from that of single draws"
 
     @cached_property
@@ -206,11 +215,11 @@ class Trial:
         return ""
 
 
-_TRIALS: WeakKeyDictionary[ModelDensity, Trial] = WeakKeyDictionary()
+_DRY_RUNS: WeakKeyDictionary[ModelDensity, DryRun] = WeakKeyDictionary()
 
 
-def trial(density: ModelDensity, replacements: Replacements = None) -> Trial:
-    """Return the trial of a log density, made once.
+def dry_run(density: ModelDensity, replacements: Replacements = None) -> DryRun:
+    """Return the dry run of a log density, made once.
 
     Raises
     ------
@@ -218,9 +227,9 @@ def trial(density: ModelDensity, replacements: Replacements = None) -> Trial:
         If the log density has no gradient.
     """
     density = density.replaced(replacements)
-    if density not in _TRIALS:
-        _TRIALS[density] = Trial(density)
-    return _TRIALS[density]
+    if density not in _DRY_RUNS:
+        _DRY_RUNS[density] = DryRun(density)
+    return _DRY_RUNS[density]
 
 
 def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVariable:
@@ -228,7 +237,7 @@ def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVari
         return pytensor.grad(sum(v.sum() for v in values), z, disconnected_inputs="ignore")
     except (NotImplementedError, TypeError) as error:
         raise ModelError(
-            f"the log density of the model has no gradient: {_first_line(error)}\n"
+            f"the log density of the model has no gradient: {first_line(error)}\n"
             "Variational inference follows the gradient of the log density; rewrite that term "
             "with differentiable operations or give its Op a gradient."
         ) from error
@@ -245,37 +254,17 @@ def _unlike_any_size(outputs: Sequence[Variable]) -> int:
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal but for rounding, which ill-conditioned models magnify."""
-    size = np.max(np.abs(expected), initial=0, where=np.isfinite(expected))
-    return np.shape(found) == expected.shape and np.allclose(
-        found, expected, rtol=1e-3, atol=1e-3 * size, equal_nan=True
-    )
+    """Equal but for rounding, which ill-conditioned models magnify.
 
-
-def op_name(op: Op) -> str:
-    """The name of an Op without its properties; of a Blockwise, that of what it repeats."""
-    core = op.core_op if isinstance(op, Blockwise) else op
-    return re.sub(r"\{.*", "", str(core), flags=re.DOTALL)
-
-
-def failing_op(error: Exception) -> str:
-    """Name the Op that an error is about, with the error's first line."""
-    found = re.search(r"Apply node that caused the error: (?:Blockwise\{)?([^\s({[]+)", str(error))
-    name = found.group(1) if found else _innermost_op(error)
-    return f"{name} fails ({type(error).__name__}: {_first_line(error)})"
-
-
-def _innermost_op(error: Exception) -> str:
-    """The Op whose conversion to JAX was running: its functions close over the Op or its node."""
-    name, trace = "an Op", error.__traceback__
-    while trace is not None:
-        for value in trace.tb_frame.f_locals.values():
-            op = value.op if isinstance(value, Apply) else value
-            if isinstance(op, Op):
-                name = op_name(op)
-        trace = trace.tb_next
-    return name
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    Each coordinate by its own scale over the draws (n, ...): one with a small gradient must not
+    hide behind one with a large gradient. But what is left of terms that cancel is noise, which has
+    the size of the largest.
+    """
+    if np.shape(found) != expected.shape:
+        return False
+    finite = np.isfinite(expected)
+    own = np.max(np.abs(expected), axis=0, initial=0, where=finite)
+    noise = NOISE * np.finfo(expected.dtype).eps * np.max(own, initial=0)
+    same = np.abs(found - expected) <= RTOL * np.maximum(own, np.abs(expected)) + noise
+    same |= (found == expected) | (np.isnan(found) & np.isnan(expected))
+    return bool(same.all())

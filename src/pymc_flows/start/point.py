@@ -1,0 +1,75 @@
+"""A point of a model at which its log density is finite, to begin a search at."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from pymc_flows.errors import ModelError
+from pymc_flows.model.dry_run import DryRun, dry_run
+from pymc_flows.model.examine import blame
+from pymc_flows.model.layout import Start, check_finite
+from pymc_flows.model.logp import ModelDensity
+
+_log = logging.getLogger(__name__)
+
+# As often as `pymc.sample` tries.
+RETRIES = 10
+
+
+def find_start(density: ModelDensity, start: Start | None, rng: np.random.Generator) -> np.ndarray:
+    """Return the start point, or one near it where the log density is finite.
+
+    A model's initial point may be impossible: a scale of 0, a constraint that it breaks. As
+    `pymc.sample` does, values are then moved by up to 1 in the unconstrained space, up to 10 times.
+    Values that ``start`` gives stay, so that a point that it gives entirely is the only one that is
+    ever looked at.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    start : mapping, optional
+        As for `ModelDensity.start`.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray, shape (dim,)
+
+    Raises
+    ------
+    ModelError
+        If there is no such point; it names the terms that are not finite. Or if ``start`` does not
+        fit, or the log density has no gradient.
+    """
+    point = density.start(start, finite=False)
+    moves = density.not_named_in(start)
+    attempt = dry_run(density)
+    if np.isfinite(point).all() and _is_finite(attempt.values(point)):
+        return point
+    if moves.any():
+        middle = np.where(np.isfinite(point), point, 0.0)
+        for _ in range(RETRIES):
+            noise = rng.uniform(-1.0, 1.0, size=len(point))
+            near = np.where(moves, middle + noise, point).astype(point.dtype)
+            if _is_possible(attempt, near):
+                _log.warning(
+                    "The log density is not finite at the model's initial point: the search begins "
+                    "near it, as pm.sample does. Pass start= to choose the point."
+                )
+                return near
+    check_finite({slot.name: point[slot.slice] for slot in density.slots})
+    tried = f"Nor is it at {RETRIES} points near that one." if moves.any() else ""
+    raise ModelError("\n".join(filter(None, [blame(density, point), tried])))
+
+
+def _is_finite(values: list[float]) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _is_possible(attempt: DryRun, point: np.ndarray) -> bool:
+    try:
+        return _is_finite(attempt.values(point))
+    except ModelError:  # it cannot be evaluated there
+        return False
