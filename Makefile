@@ -7,11 +7,12 @@ UV ?= uv
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help test lint types unit test-numba test-lowest test-newest install-check dist demo docs \
+.PHONY: help test lint types unit quick test-numba test-lowest test-newest install-check dist demo docs \
 	bench lock clean
 
 help:
 	@echo "make test           set up, then lint, types and tests"
+	@echo "make quick          run the tests that compile little, in a minute or two"
 	@echo "make test-numba     run the tests that need no JAX where it is not installed"
 	@echo "make test-lowest    run the tests with the oldest versions that pyproject.toml allows"
 	@echo "make test-newest    run the tests with the newest versions; PRE=1: and PyMC's pre-releases"
@@ -33,14 +34,22 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 # Two workers on two cores: BLAS threads of their own would only fight over them.
-unit test-%: export OMP_NUM_THREADS = 1
-unit test-%: export OPENBLAS_NUM_THREADS = 1
-unit test-%: export MKL_NUM_THREADS = 1
+unit quick test-%: export OMP_NUM_THREADS = 1
+unit quick test-%: export OPENBLAS_NUM_THREADS = 1
+unit quick test-%: export MKL_NUM_THREADS = 1
 # Some of the tests, say: make unit TESTS='tests/plots -k pairs'
 TESTS :=
 PYTEST = python -m pytest -n 2 --dist loadfile $(TESTS)
 unit: $(VENV)/dev.stamp
 	$(BIN)/$(PYTEST)
+
+# What is checked without a fit: formulas, the mathematics of flows, starts, and the project itself.
+QUICK = tests/formula tests/flows/layers tests/flows/test_chain.py tests/flows/test_state.py \
+	tests/start tests/approximation/test_log_prob.py tests/support/test_seeds.py \
+	tests/support/test_tables.py tests/project/test_packages.py tests/project/test_public_api.py \
+	tests/project/test_metadata.py tests/project/test_docs.py
+quick: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not jax" $(QUICK)
 
 test-numba: .venv-numba/numba.stamp
 	.venv-numba/bin/$(PYTEST) -m "not jax"

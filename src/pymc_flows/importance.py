@@ -24,6 +24,9 @@ ROUNDING = {"float32": 1e-5, "float64": 1e-9}
 N_ERRORS = 2.0
 # An approximation that lacks more than this share of the evidence is incomplete.
 LACKING = 0.1
+# Weights with a larger share of effective draws, and a gap between ELBO and evidence below this
+# many nats, are nearly equal: in no direction a mean is off by more than √0.04 standard deviations.
+EVEN_SHARE, EVEN_GAP = 0.9, 0.02
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,38 @@ class Quality:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether k-hat is at most the threshold, both to the two decimals that are shown.
+        """Whether estimates by the weights can be trusted: one rule for `report` and `fit`.
 
-        So the number that is shown and the verdict agree; the noise of k-hat is larger anyway.
+        They can if the weights are nearly equal, whatever k-hat says, or if k-hat is at most the
+        threshold, both to the two decimals that are shown: the number and the verdict agree.
         """
+        return self.is_even or self.has_small_khat
+
+    @property
+    def has_small_khat(self) -> bool:
+        """Whether k-hat is at most the threshold, both to two decimals."""
         return round(self.khat, 2) <= round(self.threshold, 2)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the weights are nearly equal: k-hat then is the tail of what does not matter.
+
+        More than 90 % of the draws are effective, and the ELBO is within 0.02 nats of the evidence,
+        or within two standard errors of their difference.
+        """
+        if self.n_draws < MIN_DRAWS or not math.isfinite(self.elbo):
+            return False
+        noise = N_ERRORS * math.hypot(self.elbo_error, self.log_evidence_error)
+        gap = self.log_evidence - self.elbo
+        return self.ess > EVEN_SHARE * self.n_draws and gap < max(EVEN_GAP, noise)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an approximation with these weights is of use: trusted, or correctable tails.
+
+        Below a k-hat of 1 the mean weight exists.
+        """
+        return self.is_trusted or (math.isfinite(self.elbo) and self.khat < 1)
 
 
 def threshold(n_draws: int) -> float:

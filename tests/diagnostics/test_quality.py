@@ -122,3 +122,20 @@ def test_any_number_of_points(n, rng):
     np.testing.assert_allclose(value, stats.norm.logpdf(points, 1, 2).sum(axis=1), rtol=1e-8)
     np.testing.assert_allclose(gradient, (1 - points) / 4, rtol=1e-12)
     np.testing.assert_allclose(density.value(points), value, rtol=1e-12)
+
+
+def test_weights_that_are_nearly_equal_are_trusted_whatever_k_hat_says(rng):
+    """A share of 0.2 % of the draws has a Pareto tail; it moves nothing by 0.02 nats."""
+    log_weights = 0.05 * rng.standard_normal(4_000)
+    log_weights[:80] = np.log1p(0.05 * rng.pareto(0.9, 80).clip(max=60)) + 0.12
+    found = quality(log_weights)
+    assert found.khat > found.threshold
+    assert found.ess > 0.9 * found.n_draws
+    assert found.is_trusted
+
+
+def test_unequal_weights_are_trusted_by_k_hat_alone(rng):
+    found = quality(gaussian_weights(rng, 3.0))
+    assert not found.is_even
+    assert found.is_trusted == (round(found.khat, 2) <= round(found.threshold, 2))
+    assert not quality(np.zeros(10) + 1e-3 * np.arange(10)).is_trusted  # too few to say

@@ -10,6 +10,7 @@ from pymc_flows.diagnostics.quality import Quality
 from pymc_flows.errors import BackendError, FitError
 from pymc_flows.fitting import auto as ladder
 from pymc_flows.fitting import candidates as _candidates
+from pymc_flows.fitting import tried
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
@@ -59,6 +60,8 @@ def test_the_table_says_what_was_tried(skewed):
     assert lines[0].split() == [
         "formula",
         "steps",
+        "gradients",
+        "Hessians",
         "ELBO",
         "±",
         "error",
@@ -97,7 +100,7 @@ def test_the_same_seed_climbs_the_same_ladder():
     ],
 )
 def test_the_simpler_flow_wins_within_the_noise(qualities, taken):
-    assert ladder._best(qualities) == taken
+    assert tried.best_of(qualities) == taken
 
 
 @pytest.mark.parametrize(
@@ -128,10 +131,10 @@ def rung(elbo, log_z, khat=0.1, error=0.001):
 
 def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
     wide, narrow = rung(-3.0, 0.0), rung(-0.7, -0.69)
-    assert ladder._is_good([narrow], 0.02)
-    assert not ladder._is_good([wide, narrow], 0.02)
-    assert ladder._is_good([rung(-3.0, 0.0, khat=0.9), narrow], 0.02)
-    assert ladder._is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
+    assert tried.is_good([narrow], 0.02)
+    assert not tried.is_good([wide, narrow], 0.02)
+    assert tried.is_good([rung(-3.0, 0.0, khat=0.9), narrow], 0.02)
+    assert tried.is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
 
 
 def test_what_is_tried_where_modes_are_apart(monkeypatch):
@@ -182,10 +185,10 @@ def test_later_rungs_start_from_what_the_first_has_learned():
 # ------------------------------------------------------------------------- ends before its time
 
 
-def skewed_model():
+def skewed_model(shape=1.5):
     with pm.Model() as model:
         x = pm.Flat("x")
-        pm.Potential("p", 1.5 * x - pm.math.exp(x))
+        pm.Potential("p", shape * x - pm.math.exp(x))
     return model
 
 
@@ -224,7 +227,7 @@ SPLINE = "spline*2-scale-loc"
 )
 def test_what_was_fitted_before_an_end_is_kept(fits, caplog, happens, said):
     fits.append(happens)
-    approx = pmf.fit(9, model=skewed_model(), random_seed=1)
+    approx = pmf.fit(9, model=skewed_model(2.0), random_seed=3)  # k-hat 0.41 by these draws
     assert str(approx.formula) == "scale-loc"
     assert [r.steps for r in approx.ladder.rungs] == [0] + [3] * (happens == 3)
     [text] = warned(caplog)
@@ -261,3 +264,46 @@ def test_convergence_warnings_are_told_of_the_one_that_is_taken(fits, caplog):
 def test_a_ladder_of_one_rung_prints():
     text = str(Ladder((Rung(Formula("loc"), quality(1234.5), 1.0, 9),), 0))
     assert "1,234.500" in text
+
+
+# ------------------------------------------------------------------------ evaluations and the clock
+
+
+def test_evaluations_are_counted_kept_and_shown(skewed):
+    first, *trained = skewed.ladder.rungs
+    assert first.evaluations.curvatures > 0
+    for other in trained:
+        assert other.evaluations.gradients == 32 * other.steps
+    assert skewed.evaluations == sum((r.evaluations for r in trained), first.evaluations)
+    again = Ladder.restored(skewed.ladder.record())
+    assert again == skewed.ladder
+    header, row, *_ = str(skewed.ladder).splitlines()
+    assert "Hessians" in header
+    assert f"{first.evaluations.gradients:,}" in row
+
+
+def test_a_ladder_of_an_earlier_file_has_no_counts():
+    record = Ladder((rung(-3.0, 0.0),), 0).record()
+    del record["notes"], record["rungs"][0]["evaluations"]
+    restored = Ladder.restored(record)
+    assert restored.rungs[0].evaluations is None
+    assert restored.evaluations.gradients == 0
+    assert "–" in str(restored)
+
+
+def test_what_the_time_did_not_allow_is_in_the_ladder(fits):
+    approx = pmf.fit(9, model=skewed_model(), random_seed=1, seconds=1e-9)
+    assert len(approx.ladder.rungs) == 1
+    assert "Left out, since 1e-09 seconds were over: " in str(approx.ladder)
+    assert SPLINE in approx.ladder.notes[-1]
+    assert "Left out" in approx.ladder._repr_html_()
+
+
+def test_a_bad_fit_is_not_called_usable(fits, caplog, monkeypatch):
+    fits.append(FitError("100 steps"))
+    bad = quality(-np.inf, np.nan, khat=140)
+    monkeypatch.setattr(tried, "measure", lambda *_, **__: bad)
+    pmf.fit(9, model=skewed_model(), random_seed=1)
+    text = "\n".join(warned(caplog))
+    assert "can be used as it is" not in text
+    assert "None of 1 flows can be used" in text

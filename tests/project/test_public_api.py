@@ -43,7 +43,8 @@ SIGNATURES = {
     "NormalizingFlow": "flow, *, model, jitter, start, params, random_seed",
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
-    "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, **kwargs",
+    "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, "
+    "seconds, **kwargs",
     "structure": "model, *, hyper, field",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",

@@ -5,7 +5,9 @@ import pymc as pm
 import pytest
 
 from pymc_flows.errors import ModelError
+from pymc_flows.start.options import SearchOptions
 from pymc_flows.start.search import find_frame, search
+from pymc_flows.start.target import Target
 
 
 def gaussian(mean, cov):
@@ -22,7 +24,7 @@ def gaussian(mean, cov):
 def test_a_gaussian_is_found_whatever_its_units(scale, rng):
     root = rng.normal(size=(6, 6)) * scale * np.geomspace(0.01, 100, 6)[:, None]
     mean, cov = 50 * scale * rng.normal(size=6), root @ root.T
-    frame = search(gaussian(mean, cov), np.zeros(6), rng)
+    frame = search(Target(gaussian(mean, cov)), np.zeros(6), rng)
     sd = np.sqrt(np.diagonal(cov))
     np.testing.assert_allclose((frame.center - mean) / sd, 0, atol=1e-3)
     np.testing.assert_allclose((frame.scale @ frame.scale.T) / sd / sd[:, None],
@@ -31,7 +33,7 @@ def test_a_gaussian_is_found_whatever_its_units(scale, rng):
 
 def test_without_correlations_it_is_the_best_mean_field(rng):
     cov = np.array([[1, 0.9], [0.9, 1]])
-    frame = search(gaussian(np.zeros(2), cov), np.ones(2), rng, dense=False)
+    frame = search(Target(gaussian(np.zeros(2), cov)), np.ones(2), rng, dense=False)
     np.testing.assert_allclose(frame.scale, np.sqrt(1 - 0.9**2), rtol=1e-4)
 
 
@@ -72,7 +74,7 @@ def test_modes_apart_are_covered_together(rng):
         total = share.sum(axis=1, keepdims=True)
         return (top + np.log(total))[:, 0], -(share[..., None] * offset).sum(axis=1) / total
 
-    frame = search(evaluate, np.array([-9.0, 1.0]), rng, n_starts=30)
+    frame = search(Target(evaluate), np.array([-9.0, 1.0]), rng, options=SearchOptions(n_starts=30))
     np.testing.assert_allclose(frame.center, [5, 0], atol=1)
     np.testing.assert_allclose(frame.scale[0, 0], np.sqrt(1 + 75), rtol=0.1)
 
@@ -85,7 +87,7 @@ def test_a_gaussian_that_reaches_into_a_wall_is_narrowed(rng):
             wall = np.exp(20 * (z[:, 0] - 1))
         return -0.5 * z[:, 0] ** 2 - wall, -z - 20 * wall[:, None]
 
-    frame = search(evaluate, np.array([-0.5]), rng)
+    frame = search(Target(evaluate), np.array([-0.5]), rng)
     assert frame.center[0] < 0.1
     assert 0.2 < np.ravel(frame.scale)[0] <= 0.5
 
@@ -119,7 +121,7 @@ def test_a_search_that_runs_off_leaves_the_start(rng):
             gradient = 2 * points.sum(axis=1, keepdims=True) * value[:, None] + 0 * points
         return np.where(value < 1e300, value, np.nan), gradient
 
-    frame = search(evaluate, np.full(2, 0.1), rng)
+    frame = search(Target(evaluate), np.full(2, 0.1), rng)
     assert np.isfinite(frame.center).all()
 
 
@@ -131,5 +133,5 @@ def test_a_gradient_that_is_infinite_nearby_is_no_error(rng):
         with np.errstate(all="ignore"):
             return -np.sqrt(size).sum(axis=1), -np.sign(points) * 0.5 / np.sqrt(size)
 
-    frame = search(evaluate, np.zeros(2), rng)
+    frame = search(Target(evaluate), np.zeros(2), rng)
     assert np.isfinite(frame.center).all()

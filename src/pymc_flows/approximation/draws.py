@@ -27,6 +27,7 @@ from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.points import is_named, to_unconstrained
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.compat import MultiTrace
+from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.seeds import RandomState, integer_seed
 
 # Of the points that are held at once, where they need not be held together.
@@ -74,6 +75,14 @@ class FlowDraws(StateApproximation):
     def is_framed(self) -> bool:
         """Whether it began in coordinates that were found for the posterior."""
         return self.q.is_framed
+
+    @property
+    def evaluations(self) -> Evaluations | None:
+        """How often the model was evaluated, where that was counted: by `fit` with ``'auto'``."""
+        if self.ladder is not None:
+            found: Evaluations = self.ladder.evaluations
+            return found
+        return self.q.found.evaluations if isinstance(self.q, FieldState) else None
 
     def sample_and_log_prob(
         self, n: int, *, random_seed: RandomState = None

@@ -60,7 +60,8 @@ def start_state(
         {name: pytensor.shared(v, name, shape=v.shape) for name, v in block.items()}
         for block in values
     )
-    is_framed = isinstance(start, Frame)
+    # A frame without a scale is a point: what a search returns that has found nothing.
+    is_framed = isinstance(start, Frame) and start.scale is not None
     return FlowState(formula, chain, blocks, frame.astype(dtype), is_framed)
 
 

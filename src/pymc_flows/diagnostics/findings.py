@@ -166,8 +166,9 @@ class Report:
         if self.is_framed:
             return "a richer formula or more steps"
         return (
-            "start=pymc_flows.find_frame(model), without which steps have the units of the "
-            "unconstrained variables, then a richer formula or more steps"
+            "start=pymc_flows.find_frame(model), with a start= nearer to the posterior if that "
+            "finds none: without it steps have the units of the unconstrained variables; then a "
+            "richer formula or more steps"
         )
 
     @property
@@ -249,6 +250,8 @@ class Report:
     def _facts(self) -> list[tuple[str, str]]:
         q, n = self.quality, self.quality.n_draws
         word = "trusted up to" if q.is_trusted else "too large: not trusted above"
+        if q.is_even and round(q.khat, 2) > round(q.threshold, 2):
+            word = "of weights so equal that it does not matter; otherwise trusted up to"
         facts = [
             ("ELBO", f"{q.elbo:,.3f} ± {q.elbo_error:.3f}"),
             ("log evidence", f"{q.log_evidence:,.3f} ± {q.log_evidence_error:.3f}"),

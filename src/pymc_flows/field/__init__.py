@@ -2,13 +2,12 @@
 
 from pymc_flows.field.fit import fit_field
 from pymc_flows.field.gradient import BatchedGradient
-from pymc_flows.field.options import Evaluations, FieldOptions
+from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation, FieldDraws
 
 __all__ = [
     "BatchedGradient",
-    "Evaluations",
     "FieldApproximation",
     "FieldDraws",
     "FieldOptions",

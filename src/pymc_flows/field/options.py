@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from pymc_flows.support.evaluations import Evaluations
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,6 @@ class FieldOptions:
     judge_draws: int = 256
     degrees: float = 8.0
     widening: float = 1.1
-
-
-@dataclass
-class Evaluations:
-    """How often the model was evaluated; a point counts once, in a batch or alone."""
-
-    densities: int = 0
-    gradients: int = 0
-    curvatures: int = 0
-    factors: int = 0
-
-    def copy(self) -> Evaluations:
-        """The counts so far."""
-        return replace(self)
 
 
 type Report = Callable[[str, Evaluations, float], None]

@@ -9,10 +9,10 @@ import numpy as np
 import scipy
 
 from pymc_flows.field.gradient import BatchedGradient, Gradient
-from pymc_flows.field.options import Evaluations
 from pymc_flows.model.curvature import Curvature
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
+from pymc_flows.support.evaluations import Evaluations
 
 type Curved = Callable[[np.ndarray], scipy.sparse.csc_matrix]
 type Grouped = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -90,7 +90,7 @@ class Posterior:
         return cls(
             structure,
             BatchedGradient(density),
-            Curvature(density, structure.field),
+            Curvature(density, structure.field, start),
             GroupedDensity(density, structure),
             density.start() if start is None else start,
             _untransformed(density)[structure.hyperparameters],

@@ -17,12 +17,13 @@ from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.proposal import Proposal
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.options import Evaluations, FieldOptions
+from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality
+from pymc_flows.support.evaluations import Evaluations
 
 # Returns an array of the file by name, if it has a shape (None: any length) and a dtype.
 type Reader = Callable[[str, tuple[int | None, ...], str], np.ndarray]

@@ -10,8 +10,8 @@ from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.options import Evaluations
 from pymc_flows.field.posterior import Posterior
+from pymc_flows.support.evaluations import Evaluations
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,6 +143,9 @@ class FieldState:
         """
         values, groups = self.found.values, self.groups
         overall = values.overall
+        if not groups.is_trusted:  # then no even weights of hyperparameters make up for it
+            share = groups.smallest_ess / groups.n_draws
+            overall = replace(overall, ess=min(overall.ess, share * overall.n_draws))
         return replace(
             overall,
             elbo=values.quality.elbo,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,31 +13,29 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
-from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.candidates import GAUSSIAN, Candidate, richer, spread
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.structured import fit_structured
+from pymc_flows.fitting.tried import Tried, gap, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.importance import LACKING, known_evidence
 from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.model.structure import structure
 from pymc_flows.start.moments import match_moments
-from pymc_flows.start.search import find_frame
+from pymc_flows.start.search import seek_frame
+from pymc_flows.support.deadline import Deadline
+from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.config import FitConfig
 
 _log = logging.getLogger(__name__)
 
-# Draws that judge a fit.
-JUDGED_BY = 4_000
 # A fit this near to the evidence (nats), with weights that can be trusted, leaves nothing to gain.
 # In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
 # rungs than it is worth: on eight schools half a minute for 0.002 nats.
@@ -51,6 +48,8 @@ ENOUGH_VALUES = 100
 # What is left may then all be in the weights of the modes: a mean is off by no more than √0.01
 # standard deviations.
 GOOD_ENOUGH_SPREAD = 0.005
+# Of the time that is left: for a field given hyperparameters, and for the search for a start.
+STRUCTURED_SHARE, SEARCH_SHARE = 0.6, 0.5
 
 
 def climb(
@@ -62,6 +61,7 @@ def climb(
     inf_kwargs: Mapping[str, Any] | None = None,
     hyper: Sequence[str] = (),
     field: Sequence[str] = (),
+    seconds: float | None = None,
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
@@ -81,7 +81,7 @@ def climb(
     ----------
     n : int
         Steps of each fit.
-    model, start, random_seed, inf_kwargs, hyper, field, **kwargs
+    model, start, random_seed, inf_kwargs, hyper, field, seconds, **kwargs
         As for `fit`.
 
     Returns
@@ -92,27 +92,34 @@ def climb(
     model = model_or_context(model)
     _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(integer_seed(random_seed)).generate_state(16))
-    tried = _Tried(seeds)
+    deadline = Deadline.after(seconds)
+    tried = Tried(seeds, deadline)
     roles = {"hyper": hyper, "field": field}
     if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
         return tried.best("")
-    tried.begin = time.perf_counter()
+    tried.start_rung()
     with Interrupts(deferred=False):
-        approx = _gaussian(model, start, seeds)
+        approx = _gaussian(model, start, seeds, tried)
     frame, is_found = approx.flow.frame, not isinstance(start, Frame)
+    if is_found and frame.scale is None:
+        tried.notes.append("The search for a start found nothing.")
     dim, enough = len(frame.center), GOOD_ENOUGH
     candidates = [Candidate(GAUSSIAN), *richer(dim)]
     if is_found and not approx.density.is_random:
         quality = tried.judge(approx, 0)
         if quality.is_trusted:
-            is_spread = _gap(tried.rungs) > SPREAD and dim > 1
+            is_spread = gap(tried.rungs) > SPREAD and dim > 1
             candidates = spread() if is_spread else richer(dim)
             enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
-            if _is_good(tried.rungs, enough):
+            if is_good(tried.rungs, enough):
                 candidates = []
     ended = ""
-    for candidate in candidates:
-        tried.begin = time.perf_counter()
+    for i, candidate in enumerate(candidates):
+        if deadline.has_passed and tried.rungs:
+            left = ", ".join(str(Formula(c.formula)) for c in candidates[i:])
+            tried.notes.append(f"Left out, since {seconds:g} seconds were over: {left}.")
+            break
+        tried.start_rung()
         seed = int(next(seeds))
         name = str(Formula(candidate.formula))
         try:
@@ -120,10 +127,11 @@ def climb(
                 candidate.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
             )
             config = FitConfig(n=n, **candidate.arguments(kwargs))
-            outcome, approx = inference.train(config), inference.approx
+            outcome = tried.train(inference, config)
+            approx = inference.approx
             if approx.density.is_random:
-                rung = Rung(approx.formula, None, tried.seconds, outcome.steps)
-                approx.ladder = Ladder((rung,), 0)
+                rung = Rung(approx.formula, None, tried.seconds, outcome.steps, tried.counts)
+                approx.ladder = Ladder((rung,), 0, tuple(tried.notes))
                 outcome.tell(stacklevel=3)
                 return approx
             replace(outcome, interrupted="", warnings=()).tell(stacklevel=3)
@@ -135,7 +143,7 @@ def climb(
             is_interrupt = isinstance(error, KeyboardInterrupt)
             why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
             ended = ended or f"Fitting {name!r} was not finished ({why})"
-        if ended or _is_good(tried.rungs, enough):
+        if ended or is_good(tried.rungs, enough):
             break
         if candidate.formula == GAUSSIAN:
             frame = _learned(approx, frame)
@@ -143,7 +151,7 @@ def climb(
 
 
 def _structured(
-    tried: _Tried,
+    tried: Tried,
     model: pm.Model,
     start: Mapping[str, ArrayLike] | None,
     roles: Mapping[str, Sequence[str]],
@@ -164,93 +172,30 @@ def _structured(
     if found.why_not is not None:
         _log.info("No field given hyperparameters: %s", found.why_not)
         return False
+    limit = tried.deadline.share(STRUCTURED_SHARE)
+
+    def report(stage: str, evaluations: Evaluations, _: float) -> None:
+        tried.counts = evaluations.copy()
+        if limit.has_passed:
+            raise _OutOfTimeError(f"no time was left after {stage!r}")
+
     try:
         with Interrupts(deferred=False):
-            approx = fit_structured(model=model, start=start, found=found, random_seed=random_seed)
+            approx = fit_structured(
+                model=model, start=start, found=found, random_seed=random_seed, report=report
+            )
             quality = tried.judge_structured(approx)
+    except _OutOfTimeError as error:
+        tried.notes.append(f"Left out: a field given hyperparameters; {error}.")
+        return False
     except (FitError, ArithmeticError, MemoryError, np.linalg.LinAlgError) as error:
         _log.warning("A field given hyperparameters could not be fitted: %s", error)
         return False
     return quality.is_trusted and quality.ess >= ENOUGH_VALUES
 
 
-class _Tried:
-    """What a search has fitted so far.
-
-    Parameters
-    ----------
-    seeds : iterator of int
-        Of the draws that judge.
-
-    Attributes
-    ----------
-    rungs : list of Rung
-    begin : float
-        When the running one began.
-    """
-
-    def __init__(self, seeds: Iterator[Any]):
-        self.rungs: list[Rung] = []
-        self.begin = time.perf_counter()
-        self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
-        self._seeds = seeds
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the running rung so far."""
-        return time.perf_counter() - self.begin
-
-    def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
-        """Measure a fit with these convergence warnings."""
-        with Interrupts(deferred=False):
-            quality = measure(approx, JUDGED_BY, random_seed=int(next(self._seeds)))
-        return self._add(approx, quality, steps, warnings)
-
-    def judge_structured(self, approx: NormalizingFlow) -> Quality:
-        """Take what the weights of a field given hyperparameters say."""
-        assert isinstance(approx.q, FieldState)
-        return self._add(approx, approx.q.quality, 0, ())
-
-    def _add(
-        self, approx: NormalizingFlow, quality: Quality, steps: int, warnings: Sequence[str]
-    ) -> Quality:
-        self._fitted.append((approx, warnings))
-        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps))
-        _log.info("%s: ELBO %.5g, k-hat %.2f", approx.formula, quality.elbo, quality.khat)
-        return quality
-
-    def best(self, ended: str) -> NormalizingFlow:
-        """Take the best, and say what speaks against it and why the search ended early, if so."""
-        qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
-        taken = _best(qualities)
-        (best, warnings), quality = self._fitted[taken], qualities[taken]
-        best.ladder = Ladder(tuple(self.rungs), taken)
-        _log.info("Tried:\n%s", best.ladder)
-        if (lacking := best.ladder.lacking(quality)) > LACKING:
-            _log.warning(
-                "%s lacks %.0f %% or more of the evidence that another formula knew of: perhaps a"
-                " mode is missing.\n"
-                "Try anneal=0.5, or draws of MCMC as the reference of pymc_flows.report.",
-                best.formula,
-                100 * lacking,
-            )
-        if ended:
-            _log.warning(
-                "%s: nothing further is tried. Taken is %r, the best so far; it can be used as it "
-                "is.",
-                ended,
-                str(best.formula),
-            )
-        for text in warnings:
-            _log.warning("%s", text)
-        if not quality.is_trusted:
-            _log.warning(
-                "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you "
-                "use it, and try more steps or a formula of your own.",
-                len(self.rungs),
-                quality.khat,
-            )
-        return best
+class _OutOfTimeError(Exception):
+    """Ends a part of the search whose share of the time is over."""
 
 
 def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
@@ -264,9 +209,12 @@ def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str,
 
 
 def _gaussian(
-    model: pm.Model, start: Mapping[str, ArrayLike] | Frame | None, seeds: Iterator[Any]
+    model: pm.Model,
+    start: Mapping[str, ArrayLike] | Frame | None,
+    seeds: Iterator[Any],
+    tried: Tried,
 ) -> NormalizingFlow:
-    """The Gaussian of a frame: the one given, or one that is found."""
+    """The Gaussian of a frame: the one given, or one that is found in half of the time."""
 
     def of(frame: Frame) -> NormalizingFlow:
         return NormalizingFlow(
@@ -275,45 +223,24 @@ def _gaussian(
 
     if isinstance(start, Frame):
         return of(start)
-    approx = of(find_frame(model, start=start, random_seed=int(next(seeds))))
-    if approx.density.is_random:
+    found = seek_frame(
+        model,
+        start=start,
+        random_seed=int(next(seeds)),
+        evaluations=tried.counts,
+        deadline=tried.deadline.share(SEARCH_SHARE),
+    )
+    approx = of(found)
+    if approx.density.is_random or found.scale is None or tried.deadline.has_passed:
         return approx
     rng = np.random.default_rng(int(next(seeds)))
-    return of(match_moments(LogDensity(approx.density).value, approx.flow.frame, rng))
+    log_density = LogDensity(approx.density)
 
+    def value(points: np.ndarray) -> np.ndarray:
+        tried.counts.densities += len(points)
+        return log_density.value(points)
 
-def _gap(rungs: Sequence[Rung]) -> float:
-    """How much less than the evidence the last ELBO is, in nats.
-
-    The evidence is the largest that trusted weights of any rung tell: a flow that lacks mass does
-    not know of it.
-    """
-    found = [rung.quality for rung in rungs if rung.quality is not None]
-    last = found[-1]
-    return max(last.log_evidence, known_evidence(found)) - last.elbo
-
-
-def _is_good(rungs: Sequence[Rung], enough: float) -> bool:
-    """Whether the last leaves nothing to gain."""
-    quality = rungs[-1].quality
-    return quality is not None and quality.is_trusted and _gap(rungs) < enough
-
-
-def _best(qualities: Sequence[Quality]) -> int:
-    """The first whose ELBO no later one exceeds by more than the noise of their difference.
-
-    Of two that are as good, one whose weights can be trusted.
-    """
-    best = 0
-    for i, quality in enumerate(qualities):
-        other = qualities[best]
-        # Of an ELBO that is all noise, the error must not hide a gain.
-        noise = 2 * np.hypot(quality.elbo_error, min(other.elbo_error, quality.elbo_error))
-        is_better = not np.isfinite(other.elbo) or quality.elbo > other.elbo + noise
-        is_as_good = quality.elbo > other.elbo - noise
-        if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):
-            best = i
-    return best
+    return of(match_moments(value, found, rng))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pymc as pm
 
-from pymc_flows.start.search import MAX_DENSE
+from pymc_flows.start.options import MAX_DENSE
 
 GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to

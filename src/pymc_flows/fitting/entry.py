@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import climb
+from pymc_flows.fitting.auto import SEARCH_SHARE, climb
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.flows import build_chain
@@ -21,10 +21,12 @@ from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
 from pymc_flows.model.logp import density_of, model_or_context
-from pymc_flows.start.search import find_frame
+from pymc_flows.start.search import seek_frame
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.deadline import Deadline, check_seconds
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seeds
+from pymc_flows.training.config import FitConfig
 
 AUTO = "auto"
 
@@ -40,6 +42,7 @@ def fit(
     inf_kwargs: Mapping[str, Any] | None = None,
     hyper: Sequence[str] = (),
     field: Sequence[str] = (),
+    seconds: float | None = None,
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a normalizing flow to a model's posterior.
@@ -70,6 +73,10 @@ def fit(
     hyper, field : sequence of str
         Names of hyperparameters, and of variables of the field given them, for formulas such as
         ``'tril-loc | laplace'``; by default `pymc_flows.structure` says which they are.
+    seconds : float, optional
+        Wall time after which nothing further is begun: the best until then is returned, and the
+        ladder says what was left out. A search, a training loop and a fit of a field look at the
+        clock between two units of work; what is being compiled is finished first.
     **kwargs
         As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, …
 
@@ -87,6 +94,7 @@ def fit(
     if isinstance(n, str | Formula):
         raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
     n = check_integer("n", n, minimum=0)
+    deadline = Deadline.after(check_seconds(seconds))
     _check_keywords(kwargs)
     check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
@@ -97,6 +105,7 @@ def fit(
             "start": start,
             "random_seed": random_seed,
             "inf_kwargs": inf_kwargs,
+            "seconds": seconds,
         }
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -120,6 +129,7 @@ def fit(
             inf_kwargs=inf_kwargs,
             hyper=hyper,
             field=field,
+            seconds=seconds,
             **kwargs,
         )
     if kwargs.get("checkpoint") is not None:
@@ -128,6 +138,11 @@ def fit(
     if flow.conditional is not None:
         if isinstance(start, Frame):
             raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
+        if seconds is not None:
+            raise ArgumentError(
+                f"{str(flow)!r} is fitted as a whole: seconds= has no meaning there\n"
+                "Leave out formula=, which looks at the clock."
+            )
         _check_structured(flow, kwargs)
         with Interrupts(deferred=False):
             return fit_structured(
@@ -140,9 +155,18 @@ def fit(
     search_seed, fit_seed = integer_seeds(random_seed, 2)
     if not isinstance(start, Frame):
         dense = not build_chain(flow, density.dim).is_elementwise
-        start = find_frame(model, start=start, dense=dense, random_seed=search_seed)
+        start = seek_frame(
+            model,
+            start=start,
+            dense=dense,
+            random_seed=search_seed,
+            deadline=deadline.share(SEARCH_SHARE),
+        )
     inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
-    return inference.fit(n, **kwargs)
+    if seconds is None:
+        return inference.fit(n, **kwargs)
+    inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
+    return inference.approx
 
 
 def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:

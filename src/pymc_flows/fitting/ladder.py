@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from pymc_flows.errors import StorageError
 from pymc_flows.formula import Formula
 from pymc_flows.importance import N_ERRORS, Quality, known_evidence
+from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.tables import html_table, text_table
 
-COLUMNS = ("formula", "steps", "ELBO", "± error", "k-hat", "log Z", "seconds", "")
-NUMBERS = range(1, 7)  # of the columns
+COLUMNS = (
+    "formula",
+    "steps",
+    "gradients",
+    "Hessians",
+    "ELBO",
+    "± error",
+    "k-hat",
+    "log Z",
+    "seconds",
+    "",
+)
+NUMBERS = range(1, 9)  # of the columns
 
 
 @dataclass(frozen=True)
@@ -28,20 +41,38 @@ class Rung:
         Wall time of its fit, compiling included; of the first rung that of the search for a start.
     steps : int
         Of its fit; 0 for a Gaussian that has the moments of weighted draws.
+    evaluations : Evaluations or None
+        Of the model, for its fit and for the draws that judge it; None in files of earlier
+        versions.
     """
 
     formula: Formula
     quality: Quality | None
     seconds: float
     steps: int
+    evaluations: Evaluations | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Ladder:
-    """All formulas that were tried, in order, and which one was taken."""
+    """All formulas that were tried, in order, and which one was taken.
+
+    Attributes
+    ----------
+    rungs : tuple of Rung
+    taken : int
+    notes : tuple of str
+        What was left out, and what failed.
+    """
 
     rungs: tuple[Rung, ...]
     taken: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """How often the model was evaluated for all of it."""
+        return sum((r.evaluations for r in self.rungs if r.evaluations is not None), Evaluations())
 
     def lacking(self, quality: Quality) -> float:
         """Share, at least, of the evidence that trusted weights of a rung know and others lack.
@@ -64,10 +95,11 @@ class Ladder:
                 "quality": None if rung.quality is None else asdict(rung.quality),
                 "seconds": rung.seconds,
                 "steps": rung.steps,
+                "evaluations": None if rung.evaluations is None else asdict(rung.evaluations),
             }
             for rung in self.rungs
         ]
-        return {"rungs": rungs, "taken": self.taken}
+        return {"rungs": rungs, "taken": self.taken, "notes": list(self.notes)}
 
     @classmethod
     def restored(cls, record: Any) -> Ladder | None:
@@ -87,15 +119,17 @@ class Ladder:
                     None if rung["quality"] is None else Quality(**rung["quality"]),
                     float(rung["seconds"]),
                     int(rung["steps"]),
+                    None if rung.get("evaluations") is None else Evaluations(**rung["evaluations"]),
                 )
                 for rung in record["rungs"]
             )
             taken = record["taken"]
+            notes = tuple(str(note) for note in record.get("notes", ()))
             if taken not in range(len(rungs)):
                 raise ValueError(f"rung {taken!r} of {len(rungs)}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(f"the ladder in the file is malformed: {error!r}") from error
-        return cls(rungs, taken)
+        return cls(rungs, taken, notes)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table, as text."""
@@ -111,16 +145,22 @@ class Ladder:
                     f"{q.log_evidence:,.3f}",
                 )
             mark = "taken" if i == self.taken else ""
+            counts = ("–",) * 2
+            if rung.evaluations is not None:
+                e = rung.evaluations
+                counts = (f"{e.gradients:,}", f"{e.curvatures:,}")
             steps = f"{rung.steps:,}"
-            rows.append((str(rung.formula), steps, *numbers, f"{rung.seconds:.1f}", mark))
+            rows.append((str(rung.formula), steps, *counts, *numbers, f"{rung.seconds:.1f}", mark))
         return rows
 
     def __str__(self) -> str:
-        """Aligned columns."""
-        return text_table([COLUMNS, *self.rows()], right=NUMBERS, indent="")
+        """Aligned columns, and the notes."""
+        table = text_table([COLUMNS, *self.rows()], right=NUMBERS, indent="")
+        return "\n".join([table, *self.notes])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """An HTML table."""
-        return html_table(self.rows(), header=COLUMNS, right=NUMBERS)
+        """An HTML table, and the notes."""
+        table = html_table(self.rows(), header=COLUMNS, right=NUMBERS)
+        return table + "".join(f"<p>{escape(note)}</p>" for note in self.notes)

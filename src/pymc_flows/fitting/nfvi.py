@@ -22,11 +22,12 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.support.arguments import check_integer, renamed
 from pymc_flows.support.compat import default_progress_theme
+from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.annealing import Anneal
 from pymc_flows.training.config import Callback, FitConfig
-from pymc_flows.training.hooks import Callbacks, Checkpoint, Settling
+from pymc_flows.training.hooks import Callbacks, Checkpoint, Settling, TimeLimit
 from pymc_flows.training.objectives.elbo import Elbo
 from pymc_flows.training.optimizers import Optimizer
 from pymc_flows.training.state import FitState
@@ -224,8 +225,11 @@ class NFVI(KLqp):
         self.train(FitConfig(**arguments)).tell(stacklevel=2)
         return self.approx
 
-    def train(self, config: FitConfig) -> Outcome:
-        """Do what `fit` does, and return what there is to say of it instead of logging it."""
+    def train(self, config: FitConfig, *, deadline: Deadline | None = None) -> Outcome:
+        """Do what `fit` does, and return what there is to say of it instead of logging it.
+
+        With a deadline, the fit ends there.
+        """
         approx = self.approx
 
         def entropy() -> int:
@@ -240,7 +244,7 @@ class NFVI(KLqp):
         self.state.begin(config.n)
         if config.checkpoint is not None:
             save_fit(config.checkpoint, approx, self.state, self.hist, every=self.state.every)
-        return self.go_on(config.progressbar_theme, show=config.progressbar)
+        return self.go_on(config.progressbar_theme, show=config.progressbar, deadline=deadline)
 
     def refine(
         self,
@@ -332,7 +336,7 @@ class NFVI(KLqp):
 
     # ------------------------------------------------------------------------------------ inside
 
-    def go_on(self, theme: Any, *, show: bool) -> Outcome:
+    def go_on(self, theme: Any, *, show: bool, deadline: Deadline | None = None) -> Outcome:
         """Take the steps that are planned, also those that another process began with."""
         state, approx = self.state, self.approx
         split = len(self.hist) - (state.done if state.config.score else 0)
@@ -345,6 +349,7 @@ class NFVI(KLqp):
 
         hooks = [
             Settling(state),
+            TimeLimit(deadline or Deadline()),
             Callbacks(approx, state.callbacks, approx.chain),
             Checkpoint(state.every, save),
         ]

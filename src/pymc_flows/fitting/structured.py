@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ModelError
-from pymc_flows.field import Evaluations, FieldOptions, Posterior, fit_field
+from pymc_flows.field import FieldOptions, Posterior, fit_field
 from pymc_flows.field.options import Report
 from pymc_flows.field.state import FieldState
 from pymc_flows.formula import Formula
@@ -82,11 +82,5 @@ def fit_structured(
         Posterior.of(density, found, point), options=options, random_seed=seed, report=report
     )
     approx = NormalizingFlow.of(FieldState(fitted, found), model, approx_seed)
-    _log.info("%s: %s", approx.formula, counted(fitted.evaluations))
+    _log.info("%s: %s", approx.formula, fitted.evaluations)
     return approx
-
-
-def counted(evaluations: Evaluations) -> str:
-    """Say how often the model was evaluated."""
-    e = evaluations
-    return f"{e.densities:,} densities, {e.gradients:,} gradients, {e.curvatures:,} Hessians"

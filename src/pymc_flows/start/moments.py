@@ -60,6 +60,8 @@ def match_moments(
         the moments of its weighted draws; ``frame`` itself where k-hat says that weights cannot be
         trusted, or there are too few effective draws for a covariance.
     """
+    if ENOUGH * len(frame.center) > max(ROUNDS) // 2:  # even if all weights were equal
+        return frame
     first = Weighted.draws(log_density, frame, ROUNDS[0], rng)
     wider = _widened(log_density, first, rng)
     if wider is not None:
@@ -132,8 +134,12 @@ class Weighted:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the moments mean something."""
-        return self.has_enough and self.quality.is_trusted
+        """Whether the moments mean something.
+
+        By k-hat alone: equal weights gain nothing from them, and those of one mode among several
+        are equal too.
+        """
+        return self.has_enough and self.quality.has_small_khat
 
     @property
     def has_its_moments(self) -> bool:
@@ -184,7 +190,7 @@ def _widened(
         wider = Weighted.draws(log_density, first.frame.widened(factor), draws, rng)
         if wider.quality.ess < HOPELESS:
             break
-        if wider.quality.is_trusted and wider.quality.ess >= ENOUGH:
+        if wider.quality.has_small_khat and wider.quality.ess >= ENOUGH:
             usable.append(wider)
     # A narrow proposal can look good by chance; the widest rarely does.
     whole = [x for x in usable if not any(other.has_more_mass_than(x) for other in usable)]

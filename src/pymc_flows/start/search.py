@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,41 +17,18 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.layout import sizes
-from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.start.ascent import Path, ascend
+from pymc_flows.start.options import MAX_DENSE, SEARCH, SearchOptions
 from pymc_flows.start.point import find_start
+from pymc_flows.start.target import Target
+from pymc_flows.start.target import dense as dense_array
+from pymc_flows.support.deadline import Deadline
+from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 
 _log = logging.getLogger(__name__)
-
-# Starting points of the mode search after the first: around the initial point with these standard
-# deviations in turn, and as often around the first mode, with these multiples of its own.
-SPREADS = (1.0, 3.0)
-MULTIPLES = (10.0, 30.0, 3.0)
-N_STARTS = 10
-MAX_ITERATIONS = 300
-# Above this dimension only the diagonal of the Hessian is computed, and above the second nothing.
-MAX_DENSE = 300
-MAX_DIAGONAL = 3_000
-# Draws behind the ELBO by which candidates are compared.
-ELBO_DRAWS = 200
-# Modes nearer than this, in standard deviations of the better one (the root of their mean square
-# over the coordinates), are one.
-SAME_MODE = 3.0
-# One with a smaller share of the mass, judged by ELBOs, is left out.
-MIN_SHARE = 0.01
-# Searches of one mode, each in the coordinates that the last one found.
-MAX_CLIMBS = 4
-# A Gaussian whose typical draws are this much lower than the log density at the start, in nats per
-# dimension, is no place to begin.
-LOST = 10.0
-# Points on the way to the first mode that are candidates too.
-WAY_POINTS = 5
-# A Gaussian is narrowed by no more than this many powers of 2.
-MAX_HALVINGS = 4
-# Of the curvature in units of its diagonal: below it, a direction is flat.
-MIN_CURVATURE = 1e-8
 
 
 def find_frame(
@@ -64,10 +40,11 @@ def find_frame(
 ) -> Frame:
     """Find coordinates in which a posterior has about mean 0 and covariance I.
 
-    From several starting points the modes of the log density are sought (L-BFGS). A Gaussian is
-    fitted at each, and at points on the way to the first, because a hierarchical model may have
+    From several starting points the modes of the log density are sought: by Newton's method in a
+    trust region, or by L-BFGS where Hessians are dear. A Gaussian is fitted at each with one exact
+    Hessian, and at points on the way to the first, because a hierarchical model may have
     its mode where there is no mass. The one with the best ELBO is taken; if modes are apart, the
-    Gaussian that covers them all.
+    Gaussian that covers them all. `SearchOptions` has the bounds of all that.
 
     Parameters
     ----------
@@ -85,23 +62,40 @@ def find_frame(
     Returns
     -------
     Frame
-        Without a scale, around the starting point, if no Gaussian is better than the standard
-        normal there.
+        Without a scale, around the starting point, if no Gaussian has a finite ELBO or is anywhere
+        near: the search has found nothing, and the log warns of it.
 
     Raises
     ------
     ModelError
         If the log density is not finite at the start, or has no gradient.
     """
+    return seek_frame(model, start=start, dense=dense, random_seed=random_seed)
+
+
+def seek_frame(
+    model: pm.Model | None = None,
+    *,
+    start: Mapping[str, ArrayLike] | None = None,
+    dense: bool = True,
+    random_seed: RandomState = None,
+    evaluations: Evaluations | None = None,
+    deadline: Deadline | None = None,
+) -> Frame:
+    """Do what `find_frame` does, count evaluations, and end when a deadline has passed."""
     with Interrupts(deferred=False):
         density = density_of(model_or_context(model))
         rng = np.random.default_rng(integer_seed(random_seed))
         center = find_start(density, start, rng)
-        frame = search(LogDensity(density).value_and_grad, center, rng, dense=dense)
+        target = Target.of(density, center, evaluations)
+        frame = search(target, center, rng, dense=dense, deadline=deadline)
+    if frame.scale is None:
+        _log.warning(
+            "No start was found: no Gaussian at a mode, or around the initial point, is near the "
+            "posterior. A fit begins there, in the units of the unconstrained variables.\n"
+            "Give start= a point nearer to the posterior, or priors to flat directions."
+        )
     return replace(frame, variables=sizes(density.slots))
-
-
-type Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,138 +107,183 @@ class Candidate:
     typical: float
 
     @classmethod
-    def of(cls, evaluate: Evaluate, frame: Frame, noise: np.ndarray) -> Candidate:
+    def of(cls, target: Target, frame: Frame, noise: np.ndarray) -> Candidate:
         """Estimate the ELBO from base noise (n, dim); −∞ if any draw has none."""
-        log_p, _ = evaluate(frame.forward(noise))
+        log_p = target.value(frame.forward(noise))
         entropy = 0.5 * noise.shape[1] * math.log(2 * math.pi * math.e) + frame.log_det
         elbo, typical = float(log_p.mean()) + entropy, float(np.median(log_p)) + entropy
         return cls(frame, *(x if math.isfinite(x) else -math.inf for x in (elbo, typical)))
 
 
 def search(
-    evaluate: Evaluate,
+    target: Target,
     start: np.ndarray,
     rng: np.random.Generator,
     *,
     dense: bool = True,
-    n_starts: int = N_STARTS,
+    options: SearchOptions = SEARCH,
+    deadline: Deadline | None = None,
 ) -> Frame:
-    """Return the best Gaussian, see `find_frame`.
+    """Return the best Gaussian, see `find_frame`; without a scale if there is none.
 
     Parameters
     ----------
-    evaluate : callable
-        Log density (n,) and its gradient (n, dim) at points (n, dim).
+    target : Target
     start : ndarray, shape (dim,)
     rng : numpy.random.Generator
     dense : bool
-    n_starts : int
+    options : SearchOptions
+    deadline : Deadline, optional
+        When it has passed, the best so far is taken.
     """
-    half = rng.standard_normal((ELBO_DRAWS // 2, len(start)))
-    noise = np.concatenate([half, -half])  # with mean 0: no Gaussian is better for being off
-    found = [Candidate.of(evaluate, Frame(start), noise)]
-    for point in _ascend(evaluate, start):
-        found.append(Candidate.of(evaluate, _laplace(evaluate, point, dense=dense), noise))
-    found.append(Candidate.of(evaluate, _climb(evaluate, found[-1].frame, dense=dense), noise))
-    around = [Frame(start), found[-1].frame]
-    for i in range(1, n_starts):
-        spread = (SPREADS[i // 2 % len(SPREADS)], MULTIPLES[i // 2 % len(MULTIPLES)])[i % 2]
-        point = around[i % 2].forward(spread * rng.standard_normal(len(start)))
-        path = _ascend(evaluate, point)
-        if path and all(_distance(c.frame, path[-1]) > SAME_MODE for c in found[1:]):
-            frame = _climb(evaluate, _laplace(evaluate, path[-1], dense=dense), dense=dense)
-            found.append(Candidate.of(evaluate, frame, noise))
-    apart: list[Candidate] = []
-    for candidate in sorted(found, key=lambda c: -c.elbo):
-        if all(_distance(c.frame, candidate.frame.center) > SAME_MODE for c in apart):
-            apart.append(candidate)
-    [log_density], _ = evaluate(start[None])
-    # Nowhere, or somewhere far off. Few draws in a tail may make any ELBO small, though.
-    is_lost = apart[0].typical < log_density - LOST * len(start)
-    if is_lost or not math.isfinite(apart[0].elbo):
-        return Frame(start)
-    share = np.exp([c.elbo - apart[0].elbo for c in apart])
-    kept = [c.frame for c, w in zip(apart, share, strict=True) if w > MIN_SHARE]
-    _log.info(
-        "Start: ELBO %.5g of the best of %d Gaussians; %d apart from each other.",
-        apart[0].elbo,
-        len(found),
-        len(kept),
-    )
-    if len(kept) > 1:
-        return _cover(kept, share[share > MIN_SHARE], dense=dense)
-    return _shrink(evaluate, apart[0], noise).frame
+    seeker = _Seeker(target, rng, options, deadline or Deadline(), dense=dense)
+    seeker.from_start(start)
+    seeker.from_elsewhere(start)
+    return seeker.best(start)
 
 
-def _ascend(evaluate: Evaluate, start: np.ndarray) -> list[np.ndarray]:
-    """Points on the way to a mode, the last one there; none if the start is no start."""
-    path: list[np.ndarray] = []
+class _Seeker:
+    """Collects Gaussians at modes, and chooses from them."""
 
-    from scipy import optimize  # slow to import
+    def __init__(
+        self,
+        target: Target,
+        rng: np.random.Generator,
+        options: SearchOptions,
+        deadline: Deadline,
+        *,
+        dense: bool,
+    ):
+        self._target, self._rng, self._options = target, rng, options
+        self._deadline, self._dense = deadline, dense
+        self._found: list[Candidate] = []
 
-    def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = evaluate(x[None])
-        if not (np.isfinite(value).all() and np.isfinite(gradient).all()):
-            return np.inf, np.zeros_like(x)
-        return -value[0], -gradient[0]
+    def from_start(self, start: np.ndarray) -> None:
+        """Add the first mode, and Gaussians at points on the way there."""
+        half = self._rng.standard_normal((self._options.elbo_draws // 2, len(start)))
+        # With mean 0: no Gaussian is better for being off.
+        self._noise = np.concatenate([half, -half])
+        self._add(Frame(start, np.ones(len(start))))
+        for point in self._way(self._ascend(start)):
+            self._add(self._laplace(point))
+        self._add(self._climb(self._found[-1].frame))
 
-    if not np.isfinite(negative(start)[0]):
-        return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # differences of infinities in the line search
-        result = optimize.minimize(
-            negative,
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            callback=lambda x: path.append(x.copy()),
-            # No absolute bound of the gradient: it has units.
-            options={"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": 1e-10, "gtol": 0.0},
+    def from_elsewhere(self, start: np.ndarray) -> None:
+        """Look for modes elsewhere, as long as time and evaluations are left."""
+        options, counts = self._options, self._target.evaluations
+        around, n_known = [self._found[0].frame, self._found[-1].frame], 0
+        for i in range(1, options.n_starts):
+            if n_known == options.same_in_a_row:
+                break
+            if (
+                self._deadline.has_passed
+                or counts.curvatures > options.max_curvatures
+                or counts.gradients > options.max_gradients
+            ):
+                left = options.n_starts - i
+                _log.info("%d of %d starting points were left out.", left, options.n_starts)
+                break
+            spreads = (options.spreads, options.multiples)[i % 2]
+            spread = spreads[i // 2 % len(spreads)]
+            point = around[i % 2].forward(spread * self._rng.standard_normal(len(start)))
+            path = self._ascend(point)
+            if path and all(
+                _distance(c.frame, path[-1]) > options.same_mode for c in self._found[1:]
+            ):
+                self._add(self._climb(self._laplace(path[-1])))
+                n_known = 0
+            else:
+                n_known += 1
+
+    def best(self, start: np.ndarray) -> Frame:
+        """The best of all, or one over those that are apart; without a scale if there is none."""
+        options = self._options
+        apart: list[Candidate] = []
+        for candidate in sorted(self._found, key=lambda c: -c.elbo):
+            if all(_distance(c.frame, candidate.frame.center) > options.same_mode for c in apart):
+                apart.append(candidate)
+        [log_density] = self._target.value(start[None])
+        # Nowhere, or somewhere far off. Few draws in a tail may make any ELBO small, though.
+        is_lost = apart[0].typical < log_density - options.lost * len(start)
+        if is_lost or not math.isfinite(apart[0].elbo):
+            return Frame(start)
+        share = np.exp([c.elbo - apart[0].elbo for c in apart])
+        kept = [c.frame for c, w in zip(apart, share, strict=True) if w > options.min_share]
+        _log.info(
+            "Start: ELBO %.5g of the best of %d Gaussians, %d apart from each other; %s.",
+            apart[0].elbo,
+            len(self._found),
+            len(kept),
+            self._target.evaluations,
         )
-    on_the_way = np.linspace(0, max(len(path) - 1, 0), WAY_POINTS + 1)[1:-1].astype(int).tolist()
-    points = [*(path[i] for i in dict.fromkeys(on_the_way) if path), result.x]
-    return [point for point in points if np.isfinite(point).all()]
+        if len(kept) > 1:
+            return _cover(kept, share[share > options.min_share], dense=self._dense)
+        return self._shrink(apart[0]).frame
 
+    def _add(self, frame: Frame) -> None:
+        self._found.append(Candidate.of(self._target, frame, self._noise))
 
-def _climb(evaluate: Evaluate, frame: Frame, *, dense: bool) -> Frame:
-    """Seek the mode again in the coordinates of a Gaussian, where it is easier to find."""
+    def _ascend(self, point: np.ndarray) -> Path:
+        """The way to a mode, in the units of the curvature at its start."""
+        frame = Frame(point)
+        if self._target.takes_newton_steps:
+            frame = Frame(point, self._units(point))
+        return ascend(self._target, frame, self._options, self._deadline)
 
-    def inside(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, gradient = evaluate(frame.forward(z))
-        return value, frame.pullback(gradient)
+    def _units(self, point: np.ndarray) -> np.ndarray:
+        matrix = self._target.curved(point)[2]
+        with np.errstate(all="ignore"):
+            sd = 1 / np.sqrt(np.abs(matrix.diagonal()))
+        return np.where(np.isfinite(sd) & (sd > 0), sd, 1.0)
 
-    for _ in range(MAX_CLIMBS):
-        path = _ascend(inside, np.zeros(len(frame.center)))
-        if not path or np.abs(path[-1]).max() < 0.01:
-            break
-        frame = _laplace(evaluate, frame.forward(path[-1]), dense=dense)
-    return frame
+    def _way(self, path: Path) -> Path:
+        """Some points of the way, and its end."""
+        points = self._options.way_points + 1
+        steps = np.linspace(0, max(len(path) - 1, 0), points)[1:-1].astype(int).tolist()
+        return [*(path[i] for i in dict.fromkeys(steps) if path), *path[-1:]]
 
+    def _climb(self, frame: Frame) -> Frame:
+        """Seek the mode again in the coordinates of a Gaussian, where it is easier to find."""
+        for _ in range(self._options.max_climbs):
+            if self._deadline.has_passed:
+                break
+            path = ascend(self._target, frame, self._options, self._deadline)
+            if not path or np.abs(frame.inverse(path[-1])).max() < self._options.at_mode:
+                break
+            frame = self._laplace(path[-1])
+        return frame
 
-def _laplace(evaluate: Evaluate, point: np.ndarray, *, dense: bool) -> Frame:
-    """The Gaussian with the curvature of the log density at a point."""
-    dim = len(point)
-    if dim > MAX_DIAGONAL:
-        return Frame(point)
-    sd = 0.1 * np.maximum(1.0, np.abs(point))
-    for _ in range(2):  # the first time finds the scale of the differences for the second
-        steps = 0.02 * sd
-        _, gradients = evaluate(np.concatenate([point + np.diag(steps), point - np.diag(steps)]))
-        with np.errstate(all="ignore"):  # what is not finite is not used
-            curvature = (gradients[dim:] - gradients[:dim]) / (2 * steps[:, None])
-        diagonal = np.diagonal(curvature)
-        is_peak = np.isfinite(curvature).all(axis=1) & (diagonal > 0)
+    def _laplace(self, point: np.ndarray) -> Frame:
+        """The Gaussian with the curvature of the log density at a point.
+
+        In high dimensions, and without correlations, its standard deviations are those given the
+        other coordinates: of all Gaussians without correlations that one has the largest ELBO.
+        """
+        matrix = self._target.curved(point)[2]
+        diagonal = matrix.diagonal()
+        is_peak = np.isfinite(diagonal) & (diagonal > 0)
         sd = np.where(is_peak, 1 / np.sqrt(np.where(is_peak, diagonal, 1.0)), 1.0)
-    if not dense or dim > MAX_DENSE:
-        return Frame(point, sd)
-    scaled = np.where(np.isfinite(curvature), curvature, 0.0) * sd * sd[:, None]
-    scaled[~is_peak] = scaled[:, ~is_peak] = 0.0
-    scaled[~is_peak, ~is_peak] = 1.0
-    values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
-    # In a direction without a peak: the scale of the coordinates.
-    values = np.where(values > MIN_CURVATURE, values, 1.0)
-    root = sd[:, None] * vectors / np.sqrt(values)
-    return Frame(point, _cholesky(root @ root.T))
+        if not self._dense or len(point) > MAX_DENSE:
+            return Frame(point, sd)
+        full = dense_array(matrix)
+        is_peak &= np.isfinite(full).all(axis=1)
+        scaled = np.where(np.isfinite(full), full, 0.0) * sd * sd[:, None]
+        scaled[~is_peak] = scaled[:, ~is_peak] = 0.0
+        scaled[~is_peak, ~is_peak] = 1.0
+        values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
+        # In a direction without a peak: the scale of the coordinates.
+        values = np.where(values > self._options.flat, values, 1.0)
+        root = sd[:, None] * vectors / np.sqrt(values)
+        return Frame(point, _cholesky(root @ root.T))
+
+    def _shrink(self, best: Candidate) -> Candidate:
+        """Narrow a Gaussian as long as its ELBO gains: its curvature knows nothing of walls."""
+        for _ in range(self._options.max_halvings):
+            narrower = Candidate.of(self._target, best.frame.widened(0.5), self._noise)
+            if narrower.elbo <= best.elbo:
+                break
+            best = narrower
+        return best
 
 
 def _cholesky(cov: np.ndarray) -> np.ndarray:
@@ -270,16 +309,6 @@ def with_covariance(center: np.ndarray, cov: np.ndarray, *, dense: bool = True) 
     if not dense or len(center) > MAX_DENSE:
         return Frame(center, np.sqrt(np.diagonal(cov)))
     return Frame(center, _cholesky(cov))
-
-
-def _shrink(evaluate: Evaluate, best: Candidate, noise: np.ndarray) -> Candidate:
-    """Narrow a Gaussian as long as its ELBO gains: its curvature says nothing of walls nearby."""
-    for _ in range(MAX_HALVINGS):
-        narrower = Candidate.of(evaluate, best.frame.widened(0.5), noise)
-        if narrower.elbo <= best.elbo:
-            break
-        best = narrower
-    return best
 
 
 def _distance(frame: Frame, point: np.ndarray) -> float:

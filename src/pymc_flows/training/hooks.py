@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +13,10 @@ import numpy as np
 
 from pymc_flows.callbacks import Tracker
 from pymc_flows.flows import Chain
+from pymc_flows.support.deadline import Deadline
 from pymc_flows.training.config import Callback, call_interval, interval_of
 from pymc_flows.training.loop import Chunk
+from pymc_flows.training.optimizers import Schedule
 from pymc_flows.training.state import FitState
 
 _log = logging.getLogger(__name__)
@@ -109,6 +113,41 @@ class Settling(Hook):
             _log.info("The loss has settled after %d steps.", state.i)
             state.settle(decay)
             self.every = 0
+
+
+class TimeLimit(Hook):
+    """Ends a fit at a deadline; the last fifth of its time is for a decay of the step size.
+
+    Parameters
+    ----------
+    deadline : Deadline
+    """
+
+    def __init__(self, deadline: Deadline):
+        self._deadline, self._begin = deadline, time.perf_counter()
+        self._done, self._is_settling = 0, False
+
+    def is_due(self, i: int) -> bool:
+        """After each call of the loop, if there is a deadline."""
+        return math.isfinite(self._deadline.at)
+
+    def act(self, state: FitState, losses: np.ndarray) -> None:
+        """Look at the clock."""
+        if self._deadline.has_passed:
+            raise StopIteration("The time is up.")
+        if self._done == 0:  # the first call has compiled
+            self._begin, self._done = time.perf_counter(), state.done
+            return
+        seconds = time.perf_counter() - self._begin
+        speed = (state.done - self._done) / seconds
+        decay = int(self._deadline.left * speed)
+        if self._is_settling or 4 * decay > state.done or state.done + decay >= state.n:
+            return
+        self._is_settling = True
+        if state.has_rate and decay:
+            [rate] = state.schedule.rates(state.i, 1)
+            state.schedule = Schedule(float(rate), decay, "cosine", state.i)
+            state.n, state.plateau = state.done + decay, None
 
 
 class Checkpoint(Hook):

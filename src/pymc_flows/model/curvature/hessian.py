@@ -64,6 +64,8 @@ class Curvature:
     density : ModelDensity
     field : ndarray of int, optional
         Flat indices of the latents whose curvature is wanted, all by default.
+    near : ndarray, shape (dim,), optional
+        Where shapes and constants are found; by default the start point of the density.
 
     Attributes
     ----------
@@ -83,8 +85,13 @@ class Curvature:
         If ``field`` is not a list of different latents.
     """
 
-    def __init__(self, density: ModelDensity, field: npt.ArrayLike | None = None):
-        self._density = density
+    def __init__(
+        self,
+        density: ModelDensity,
+        field: npt.ArrayLike | None = None,
+        near: npt.NDArray[np.float64] | None = None,
+    ):
+        self._density, self._near = density, near
         self.field = _checked(field, density.dim)
         self.n_evaluations = 0
         self.n_gradients = 0
@@ -144,7 +151,7 @@ class Curvature:
     def _planned(self) -> _Plan:
         if self._plan is None or not self._plan.is_current():
             with no_compiler():
-                self._plan = _Plan(self._density, self.field)
+                self._plan = _Plan(self._density, self.field, self._near)
             if self._plan.differenced and not self._said:
                 self._said = True
                 _log.info("%s", self._plan.reason())
@@ -172,8 +179,8 @@ def _checked(field: npt.ArrayLike | None, dim: int) -> Ints:
 class _Plan:
     """All that is found once: what to evaluate, and where its numbers go."""
 
-    def __init__(self, density: ModelDensity, field: Ints):
-        self._density, self._field = density, field
+    def __init__(self, density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None):
+        self._density, self._field, self._near = density, field, near
         self._column = np.full(density.dim, -1, dtype=np.intp)
         self._column[field] = np.arange(len(field))
         pairs = zip(density.model.value_vars, density.slots, strict=True)
@@ -187,7 +194,7 @@ class _Plan:
         terms = dict(zip(named, expanded(list(named.values()), self._inputs), strict=True))
         nodes = live_nodes(list(terms.values()), self._inputs)
         live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
-        known = facts(density, nodes, live, [*terms.values()])
+        known = facts(density, nodes, live, [*terms.values()], near)
         self._opaque: dict[str, list[str]] = {}
         covered = []
         for name, term in terms.items():
@@ -261,7 +268,7 @@ class _Plan:
 
     def _coefficients(self, graph: Cut) -> Facts:
         given = {c for coefs in graph.linear.values() for c in coefs.values()}
-        return values_of(self._density, [c for c in given if isinstance(c, Variable)])
+        return values_of(self._density, [c for c in given if isinstance(c, Variable)], self._near)
 
     def _differences(self, terms: Sequence[TensorVariable]) -> Ints:
         """Prepare the differences of terms that are not covered; entries of their Hessian."""
@@ -271,7 +278,7 @@ class _Plan:
             return np.zeros(0, dtype=np.intp)
         nodes = dependents(terms, self._inputs)
         live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
-        known = facts(self._density, nodes, live, terms)
+        known = facts(self._density, nodes, live, terms, self._near)
         columns = {
             value: identity(self._column[slot.slice], len(self._field))
             for value, slot in self._inputs.items()

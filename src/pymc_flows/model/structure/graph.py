@@ -168,6 +168,7 @@ def facts(
     nodes: Sequence[Apply],
     depends: set[Variable],
     outputs: Sequence[Variable] = (),
+    near: np.ndarray | None = None,
 ) -> Facts:
     """Evaluate what the relations of ``nodes`` need: one pass of NumPy, nothing compiled.
 
@@ -179,6 +180,8 @@ def facts(
         What varies: only its shapes are asked for.
     outputs : sequence of Variable
         Further variables whose shapes are asked for.
+    near : ndarray, shape (dim,), optional
+        Where they are evaluated; by default the start point of the density.
     """
     shaped: dict[Variable, None] = dict.fromkeys(outputs)
     wanted: dict[Variable, None] = {}
@@ -187,33 +190,38 @@ def facts(
         needed = node.inputs[:1] if is_switch(node) else node.inputs
         if is_switch(node) or not is_elementwise(node):
             wanted.update(dict.fromkeys(v for v in needed if v not in depends))
-    known = values_of(density, list(wanted))
+    known = values_of(density, list(wanted), near)
     inputs = density.model.value_vars
     shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}
     shapes |= {v: slot.shape for v, slot in zip(inputs, density.slots, strict=True)}
     open_shapes = [v for v in shaped if v not in shapes]
-    found = _evaluated(density, [v.shape for v in open_shapes])
+    found = _evaluated(density, [v.shape for v in open_shapes], near)
     shapes |= {v: tuple(map(int, s)) for v, s in zip(open_shapes, found, strict=True)}
     return Facts(shapes, known.values, known.fixed).joined(known)
 
 
-def values_of(density: ModelDensity, variables: Sequence[Variable]) -> Facts:
-    """Evaluate variables at the start point of a density."""
+def values_of(
+    density: ModelDensity, variables: Sequence[Variable], near: np.ndarray | None = None
+) -> Facts:
+    """Evaluate variables at a point (dim,), by default the start point of a density."""
     values = {v: v.data for v in variables if isinstance(v, Constant)}
     computed = [v for v in variables if v not in values and hasattr(v.type, "dtype")]
-    values |= dict(zip(computed, _evaluated(density, computed), strict=True))
+    values |= dict(zip(computed, _evaluated(density, computed, near), strict=True))
     varying = _varying(list(values), density.model.value_vars)
     shapes = {v: tuple(getattr(value, "shape", ())) for v, value in values.items()}
     return Facts(shapes, values, frozenset(values).difference(varying))
 
 
-def _evaluated(density: ModelDensity, outputs: Sequence[Variable]) -> list[Any]:
+def _evaluated(
+    density: ModelDensity, outputs: Sequence[Variable], near: np.ndarray | None
+) -> list[Any]:
     if not outputs:
         return []
     inputs = density.model.value_vars
     fn = pytensor.function(inputs, list(outputs), mode=NUMPY, on_unused_input="ignore")
     with np.errstate(all="ignore"):
-        found: list[Any] = fn(*split_point(density, density.start()))
+        point = density.start() if near is None else near
+        found: list[Any] = fn(*split_point(density, point))
     return found
 
 

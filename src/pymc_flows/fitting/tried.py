@@ -1,0 +1,175 @@
+"""What `fit(formula='auto')` has tried so far, and which of it is best."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.diagnostics.quality import Quality, measure
+from pymc_flows.field.state import FieldState
+from pymc_flows.fitting.ladder import Ladder, Rung
+from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.importance import LACKING, known_evidence
+from pymc_flows.support.deadline import Deadline
+from pymc_flows.support.evaluations import Evaluations
+from pymc_flows.support.interrupts import Interrupts
+from pymc_flows.training.config import FitConfig
+from pymc_flows.training.trainer import Outcome
+
+_log = logging.getLogger(__name__)
+
+# Draws that judge a fit.
+JUDGED_BY = 4_000
+
+
+class Tried:
+    """What a search has fitted so far.
+
+    Parameters
+    ----------
+    seeds : iterator of int
+        Of the draws that judge.
+    deadline : Deadline
+
+    Attributes
+    ----------
+    rungs : list of Rung
+    notes : list of str
+        What was left out, and what failed.
+    counts : Evaluations
+        Of the running rung.
+    """
+
+    def __init__(self, seeds: Iterator[Any], deadline: Deadline):
+        self.rungs: list[Rung] = []
+        self.notes: list[str] = []
+        self.deadline = deadline
+        self.start_rung()
+        self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
+        self._seeds = seeds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the running rung so far."""
+        return time.perf_counter() - self._begin
+
+    def start_rung(self) -> None:
+        """Count time and evaluations of the next rung."""
+        self._begin, self.counts = time.perf_counter(), Evaluations()
+
+    def train(self, inference: NFVI, config: FitConfig) -> Outcome:
+        """Fit until the deadline, and count gradients."""
+        limited = {"deadline": self.deadline} if math.isfinite(self.deadline.at) else {}
+        outcome = inference.train(config, **limited)
+        self.counts.gradients += outcome.steps * config.obj_n_mc
+        return outcome
+
+    def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
+        """Measure a fit with these convergence warnings."""
+        with Interrupts(deferred=False):
+            quality = measure(approx, JUDGED_BY, random_seed=int(next(self._seeds)))
+        self.counts.densities += JUDGED_BY
+        return self._add(approx, quality, steps, warnings)
+
+    def judge_structured(self, approx: NormalizingFlow) -> Quality:
+        """Take what the weights of a field given hyperparameters say."""
+        assert isinstance(approx.q, FieldState)
+        self.counts = approx.q.found.evaluations.copy()
+        return self._add(approx, approx.q.quality, 0, ())
+
+    def _add(
+        self, approx: NormalizingFlow, quality: Quality, steps: int, warnings: Sequence[str]
+    ) -> Quality:
+        self._fitted.append((approx, warnings))
+        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, self.counts.copy()))
+        _log.info(
+            "%s: ELBO %.5g, k-hat %.2f; %s in %.1f s.",
+            approx.formula,
+            quality.elbo,
+            quality.khat,
+            self.counts,
+            self.seconds,
+        )
+        return quality
+
+    def best(self, ended: str) -> NormalizingFlow:
+        """Take the best, and say what speaks against it and why the search ended early, if so."""
+        qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
+        taken = best_of(qualities)
+        (best, warnings), quality = self._fitted[taken], qualities[taken]
+        best.ladder = Ladder(tuple(self.rungs), taken, tuple(self.notes))
+        _log.info("Tried:\n%s", best.ladder)
+        if (lacking := best.ladder.lacking(quality)) > LACKING:
+            _log.warning(
+                "%s lacks %.0f %% or more of the evidence that another formula knew of: perhaps a"
+                " mode is missing.\n"
+                "Try anneal=0.5, or draws of MCMC as the reference of pymc_flows.report.",
+                best.formula,
+                100 * lacking,
+            )
+        if ended:
+            _log.warning(
+                "%s: nothing further is tried. Taken is %r, the best so far%s.",
+                ended,
+                str(best.formula),
+                "; it can be used as it is" if quality.is_trusted else "",
+            )
+        for text in warnings:
+            _log.warning("%s", text)
+        if not quality.is_usable:
+            _log.warning(
+                "None of %d flows can be used: the best has ELBO %.5g and k-hat %.2f.\n"
+                "Give start= a point nearer to the posterior or a formula of your own, look at "
+                "pymc_flows.report(approx), or use MCMC.",
+                len(self.rungs),
+                quality.elbo,
+                quality.khat,
+            )
+        elif not quality.is_trusted:
+            _log.warning(
+                "The best of %d flows has k-hat %.2f: look at pymc_flows.report(approx) before you "
+                "use it, and try more steps or a formula of your own.",
+                len(self.rungs),
+                quality.khat,
+            )
+        return best
+
+
+def gap(rungs: Sequence[Rung]) -> float:
+    """How much less than the evidence the last ELBO is, in nats.
+
+    The evidence is the largest that trusted weights of any rung tell: a flow that lacks mass does
+    not know of it.
+    """
+    found = [rung.quality for rung in rungs if rung.quality is not None]
+    last = found[-1]
+    return max(last.log_evidence, known_evidence(found)) - last.elbo
+
+
+def is_good(rungs: Sequence[Rung], enough: float) -> bool:
+    """Whether the last leaves nothing to gain."""
+    quality = rungs[-1].quality
+    return quality is not None and quality.is_trusted and gap(rungs) < enough
+
+
+def best_of(qualities: Sequence[Quality]) -> int:
+    """The first whose ELBO no later one exceeds by more than the noise of their difference.
+
+    Of two that are as good, one whose weights can be trusted.
+    """
+    best = 0
+    for i, quality in enumerate(qualities):
+        other = qualities[best]
+        # Of an ELBO that is all noise, the error must not hide a gain.
+        noise = 2 * np.hypot(quality.elbo_error, min(other.elbo_error, quality.elbo_error))
+        is_better = not np.isfinite(other.elbo) or quality.elbo > other.elbo + noise
+        is_as_good = quality.elbo > other.elbo - noise
+        if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):
+            best = i
+    return best

@@ -1,0 +1,161 @@
+"""The log density that a start is sought for, with its derivatives, and how often it was asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import scipy
+
+from pymc_flows.backends.ops import has_loop
+from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.start.options import MAX_DENSE, SEARCH
+from pymc_flows.support.evaluations import Evaluations
+
+_log = logging.getLogger(__name__)
+
+type Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+type Matrix = np.ndarray | scipy.sparse.csc_matrix
+
+
+def dense(matrix: Matrix) -> np.ndarray:
+    """The matrix as an array."""
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
+class Curved(Protocol):
+    """An exact Hessian: what `Curvature` is."""
+
+    n_gradients: int
+
+    def value_grad_curvature(self, z: np.ndarray) -> tuple[float, np.ndarray, Matrix]:
+        """Log density, gradient (dim,) and −∇² (dim, dim) at z (dim,)."""
+
+
+class Target:
+    """A log density, its gradient and its curvature.
+
+    Parameters
+    ----------
+    evaluate : callable
+        Log density (n,) and its gradient (n, dim) at points (n, dim).
+    value : callable, optional
+        The log density alone.
+    curvature : Curved, optional
+        Without it, curvatures are differences of gradients.
+    is_cheap : bool
+        Whether a curvature costs no more than a few gradients.
+    evaluations : Evaluations, optional
+        Counts on from these.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        value: Callable[[np.ndarray], np.ndarray] | None = None,
+        curvature: Curved | None = None,
+        *,
+        is_cheap: bool = True,
+        evaluations: Evaluations | None = None,
+    ):
+        self._evaluate, self._value, self._curvature = evaluate, value, curvature
+        self._scale: np.ndarray | None = None
+        self.takes_newton_steps = curvature is not None and is_cheap
+        self.evaluations = Evaluations() if evaluations is None else evaluations
+
+    @classmethod
+    def of(
+        cls,
+        density: ModelDensity,
+        near: np.ndarray | None = None,
+        evaluations: Evaluations | None = None,
+    ) -> Target:
+        """The target of a model, read at a point (dim,) with a density."""
+        log_density = LogDensity(density)
+        curvature = _exact(density, near)
+        is_cheap = False
+        if curvature is not None:
+            is_full = curvature.pattern.nnz > SEARCH.full * density.dim**2
+            is_cheap = not curvature.differenced and not (is_full and density.dim > MAX_DENSE)
+        return cls(
+            log_density.value_and_grad,
+            log_density.value,
+            curvature,
+            is_cheap=is_cheap,
+            evaluations=evaluations,
+        )
+
+    def value(self, points: np.ndarray) -> np.ndarray:
+        """Log density (n,) at points (n, dim), in nats."""
+        if self._value is None:
+            return self.value_and_grad(points)[0]
+        self.evaluations.densities += len(points)
+        with np.errstate(all="ignore"):  # far off, where a search may look
+            return self._value(points)
+
+    def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density (n,) and its gradient (n, dim) at points (n, dim)."""
+        self.evaluations.gradients += len(points)
+        with np.errstate(all="ignore"):
+            return self._evaluate(points)
+
+    def curved(self, point: np.ndarray) -> tuple[float, np.ndarray, Matrix]:
+        """Log density, gradient (dim,) and −∇² (dim, dim) at a point (dim,)."""
+        if self._curvature is None:
+            [value], [gradient] = self.value_and_grad(point[None])
+            return value, gradient, self._differences(point)
+        before = self._curvature.n_gradients
+        found = self._curvature.value_grad_curvature(point)
+        self.evaluations.curvatures += 1
+        self.evaluations.gradients += 1 + self._curvature.n_gradients - before
+        return found
+
+    def _differences(self, point: np.ndarray) -> np.ndarray:
+        """Curvature by central differences, all coordinates one by one.
+
+        The steps follow the standard deviations, which the first time have to be found first. In
+        more dimensions than `MAX_DENSE` that would be too many gradients: 0.
+        """
+        dim, sd = len(point), self._scale
+        if dim > MAX_DENSE:
+            return np.zeros((dim, dim))
+        rounds = 2 if sd is None else 1
+        if sd is None:
+            sd = 0.1 * np.maximum(1.0, np.abs(point))
+        for _ in range(rounds):
+            steps = 0.02 * sd
+            moved = np.concatenate([point + np.diag(steps), point - np.diag(steps)])
+            _, gradients = self.value_and_grad(moved)
+            with np.errstate(all="ignore"):  # what is not finite is not used
+                found: np.ndarray = (gradients[dim:] - gradients[:dim]) / (2 * steps[:, None])
+            diagonal = np.diagonal(found)
+            is_peak = np.isfinite(found).all(axis=1) & (diagonal > 0)
+            sd = np.where(is_peak, 1 / np.sqrt(np.where(is_peak, diagonal, 1.0)), 1.0)
+        self._scale = sd
+        return found
+
+
+def _exact(density: ModelDensity, near: np.ndarray | None) -> Curvature | None:
+    """The exact curvature of a model; None, which the log says, where it cannot be used."""
+    if has_loop(density.terms):
+        # Its gradient in NumPy would go step by step through Python.
+        _log.info(
+            "The model has a loop: curvatures are differences, %d gradients each.", 2 * density.dim
+        )
+        return None
+    try:
+        curvature = Curvature(density, near=near)
+        curvature.pattern  # noqa: B018 - reads the graph
+    except Exception as error:  # a graph of any kind; there is another way to go on
+        _log.warning(
+            "The curvature of the model could not be read, and is differenced, %d gradients each "
+            "time: %s",
+            2 * density.dim,
+            error,
+        )
+        return None
+    return curvature
