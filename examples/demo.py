@@ -320,7 +320,8 @@ def main() -> None:
 
     mpl.use("Agg")
     started = time.perf_counter()
-    print(HEADER)
+    print("Two fits at a time, the slowest first; the first row takes a minute or two.\n")
+    print(HEADER, flush=True)
     tasks = [
         Task(target, formula, arguments.steps)
         for target in TARGETS

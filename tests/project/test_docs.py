@@ -110,3 +110,20 @@ def test_the_page_on_structure_shows_what_it_prints(capsys):
     [code] = BLOCK.findall(text)
     exec(code, {})
     assert f"```\n{capsys.readouterr().out}```\n" in text
+
+
+def test_the_page_on_hierarchies_runs(capsys):
+    text = (DOCS / "howto" / "hierarchies.md").read_text("utf-8")
+    fit, draws, *_ = BLOCK.findall(text)
+    namespace: dict[str, object] = {}
+    exec(fit, namespace)
+    # Numbers depend on the machine in their last digits; what was fitted and the verdict do not.
+    printed = capsys.readouterr().out
+    [row] = [line for line in printed.splitlines() if line.endswith("taken")]
+    assert row.startswith("tril-loc | laplace")
+    assert "Good where it has draws" in printed
+    exec(draws, namespace)
+    attrs = namespace["idata"].sample_stats.attrs
+    assert attrs["correct"] == "resample"
+    assert attrs["n_groups"] == 30
+    assert "correct" not in namespace["q"].sample_stats.attrs

@@ -31,7 +31,6 @@ ORDER = (
     "training",
     "approximation",
     "start",
-    "field",
     "diagnostics",
     "fitting",
     "mcmc",

@@ -37,8 +37,8 @@ def report(
 
     Importance weights p/q of the draws give the evidence, k-hat and the errors of means and
     standard deviations; they are blind to modes that the approximation never visited. Draws of a
-    reference are not: a mode is missing if more of them have a larger log p − log q than any draw
-    of the approximation than the tail of the weights predicts.
+    reference are not: a mode counts as missing if their log p − log q exceeds the largest value
+    among the approximation's draws more often than the tail of the weights predicts.
 
     Parameters
     ----------

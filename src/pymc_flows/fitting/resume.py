@@ -68,7 +68,7 @@ def load(
     Raises
     ------
     StorageError
-        If the file is damaged or none of ours, or belongs to another model or other data; the
+        If the file is damaged, is not from `save`, or belongs to another model or data; the
         message says what differs.
     FormulaError
         If the formula has a flow that is not registered.
@@ -108,7 +108,7 @@ def resume(
     On the same machine, with the same versions, the result has the bits of the fit that was not
     interrupted. (On numba a process that compiles a fit for the very first time may round in
     another way than those that then find it in PyTensor's cache on disk; only those agree to the
-    last bit.) If the file is a checkpoint, it goes on being one. A fit that had finished is
+    last bit.) A checkpoint goes on being written. A fit that had finished is
     restored and takes no step; `NFVI.refine` continues it.
 
     Parameters
@@ -120,7 +120,7 @@ def resume(
     check_density : bool
         As for `load`. False lets the fit go on with other data or priors.
     callbacks : list of callable
-        Those of the fit. They get its index, and all losses; what else they remember is theirs.
+        Those of the fit. They get the index of the step and all losses; no file holds their state.
     progressbar, progressbar_theme
         As in `NFVI.fit`.
     obj_optimizer : callable, optional

@@ -17,7 +17,7 @@ LOOKS = 4
 
 @dataclass(frozen=True)
 class Plateau:
-    """Stop when one can be confident that the loss hardly falls any more.
+    """Stop once the loss has settled, by a confidence bound of what is still to be gained.
 
     A straight line is fitted to the mean losses of 16 blocks of the last ``window`` steps. Once the
     upper 95 % confidence bound of its fall over as many further steps is below ``tolerance``, the
