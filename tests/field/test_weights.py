@@ -4,10 +4,11 @@ from scipy import stats
 
 from posteriors import Bernoulli, LinearMixed
 from pymc_flows.field import FieldOptions
+from pymc_flows.field.conditional.judge import judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
-from pymc_flows.field.conditional.weights import weigh_groups
+from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.factors import factoring
 
 
@@ -107,3 +108,13 @@ def test_means_of_a_skewed_field_are_corrected(rng):
     p = np.exp(eta - 9 * np.logaddexp(0, eta) + stats.norm.logpdf(x))
     mean = x @ p / p.sum()
     assert abs(corrected.mean[0] - mean) < 0.15 * abs(laplace.mean[0] - mean)
+
+
+def test_groups_are_judged_by_the_tails_of_their_weights(rng):
+    """Weights exp(k E) of exponential E have a Pareto tail of shape k."""
+    log_weights = rng.exponential(size=(1, 4000, 3)) * np.array([0.3, 0.8, 0.0])
+    found = judge([GroupWeights(None, np.zeros(1), log_weights)])
+    np.testing.assert_allclose(found.khat[:2], [0.3, 0.8], atol=0.15)
+    assert found.khat[2] == -np.inf
+    np.testing.assert_array_equal(found.worst(2), [1, 0])
+    assert found.ess[2] == pytest.approx(4000)

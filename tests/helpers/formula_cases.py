@@ -44,6 +44,8 @@ class Demo(Flow):
 # Text, and the canonical text of the formula that it stands for.
 GOOD = [
     ("loc", "loc"),
+    ("Tril-Loc|LAPLACE ", "tril-loc | laplace"),
+    ("(planar-radial)*2-scale-loc | laplace", "(planar-radial)*2-scale-loc | laplace"),
     ("scale-loc", "scale-loc"),
     ("scale-hh*100-loc", "scale-hh*100-loc"),
     ("planar*8", "planar*8"),
@@ -96,6 +98,7 @@ LAYERS_HINT = "All repeats together may give at most 65,536 layers; use smaller 
 DASH_HINT = "Join layers with dashes, such as 'scale-loc'."
 CLOSE_HINT = "Separate options with commas and close with ')'."
 DEMO_HINT = "Options of demo (with defaults): hidden=16, rate=0.5, flag=false, kind=a."
+BAR_HINT = "Write 'tril-loc | laplace': a flow over hyperparameters, and the field given them."
 SIGNS_HINT = "A formula is made of names, numbers, spaces and the signs - * ( ) , = | only."
 
 
@@ -134,6 +137,13 @@ BAD = [
     ("scale<,>loc", "expected '-', found ','", DASH_HINT),
     ("<2>*hh", "expected a flow, found '2'", STEP_HINT),
     ("hh-<*>2", "expected a flow, found '*'", STEP_HINT),
+    # the field behind the bar
+    ("<|>laplace", "expected a flow, found '|'", STEP_HINT),
+    ("tril-loc <|>", "expected a word after '|'", BAR_HINT),
+    ("tril-loc | <laplac>", "unknown family 'laplac' of the field", BAR_HINT),
+    ("tril-loc | <2>", "expected a word, found '2'", BAR_HINT),
+    ("tril-loc | laplace <|> laplace", "expected the end, found '|'", BAR_HINT),
+    ("tril-(loc <|> laplace)", "expected '-' or ')', found '|'", DASH_HINT),
     # counts
     ("hh*<0>", bad_count("'0'"), COUNT_HINT),
     ("hh*<000>-loc", bad_count("'000'"), COUNT_HINT),

@@ -5,6 +5,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
 
 
@@ -19,6 +20,13 @@ def automatic_hessian(density: ModelDensity, z: np.ndarray) -> np.ndarray:
         fn = pytensor.function([point, direction], along, mode=NUMPY, on_unused_input="ignore")
     with np.errstate(all="ignore"):
         return np.array([fn(z, row) for row in np.eye(density.dim)])
+
+
+def differenced_hessian(density: ModelDensity, z: np.ndarray) -> np.ndarray:
+    """Hessian (dim, dim) of a log density at z by central differences of its gradient."""
+    steps = 1e-5 * np.eye(density.dim)
+    gradient = LogDensity(density).value_and_grad
+    return (gradient(z + steps)[1] - gradient(z - steps)[1]) / 2e-5
 
 
 def start_near(density: ModelDensity, seed: int = 1, scale: float = 0.1) -> np.ndarray:

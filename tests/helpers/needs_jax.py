@@ -1,8 +1,8 @@
 """A pytest plugin: mark the tests that need JAX, so that ``-m "not jax"`` leaves them out.
 
 A test needs JAX if its parameters, its code, its fixtures or the helpers of tests that these use
-name it. One that is left out by mistake runs where JAX is installed; one that is not fails where
-it is missing.
+name it, or a library that runs on it. One that is left out by mistake runs where JAX is installed;
+one that is not left out by mistake fails where it is missing.
 """
 
 import re
@@ -14,6 +14,8 @@ from types import CodeType, FunctionType, ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = {"jax", "flowjax", "numpyro", "optax"}  # what runs on JAX
+WORD = re.compile(rf"\b(?:{'|'.join(LIBRARIES)})\b", re.IGNORECASE)
 PROGRAM = re.compile(r"""import jax\b|["']jax["']""")  # in the text of a child process
 
 
@@ -29,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def needs_jax(item: pytest.Function) -> bool:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    if any(_is_jax(value) for value in parameters):
+    if any((isinstance(x, str) and WORD.search(x)) or _is_jax(x) for x in parameters):
         return True
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(each.func for fixture in fixtures for each in fixture)]
@@ -40,9 +42,9 @@ def needs_jax(item: pytest.Function) -> bool:
 def _is_jax(value: object) -> bool:
     """Whether a value is JAX or its name, or holds it."""
     if isinstance(value, str):
-        return value.lower() == "jax" or PROGRAM.search(value) is not None
+        return value.lower() in LIBRARIES or PROGRAM.search(value) is not None
     if isinstance(value, ModuleType):
-        return value.__name__.partition(".")[0] == "jax"
+        return value.__name__.partition(".")[0] in LIBRARIES
     if isinstance(value, dict):
         return any(map(_is_jax, value.values()))
     return isinstance(value, (tuple, list, set, frozenset)) and any(map(_is_jax, value))
@@ -64,7 +66,7 @@ def uses_jax(value: object, seen: set[int]) -> bool:
     codes = list(_nested(function.__code__))
     constants = [x for code in codes for x in code.co_consts if x != function.__doc__]
     names = {name for code in codes for name in code.co_names}
-    if "jax" in names or any(map(_is_jax, (*defaults, constants))):
+    if LIBRARIES & names or any(map(_is_jax, (*defaults, constants))):
         return True
     used = [function.__globals__[name] for name in names & function.__globals__.keys()]
     for module in [x for x in used if isinstance(x, ModuleType) and _is_of_tests(x)]:

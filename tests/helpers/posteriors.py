@@ -191,3 +191,40 @@ def on_grid(log_density, axes):
     weights /= weights.sum()
     mean = weights @ grid
     return mean, np.sqrt(weights @ (grid - mean) ** 2), evidence
+
+
+class CentredMeans:
+    """Means θ_i ~ N(μ, τ), measured with error; flat μ and log τ ~ N(0, 5²)."""
+
+    def __init__(self, y, error):
+        self.y, self.error = np.asarray(y), error
+
+    def by_group(self, points):
+        mu, log_tau, theta = points[:, :1], points[:, 1:2], points[:, 2:]
+        own = normal(theta - mu, np.exp(log_tau)) + normal(self.y - theta, self.error)
+        return normal(log_tau[:, 0], 5), own
+
+    def value_and_grad(self, points):
+        shared, own = self.by_group(points)
+        mu, log_tau, theta = points[:, :1], points[:, 1:2], points[:, 2:]
+        rest = (theta - mu) / np.exp(2 * log_tau)
+        gradient = np.empty_like(points)
+        gradient[:, 0] = rest.sum(axis=1)
+        gradient[:, 1] = (rest * (theta - mu) - 1).sum(axis=1) - log_tau[:, 0] / 25
+        gradient[:, 2:] = (self.y - theta) / self.error**2 - rest
+        return shared + own.sum(axis=1), gradient
+
+    def curvature(self, point):
+        diagonal = np.full(len(self.y), np.exp(-2 * point[1]) + self.error**-2)
+        return sparse.diags(diagonal, format="csc")
+
+    def log_marginal(self, g):
+        """Log density (n,) of g (n, 2) and the data."""
+        sd = np.sqrt(np.exp(2 * g[:, 1:]) + self.error**2)
+        return normal(self.y - g[:, :1], sd).sum(axis=1) + normal(g[:, 1], 5)
+
+    def posterior(self):
+        structure = Parts.of(2, np.arange(len(self.y)))
+        start, locations = np.zeros(2 + len(self.y)), np.array([True, False])
+        evaluate = self.value_and_grad, self.curvature, self.by_group
+        return Posterior(structure, *evaluate, start, locations)

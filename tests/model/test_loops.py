@@ -235,6 +235,7 @@ def test_a_single_draw_is_refused_as_well():
         plan(potential_of(BlackBox()), "jax", n_draws=1)
 
 
+@pytest.mark.jax
 def test_numba_is_chosen_for_what_jax_cannot_run(caplog):
     density = ModelDensity(potential_of(BlackBox()))
     chain = build_chain("loc", density.dim)
@@ -272,6 +273,7 @@ def test_what_only_fails_vectorised_on_jax_is_looped_over_there():
     assert found.reason.startswith("vectorised over draws on JAX, Pad fails")
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", ["ordered", "mixture_of_kinds"])
 def test_joins_of_draws_and_data_become_joins(name):
     """PyTensor's batch of joins has a gradient that JAX cannot run."""

@@ -66,6 +66,7 @@ def test_pymc3_starts_know_planar_layers_only(bench, rng):
         bench.notebook_quality.pymc3_start("planar-scale", 2, 1.0, rng)
 
 
+@pytest.mark.jax
 def test_notebook_quality(bench, tmp_path, monkeypatch):
     starts = ("PyMC3", "own, default jitter")
     monkeypatch.setattr(bench.notebook_quality, "STARTS", starts)
@@ -143,6 +144,7 @@ def test_conjugate(bench, tmp_path):
 # --------------------------------------------------------------------------- evidence and kills
 
 
+@pytest.mark.jax
 def test_evidence(bench, tmp_path, monkeypatch):
     target = bench.evidence.all_targets()["gaussian2"]
     recipe = bench.shapes.Shape(target, "scale-loc", steps=3, draws=4)

@@ -103,3 +103,10 @@ def test_links_lead_somewhere(page):
         if not target.startswith("https://"):
             folder, name = (page.parent / target).parent, Path(target).name
             assert list(folder.glob(name)), target
+
+
+def test_the_page_on_structure_shows_what_it_prints(capsys):
+    text = (DOCS / "howto" / "structure.md").read_text("utf-8")
+    [code] = BLOCK.findall(text)
+    exec(code, {})
+    assert f"```\n{capsys.readouterr().out}```\n" in text

@@ -76,6 +76,7 @@ def names(requirements: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(text).name) for text in requirements}
 
 
+@pytest.mark.jax  # the extras must be installed to be known
 @pytest.mark.parametrize(
     ("folder", "declared"),
     [("src", RUNTIME + EXTRAS), ("tests", RUNTIME + EXTRAS + group("dev"))],

@@ -93,7 +93,7 @@ def test_fixtures_are_looked_at(request, by_fixture):
     assert request.node.get_closest_marker(by_fixture["backend"]) is not None
 
 
-@pytest.mark.parametrize("backend", ["jax", "numba"])
+@pytest.mark.parametrize("backend", ["jax", "pm.fit on JAX", "NumPyro", "numba"])
 def test_parameters_are_looked_at(backend, request):
     markers = [marker.name for marker in request.node.iter_markers()]
     assert markers.count("j" + "ax") == (backend != "numba")

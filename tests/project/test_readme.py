@@ -31,7 +31,8 @@ SHORTER = {
     "error": [],
     "trust": [("random_seed=1", "200, random_seed=1")],
     "mcmc": [
-        ("sample(approx, ", "sample(approx, 100, method='imh', "),
+        ('"nvp*4-iaf(clip=20,activation=silu)-scale-loc"', '"scale-loc", n=100, progressbar=False'),
+        ("sample(flow, ", "sample(flow, 100, method='imh', "),
         ('"nvp*4-scale-loc", model)', '"scale-loc", model, n=20, progressbar=False)'),
         ("sample(again, ", "sample(again, 100, "),
     ],

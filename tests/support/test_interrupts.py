@@ -80,7 +80,7 @@ def test_an_interrupt_that_is_swallowed_between_two_calls_ends_the_fit(monkeypat
     assert inf.state.is_interrupted
 
 
-@pytest.mark.parametrize("name", ["start.search.check_start", "approximation.flow.start_state"])
+@pytest.mark.parametrize("name", ["start.search.find_start", "approximation.flow.start_state"])
 def test_an_interrupt_that_is_swallowed_before_the_fit_comes_again(monkeypatch, name):
     monkeypatch.setattr(f"pymc_flows.{name}", swallow)
     monkeypatch.setattr("pymc_flows.start.search.search", lambda *_, **__: Frame(np.zeros(1)))

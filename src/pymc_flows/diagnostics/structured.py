@@ -21,15 +21,16 @@ from pymc_flows.field.state import FieldState
 from pymc_flows.model.points import to_unconstrained
 from pymc_flows.support.seeds import RandomState, integer_seed
 
-# Numbers of draws of the posterior and of the approximation that are held for their moments.
-MOST_NUMBERS = 2.5e7
+# Draws of the posterior and of the approximation behind their moments, and the numbers that may be
+# held for them.
+MOST_DRAWS, MOST_NUMBERS = 2_000, 2.5e7
 
 
 def report_structured(
     approx: NormalizingFlow, q: FieldState, n: int, reference: Any, random_seed: RandomState
 ) -> Report:
     """Report on a field given hyperparameters, see `pymc_flows.report`."""
-    n = int(np.clip(MOST_NUMBERS // q.dim, THRESHOLDS.min_draws, n))
+    n = int(np.clip(MOST_NUMBERS // q.dim, THRESHOLDS.min_draws, min(n, MOST_DRAWS)))
     if random_seed is None:
         [seed] = approx.draw_seeds(1)
     else:

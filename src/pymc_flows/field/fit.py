@@ -7,12 +7,14 @@ import math
 
 import numpy as np
 
+from pymc_flows.field.conditional.judge import GroupQuality, judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
+from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.factors import factoring
-from pymc_flows.field.hyper.mode import HyperMode, curve, find_mode
-from pymc_flows.field.hyper.rounds import sample_hyper
+from pymc_flows.field.hyper.mode import HyperMode, find_mode
+from pymc_flows.field.hyper.rounds import HyperValues, sample_hyper
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import FieldOptions, Progress, Report
 from pymc_flows.field.posterior import Posterior
@@ -22,9 +24,8 @@ _log = logging.getLogger(__name__)
 
 # Draws of groups are fewer by this for each of several draws of the separator.
 SHARED = 4
-# Bounds of the draws behind the weights of groups: fewest, and the most relative to what the
-# options say.
-MIN_DRAWS, MAX_SHARE = 16, 4
+# Fewest draws behind the weights of groups.
+MIN_DRAWS = 16
 
 
 def fit_field(
@@ -65,16 +66,14 @@ def fit_field(
     progress = Progress(posterior.evaluations, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
-    gaussian, found, inverse = find_mode(
-        conditional, start[posterior.hyper], start[posterior.field], options, progress
-    )
-    mode = curve(conditional, gaussian, found, inverse, progress)
+    mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], options, progress)
     marginal = _marginal(conditional, mode, options, rng, progress)
     values = sample_hyper(marginal, mode, options, rng, progress)
     return FieldApproximation(
         marginal=marginal,
         mode=mode,
         values=values,
+        groups=_groups(marginal, values, options, rng, progress),
         evaluations=posterior.evaluations.copy(),
         history=tuple(progress.history),
     )
@@ -113,7 +112,7 @@ def _marginal(
         # The variance of a mean falls with the number of draws.
         share = (weights.error / options.group_error) ** 2
         wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * n_inner))
-        n_inner = int(np.clip(wanted, MIN_DRAWS, MAX_SHARE * options.group_draws))
+        n_inner = int(np.clip(wanted, MIN_DRAWS, n_inner))
         marginal.noise = NormalNoise.make(groups, n_inner, rng)
     around.corrects = not weights.is_even
     _log.info(
@@ -123,3 +122,29 @@ def _marginal(
         "Gaussian" if weights.is_even else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
     )
     return marginal
+
+
+def _groups(
+    marginal: Marginal,
+    values: HyperValues,
+    options: FieldOptions,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> GroupQuality:
+    """Judge groups at values of the hyperparameters that have weight."""
+    posterior = marginal.conditional.modes.posterior
+    if marginal.is_gaussian:
+        n = options.judge_draws
+        return GroupQuality(
+            n, np.full(posterior.n_groups, float(n)), np.full(posterior.n_groups, -np.inf)
+        )
+    places = (rng.random() + np.arange(options.judged)) / options.judged
+    chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
+    hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
+    noise = NormalNoise.make(posterior.groups, options.judge_draws, rng)
+    found = []
+    for _, gaussian in marginal.gaussians(hyper):
+        if gaussian is not None:
+            found.append(weigh_groups(posterior, gaussian, noise))
+            progress.tell("groups")
+    return judge(found)

@@ -27,15 +27,12 @@ class MarginalValues:
         Laplace's approximation of it.
     error : ndarray, shape (n,)
         Standard errors of ``log_p``, in nats; much the same noise at all values.
-    ess : ndarray, shape (n_groups,)
-        Smallest effective number of draws of each group; all of them if the field is Gaussian.
     """
 
     hyper: np.ndarray
     log_p: np.ndarray
     laplace: np.ndarray
     error: np.ndarray
-    ess: np.ndarray
 
 
 class Marginal:
@@ -76,11 +73,8 @@ class Marginal:
 
     def evaluate(self, hyper: np.ndarray, progress: Progress, stage: str) -> MarginalValues:
         """Evaluate at values (n, n_hyper)."""
-        n_groups = self.conditional.modes.posterior.n_groups
-        n_inner = len(self.noise) // self.n_outer
         log_p, laplace = np.full(len(hyper), -np.inf), np.full(len(hyper), -np.inf)
         error = np.zeros(len(hyper))
-        ess = np.full(n_groups, float(n_inner))
         for i, gaussian in self.gaussians(hyper):
             if gaussian is not None:
                 laplace[i] = gaussian.log_marginal
@@ -89,6 +83,5 @@ class Marginal:
                 else:
                     weights = self.weigh(gaussian)
                     log_p[i], error[i] = weights.log_marginal, weights.error
-                    ess = np.minimum(ess, weights.ess)
             progress.tell(stage)
-        return MarginalValues(hyper, np.where(np.isnan(log_p), -np.inf, log_p), laplace, error, ess)
+        return MarginalValues(hyper, np.where(np.isnan(log_p), -np.inf, log_p), laplace, error)

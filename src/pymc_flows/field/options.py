@@ -23,7 +23,8 @@ class FieldOptions:
     search_steps : int
         Steps of the quasi-Newton search for the mode over hyperparameters.
     max_step : float
-        Longest step of that search, in unconstrained units, in any hyperparameter.
+        Longest first step of that search, in unconstrained units, in each hyperparameter; the bound
+        is raised as long as steps reach it and gain.
     search_tolerance : float
         Gain, in nats, below which the search ends.
     quadrature_pairs : int
@@ -31,12 +32,14 @@ class FieldOptions:
     correction_steps : int
         Newton steps with expected gradients, towards the mean of a skewed field.
     group_draws : int
-        Draws of the field behind the weights of groups at the mode.
+        Most draws of the field behind the weights of groups.
     separator_draws : int
         Draws of the separator, each with a quarter of that many draws of the groups given it.
     group_error : float
-        Standard error of the corrected log marginal, in nats, that is aimed at: it sets the number
-        of draws elsewhere. Most of it is the same everywhere and does not matter.
+        Standard error of the corrected log marginal, in nats, with which fewer draws will do. Most
+        of it is the same at all values of the hyperparameters and does not matter.
+    max_axes : int
+        With more hyperparameters, the marginal is not followed along its axes.
     rounds : tuple of int
         Values of the hyperparameters in each round of adaptive importance sampling.
     values : int
@@ -51,6 +54,12 @@ class FieldOptions:
         Fewest values of a round, which show what one costs.
     enough : float
         Share of effective values of a distribution that is good enough.
+    gap : float
+        Most of log evidence − ELBO, in nats, of a distribution that is good enough.
+    judged : int
+        Values of the hyperparameters at which groups are judged.
+    judge_draws : int
+        Draws of each group there.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -68,6 +77,7 @@ class FieldOptions:
     group_draws: int = 64
     separator_draws: int = 8
     group_error: float = 0.1
+    max_axes: int = 16
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256
     formula: str = "spline(bins=10, bound=10)-tril-loc"
@@ -75,6 +85,9 @@ class FieldOptions:
     seconds_per_round: float = 4.0
     min_values: int = 32
     enough: float = 0.7
+    gap: float = 0.25
+    judged: int = 4
+    judge_draws: int = 256
     degrees: float = 8.0
     widening: float = 1.1
 

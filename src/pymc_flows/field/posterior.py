@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.gradient import BatchedGradient, Gradient
 from pymc_flows.field.options import Evaluations
@@ -14,7 +14,7 @@ from pymc_flows.model.curvature import Curvature
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
 
-type Curved = Callable[[np.ndarray], sparse.csc_matrix]
+type Curved = Callable[[np.ndarray], scipy.sparse.csc_matrix]
 type Grouped = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -50,6 +50,9 @@ class Posterior:
         the log density, in nats.
     start : ndarray, shape (dim,)
         Where a search may begin.
+    locations : ndarray of bool, shape (n_hyper,), optional
+        Which hyperparameters were not transformed: fixed effects, means of groups, in the units of
+        the data.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class Posterior:
         curvature: Curved,
         grouped: Grouped,
         start: np.ndarray,
+        locations: np.ndarray | None = None,
     ):
         self.hyper = np.asarray(structure.hyperparameters, dtype=int)
         self.field = np.asarray(structure.field, dtype=int)
         self.groups = np.asarray(structure.groups, dtype=int)
         self.n_groups = int(self.groups.max(initial=-1)) + 1
         self.start = np.asarray(start, dtype=float)
+        self.locations = np.zeros(len(self.hyper), bool) if locations is None else locations
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
 
@@ -88,6 +93,7 @@ class Posterior:
             Curvature(density, structure.field),
             GroupedDensity(density, structure),
             density.start() if start is None else start,
+            _untransformed(density)[structure.hyperparameters],
         )
 
     @property
@@ -124,8 +130,17 @@ class Posterior:
         with np.errstate(all="ignore"):
             return self._grouped(points)
 
-    def curvature(self, point: np.ndarray) -> sparse.csc_matrix:
+    def curvature(self, point: np.ndarray) -> scipy.sparse.csc_matrix:
         """−∇² log p (n_field, n_field) at a point (dim,)."""
         self.evaluations.curvatures += 1
         with np.errstate(all="ignore"):
             return self._curvature(point)
+
+
+def _untransformed(density: ModelDensity) -> np.ndarray:
+    """Which elements of the flat vector (dim,) are values of a variable as they are."""
+    found = np.zeros(density.dim, bool)
+    model = density.model
+    for value, slot in zip(model.value_vars, density.slots, strict=True):
+        found[slot.slice] = model.rvs_to_transforms[model.values_to_rvs[value]] is None
+    return found

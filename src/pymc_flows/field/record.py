@@ -7,7 +7,8 @@ from dataclasses import astuple
 
 import numpy as np
 
-from pymc_flows.field.conditional.mapping import ConditionalField, Surface
+from pymc_flows.field.conditional.judge import GroupQuality
+from pymc_flows.field.conditional.mapping import ConditionalField, Expectation, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.factors import factoring
@@ -42,10 +43,12 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
         "groups": found.posterior.groups,
         "hyper": values.hyper,
         "log_weights": values.log_weights,
-        "group_ess": values.group_ess,
+        "group_ess": found.groups.ess,
+        "group_khat": found.groups.khat,
         "quality": np.array(astuple(values.quality), dtype=float),
         "overall": np.array(astuple(values.overall), dtype=float),
-        "errors": np.array([values.error, mode.log_marginal]),
+        "errors": np.array([values.error, mode.expectation.elbo, found.groups.n_draws]),
+        "mode_gradient": mode.expectation.gradient,
         "mode": mode.gaussian.hyper,
         "mode_field": mode.gaussian.mean,
         "covariance": mode.covariance,
@@ -114,7 +117,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
     gaussian = conditional.at(hyper[None], field[None])[0]
     if gaussian is None:
         raise ValueError("the field has no mode where it had one")
-    error, log_marginal = numbers("errors", 2).tolist()
+    error, elbo, n_draws = numbers("errors", 3).tolist()
     n_values = len(numbers("log_weights", None))
     values = HyperValues(
         _flow(formula.hyper, numbers, n),
@@ -123,10 +126,13 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         numbers("log_weights", n_values),
         _quality(numbers("overall", 7)),
         error,
-        numbers("group_ess", posterior.n_groups),
     )
-    mode = HyperMode(gaussian, log_marginal, numbers("covariance", n, n), surface)
-    return FieldApproximation(marginal, mode, values, Evaluations(*evaluations), ())
+    groups = GroupQuality(
+        int(n_draws), *(numbers(f"group_{k}", posterior.n_groups) for k in ("ess", "khat"))
+    )
+    expectation = Expectation(elbo, numbers("mode_gradient", n))
+    mode = HyperMode(gaussian, expectation, numbers("covariance", n, n), surface)
+    return FieldApproximation(marginal, mode, values, groups, Evaluations(*evaluations), ())
 
 
 def _flow(formula: Formula, numbers: Callable[..., np.ndarray], n: int) -> Proposal | HyperFlow:

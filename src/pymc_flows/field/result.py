@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
@@ -40,6 +41,8 @@ class FieldApproximation:
     mode : HyperMode
     values : HyperValues
         q(g), and the values of the hyperparameters at which the marginal was evaluated.
+    groups : GroupQuality
+        Of the Gaussian over the field, group by group.
     evaluations : Evaluations
     history : tuple
         Stage, evaluations and CPU seconds, in order.
@@ -48,6 +51,7 @@ class FieldApproximation:
     marginal: Marginal
     mode: HyperMode
     values: HyperValues
+    groups: GroupQuality
     evaluations: Evaluations
     history: tuple[tuple[str, Evaluations, float], ...]
 

@@ -17,7 +17,7 @@ from pytensor.graph.op import Op
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FitError
-from pymc_flows.field.groups import GroupQuality, judge_groups
+from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.record import arrays_of, restored
 from pymc_flows.field.result import FieldApproximation
@@ -80,10 +80,14 @@ class FieldState:
     # ----------------------------------------------------------------------- draws and densities
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return n draws (n, dim) and their log densities (n,)."""
+        """Return n draws (n, dim) and their log densities (n,).
+
+        Of more than 1,000, several share their values of the hyperparameters.
+        """
         points, log_q = np.empty((0, self.dim)), np.empty(0)
         for _ in range(MAX_TRIES):
-            more = self.found.draw(n - len(points), rng)
+            left = n - len(points)
+            more = self.found.draw(left, rng, n_hyper=min(left, MOST_VALUES))
             points = np.concatenate([points, more.points])
             log_q = np.concatenate([log_q, more.log_q])
             if len(points) == n:
@@ -144,13 +148,13 @@ class FieldState:
             elbo=values.quality.elbo,
             elbo_error=values.quality.elbo_error,
             khat=overall.khat if groups.is_trusted else max(overall.khat, groups.largest_khat),
-            log_evidence_error=math.hypot(overall.log_evidence_error, groups.error),
+            log_evidence_error=math.hypot(overall.log_evidence_error, values.error),
         )
 
-    @cached_property
+    @property
     def groups(self) -> GroupQuality:
         """What the weights of the groups say."""
-        return judge_groups(self.found)
+        return self.found.groups
 
     # ----------------------------------------------------------------------------------- graphs
 

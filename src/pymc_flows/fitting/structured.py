@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
 
@@ -14,9 +15,10 @@ from pymc_flows.field import Evaluations, FieldOptions, Posterior, fit_field
 from pymc_flows.field.options import Report
 from pymc_flows.field.state import FieldState
 from pymc_flows.formula import Formula
-from pymc_flows.model.examine import check_has_weights, check_start
+from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.logp import density_of
 from pymc_flows.model.structure import Structure, structure
+from pymc_flows.start.point import find_start
 from pymc_flows.support.seeds import RandomState, integer_seeds
 
 _log = logging.getLogger(__name__)
@@ -73,10 +75,9 @@ def fit_structured(
         )
     if found.why_not is not None and not (hyper or field):
         _log.warning("A field given hyperparameters may not do here: %s", found.why_not)
-    point = density.start(start)
-    check_start(density, point)
-    options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
     seed, approx_seed = integer_seeds(random_seed, 2)
+    point = find_start(density, start, np.random.default_rng(seed))
+    options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
     fitted = fit_field(
         Posterior.of(density, found, point), options=options, random_seed=seed, report=report
     )

@@ -9,7 +9,7 @@ import pytensor.tensor as pt
 import pytest
 import scipy.sparse as sp
 
-from hessians import automatic_hessian, start_near
+from hessians import automatic_hessian, differenced_hessian, start_near
 from models import ZOO
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.curvature import Curvature
@@ -31,11 +31,11 @@ DIFFERENCED = {
 }
 
 
-def assert_exact(model, tolerance=1e-9, scale=0.1):
+def assert_exact(model, tolerance=1e-9, scale=0.1, hessian=automatic_hessian):
     density = ModelDensity(model)
     z = start_near(density, scale=scale)
     curvature = Curvature(density)
-    expected = -automatic_hessian(density, z)
+    expected = -hessian(density, z)
     assert np.isfinite(expected).all()
     error = np.abs(curvature(z).toarray() - expected).max()
     assert error <= tolerance * max(1, np.abs(expected).max())
@@ -45,7 +45,10 @@ def assert_exact(model, tolerance=1e-9, scale=0.1):
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(name):
     differenced = DIFFERENCED.get(name, ())
-    curvature = assert_exact(ZOO[name](), 1e-7 if differenced else 1e-9)
+    # PyTensor's own second derivative overflows there, as its int8 constants do.
+    hessian = differenced_hessian if name == "small_integers" else automatic_hessian
+    tolerance = 1e-7 if differenced or hessian is differenced_hessian else 1e-9
+    curvature = assert_exact(ZOO[name](), tolerance, hessian=hessian)
     assert curvature.differenced == differenced
 
 

@@ -24,6 +24,8 @@ class FieldGaussian:
         Log density of the model at (hyper, mean), in nats.
     decrement : float
         Newton decrement at which the search for the mode ended, in nats.
+    averages : tuple of float and ndarray, optional
+        Expected log density and its expected gradient (dim,) under it, where they are known.
     """
 
     hyper: np.ndarray
@@ -31,6 +33,7 @@ class FieldGaussian:
     factor: Factor
     log_joint: float
     decrement: float
+    averages: tuple[float, np.ndarray] | None = None
 
     @property
     def log_marginal(self) -> float:

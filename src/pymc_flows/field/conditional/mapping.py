@@ -13,6 +13,8 @@ from pymc_flows.field.options import FieldOptions
 
 # Gaussians that are held at once, and the bytes that they may take.
 MANY, BYTES = 64, 300e6
+# Log densities that differ by less than this share differ by rounding.
+ROUNDING = 1e-9
 # Expected gradients with a smaller decrement, in nats, correct nothing.
 SMALL = 1e-3
 
@@ -124,24 +126,30 @@ class ConditionalField:
         return self._corrected(found) if self.corrects else found
 
     def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
-        """Move means to where the expected gradient of the log density is 0."""
+        """Move means to where the expected gradient is 0, as far as that gains."""
         posterior = self.modes.posterior
         result = [g for g in found if g is not None]
+        before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
         moved: set[int] = set()
-        for _ in range(self.options.correction_steps):
+        for k in range(self.options.correction_steps + 1):
             if not active:
                 break
             values, gradients = self._averages([result[i] for i in active])
             left = []
             for i, value, gradient in zip(active, values, gradients, strict=True):
-                if not (np.isfinite(value) and np.isfinite(gradient).all()):
+                gained = np.isfinite(gradient).all() and value >= before.get(i, (value,))[0]
+                if not gained:
+                    result[i] = before[i][1] if i in before else result[i]
                     continue
+                result[i] = replace(result[i], averages=(float(value), gradient))
                 step = result[i].factor.solve(gradient[posterior.field])
-                if step @ gradient[posterior.field] > SMALL:
-                    result[i] = replace(result[i], mean=result[i].mean + step)
+                decrement = step @ gradient[posterior.field]
+                if k < self.options.correction_steps and decrement > SMALL:
+                    before[i] = float(value), result[i]
+                    result[i] = replace(result[i], mean=result[i].mean + step, averages=None)
                     left.append(i)
-            moved.update(left)
+                    moved.add(i)
             active = left
         if moved:
             rows = sorted(moved)
@@ -153,14 +161,24 @@ class ConditionalField:
         done = iter(result)
         return [None if g is None else next(done) for g in found]
 
+    def is_gaussian(self, gaussian: FieldGaussian) -> bool:
+        """Whether the log density at the quadrature's points is that of the Gaussian."""
+        posterior = self.modes.posterior
+        points = self.points[[0, -1]]
+        values, _ = posterior.value_and_grad(posterior.join(gaussian.hyper, gaussian.place(points)))
+        fallen = gaussian.log_joint - values - 0.5 * len(gaussian.mean)
+        return bool((np.abs(fallen) < ROUNDING * (1 + abs(gaussian.log_joint))).all())
+
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
         """Return expectations under Gaussians over the field."""
-        values, gradients = self._averages(gaussians)
-        hyper = self.modes.posterior.hyper
-        return [
-            Expectation(float(v) + g.log_normalizer + 0.5 * len(g.mean), gradient[hyper])
-            for v, g, gradient in zip(values, gaussians, gradients, strict=True)
-        ]
+        missing = [g for g in gaussians if g.averages is None]
+        new = zip(*self._averages(missing), strict=True) if missing else iter(())
+        hyper, found = self.modes.posterior.hyper, []
+        for gaussian in gaussians:
+            value, gradient = next(new) if gaussian.averages is None else gaussian.averages
+            entropy = gaussian.log_normalizer + 0.5 * len(gaussian.mean)
+            found.append(Expectation(float(value) + entropy, gradient[hyper]))
+        return found
 
     def _averages(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
         """Expected log density (m,) and gradient (m, dim) under m Gaussians."""

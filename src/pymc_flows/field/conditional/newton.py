@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.factors import Factor, Factoring, NotPositiveDefinite
@@ -38,7 +38,7 @@ class _Climb:
     field: np.ndarray
     value: float
     gradient: np.ndarray
-    matrix: sparse.csc_matrix | None = None
+    matrix: scipy.sparse.csc_matrix | None = None
     factor: Factor | None = None
     damping: float = 0.0
     step: np.ndarray | None = None
@@ -111,11 +111,11 @@ class FieldModes:
                 self._stop(climb)
         return [climb.result() for climb in climbs]
 
-    def curvature(self, hyper: np.ndarray, field: np.ndarray) -> sparse.csc_matrix:
+    def curvature(self, hyper: np.ndarray, field: np.ndarray) -> scipy.sparse.csc_matrix:
         """−∇² of the log density over the field, at one point."""
         return self.posterior.curvature(self.posterior.join(hyper, field)[0])
 
-    def factor(self, matrix: sparse.csc_matrix) -> Factor:
+    def factor(self, matrix: scipy.sparse.csc_matrix) -> Factor:
         """Factor a curvature; raise `NotPositiveDefinite`."""
         self.posterior.evaluations.factors += 1
         return self.factoring.factor(matrix)
@@ -184,7 +184,7 @@ class FieldModes:
         climb.matrix = climb.factor = None
 
 
-def _raised(matrix: sparse.csc_matrix, by: float) -> sparse.csc_matrix:
+def _raised(matrix: scipy.sparse.csc_matrix, by: float) -> scipy.sparse.csc_matrix:
     """The matrix plus a multiple of the identity, with its pattern."""
     if not by:
         return matrix

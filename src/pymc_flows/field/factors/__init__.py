@@ -6,7 +6,7 @@ Which factorisation is cheap depends on the pattern alone, so that `factoring` c
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite
 from pymc_flows.field.factors.blocks import BlockFactoring
@@ -20,11 +20,11 @@ __all__ = ["Factor", "Factoring", "NotPositiveDefinite", "factoring"]
 DENSE = 150
 # Blocks of the field up to this size are factored in batches.
 MAX_BLOCK = 64
-# A matrix with a larger share of non-zeros gains nothing from being sparse.
+# A matrix with a larger share of non-zeros gains nothing from being scipy.sparse.
 DENSE_SHARE = 0.3
 
 
-def factoring(pattern: sparse.csc_matrix, groups: np.ndarray | None = None) -> Factoring:
+def factoring(pattern: scipy.sparse.csc_matrix, groups: np.ndarray | None = None) -> Factoring:
     """Choose how matrices with a pattern are factored.
 
     Parameters
@@ -53,9 +53,9 @@ def factoring(pattern: sparse.csc_matrix, groups: np.ndarray | None = None) -> F
     return BorderedFactoring(pattern, rest, separator, _without_separator(inner))
 
 
-def _without_separator(pattern: sparse.csc_matrix) -> Factoring:
+def _without_separator(pattern: scipy.sparse.csc_matrix) -> Factoring:
     n = pattern.shape[0]
-    n_blocks, labels = sparse.csgraph.connected_components(pattern, directed=False)
+    n_blocks, labels = scipy.sparse.csgraph.connected_components(pattern, directed=False)
     largest = int(np.bincount(labels).max(initial=0))
     if n_blocks > 1 and largest <= MAX_BLOCK:
         return BlockFactoring(pattern, labels)

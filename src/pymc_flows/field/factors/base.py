@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 
 class NotPositiveDefinite(ArithmeticError):
@@ -48,7 +48,7 @@ class Factoring(ABC):
     """Makes factors of matrices with one pattern."""
 
     @abstractmethod
-    def factor(self, matrix: sparse.csc_matrix) -> Factor:
+    def factor(self, matrix: scipy.sparse.csc_matrix) -> Factor:
         """Factor a matrix with the pattern.
 
         Raises

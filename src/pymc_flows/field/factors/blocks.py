@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite, cholesky
 
@@ -43,7 +43,7 @@ class BlockFactor(Factor):
             found[index] = np.square(inverse).sum(axis=1)
         return found
 
-    def inverse(self) -> sparse.csr_matrix:
+    def inverse(self) -> scipy.sparse.csr_matrix:
         """Q⁻¹, as sparse as Q."""
         rows, columns, values = [], [], []
         for index, root in zip(self.indices, self.inverses, strict=True):
@@ -52,7 +52,7 @@ class BlockFactor(Factor):
             columns.append(np.tile(index, (1, k)).ravel())
             values.append((root.transpose(0, 2, 1) @ root).ravel())
         entries = (np.concatenate(rows), np.concatenate(columns))
-        return sparse.csr_matrix((np.concatenate(values), entries), shape=(self.n, self.n))
+        return scipy.sparse.csr_matrix((np.concatenate(values), entries), shape=(self.n, self.n))
 
     def _apply(
         self, matrices: tuple[np.ndarray, ...], rows: np.ndarray, *, transpose: bool = False
@@ -79,7 +79,7 @@ class BlockFactoring(Factoring):
         Component of each element.
     """
 
-    def __init__(self, pattern: sparse.csc_matrix, labels: np.ndarray):
+    def __init__(self, pattern: scipy.sparse.csc_matrix, labels: np.ndarray):
         self.n = pattern.shape[0]
         order = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels)
@@ -100,7 +100,7 @@ class BlockFactoring(Factoring):
             places = (number[labels[r]] * size + within[r]) * size + within[c]
             self._entries.append((entries, places))
 
-    def factor(self, matrix: sparse.csc_matrix) -> BlockFactor:
+    def factor(self, matrix: scipy.sparse.csc_matrix) -> BlockFactor:
         """Σ size³ multiplications, in batches."""
         lowers, inverses = [], []
         for index, (entries, places) in zip(self.indices, self._entries, strict=True):

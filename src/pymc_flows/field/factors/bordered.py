@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, cholesky
 from pymc_flows.field.factors.blocks import BlockFactor
@@ -27,7 +27,7 @@ class BorderedFactor(Factor):
     rest: np.ndarray
     separator: np.ndarray
     inner: Factor
-    coupling: np.ndarray | sparse.csr_matrix
+    coupling: np.ndarray | scipy.sparse.csr_matrix
     outer: DenseFactor
 
     @property
@@ -70,7 +70,7 @@ class BorderedFactor(Factor):
         return found
 
     @staticmethod
-    def _times(matrix: np.ndarray | sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    def _times(matrix: np.ndarray | scipy.sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
         """The matrix times each row."""
         product = (matrix @ rows.reshape(-1, rows.shape[-1]).T).T
         return np.asarray(product).reshape((*rows.shape[:-1], matrix.shape[0]))
@@ -90,25 +90,25 @@ class BorderedFactoring(Factoring):
 
     def __init__(
         self,
-        pattern: sparse.csc_matrix,
+        pattern: scipy.sparse.csc_matrix,
         rest: np.ndarray,
         separator: np.ndarray,
         inner: Factoring,
     ):
         self.rest, self.separator, self.inner = rest, separator, inner
-        entries = sparse.csc_matrix(
+        entries = scipy.sparse.csc_matrix(
             (np.arange(1, pattern.nnz + 1), pattern.indices, pattern.indptr), pattern.shape
         )
         self._inner = _sorted(entries[rest][:, rest])
         self._border = _sorted(entries[rest][:, separator])
         self._outer = _sorted(entries[separator][:, separator])
 
-    def factor(self, matrix: sparse.csc_matrix) -> BorderedFactor:
+    def factor(self, matrix: scipy.sparse.csc_matrix) -> BorderedFactor:
         """Factor both parts; the separator costs the cube of its size."""
         inner = self.inner.factor(_filled(self._inner, matrix))
         border = _filled(self._border, matrix)
         outer = _filled(self._outer, matrix).toarray()
-        coupling: np.ndarray | sparse.csr_matrix
+        coupling: np.ndarray | scipy.sparse.csr_matrix
         if isinstance(inner, BlockFactor):
             coupling = (inner.inverse() @ border).tocsr()
             if coupling.nnz > FULL * coupling.shape[0] * coupling.shape[1]:
@@ -116,18 +116,20 @@ class BorderedFactoring(Factoring):
         else:
             coupling = np.ascontiguousarray(inner.solve(border.T.toarray()).T)
         product = border.T @ coupling
-        schur = outer - (product.toarray() if sparse.issparse(product) else product)
+        schur = outer - (product.toarray() if scipy.sparse.issparse(product) else product)
         lower = cholesky((schur + schur.T) / 2)
         return BorderedFactor(self.rest, self.separator, inner, coupling, DenseFactor(lower))
 
 
-def _sorted(matrix: sparse.csc_matrix) -> sparse.csc_matrix:
+def _sorted(matrix: scipy.sparse.csc_matrix) -> scipy.sparse.csc_matrix:
     matrix = matrix.tocsc()
     matrix.sort_indices()
     return matrix
 
 
-def _filled(entries: sparse.csc_matrix, matrix: sparse.csc_matrix) -> sparse.csc_matrix:
+def _filled(
+    entries: scipy.sparse.csc_matrix, matrix: scipy.sparse.csc_matrix
+) -> scipy.sparse.csc_matrix:
     """The part of a matrix whose entries (numbers from 1) these are."""
     data = matrix.data[entries.data - 1]
-    return sparse.csc_matrix((data, entries.indices, entries.indptr), shape=entries.shape)
+    return scipy.sparse.csc_matrix((data, entries.indices, entries.indptr), shape=entries.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, cholesky
 
@@ -54,6 +54,6 @@ class DenseFactoring(Factoring):
 
     n: int
 
-    def factor(self, matrix: sparse.csc_matrix) -> DenseFactor:
+    def factor(self, matrix: scipy.sparse.csc_matrix) -> DenseFactor:
         """n³/3 multiplications."""
         return DenseFactor(cholesky(matrix.toarray()))

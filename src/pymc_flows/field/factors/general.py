@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite
 
@@ -15,7 +15,7 @@ class SparseFactor(Factor):
     """P Q P' = L D L', by SuperLU without pivoting; R is D^½ L' P."""
 
     lu: object
-    lower: sparse.csr_matrix
+    lower: scipy.sparse.csr_matrix
     root: np.ndarray
     order: np.ndarray
 
@@ -70,7 +70,7 @@ class SparseFactoring(Factoring):
 
     n: int
 
-    def factor(self, matrix: sparse.csc_matrix) -> SparseFactor:
+    def factor(self, matrix: scipy.sparse.csc_matrix) -> SparseFactor:
         """Factor; the order is sought again each time, which SuperLU does not separate."""
         from scipy.sparse import linalg
 

@@ -15,6 +15,8 @@ from pymc_flows.field.options import FieldOptions, Progress
 ARMIJO = 1e-4
 # A step that does not gain is shortened by this, so many times at most.
 SHORTER, MOST_SHORTER = 1 / 4, 8
+# A bound that a step reached is raised by this.
+FARTHER = 4.0
 # Where less than this is promised, in nats, no gain is the rounding of the lower bound.
 NEAR = 0.1
 # Widest range of the first curvatures, relative to their mean.
@@ -23,6 +25,12 @@ RANGE = 1e4
 SHARE, LEAST, MOST = 0.5, 0.01, 0.5
 # A standard deviation of a hyperparameter that its curvature does not bound.
 WIDEST = 3.0
+# Of gradients, in nats per unit, so that they can be divided by.
+SMALLEST = 1e-6
+# The least curvature in any direction, in units of that of the coordinates.
+FLATTEST = 1e-3
+# BFGS starts again from the curvature where it ended, so many times at most.
+MOST_CLIMBS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +41,8 @@ class HyperMode:
     ----------
     gaussian : FieldGaussian
         There.
-    log_marginal : float
-        The lower bound of the marginal log density there, in nats.
+    expectation : Expectation
+        Lower bound of the marginal log density there, and its gradient.
     covariance : ndarray, shape (n_hyper, n_hyper)
         Inverse of minus the Hessian of the log marginal.
     surface : Surface
@@ -42,9 +50,15 @@ class HyperMode:
     """
 
     gaussian: FieldGaussian
-    log_marginal: float
+    expectation: Expectation
     covariance: np.ndarray
     surface: Surface
+
+    @property
+    def promises(self) -> float:
+        """What Newton's step from here would gain, in nats."""
+        gradient = self.expectation.gradient
+        return 0.5 * float(gradient @ self.covariance @ gradient)
 
 
 def find_mode(
@@ -53,8 +67,10 @@ def find_mode(
     field: np.ndarray,
     options: FieldOptions,
     progress: Progress,
-) -> tuple[FieldGaussian, Expectation, np.ndarray]:
-    """Maximise the lower bound of the marginal log density (BFGS with bounded steps).
+) -> HyperMode:
+    """Maximise the lower bound of the marginal log density.
+
+    By BFGS with bounded steps; where the curvature at its end promises more, again, with that.
 
     Its gradient is E ∂ log p / ∂ hyperparameters under the Gaussian over the field, so that the
     cost does not depend on the number of hyperparameters.
@@ -69,10 +85,7 @@ def find_mode(
 
     Returns
     -------
-    gaussian : FieldGaussian
-    expectation : Expectation
-    inverse : ndarray, shape (n_hyper, n_hyper)
-        BFGS's estimate of the covariance.
+    HyperMode
 
     Raises
     ------
@@ -86,14 +99,77 @@ def find_mode(
             "is not finite there, or its curvature not positive definite\n"
             "Give other starting values, or choose the hyperparameters yourself."
         )
+    conditional.corrects = not conditional.is_gaussian(first)
     gaussian, found = first, conditional.expect([first])[0]
-    inverse = np.diag(1 / np.maximum(1.0, np.abs(found.gradient)))
-    fresh = True
+    gaussian, found = _settle(conditional, gaussian, found, options, progress)
+    gaussian, found, inverse = _climb(conditional, gaussian, found, None, options, progress)
+    mode = curve(conditional, gaussian, found, inverse, progress)
+    for _ in range(MOST_CLIMBS):
+        if mode.promises < options.search_tolerance:
+            break
+        gaussian, found, inverse = _climb(
+            conditional, mode.gaussian, mode.expectation, mode.covariance, options, progress
+        )
+        mode = curve(conditional, gaussian, found, inverse, progress)
+    return mode
+
+
+def _settle(
+    conditional: ConditionalField,
+    gaussian: FieldGaussian,
+    found: Expectation,
+    options: FieldOptions,
+    progress: Progress,
+) -> tuple[FieldGaussian, Expectation]:
+    """Newton's steps in the locations alone, whose marginal is often nearly quadratic.
+
+    They have the units of the data, so that their steps have no bound; where they end depends on
+    scales little.
+    """
+    places = np.flatnonzero(conditional.modes.posterior.locations)
+    if not 0 < len(places) <= options.max_axes:
+        return gaussian, found
+    for _ in range(MOST_CLIMBS):
+        hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
+        around = conditional.at(hyper, np.repeat(gaussian.mean[None], len(places), axis=0))
+        ends = [g for g in around if g is not None]
+        if len(ends) < len(places):
+            break
+        gradients = np.stack([e.gradient[places] for e in conditional.expect(ends)])
+        inverse = _inverse((found.gradient[places] - gradients) / LEAST)
+        step = np.zeros(len(gaussian.hyper))
+        step[places] = inverse @ found.gradient[places]
+        promised = 0.5 * float(step @ found.gradient)
+        moved = None
+        if promised > options.search_tolerance:
+            moved = _advance(conditional, gaussian, found, step)
+        progress.tell("locations")
+        if moved is None:
+            break
+        gaussian, found = moved
+    return gaussian, found
+
+
+def _climb(
+    conditional: ConditionalField,
+    gaussian: FieldGaussian,
+    found: Expectation,
+    inverse: np.ndarray | None,
+    options: FieldOptions,
+    progress: Progress,
+) -> tuple[FieldGaussian, Expectation, np.ndarray]:
+    """BFGS: where it ends, and its estimate of the covariance (n_hyper, n_hyper)."""
+    caps = np.full(len(gaussian.hyper), options.max_step)
+    fresh = inverse is None
+    if inverse is None:
+        inverse = _first(found, options)
+    else:
+        caps = np.maximum(caps, np.sqrt(np.diagonal(inverse)))
     for _ in range(options.search_steps):
-        step = np.clip(inverse @ found.gradient, -options.max_step, options.max_step)
+        step = np.clip(inverse @ found.gradient, -caps, caps)
         promised = float(step @ found.gradient)
         if promised <= 0 and not fresh:  # clipping turned it around
-            inverse = np.diag(1 / np.maximum(1.0, np.abs(found.gradient)))
+            inverse = _first(found, options)
             fresh = True
             continue
         if promised < options.search_tolerance:
@@ -103,15 +179,25 @@ def find_mode(
         if moved is None:
             if fresh or promised < NEAR:
                 break
-            inverse, fresh = np.diag(1 / np.maximum(1.0, np.abs(found.gradient))), True
+            inverse, fresh = _first(found, options), True
             continue
         new, expected = moved
+        taken = np.abs(new.hyper - gaussian.hyper)
+        # What went all the way may go farther: locations have the units of the data.
+        caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, options.max_step))
+        if (taken < 0.99 * np.abs(step)).any():
+            caps = np.maximum(options.max_step, 2 * taken)
         inverse = _updated(
             inverse, new.hyper - gaussian.hyper, found.gradient - expected.gradient, scale=fresh
         )
         fresh = False
         gaussian, found = new, expected
     return gaussian, found, inverse
+
+
+def _first(found: Expectation, options: FieldOptions) -> np.ndarray:
+    """A diagonal metric in which the first step is as long as may be, plateaus included."""
+    return np.diag(options.max_step / np.maximum(np.abs(found.gradient), SMALLEST))
 
 
 def _advance(
@@ -149,7 +235,7 @@ def curve(
     conditional: ConditionalField,
     gaussian: FieldGaussian,
     found: Expectation,
-    inverse: np.ndarray,
+    inverse: np.ndarray | None,
     progress: Progress,
 ) -> HyperMode:
     """Curvature of the log marginal by differences of its gradient, and of the field's mode.
@@ -157,12 +243,17 @@ def curve(
     Parameters
     ----------
     conditional : ConditionalField
-    gaussian, found, inverse
-        As `find_mode` returned them.
+    gaussian : FieldGaussian
+    found : Expectation
+        Under it.
+    inverse : ndarray, shape (n_hyper, n_hyper), optional
+        A rough covariance, by which steps of differences are chosen.
     progress : Progress
     """
     n = len(gaussian.hyper)
-    reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
+    reach = np.full(n, LEAST)
+    if inverse is not None:
+        reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
     hessian = np.zeros((n, n))
     slopes, bends = np.zeros((n, len(gaussian.mean))), np.zeros((n, len(gaussian.mean)))
     size = max(1, conditional.chunk // 2)
@@ -185,12 +276,15 @@ def curve(
             bends[i] = (above.mean - 2 * gaussian.mean + below.mean) / reach[i] ** 2
         progress.tell("curvature of the hyperparameters")
     surface = Surface(gaussian.hyper, gaussian.mean, slopes, bends, 2 * reach)
-    return HyperMode(gaussian, found.elbo, _inverse(hessian), surface)
+    return HyperMode(gaussian, found, _inverse(hessian), surface)
 
 
 def _inverse(hessian: np.ndarray) -> np.ndarray:
-    """Covariance; directions without curvature get a width of their own."""
+    """Inverse of a Hessian's absolute value, in units of its diagonal."""
     hessian = np.where(np.isfinite(hessian), hessian, 0.0)
-    values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
-    values = np.where(values > 1 / WIDEST**2, values, 1 / WIDEST**2)
-    return (vectors / values) @ vectors.T
+    hessian = (hessian + hessian.T) / 2
+    diagonal = np.abs(np.diagonal(hessian))
+    sd = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), WIDEST)
+    values, vectors = np.linalg.eigh(hessian * sd * sd[:, None])
+    root = sd[:, None] * vectors / np.sqrt(np.maximum(np.abs(values), FLATTEST))
+    return root @ root.T

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
+# Share of effective draws with which k-hat does not matter.
+EVEN = 0.9
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
 # than so many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
@@ -54,8 +56,6 @@ class HyperValues:
     error : float
         Standard error, in nats, of the corrected marginal itself, by which the log evidence is off
         besides.
-    group_ess : ndarray, shape (n_groups,)
-        Smallest effective number of draws of each group, over the values that have weight.
     """
 
     flow: Proposal | HyperFlow
@@ -64,7 +64,6 @@ class HyperValues:
     log_weights: np.ndarray
     overall: Quality
     error: float
-    group_ess: np.ndarray
 
 
 class _Rounds:
@@ -126,11 +125,14 @@ class _Rounds:
     def agree(self, quality: Quality) -> bool:
         """Whether a distribution's weights are even, and it lacks no mass that others found."""
         overall, options = self.overall, self.options
-        if overall is None or not quality.is_trusted:
+        # Of few and even weights, k-hat is noise.
+        is_even = quality.ess >= EVEN * quality.n_draws
+        if overall is None or not (quality.is_trusted or is_even):
             return False
         error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
         lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
-        return quality.ess >= options.enough * quality.n_draws and not lacks
+        is_close = quality.log_evidence - quality.elbo <= options.gap
+        return is_close and quality.ess >= options.enough * quality.n_draws and not lacks
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
@@ -152,10 +154,14 @@ def sample_hyper(
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
-    profiles = follow_axes(marginal.conditional, mode, progress)
+    follows = len(loc) <= options.max_axes
     for i, most in enumerate(options.rounds):
-        lower = math.sqrt(options.widening) * lower_factor(covariance)
-        wide = Proposal(loc, lower, options.degrees) if i else profiles
+        wide: Distribution
+        if i == 0 and follows:
+            wide = follow_axes(marginal.conditional, mode, progress)
+        else:
+            lower = math.sqrt(options.widening) * lower_factor(covariance)
+            wide = Proposal(loc, lower, options.degrees)
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
@@ -184,5 +190,4 @@ def sample_hyper(
         )
     weights = np.exp(rounds.log_weights)
     error = float(weights @ np.concatenate([v.error for v in rounds.values]))
-    ess = np.min([v.ess for v in rounds.values], axis=0)
-    return HyperValues(best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error, ess)
+    return HyperValues(best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import scipy
 
 type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.intp]
 
 
-def colours(pattern: sp.csr_array) -> Ints:
+def colours(pattern: scipy.sparse.csr_array) -> Ints:
     """Colour columns so that no two of a colour have a row in common (Curtis et al. 1974).
 
     Greedy, largest column first.
@@ -54,7 +54,7 @@ class ColouredHessian:
         Symmetric.
     """
 
-    def __init__(self, pattern: sp.csr_array):
+    def __init__(self, pattern: scipy.sparse.csr_array):
         self._colour = colours(pattern)
         full = pattern.tocoo()
         kept = full.row >= full.col

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytensor
 import pytensor.tensor as pt
-import scipy.sparse as sp
+import scipy
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import graph_inputs
@@ -97,7 +97,7 @@ class Curvature:
         return len(self.field)
 
     @property
-    def pattern(self) -> sp.csc_matrix:
+    def pattern(self) -> scipy.sparse.csc_matrix:
         """Entries that may differ from zero."""
         return self._planned().assembly.matrix(np.ones(self._planned().assembly.n_lower, bool))
 
@@ -106,7 +106,7 @@ class Curvature:
         """Terms whose curvature is differenced."""
         return self._planned().differenced
 
-    def __call__(self, z: npt.ArrayLike) -> sp.csc_matrix:
+    def __call__(self, z: npt.ArrayLike) -> scipy.sparse.csc_matrix:
         """Return the curvature at one point.
 
         Parameters
@@ -122,11 +122,13 @@ class Curvature:
         """
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
-    def value_grad_curvature(self, z: npt.ArrayLike) -> tuple[float, Floats, sp.csc_matrix]:
+    def value_grad_curvature(
+        self, z: npt.ArrayLike
+    ) -> tuple[float, Floats, scipy.sparse.csc_matrix]:
         """Return log density, gradient in the field (n_field,) and curvature at z (dim,)."""
         return self._at(np.asarray(z, dtype=float), with_grad=True)
 
-    def _at(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, sp.csc_matrix]:
+    def _at(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, scipy.sparse.csc_matrix]:
         if z.shape != (self._density.dim,):
             raise ArgumentError(f"expected z of shape ({self._density.dim},), got {z.shape}")
         plan = self._planned()
@@ -378,8 +380,8 @@ def _spread_rows(
     return Rows(rows.index[spread(known.shapes[leaf], shape)], rows.matrix)
 
 
-def _csr(pattern: Pattern) -> sp.csr_array:
-    return sp.csr_array(
+def _csr(pattern: Pattern) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array(
         (np.ones(len(pattern.indices), bool), pattern.indices, pattern.indptr),
         shape=(pattern.n_rows, pattern.n_columns),
     )

@@ -14,7 +14,7 @@ from pymc_flows.model.curvature.linear import Coefficient
 from pymc_flows.model.curvature.regions import Cut, Region
 from pymc_flows.model.structure.graph import Facts
 from pymc_flows.model.structure.relations import relations
-from pymc_flows.model.structure.rows import Blocks, Coefficients, Ints, Part, Rows, spread
+from pymc_flows.model.structure.rows import Blocks, Coefficients, Ints, Part, Relation, Rows, spread
 from pymc_flows.support.compat import Max, Min
 
 
@@ -54,9 +54,12 @@ class Jacobians:
         self._n_columns = n_columns
         self._live = {*inputs, *(v for node in graph.nodes for v in node.outputs)}
         self._found = dict(inputs)
+        self._scaled: dict[Variable, Taken] = {}
         self.matrices: list[Matrix] = []
 
     def __getitem__(self, var: Variable) -> Rows[Matrix]:
+        if var not in self._found:
+            self._set(var, [self._scaled[var]])
         return self._found[var]
 
     def of_region(self, region: Region, first: Sequence[TensorVariable | None]) -> None:
@@ -79,7 +82,10 @@ class Jacobians:
             var = node.inputs[i]
             part = Part(self[var], spread(self._known.shapes[var], shape))
             taken.append(Taken(part, self._numbers(coefficient, shape)))
-        self._set(output, taken)
+        if len(taken) == 1:  # a sum of it needs no matrix of the products
+            self._scaled[output] = taken[0]
+        else:
+            self._set(output, taken)
 
     def of_node(self, node: Apply) -> None:
         """A node that moves or sums elements, or multiplies them by a matrix."""
@@ -92,14 +98,19 @@ class Jacobians:
             else:
                 given = found
             taken = [
-                Taken(
-                    Part(self[var], relation.indices, relation.indptr),
-                    self._of_factors(factors or relation.coefficients),
-                )
+                self._taken(var, relation, factors or relation.coefficients)
                 for var, relation in zip(node.inputs, given, strict=True)
                 if relation is not None and var in self._live
             ]
             self._set(output, taken)
+
+    def _taken(self, var: Variable, relation: Relation, factors: Coefficients | None) -> Taken:
+        scaled = self._scaled.get(var)
+        if factors is not None or scaled is None or scaled.part.indptr is not None:
+            part = Part(self[var], relation.indices, relation.indptr)
+            return Taken(part, self._of_factors(factors))
+        part = Part(scaled.part.rows, scaled.part.indices[relation.indices], relation.indptr)
+        return Taken(part, scaled.numbers and scaled.numbers.picked(relation.indices))
 
     def _set(self, output: Variable, taken: Sequence[Taken]) -> None:
         rows = jacobian(taken, self._known.size(output), self._n_columns)

@@ -6,6 +6,7 @@ given the rest.
 """
 
 from pymc_flows.model.structure.grouped import GroupedDensity
-from pymc_flows.model.structure.reader import Structure, structure, structure_of
+from pymc_flows.model.structure.reader import structure, structure_of
+from pymc_flows.model.structure.result import Structure
 
 __all__ = ["GroupedDensity", "Structure", "structure", "structure_of"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import scipy
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.variable import TensorVariable
 
@@ -57,7 +57,7 @@ class Factors:
     checks: tuple[TensorVariable, ...]
     sizes: tuple[int, ...]
     counts: Mapping[str, int]
-    distinct: sp.csr_array
+    distinct: scipy.sparse.csr_array
     index: Ints
     unknown: Mapping[str, int]
 
@@ -84,7 +84,7 @@ def factor_incidence(density: ModelDensity) -> Factors:
     ]
     joined = stacked(found)
     pattern = joined.matrix
-    distinct = sp.csr_array(
+    distinct = scipy.sparse.csr_array(
         (np.ones(len(pattern.indices), dtype=bool), pattern.indices, pattern.indptr),
         shape=(pattern.n_rows, pattern.n_columns),
     )

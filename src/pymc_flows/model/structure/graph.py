@@ -203,7 +203,7 @@ def values_of(density: ModelDensity, variables: Sequence[Variable]) -> Facts:
     computed = [v for v in variables if v not in values and hasattr(v.type, "dtype")]
     values |= dict(zip(computed, _evaluated(density, computed), strict=True))
     varying = _varying(list(values), density.model.value_vars)
-    shapes = {v: np.shape(value) for v, value in values.items()}
+    shapes = {v: tuple(getattr(value, "shape", ())) for v, value in values.items()}
     return Facts(shapes, values, frozenset(values).difference(varying))
 
 

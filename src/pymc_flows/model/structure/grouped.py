@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytensor
 import pytensor.tensor as pt
-import scipy.sparse as sp
+import scipy
 from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
@@ -21,7 +21,7 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure.graph import split_point
-from pymc_flows.model.structure.reader import Structure
+from pymc_flows.model.structure.result import Structure
 
 type Floats = npt.NDArray[np.float64]
 
@@ -57,7 +57,8 @@ class GroupedDensity:
         Returns
         -------
         shared : ndarray, shape (n,)
-            Log density of what belongs to no group, in nats; −∞ where the density is zero.
+            Log density of what belongs to no group, in nats; −∞ where the density is zero because
+            a parameter or a value is out of range, and then the groups have 0.
         by_group : ndarray, shape (n, n_groups)
         """
         z = np.asarray(points, dtype=float)
@@ -80,13 +81,13 @@ class GroupedDensity:
         return max(1, _MAX_VALUES // max(1, len(self._structure.factors.index)))
 
     @cached_property
-    def _members(self) -> list[sp.csr_array]:
+    def _members(self) -> list[scipy.sparse.csr_array]:
         """For each array of factors, which of its elements belong to each group; nothing last."""
         n = self._structure.n_groups
         groups = np.where(self._structure.factor_groups < 0, n, self._structure.factor_groups)
         cuts = np.cumsum(self._structure.factors.sizes)[:-1]
         return [
-            sp.csr_array(
+            scipy.sparse.csr_array(
                 (np.ones(len(mine)), (mine, np.arange(len(mine)))), shape=(n + 1, len(mine))
             )
             for mine in np.split(groups, cuts)
@@ -120,5 +121,6 @@ class GroupedDensity:
             flat = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
             total += member @ np.ascontiguousarray(flat.T, dtype=float)
         for valid in found[len(members) :]:
-            total[-1] = np.where(np.broadcast_to(valid, len(z)), total[-1], -np.inf)
+            impossible = np.logical_not(np.broadcast_to(valid, len(z)))
+            total[:-1, impossible], total[-1, impossible] = 0.0, -np.inf
         return total

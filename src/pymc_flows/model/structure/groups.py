@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 type Ints = npt.NDArray[np.intp]
 type Bools = npt.NDArray[np.bool_]
@@ -17,9 +16,10 @@ type Bools = npt.NDArray[np.bool_]
 MAX_SHARE, MAX_ELEMENTS = 0.1, 20
 # A hub is connected to at least this share of the other elements of the field, and this number.
 HUB_SHARE, MIN_HUB = 0.2, 5
+NEARLY_ALL = 0.9
 
 
-def pattern_of(incidence: sp.csr_array) -> sp.csr_array:
+def pattern_of(incidence: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     """Pattern of the Hessian, BᵀB: pairs of latents that share a factor."""
     counts = incidence.astype(np.int32)
     found = (counts.T @ counts).tocsr()
@@ -28,16 +28,25 @@ def pattern_of(incidence: sp.csr_array) -> sp.csr_array:
     return found
 
 
-def degrees(pattern: sp.csr_array) -> Ints:
+def degrees(pattern: scipy.sparse.csr_array) -> Ints:
     """Number of others that each element is connected to."""
     return np.diff(pattern.indptr) - (pattern.diagonal() != 0)
 
 
-def hubs_of(pattern: sp.csr_array) -> Bools:
-    """Elements that are connected to a large share of the others; none if most of them are."""
+def hubs_of(pattern: scipy.sparse.csr_array) -> Bools:
+    """Elements that are connected to a large share of the others; none if most of them are.
+
+    Those that are connected to nearly all come first: many fixed effects would make hubs of all
+    that they touch.
+    """
     n = pattern.shape[0]
-    hubs: Bools = degrees(pattern) >= max(HUB_SHARE * (n - 1), MIN_HUB)
-    return hubs if hubs.mean() <= 0.5 else np.zeros_like(hubs)
+    hubs = np.zeros(n, dtype=bool)
+    for share in (NEARLY_ALL, HUB_SHARE):
+        rest = np.flatnonzero(~hubs)
+        found = degrees(pattern[rest][:, rest]) >= max(share * (len(rest) - 1), MIN_HUB)
+        if hubs.sum() + found.sum() <= n / 2:
+            hubs[rest[found]] = True
+    return hubs
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Partition:
         return int(self.label.max(initial=-1)) + 1
 
 
-def partition(pattern: sp.csr_array, hubs: Bools, variables: Sequence[Ints]) -> Partition:
+def partition(pattern: scipy.sparse.csr_array, hubs: Bools, variables: Sequence[Ints]) -> Partition:
     """Divide a field into groups that are independent given the rest, the separator.
 
     The separator is empty if that suffices, else the hubs, else these and the smaller of the
@@ -94,7 +103,9 @@ def partition(pattern: sp.csr_array, hubs: Bools, variables: Sequence[Ints]) -> 
     return Partition(whole)
 
 
-def _components(pattern: sp.csr_array, removed: Bools) -> Ints:
+def _components(pattern: scipy.sparse.csr_array, removed: Bools) -> Ints:
+    from scipy.sparse.csgraph import connected_components
+
     kept = np.flatnonzero(~removed)
     label = np.full(pattern.shape[0], -1, dtype=np.intp)
     if len(kept):

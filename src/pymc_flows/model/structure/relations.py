@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
-from pytensor import sparse
+import scipy
 from pytensor.graph.basic import Apply, Variable
-from pytensor.sparse import math as sparse_math
 from pytensor.tensor.linalg import Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet
 
 from pymc_flows.model.structure import selections
@@ -70,11 +68,8 @@ _IDENTITIES = (
     TensorFromScalar,
     TypeCastingOp,
     ViewOp,
-    sparse.DenseFromSparse,
-    sparse.SparseFromDense,
 )
 _ALGEBRA = (Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet, SolveBase)
-_SPARSE_DOTS = (sparse_math.Dot, sparse_math.StructuredDot, sparse_math.TrueDot)
 
 
 def relations(node: Apply, output: int, known: Facts, depends: set[Variable]) -> Relations:
@@ -131,6 +126,19 @@ def _rule(node: Apply) -> _Rule | None:
     for ops, rule in _RULES:
         if isinstance(node.op, ops):
             return rule
+    return _sparse_rule(node)
+
+
+def _sparse_rule(node: Apply) -> _Rule | None:
+    if not type(node.op).__module__.startswith("pytensor.sparse"):
+        return None
+    from pytensor import sparse  # it takes a while to import, and few models have one
+    from pytensor.sparse import math
+
+    if isinstance(node.op, sparse.DenseFromSparse | sparse.SparseFromDense):
+        return selections.identity
+    if isinstance(node.op, math.Dot | math.StructuredDot | math.TrueDot):
+        return _sparse_product
     return None
 
 
@@ -152,7 +160,7 @@ def _groups(shape: tuple[int, ...], axes: tuple[int, ...]) -> Ints:
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    if axis is None:
+    if axis is None or ndim == 0:  # NumPy sums a number over an axis that it has not
         return tuple(range(ndim))
     return tuple(a % ndim for a in (axis if isinstance(axis, tuple | list) else (axis,)))
 
@@ -222,9 +230,13 @@ def _sparse_product(node: Apply, output: int, known: Facts, live: list[bool]) ->
     mine, other = (0, 1) if live[0] else (1, 0)
     if node.inputs[other] not in known.fixed:
         return None
-    fixed = sp.csr_matrix(known.values[node.inputs[other]])
+    fixed = scipy.sparse.csr_matrix(known.values[node.inputs[other]])
     n, k = known.shapes[node.inputs[mine]]
-    full = sp.kron(sp.eye(n), fixed.T) if mine == 0 else sp.kron(fixed, sp.eye(k))
+    full = (
+        scipy.sparse.kron(scipy.sparse.eye(n), fixed.T)
+        if mine == 0
+        else scipy.sparse.kron(fixed, scipy.sparse.eye(k))
+    )
     full = full.tocsr()
     relation = Relation(
         full.indices.astype(np.intp),
@@ -297,7 +309,6 @@ _RULES: tuple[tuple[Any, _Rule], ...] = (
     (_PLACES, selections.placed),
     (CAReduce, _reduced),
     (CumOp, _cumulated),
-    (_SPARSE_DOTS, _sparse_product),
     (AXIS_OPS, _along_axis),
     (SortOp, _sorted),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import scipy
 from pytensor.graph.basic import Variable
 
 type Ints = npt.NDArray[np.intp]
@@ -197,7 +197,9 @@ def _joined(rows: Ints, columns: Ints, n_rows: int, n_columns: int) -> tuple[Pat
     order = np.argsort(rows, kind="stable")
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
     # SciPy sorts within rows in compiled code. The values number the entries as they come.
-    csr = sp.csr_array((order, columns[order], indptr), shape=(n_rows, n_columns), copy=False)
+    csr = scipy.sparse.csr_array(
+        (order, columns[order], indptr), shape=(n_rows, n_columns), copy=False
+    )
     csr.sort_indices()
     line = np.repeat(np.arange(n_rows), np.diff(indptr))
     first = np.ones(total, dtype=bool)

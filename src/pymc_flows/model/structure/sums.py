@@ -77,6 +77,7 @@ def _taken_apart(
         return None
     if isinstance(node.op, Sum):
         axes = tuple(range(node.inputs[0].ndim)) if node.op.axis is None else node.op.axis
+        axes = axes if node.inputs[0].ndim else ()
         return [_Piece(node.inputs[0], None if weight is None else pt.expand_dims(weight, axes))]
     if isinstance(node.op, DimShuffle):
         return [_Piece(node.inputs[0], None if weight is None else _shuffled(weight, node))]

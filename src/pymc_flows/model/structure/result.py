@@ -1,20 +1,26 @@
-"""A structure in words: names of latents and of groups of them, and a table."""
+"""What `structure` returns: the parts of a posterior, their names, and a table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
+from pymc_flows.model.layout import Slot
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.factors import Factors
+from pymc_flows.model.structure.groups import pattern_of
 from pymc_flows.support.tables import html_table, text_table
 
 _MAX_NAMES = 6
 
 type Row = tuple[str, str]
+type Ints = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -109,22 +115,127 @@ class Names:
         return str(self.coords[dim][position]) if dim in self.coords else str(position)
 
 
-def structure_text(structure: Any) -> str:
-    """Lay a `Structure` out as lines of text."""
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What the graph of a model says about its posterior.
+
+    The log density is a sum of factors, each of which sees few latents (elements of the flat
+    unconstrained vector). *Hyperparameters* scale others; the rest is the *field*. Given the
+    hyperparameters and a *separator*, the *groups* of the field are independent of each other.
+
+    Attributes
+    ----------
+    slots : tuple of Slot
+        Layout of the flat vector.
+    dim : int
+        Number of latents.
+    n_factors : dict of str to int
+        Number of factors of each random variable and potential.
+    factors : Factors
+        Which factor sees which latent; ``incidence`` has it as a matrix.
+    hyper_names, field_names : tuple of str
+        Free variables by role; one that is in part a hub is in both.
+    hyperparameters, field : ndarray of int
+        Flat indices, ascending.
+    hubs : ndarray of int
+        Flat indices of elements of the field that are connected to at least a fifth of the others:
+        fixed effects, levels of crossed factors.
+    separator : ndarray of int
+        Flat indices of the field that have to be given for the groups to be independent.
+    groups : ndarray of int, shape (len(field),)
+        The group of each element of ``field``, from 0; −1 in the separator.
+    group_sizes : ndarray of int
+        Number of elements of each group.
+    factor_groups : ndarray of int, shape (factors,)
+        The group whose elements a factor sees; −1 where it sees none.
+    unknown : dict of str to int
+        Ops about which nothing is known, with their numbers; what depends on them counts as
+        depending on all of their inputs.
+    why_not : str or None
+        Why a flow over the hyperparameters and a Gaussian field given them would not do; None if
+        nothing speaks against it.
+    """
+
+    slots: tuple[Slot, ...]
+    n_factors: Mapping[str, int]
+    factors: Factors
+    hyper_names: tuple[str, ...]
+    field_names: tuple[str, ...]
+    hyperparameters: Ints
+    field: Ints
+    hubs: Ints
+    separator: Ints
+    groups: Ints
+    factor_groups: Ints
+    unknown: Mapping[str, int]
+    why_not: str | None
+    names: Names
+
+    @property
+    def dim(self) -> int:
+        """Number of latents."""
+        return self.slots[-1].slice.stop
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return int(self.groups.max(initial=-1)) + 1
+
+    @cached_property
+    def group_sizes(self) -> Ints:
+        """Number of elements of each group."""
+        return np.bincount(self.groups[self.groups >= 0], minlength=self.n_groups)
+
+    @cached_property
+    def incidence(self) -> scipy.sparse.csr_array:
+        """Which factor sees which latent: bool, shape (factors, dim)."""
+        return self.factors.distinct[self.factors.index]
+
+    @cached_property
+    def hessian(self) -> scipy.sparse.csr_array:
+        """Pattern of the Hessian, shape (dim, dim): pairs of latents that share a factor."""
+        return pattern_of(self.factors.distinct)
+
+    @property
+    def hessian_density(self) -> float:
+        """Share of the Hessian's entries that are not zero by structure."""
+        return self.hessian.nnz / self.dim**2
+
+    def group_elements(self, group: int) -> Ints:
+        """Flat indices of a group's elements."""
+        return self.field[self.groups == group]
+
+    def group_name(self, group: int) -> str:
+        """Name a group by what its elements have in common, ``county=Aitkin`` for example."""
+        return self.names.common(self.group_elements(group))
+
+    def element_name(self, index: int) -> str:
+        """Name a latent: its variable, with the coordinates of the element."""
+        return self.names.element(index)
+
+    def __repr__(self) -> str:
+        return structure_text(self)
+
+    def _repr_html_(self) -> str:
+        return structure_html(self)
+
+
+def structure_text(structure: Structure) -> str:
+    """Lay a structure out as lines of text."""
     return f"{_title(structure)}\n{text_table(_rows(structure))}"
 
 
-def structure_html(structure: Any) -> str:
-    """Lay a `Structure` out as HTML."""
+def structure_html(structure: Structure) -> str:
+    """Lay a structure out as HTML."""
     return html_table(_rows(structure), title=_title(structure))
 
 
-def _title(structure: Any) -> str:
+def _title(structure: Structure) -> str:
     n = sum(structure.n_factors.values())
     return f"Structure: {n:,} factors of {structure.dim:,} latents"
 
 
-def _rows(structure: Any) -> list[Row]:
+def _rows(structure: Structure) -> list[Row]:
     rows = [
         ("factors", _listed([f"{name} {n:,}" for name, n in structure.n_factors.items()])),
         ("hyperparameters", _counted(structure.hyperparameters, structure.hyper_names)),
@@ -148,7 +259,7 @@ def _counted(indices: np.ndarray, names: tuple[str, ...]) -> str:
     return f"{len(indices):,}: {_listed(list(names))}" if len(indices) else "none"
 
 
-def _groups(structure: Any) -> str:
+def _groups(structure: Structure) -> str:
     sizes = structure.group_sizes
     if not len(sizes):
         return "none"

@@ -1,0 +1,63 @@
+"""Log densities by group sum to the whole, and a group's changes with its own latents only."""
+
+import numpy as np
+import pytest
+
+from models import ZOO
+from pymc_flows.errors import ArgumentError
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure import GroupedDensity, structure_of
+from single_draws import points_near
+
+# All kinds of sums, a loop, and points where the density is zero.
+NAMES = ("eight_schools", "mv_normal", "zero_sum", "random_walks", "lkj_cholesky", "garch")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "without_transform"])
+def test_groups_sum_to_the_log_density(name):
+    density = ModelDensity(ZOO[name]())
+    points = points_near(density, 5, scale=1.0)
+    grouped = GroupedDensity(density, structure_of(density))
+    shared, by_group = grouped(points)
+    expected = LogDensity(density).value(points)
+    np.testing.assert_allclose(shared + by_group.sum(axis=1), expected, rtol=1e-10)
+    assert grouped.n_evaluations == 5
+    assert np.isneginf(expected).any() == (name == "without_transform")
+
+
+def test_a_group_sees_its_own_latents():
+    density = ModelDensity(ZOO["eight_schools"]())
+    found = structure_of(density)
+    grouped = GroupedDensity(density, found)
+    points = np.repeat(points_near(density, 1), 2, axis=0)
+    points[1, found.group_elements(3)] += 1.0
+    shared, by_group = grouped(points)
+    assert shared[0] == shared[1]
+    assert list(np.flatnonzero(by_group[0] != by_group[1])) == [3]
+
+
+def test_points_are_evaluated_part_by_part(monkeypatch):
+    density = ModelDensity(ZOO["eight_schools"]())
+    points = points_near(density, 7)
+    whole = GroupedDensity(density, structure_of(density))(points)
+    monkeypatch.setattr("pymc_flows.model.structure.grouped._MAX_VALUES", 40)
+    parts = GroupedDensity(density, structure_of(density))(points)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b)
+
+
+def test_a_constant_belongs_to_no_group():
+    density = ModelDensity(ZOO["only_a_potential_sees_the_data"]())
+    points = points_near(density, 2)
+    shared, by_group = GroupedDensity(density, structure_of(density))(points)
+    np.testing.assert_allclose(shared[:1], shared[1:])
+    expected = LogDensity(density).value(points)
+    np.testing.assert_allclose(shared + by_group.sum(axis=1), expected)
+
+
+def test_points_must_be_rows():
+    density = ModelDensity(ZOO["eight_schools"]())
+    grouped = GroupedDensity(density, structure_of(density))
+    with pytest.raises(ArgumentError, match=r"expected points of shape \(n, 10\), got \(10,\)"):
+        grouped(np.zeros(10))
