@@ -142,12 +142,13 @@ def _few_operands(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     """Split an operation of very many operands into several of fewer."""
     if len(node.inputs) < MAX_OPERANDS or not isinstance(node.op.scalar_op, _OF_MANY):
         return None
-    left = list(node.inputs)
+    # The whole may have a wider type than its parts, which would overflow.
+    dtype = node.outputs[0].dtype
+    left = [x if x.dtype == dtype else x.astype(dtype) for x in node.inputs]
     size = MAX_OPERANDS - 1
     while len(left) > size:
         left = [_of_few(node.op, left[i : i + size]) for i in range(0, len(left), size)]
-    # A sum of small integers has a wider type than these: parts of it may, too.
-    return [node.op(*left).astype(node.outputs[0].dtype)]
+    return [node.op(*left)]
 
 
 def _of_few(op: Op, operands: Sequence[Variable]) -> Variable:
