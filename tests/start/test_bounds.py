@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pymc as pm
 import pytest
-from pymc_flows.support.evaluations import Evaluations
 
 import pymc_flows as pmf
 from models import ZOO
@@ -17,6 +16,7 @@ from pymc_flows.start.options import MAX_DENSE, SEARCH, SearchOptions
 from pymc_flows.start.search import search, seek_frame
 from pymc_flows.start.target import Target
 from pymc_flows.support.deadline import Deadline, check_seconds
+from pymc_flows.support.evaluations import Evaluations
 
 
 def logistic(dim, n=200):
