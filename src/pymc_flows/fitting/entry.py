@@ -57,9 +57,9 @@ def fit(
     formula : str or Formula, optional
         Formula of the flow. Default ``'auto'``: for a hierarchy (`pymc_flows.structure`) a flow
         over its hyperparameters and a Gaussian field given them; for other models, or if its
-        weights cannot be trusted, a Gaussian with the moments of the posterior, then richer and richer
-        flows until their ELBO gains nothing. The first two take no steps and leave ``hist`` empty.
-        The approximation's attribute ``ladder`` is the table of what was tried.
+        weights cannot be trusted, a Gaussian with the moments of the posterior, then richer and
+        richer flows until their ELBO gains nothing. The first two take no steps and leave ``hist``
+        empty. The approximation's attribute ``ladder`` is the table of what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional
