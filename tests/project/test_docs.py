@@ -49,7 +49,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "pymc_flows.fitting.auto.richer", lambda dim: [ladder.Candidate("scale-loc")]
     )
-    monkeypatch.setattr("pymc_flows.fitting.auto._best", lambda qualities: len(qualities) - 1)
+    monkeypatch.setattr("pymc_flows.fitting.tried.best_of", lambda qualities: len(qualities) - 1)
     text = (DOCS / "tutorial.md").read_text("utf-8")
     blocks = dict(NAMED_BLOCK.findall(text))
     assert list(blocks) == list(SHORTER)
