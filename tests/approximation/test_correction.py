@@ -209,7 +209,7 @@ def test_resampling_is_unbiased(rng):
 
 
 def test_arguments(approx):
-    with pytest.raises(ArgumentError, match="correct must be None, 'psis' or 'resample'"):
+    with pytest.raises(ArgumentError, match="correct must be None, 'psis', 'resample' or False"):
         approx.sample(10, correct="sir")
     with pytest.raises(ArgumentError, match="MultiTrace has no place"):
         approx.sample(10, correct="psis", return_inferencedata=False)
