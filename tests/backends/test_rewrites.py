@@ -132,6 +132,7 @@ def test_sums_and_products_of_very_many_operands(mode, n, rng):
 
 
 def test_many_small_integers_do_not_overflow_in_parts():
-    x = pt.vector("x", dtype="int8")
-    total = pt.add(*[x] * 40, pt.zeros(1, dtype="int64"))
-    assert pytensor.function([x], total, mode=NUMPY)(np.array([100], dtype="int8")) == 4_000
+    small = [pt.vector(f"x{i}", dtype="int8") for i in range(40)]
+    wide = pt.vector("wide", dtype="int64")
+    total = pytensor.function([*small, wide], pt.add(*small, wide), mode=NUMPY)
+    assert total(*[np.array([100], dtype="int8")] * 40, np.array([5])) == [4_005]
