@@ -212,7 +212,8 @@ class FlowDraws(StateApproximation):
             If the last axis is not ``dim``.
         """
         rows, shape = self._rows(z0)
-        return self.q.forward(rows).reshape(shape)
+        q = self.q if isinstance(self.q, FieldState) else self.flow
+        return q.forward(rows).reshape(shape)
 
     def inverse(self, points: ArrayLike) -> np.ndarray:
         """Draws of the base, N(0, I), from points of the unconstrained space.

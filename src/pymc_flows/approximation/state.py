@@ -51,9 +51,6 @@ class State(Protocol):
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return n draws (n, dim) and their log densities (n,)."""
 
-    def forward(self, z0: np.ndarray) -> np.ndarray:
-        """Points (n, dim) from base draws z0 (n, dim)."""
-
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at points (n, dim)."""
 
