@@ -63,13 +63,22 @@ def test_a_minibatch_that_is_replaced_by_the_data_is_not_random():
 
 def test_the_default_fit_follows_a_minibatch_that_is_written_by_hand():
     model = minibatch_in_a_potential()
-    approx = pmf.fit(1_500, model=model, random_seed=1, obj_n_mc=8, **JAX)
+    # Far steps: the search begins at one minibatch, nine standard deviations off at times.
+    approx = pmf.fit(
+        1_500,
+        model=model,
+        random_seed=1,
+        obj_n_mc=8,
+        obj_optimizer=pm.adam(learning_rate=0.05),
+        schedule="cosine",
+        **JAX,
+    )
     [rung] = approx.ladder.rungs
     assert rung.quality is None
     assert rung.steps == 1_500
     # One minibatch alone puts the mean 0.1 off, typically.
     mean = approx.sample(2_000, random_seed=2).posterior["mu"].mean()
-    assert abs(float(mean) - DATA.mean()) < 0.04
+    assert abs(float(mean) - DATA.mean()) < 0.01
 
 
 @pytest.mark.parametrize("build", [minibatch_in_a_potential, noise_in_a_potential])
