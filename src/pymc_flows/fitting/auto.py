@@ -115,9 +115,9 @@ def climb(
             left = ", ".join(str(Formula(c.formula)) for c in candidates[i:])
             tried.notes.append(f"Left out, since {seconds:g} seconds were over: {left}.")
             break
-        approx, ended = trainer.fit(candidate, n, int(next(seeds)))
-        if approx is not None and approx.density.is_random:
-            return approx
+        fitted, ended = trainer.fit(candidate, n, int(next(seeds)))
+        if fitted is not None and fitted.density.is_random:
+            return fitted
         if ended or tried.is_enough(enough):
             break
     return tried.best(ended)

@@ -127,7 +127,7 @@ def fit(
         formula = _formula_of(method)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    if _is_auto(formula):
+    if formula is None or _is_auto(formula):
         for name in ("callbacks", "checkpoint"):
             if kwargs.get(name):
                 raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
