@@ -20,6 +20,7 @@ from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.config import FitConfig
+from pymc_flows.training.progress import SearchProgress
 from pymc_flows.training.trainer import Outcome
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Tried:
     seeds : iterator of int
         Of the draws that judge.
     deadline : Deadline
+    bar : SearchProgress
     resamples : bool
         Whether a fit whose draws can be resampled is good enough.
 
@@ -51,10 +53,17 @@ class Tried:
         Of the running rung.
     """
 
-    def __init__(self, seeds: Iterator[Any], deadline: Deadline, *, resamples: bool = True):
+    def __init__(
+        self,
+        seeds: Iterator[Any],
+        deadline: Deadline,
+        bar: SearchProgress,
+        *,
+        resamples: bool = True,
+    ):
         self.rungs: list[Rung] = []
         self.notes: list[str] = []
-        self.deadline = deadline
+        self.deadline, self.bar = deadline, bar
         self.start_rung()
         self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
         self._seeds, self._resamples = seeds, resamples
@@ -71,7 +80,8 @@ class Tried:
     def train(self, inference: NFVI, config: FitConfig) -> Outcome:
         """Fit until the deadline, and count gradients."""
         limited = {"deadline": self.deadline} if math.isfinite(self.deadline.at) else {}
-        outcome = inference.train(config, **limited)
+        with self.bar.paused():
+            outcome = inference.train(config, **limited)
         self.counts.gradients += outcome.steps * config.obj_n_mc
         return outcome
 
@@ -93,6 +103,7 @@ class Tried:
     ) -> Quality:
         self._fitted.append((approx, warnings))
         self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, self.counts.copy()))
+        self.bar.reach(gap(self.rungs))
         _log.info(
             "%s: ELBO %.5g, k-hat %.2f; %s in %.1f s.",
             approx.formula,
