@@ -356,15 +356,23 @@ def test_a_copy_and_a_file_know_that_draws_are_resampled(humps, tmp_path):
         Ladder.restored(record)
 
 
-def test_a_best_flow_that_lacks_mass_gives_no_draws():
-    whole, part = (
-        rung(-3.0, 0.0),
-        Rung(Formula("loc"), Quality(4000, -0.7, 0.001, 0.1, 3_900.0, -0.69, 0.001), 1.0, 9),
-    )
-    assert tried.gives_draws([part])
-    assert not tried.gives_draws([whole, part])
-    assert not tried.gives_draws([rung(-3.0, 0.0)])  # a quarter of them are effective
-    assert not tried.gives_draws([])
+def weights(share, khat, log_z=0.0, elbo=-3.0):
+    return Quality(4_000, elbo, 0.001, khat, 4_000 * share, log_z, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("qualities", "expected"),
+    [
+        ([weights(0.8, 0.6), weights(0.7, 0.4)], 1),  # fewer heavy weights
+        ([weights(0.8, 0.1), weights(0.9, 0.2, elbo=-4.0)], 1),  # more draws count
+        ([weights(0.4, 0.1)], None),  # too few do
+        ([weights(0.8, 0.9)], None),  # weights cannot be trusted
+        ([weights(0.8, 0.1, log_z=-1.0), weights(0.3, 0.1)], None),  # lacks what another knows
+        ([], None),
+    ],
+)
+def test_whose_draws_are_resampled(qualities, expected):
+    assert tried.safest_of(qualities) == expected
 
 
 # ------------------------------------------------------------------------ evaluations and the clock
