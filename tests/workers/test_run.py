@@ -6,8 +6,8 @@ import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 
 import pytest
-import tasks
 
+import tasks
 from fits import send
 from pymc_flows.errors import ArgumentError, WorkerError
 from pymc_flows.workers import Failed, Finished, Workers, run_tasks

@@ -18,8 +18,10 @@ from pymc_flows.importance import Quality, weigh
 from pymc_flows.start.moments import ENOUGH, GAIN, N_ERRORS
 from pymc_flows.start.search import with_covariance
 
-# Draws of a round for each Gaussian, bounds of those of all, and rounds.
-DRAWS_EACH, MOST_DRAWS, ROUNDS = 4_000, 64_000, 6
+# Draws of each round for each Gaussian, and the most of all together.
+ROUNDS, MOST_DRAWS = (1_000, 2_000, 4_000, 8_000, 8_000), 64_000
+# A share of effective draws with which nothing is left to gain.
+EVEN = 0.99
 # A Gaussian keeps this share of the draws while the mixture is improved, however light it is.
 LEAST_SHARE = 0.02
 
@@ -61,12 +63,13 @@ def match_modes(
     """
     frames, weights = tuple(frames), np.full(len(frames), 1 / len(frames))
     best: GaussianMixture | None = None
-    for _ in range(ROUNDS):
-        found, weights, matched = _round(log_density, frames, weights, rng)
-        before = -1.0 if best is None else best.quality.ess / best.quality.n_draws
-        gain = found.quality.ess / found.quality.n_draws - before
+    for draws in ROUNDS:
+        n = min(draws * len(frames), MOST_DRAWS)
+        found, weights, matched = _round(log_density, frames, weights, n, rng)
+        share = found.quality.ess / found.quality.n_draws
+        gain = share - (-1.0 if best is None else best.quality.ess / best.quality.n_draws)
         best = found if best is None or gain > 0 else best
-        if 0 <= before and gain <= GAIN:
+        if share > EVEN or gain <= GAIN:
             break
         frames = matched
     assert best is not None
@@ -77,12 +80,12 @@ def _round(
     log_density: Callable[[np.ndarray], np.ndarray],
     frames: tuple[Frame, ...],
     weights: np.ndarray,
+    n: int,
     rng: np.random.Generator,
 ) -> tuple[GaussianMixture, np.ndarray, tuple[Frame, ...]]:
     """Draw and weigh; return the mixture, and weights and Gaussians by its weighted draws."""
     dim = len(frames[0].center)
-    total = min(MOST_DRAWS, DRAWS_EACH * len(frames))
-    counts = np.maximum(np.floor(weights * total).astype(int), 2)
+    counts = np.maximum(np.floor(weights * n).astype(int), 2)
     points = np.concatenate(
         [f.forward(rng.standard_normal((n, dim))) for f, n in zip(frames, counts, strict=True)]
     )

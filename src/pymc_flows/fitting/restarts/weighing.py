@@ -134,6 +134,8 @@ class Weighing:
         """
         _, log_weights = self.together()
         kept = np.flatnonzero(log_weights > -np.inf)
+        if not len(kept):
+            return np.zeros(self.n_parts)
         draws = np.exp(log_weights[kept])
         log_q = self._flat()[:, kept]
         weights, value = _best_weights(log_q, draws, np.full(self.n_parts, 1 / self.n_parts))
