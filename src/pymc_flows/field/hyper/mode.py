@@ -270,7 +270,7 @@ def curve(
         around = conditional.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
         expected = dict(zip(map(id, ends), conditional.expect(ends) if ends else [], strict=True))
-        for k, i in enumerate(rows):
+        for k, i in enumerate(map(int, rows)):
             above, below = around[k], around[k + len(rows)]
             if above is None or below is None:
                 hessian[i, i] = 1 / WIDEST**2
