@@ -106,7 +106,7 @@ def climb(
     candidates, enough = [Candidate(GAUSSIAN), *richer(len(frame.center))], GOOD_ENOUGH
     if not isinstance(start, Frame) and frame.scale is None:
         tried.notes.append("The search for a start found nothing.")
-    if frame.scale is not None and not approx.density.is_random:
+    if not isinstance(start, Frame) and not approx.density.is_random:
         candidates, enough = _cheap(tried, approx, seeds)
     trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
     ended = ""
@@ -142,7 +142,7 @@ def _cheap(
         enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
         if is_good(tried.rungs, enough):
             return [], enough
-        if not tried.deadline.has_passed:
+        if gaussian.flow.frame.scale is not None and not tried.deadline.has_passed:
             for approx in _copulas(tried, gaussian, seeds):
                 tried.judge(approx, 0)
                 if is_good(tried.rungs, enough):
