@@ -105,7 +105,7 @@ def climb(
         tried.notes.append("The search for a start found nothing.")
     dim, enough = len(frame.center), GOOD_ENOUGH
     candidates = [Candidate(GAUSSIAN), *richer(dim)]
-    if frame.scale is not None and not approx.density.is_random:
+    if is_found and not approx.density.is_random:
         quality = tried.judge(approx, 0)
         if quality.is_trusted:
             is_spread = gap(tried.rungs) > SPREAD and dim > 1
