@@ -67,13 +67,13 @@ def test_the_mixture_has_all_of_eight_modes_in_their_proportions(dim, caplog):
 
 def test_a_regression_with_switched_labels_has_both(rng):
     """y = |slope| x cannot tell the sign of the slope."""
-    x = np.linspace(0.5, 2, 40)
-    y = 1.7 * x + 0.2 * rng.standard_normal(40)
+    x = np.linspace(0.5, 2, 300)
+    y = 1.7 * x + 0.2 * rng.standard_normal(300)
     with pm.Model() as model:
         slope = pm.Normal("slope", 0, 3)
         sigma = pm.HalfNormal("sigma", 1)
         pm.Normal("y", pt.abs(slope) * x, sigma, observed=y)
-    approx = pmf.fit(model=model, restarts=4, random_seed=rng, progressbar=False)
+    approx = pmf.fit(100, model=model, restarts=4, random_seed=rng, progressbar=False)
     draws = approx.sample(2_000, random_seed=1).posterior["slope"].values
     assert np.mean(draws > 0) == pytest.approx(0.5, abs=0.02)
     assert approx.restarts.taken == "mixture"
