@@ -223,6 +223,10 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """
     if len(log_weights) < MIN_DRAWS:
         return log_weights - _log_sum_exp(log_weights), math.inf
+    n_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
+    largest = np.partition(log_weights, -n_tail - 1)[-n_tail - 1 :]
+    if np.ptp(largest) < _rounding(float(largest.max())):  # all equal: there is no tail
+        return log_weights - _log_sum_exp(log_weights), -math.inf
     from arviz_stats.base.array import array_stats  # slow to import
 
     try:

@@ -43,6 +43,7 @@ class FlowDraws(StateApproximation):
 
     hist: np.ndarray
     ladder: Any
+    restarts: Any
     _sample_rng: np.random.Generator
     _draws_functions: _draws.DrawsFunctions
 
@@ -57,7 +58,7 @@ class FlowDraws(StateApproximation):
         """
         if not isinstance(self.q, FlowState):
             raise NotInvertibleError(
-                f"{str(self.q.formula)!r} is not one map of N(0, I), which is needed here\n"
+                f"{self.q.label} is not one smooth map of N(0, I), which is needed here\n"
                 "Take the formula of a flow over all variables, such as 'scale-hh*4-loc'."
             )
         return self.q
@@ -220,8 +221,7 @@ class FlowDraws(StateApproximation):
             If the last axis is not ``dim``.
         """
         rows, shape = self._rows(z0)
-        q = self.q if isinstance(self.q, FieldState) else self.flow
-        return q.forward(rows).reshape(shape)
+        return self.q.forward(rows).reshape(shape)
 
     def inverse(self, points: ArrayLike) -> np.ndarray:
         """Draws of the base, N(0, I), from points of the unconstrained space.

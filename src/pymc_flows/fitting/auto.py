@@ -159,13 +159,13 @@ def _cheap(
     """
     tried.bar.say("Judging a Gaussian")
     with Interrupts(deferred=False):
-        frame, dim = gaussian.flow.frame, gaussian.ddim
+        dim = gaussian.ddim
         tried.judge(gaussian, 0)
         is_spread = dim > 1 and is_far(tried.rungs)
         enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
         if is_good(tried.rungs, enough):
             return [], enough
-        if frame.scale is not None and not tried.deadline.has_passed:
+        if gaussian.flow.frame.scale is not None and not tried.deadline.has_passed:
             for approx in _copulas(tried, gaussian, seeds):
                 tried.judge(approx, 0)
                 if is_good(tried.rungs, enough):
