@@ -42,7 +42,7 @@ def single_step(optimizer: Callable[..., Any], backend: str) -> Callable[[int], 
     approx = NormalizingFlow(FORMULA, model=TARGET.model(), random_seed=0)
     problem = approx.problem()
     noise = pt.matrix("noise", shape=(1, TARGET.dim))
-    loss, grads = loss_and_gradients(problem, noise, DrawPlan(None), loop=layer_loop(backend))
+    loss, grads, _ = loss_and_gradients(problem, noise, DrawPlan(None), loop=layer_loop(backend))
     step = pytensor.function(
         [noise],
         loss,

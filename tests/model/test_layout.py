@@ -52,7 +52,7 @@ def test_unpacking_any_batch_undoes_packing(batch):
     flat = flat.reshape((*batch, density.dim))
     z = pt.tensor("z", shape=(None,) * len(batch) + (density.dim,))
     values = density.unpack(z)
-    assert list(values) == density.model.value_vars
+    assert list(values) == list(density.values)
     arrays = pytensor.function([z], list(values.values()), mode=NUMPY)(flat)
     assert [x.shape for x in arrays] == [(*batch, *slot.shape) for slot in density.slots]
     for array, slot in zip(arrays, density.slots, strict=True):
@@ -117,16 +117,6 @@ def test_a_model_of_size_0_is_refused():
         "all free variables of the model have size 0: a (0,), b_log__ (2, 0)\n"
         "Give the model data or coordinates before the approximation is made."
     )
-
-
-@pytest.mark.filterwarnings("ignore:The `pymc.dims` module is experimental")
-def test_variables_with_named_dimensions_are_refused():
-    dims = pytest.importorskip("pymc.dims")
-    with pm.Model(coords={"a": range(3)}) as model:
-        dims.Normal("x", 0, 1, dims="a")
-    text = message(ModelDensity, model)
-    assert text.startswith("free variable 'x' has named dimensions")
-    assert "pymc.dims are not supported" in text
 
 
 # -------------------------------------------------------------------------------------- start point

@@ -14,7 +14,13 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.flows.state import base_log_prob
 from pymc_flows.model.examine import DrawPlan
-from pymc_flows.training.objectives.loss import loss_and_gradients, loss_graph
+from pymc_flows.training.objectives.likelihood import loss_and_lost
+from pymc_flows.training.objectives.loss import (
+    Estimator,
+    loss_and_gradients,
+    loss_graph,
+    mean_of_finite,
+)
 
 MEAN = np.array([1.0, -2.0, 0.5])
 COV = np.array([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
@@ -39,6 +45,14 @@ def gaussian():
     return model
 
 
+def walled():
+    """`gaussian`, but no density beyond a wall."""
+    model = gaussian()
+    with model:
+        pm.Potential("wall", pt.switch(model["x"][0] < 5, 0.0, -np.inf))
+    return model
+
+
 def regression(sd=0.7):
     """x ~ N(0, 2²), y ~ N(x, sd²), each sd a variable that can be replaced or optimised."""
     sd = pytensor.shared(np.asarray(sd), name="sd")
@@ -56,7 +70,7 @@ def evaluate(approx, noise, plan, *, loop="unroll", beta=1.0, extra=(), replacem
     loss = loss_graph(problem, z0, plan, **kwargs)
     wrt = [*problem.q.params, *extra]
     by_loss = pytensor.grad(loss, wrt, disconnected_inputs="ignore")
-    other, by_both = loss_and_gradients(problem, z0, plan, extra=extra, **kwargs)
+    other, by_both, _ = loss_and_gradients(problem, z0, plan, extra=extra, **kwargs)
     fn = pytensor.function([], [loss, *by_loss, other, *by_both], mode=NUMPY)
     values = fn()
     return values[: len(wrt) + 1], values[len(wrt) + 1 :]
@@ -247,3 +261,50 @@ def test_parameters_are_listed_block_by_block():
     names = [p.name for p in approx.problem().q.params]
     assert names == ["b", "u", "w", "loc", "b", "u", "w"]
     assert approx.problem().q.params == approx.params
+
+
+# ----------------------------------------------------------------------- draws without a density
+
+
+@pytest.mark.parametrize("use_path", [False, True])
+@plans
+def test_draws_that_are_not_finite_are_left_out_of_loss_and_gradients(plan, use_path):
+    noise = np.random.default_rng(3).standard_normal((6, 3))
+    noise[[1, 4], 0] = 5.0
+    estimator = Estimator(path=pt.constant(1)) if use_path else None
+    found = []
+    for model, rows in ((walled(), noise), (gaussian(), noise[[0, 2, 3, 5]])):
+        approx = pmf.NormalizingFlow("scale-loc", model=model, jitter=0)
+        plan_ = plan if len(rows) == 6 else DrawPlan(4)
+        loss = loss_and_gradients(
+            approx.problem(), pt.constant(rows), plan_, loop="unroll", estimator=estimator
+        )
+        found.append(pytensor.function([], [loss.lost, loss.value, *loss.grads], mode=NUMPY)())
+    (lost, *walls), (none, *expected) = found
+    assert (int(lost), int(none)) == (2, 0)
+    for a, b in zip(walls, expected, strict=True):
+        assert_allclose(a, b, rtol=1e-12)
+
+
+def test_a_mean_over_fewer_than_half_of_the_draws_is_no_number():
+    values = pt.constant([1.0, np.nan, 3.0, np.inf])
+    for bad, expected in ((0, 2.0), (1, np.nan)):
+        finite = pt.isfinite(values) & pt.constant(np.arange(4) >= bad)
+        mean, lost = mean_of_finite(values, finite)
+        assert_allclose(mean.eval(mode=NUMPY), expected)
+        assert int(lost.eval(mode=NUMPY)) == 2 + bad
+
+
+def test_a_draw_that_overflows_is_left_out_of_a_likelihood():
+    approx = pmf.NormalizingFlow("scale-loc", model=gaussian(), jitter=0)
+    points = np.random.default_rng(1).standard_normal((3, 3))
+    found = []
+    for rows in (np.vstack([points, np.full((1, 3), 1e200)]), points):
+        loss, lost = loss_and_lost(approx.flow, pt.constant(rows), "unroll")
+        grads = pytensor.grad(loss, list(approx.params))
+        with np.errstate(over="ignore"):
+            found.append(pytensor.function([], [lost, loss, *grads], mode=NUMPY)())
+    (lost, *overflowing), (none, *expected) = found
+    assert (int(lost), int(none)) == (1, 0)
+    for a, b in zip(overflowing, expected, strict=True):
+        assert_allclose(a, b, rtol=1e-12)

@@ -58,7 +58,8 @@ class Loop:
             self.failures = self.failures + 1 if bad else 0
         self.i = steps[-1]
         losses = np.where(failed, np.nan, np.array(steps, float))
-        return Chunk(losses, failed, {"0_scale_rho": losses[:, None, None] * np.ones((1, 2))})
+        tracked = {"0_scale_rho": losses[:, None, None] * np.ones((1, 2))}
+        return Chunk(losses, failed, 0, tracked)
 
 
 BAR = SimpleNamespace(begin=lambda: None, update=lambda done, losses: None)

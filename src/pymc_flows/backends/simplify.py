@@ -5,7 +5,7 @@ They are looked for before gradients are taken, so that these are simpler, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytensor
@@ -19,6 +19,8 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.support.compat import All, DimShuffle, Elemwise, MakeVector, NotScalarConstantError
+
+type Rule = Callable[[Apply], TensorVariable | None]
 
 # What a condition is made of.
 _LOGICAL = (All, DimShuffle, Elemwise, MakeVector)
@@ -40,8 +42,20 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     list of TensorVariable
         Equal graphs on the same inputs.
     """
+    return apply_rules(outputs, (_certain, _decided, _bernoulli))
+
+
+def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> list[TensorVariable]:
+    """Replace the output of each node by what the first rule, then the second, makes of it.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+    rules : sequence of callable
+        They get a node, and return a variable for its only output, or None.
+    """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
-    for rule in (_certain, _decided, _bernoulli):
+    for rule in rules:
         for node in fgraph.toposort():
             if node not in fgraph.apply_nodes or len(node.outputs) > 1:
                 continue
@@ -56,7 +70,7 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 
 def _decided(node: Apply) -> TensorVariable | None:
     """switch(condition, a, b) with a condition that is the same for all of the data."""
-    if not _is(node, ps.Switch):
+    if not is_elementwise(node, ps.Switch):
         return None
     condition, if_true, if_false = node.inputs
     if not all(
@@ -76,22 +90,22 @@ def _certain(node: Apply) -> TensorVariable | None:
         return None
     compared = node.inputs[0].owner
     for scalar_op, bound in ((ps.GE, 0), (ps.LE, 1)):
-        if _is(compared, scalar_op):
+        if is_elementwise(compared, scalar_op):
             value, limit = compared.inputs
-            if _is(value.owner, ps.Sigmoid) and _constant(limit) == bound:
+            if is_elementwise(value.owner, ps.Sigmoid) and constant_value(limit) == bound:
                 return pt.constant(np.ones((1,) * node.out.ndim, dtype=bool))
     return None
 
 
 def _bernoulli(node: Apply) -> TensorVariable | None:
     """switch(y, log σ(x), log(1 − σ(x))) is −softplus(−x) where y, and −softplus(x) elsewhere."""
-    if not _is(node, ps.Switch):
+    if not is_elementwise(node, ps.Switch):
         return None
     y, log_p, log_q = node.inputs
-    if not _is(log_p.owner, ps.Log):
+    if not is_elementwise(log_p.owner, ps.Log):
         return None
     [p] = log_p.owner.inputs
-    if not _is(p.owner, ps.Sigmoid):
+    if not is_elementwise(p.owner, ps.Sigmoid):
         return None
     [x] = p.owner.inputs
     if _complement(log_q.owner) is not p:
@@ -102,18 +116,19 @@ def _bernoulli(node: Apply) -> TensorVariable | None:
 
 def _complement(node: Apply | None) -> Variable | None:
     """The p of log(1 − p), as PyMC 6.4 writes it, or of log1p(−p), as before."""
-    if node is None or not (_is(node, ps.Log) or _is(node, ps.Log1p)):
+    if node is None or not (is_elementwise(node, ps.Log) or is_elementwise(node, ps.Log1p)):
         return None
     inner = node.inputs[0].owner
-    if _is(node, ps.Log1p):
-        return inner.inputs[0] if inner is not None and _is(inner, ps.Neg) else None
-    if inner is None or not _is(inner, ps.Sub):
+    if is_elementwise(node, ps.Log1p):
+        return inner.inputs[0] if inner is not None and is_elementwise(inner, ps.Neg) else None
+    if inner is None or not is_elementwise(inner, ps.Sub):
         return None
     one, p = inner.inputs
-    return p if _constant(one) == 1 else None
+    return p if constant_value(one) == 1 else None
 
 
-def _is(node: Apply | None, scalar_op: type) -> bool:
+def is_elementwise(node: Apply | None, scalar_op: type) -> bool:
+    """Whether a node applies a scalar function to each entry of arrays."""
     return (
         node is not None
         and isinstance(node.op, Elemwise)
@@ -121,7 +136,8 @@ def _is(node: Apply | None, scalar_op: type) -> bool:
     )
 
 
-def _constant(var: Variable) -> float | None:
+def constant_value(var: Variable) -> float | None:
+    """The one value that all entries of a constant have; None without one."""
     try:
         return float(get_underlying_scalar_constant_value(var))
     except NotScalarConstantError:

@@ -13,10 +13,10 @@ import pytensor.tensor as pt
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor import TensorConstant
-from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import PLAIN, no_compiler
 from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.model.dims import tensor_values, tensors
 from pymc_flows.support.compat import ChainedTransform, make_initial_point_fn
 
 type Point = dict[str, np.ndarray]
@@ -75,12 +75,6 @@ def _check_free_variables(model: pm.Model) -> None:
                 f"free variable {rv.name!r} is discrete ({rv.dtype})\n"
                 "A flow needs continuous variables: marginalise it out "
                 "(pymc_extras.marginalize does that for finite ones) or sample it with MCMC."
-            )
-        if not isinstance(model.rvs_to_values[rv], TensorVariable):
-            raise ModelError(
-                f"free variable {rv.name!r} has named dimensions ({model.rvs_to_values[rv].type})\n"
-                "Variables of pymc.dims are not supported: use the distribution of the same name "
-                "in pymc, with dims=."
             )
 
 
@@ -185,7 +179,7 @@ def start_point(model: pm.Model, slots: tuple[Slot, ...], start: Start | None) -
             raise _wrong_shape(slot.name, slot.shape, np.shape(point[slot.name]))
     named = {model.rvs_to_values[rv].name for rv in model.free_RVs if rv.name in values}
     check_finite({name: point[name] for name in (inner & values.keys()) | named})
-    _check_support(model, {k: v for k, v in values.items() if k not in inner}, point)
+    _check_support(model, slots, {k: v for k, v in values.items() if k not in inner}, point)
     return point
 
 
@@ -261,13 +255,16 @@ def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> 
     )
 
 
-def _check_support(model: pm.Model, given: Mapping[str, np.ndarray], point: Point) -> None:
+def _check_support(
+    model: pm.Model, slots: tuple[Slot, ...], given: Mapping[str, np.ndarray], point: Point
+) -> None:
     """Refuse what a transform maps to the real line, but back to another value: no simplex, say."""
     rvs = [rv for rv in model.free_RVs if rv.name in given]
     if not rvs:
         return
-    values = model.value_vars
-    outputs = model.replace_rvs_by_values(rvs)
+    values = tensor_values(model, [slot.shape for slot in slots])
+    named = dict(zip(model.value_vars, values, strict=True))
+    outputs = tensors(model.replace_rvs_by_values(rvs), named)
     fn = pytensor.function(values, outputs, mode=PLAIN, on_unused_input="ignore")
     back = fn(*(np.asarray(point[v.name], v.dtype) for v in values))
     for rv, value in zip(rvs, back, strict=True):

@@ -19,15 +19,12 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.graphs import (
-    fold_sizes,
-    lift_constants,
-    switch_parameter_checks,
-)
+from pymc_flows.backends.graphs import fold_sizes, lift_constants, switch_parameter_checks
 from pymc_flows.backends.modes import no_compiler
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.backends.products import join_products
 from pymc_flows.backends.simplify import simplify
+from pymc_flows.backends.stable import stabilize
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.model.batching import (
     Batch,
@@ -36,6 +33,7 @@ from pymc_flows.model.batching import (
     replaced,
     vectorized,
 )
+from pymc_flows.model.dims import tensor_values
 from pymc_flows.model.layout import (
     Slot,
     Start,
@@ -63,6 +61,8 @@ class ModelDensity:
     ----------
     slots : tuple of Slot
         Layout of the flat vector, in the order of ``model.free_RVs``.
+    values : tuple of TensorVariable
+        The model's value variables, or tensors of known shape in their place.
     dim : int
         Length of the flat vector.
 
@@ -75,6 +75,7 @@ class ModelDensity:
     def __init__(self, model: pm.Model):
         self.model = model
         self.slots = layout(model)
+        self.values = tensor_values(model, [slot.shape for slot in self.slots])
         self.dim = self.slots[-1].slice.stop
         self._replacements: Replacements = None
         self._replaced: ModelDensity | None = None
@@ -110,7 +111,7 @@ class ModelDensity:
         batch = tuple(z.shape[i] if n is None else n for i, n in enumerate(z.type.shape[:-1]))
         return {
             value: z[..., slot.slice].reshape((*batch, *slot.shape)).astype(slot.dtype)
-            for value, slot in zip(self.model.value_vars, self.slots, strict=True)
+            for value, slot in zip(self.values, self.slots, strict=True)
         }
 
     def pack(self, point: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -180,25 +181,25 @@ class ModelDensity:
     def named_terms(self) -> dict[str, TensorVariable]:
         """Log density of each random variable and potential, as PyMC gives them, in nats.
 
-        Graphs in the model's value variables, for one draw, not summed: free variables (with the
-        Jacobians of their transforms), observed ones, potentials.
+        Graphs in ``values``, for one draw, not summed: free variables (with the Jacobians of their
+        transforms), observed ones, potentials.
         """
         with no_compiler():
-            return named_terms(self.model, self._replacements)
+            return named_terms(self.model, self.values, self._replacements)
 
     @cached_property
     def terms(self) -> list[TensorVariable]:
         """Log prior (with the transforms' Jacobians) and log likelihood (with potentials), scalars.
 
-        Graphs in the model's value variables, for one draw, in nats.
+        Graphs in ``values``, for one draw, in nats.
         """
         model, n_free = self.model, len(self.model.free_RVs)
         sums = [term.sum() for term in self.named_terms.values()]
         with no_compiler():
             totals = [_total(sums[:n_free]), _total(sums[n_free:])]
             outputs = fold_sizes(replaced(totals, fixed_lengths(model)))
-            outputs = switch_parameter_checks(outputs, model.value_vars, keep=model.check_bounds)
-            return join_products(lift_constants(simplify(outputs)), model.value_vars)
+            outputs = switch_parameter_checks(outputs, self.values, keep=model.check_bounds)
+            return join_products(lift_constants(stabilize(simplify(outputs))), self.values)
 
     @cached_property
     def is_random(self) -> bool:
@@ -250,9 +251,7 @@ class ModelDensity:
     def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at points z (draws, dim) by a scan over draws."""
         terms = self.replaced(replacements).terms
-        return loop_over_draws(
-            lambda inner, row: self._at(row, inner), terms, self.model.value_vars, [z]
-        )
+        return loop_over_draws(lambda inner, row: self._at(row, inner), terms, self.values, [z])
 
     def value_and_grad(
         self,
@@ -308,7 +307,7 @@ class ModelDensity:
         prior, data, grad, *extra_grads = loop_over_draws(
             one,
             self.replaced(replacements).terms,
-            [*self.model.value_vars, *extra],
+            [*self.values, *extra],
             in_micro_batches(z, n_draws, micro_batch),
             outer=outer,
         )

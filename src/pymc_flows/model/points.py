@@ -21,6 +21,7 @@ from xarray import Dataset, DataTree
 from pymc_flows.backends.modes import no_compiler
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.model.batching import batched_draws, compiled
+from pymc_flows.model.dims import tensors, with_names_of
 from pymc_flows.model.layout import rv_shapes
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.support.compat import CircularTransform
@@ -237,8 +238,9 @@ def _function(density: ModelDensity, names: tuple[str, ...], *, with_log_det: bo
         transform, inputs = model.rvs_to_transforms[rv], rv.owner.inputs
         inner = slot.name in names
         template = model.rvs_to_values[rv] if inner else rv
-        one = pt.tensor(shape=template.type.shape, dtype=template.dtype)
-        given[one] = pt.tensor(shape=(None, *template.type.shape), dtype=template.dtype)
+        row = pt.tensor(shape=template.type.shape, dtype=template.dtype)
+        given[row] = pt.tensor(shape=(None, *template.type.shape), dtype=template.dtype)
+        one = with_names_of(template, row)
         value, back = one, one
         log_det = pt.zeros(())
         if transform is not None:
@@ -250,8 +252,8 @@ def _function(density: ModelDensity, names: tuple[str, ...], *, with_log_det: bo
         values.append(value)
         backs.append(back)
         log_dets.append(log_det)
-    outputs = [*values, *backs, *(log_dets if with_log_det else [])]
     with no_compiler():
+        outputs = tensors([*values, *backs, *(log_dets if with_log_det else [])])
         batch, reason = batched_draws(outputs, given, "a transform", keep_checks=False)
     if reason:
         _log.warning("Points are mapped to the unconstrained space one by one: %s.", reason)

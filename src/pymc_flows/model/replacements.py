@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pymc as pm
-import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import graph_replace
@@ -13,6 +12,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.errors import ArgumentError
+from pymc_flows.model.dims import tensors
 from pymc_flows.support.compat import replace_rvs_by_values
 
 __all__ = ["Replacements", "check_replacements", "named_terms"]
@@ -20,12 +20,16 @@ __all__ = ["Replacements", "check_replacements", "named_terms"]
 type Replacements = Mapping[Variable, Variable] | None
 
 
-def named_terms(model: pm.Model, replacements: Replacements = None) -> dict[str, TensorVariable]:
+def named_terms(
+    model: pm.Model, values: Sequence[TensorVariable], replacements: Replacements = None
+) -> dict[str, TensorVariable]:
     """Log density of each random variable and potential, as PyMC gives them, in nats.
 
     Parameters
     ----------
     model : pymc.Model
+    values : sequence of TensorVariable
+        What takes the places of the model's value variables.
     replacements : mapping of Variable to Variable, optional
         Variables that the model is built from, and what stands in their place, both checked by
         `check_replacements`.
@@ -33,8 +37,8 @@ def named_terms(model: pm.Model, replacements: Replacements = None) -> dict[str,
     Returns
     -------
     dict of str to TensorVariable
-        Graphs in the model's value variables, for one draw, not summed: free variables (with the
-        Jacobians of their transforms), observed ones, potentials.
+        Graphs in ``values``, for one draw, not summed: free variables (with the Jacobians of their
+        transforms), observed ones, potentials.
 
     Raises
     ------
@@ -43,15 +47,12 @@ def named_terms(model: pm.Model, replacements: Replacements = None) -> dict[str,
     """
     names = [var.name for var in (*model.basic_RVs, *model.potentials)]
     terms = _replaced_logp(model, replacements) if replacements else _logp(model)
-    return dict(zip(names, terms, strict=True))
+    given = dict(zip(model.value_vars, values, strict=True))
+    return dict(zip(names, tensors(terms, given), strict=True))
 
 
-def _logp(model: pm.Model) -> list[TensorVariable]:
-    return _tensors(model.logp([*model.basic_RVs, *model.potentials], sum=False))
-
-
-def _tensors(terms: list[Variable]) -> list[TensorVariable]:
-    return [pt.as_tensor(term, allow_xtensor_conversion=True) for term in terms]
+def _logp(model: pm.Model) -> list[Variable]:
+    return model.logp([*model.basic_RVs, *model.potentials], sum=False)
 
 
 def _replaced_logp(model: pm.Model, replacements: Mapping[Variable, Variable]) -> list[Variable]:
@@ -75,12 +76,10 @@ def _replaced_logp(model: pm.Model, replacements: Mapping[Variable, Variable]) -
             new: model.rvs_to_transforms[rv] for new, rv in zip(new_rvs, rvs, strict=True)
         },
     }
-    terms = _tensors(
-        [
-            *transformed_conditional_logp(new_rvs, **of_model),
-            *replace_rvs_by_values(potentials, **of_model),
-        ]
-    )
+    terms = [
+        *transformed_conditional_logp(new_rvs, **of_model),
+        *replace_rvs_by_values(potentials, **of_model),
+    ]
     # What the function of a CustomDist refers to, without having it as an argument, is still there.
     used = set(ancestors(terms))
     given = {}

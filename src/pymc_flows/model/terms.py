@@ -69,7 +69,7 @@ def _function(density: ModelDensity, *, without_random: bool) -> tuple[list[str]
         for name, term in density.named_terms.items()
         if not (without_random and random_inputs([term]))
     }
-    inputs = density.model.value_vars
+    inputs = density.values
     fn = pytensor.function(inputs, list(terms.values()), mode=NUMPY, on_unused_input="ignore")
     return list(terms), fn
 

@@ -120,10 +120,16 @@ from pytensor.tensor.subtensor import (
     unflatten_index_variables,
 )
 
+# Named dimensions, to and from tensors. Instead: their new places.
+from pytensor.xtensor.basic import xtensor_from_tensor
+from pytensor.xtensor.type import XTensorType
+
 __all__ = [
     "CHECKS_AS_SWITCHES",
     "FILLS_AS_ALLOC",
     "KL",
+    "LIFTS_AXES",
+    "LOWER_NAMES",
     "ARange",
     "AdvancedIncSubtensor",
     "AdvancedSubtensor",
@@ -179,6 +185,7 @@ __all__ = [
     "VIState",
     "VMLinker",
     "ViewOp",
+    "XTensorType",
     "change_dist_size",
     "collect_default_updates",
     "compiled_graph",
@@ -196,6 +203,7 @@ __all__ = [
     "unflatten_index_variables",
     "vectorize_node",
     "vectorize_node_fallback",
+    "xtensor_from_tensor",
 ]
 
 # ---------------------------------------------------------------------------- rewrites, by name
@@ -206,6 +214,13 @@ CHECKS_AS_SWITCHES = "local_check_parameter_to_ninf_switch"
 # PyTensor's: ``second(x, y)``, of which gradients are full, as an allocation. Instead: nothing but
 # time, NumPy's mode would do these number by number.
 FILLS_AS_ALLOC = "local_second_to_alloc"
+
+# PyTensor's: new axes of a result become axes of what it is computed from. Instead: nothing, once
+# `vectorize_graph` takes what it makes of sums that are zero.
+LIFTS_AXES = "local_dimshuffle_lift"
+# PyTensor's: named dimensions to axes, as PyMC's own log densities of `pymc.dims` have it. Instead:
+# the lowering of each Op.
+LOWER_NAMES = "+lower_xtensor"
 
 # ------------------------------------------------------- names whose modules import numba or JAX
 

@@ -21,7 +21,7 @@ from pymc_flows.training.stopping import Plateau
 
 # An interrupt waits for the end of a call, so a call should take about this long.
 CHUNK_SECONDS = 0.25
-_COUNTS = ("i", "n", "done", "failed", "every")
+_COUNTS = ("i", "n", "done", "failed", "lost", "every")
 
 
 class FitState:
@@ -38,8 +38,9 @@ class FitState:
     ----------
     i : int
         Steps so far.
-    n, done, failed : int
-        Of the last run: its steps, those taken, and those of them that failed.
+    n, done, failed, lost : int
+        Of the last run: its steps, those taken, those of them that failed, and the draws that the
+        others left out.
     chunk : int
         Steps of the next call, unless something else limits them.
     schedule : Schedule
@@ -60,7 +61,7 @@ class FitState:
 
     def __init__(self, objective: Objective, config: FitConfig, loop: TrainingLoop):
         self.objective, self.config, self.loop = objective, config, loop
-        self.i = self.n = self.done = self.failed = 0
+        self.i = self.n = self.done = self.failed = self.lost = 0
         self.chunk = 1
         self.schedule = config.step_sizes()
         self.ramp = config.ramp()
@@ -124,7 +125,7 @@ class FitState:
 
     def begin(self, n: int, learning_rate: float | None = None) -> None:
         """Plan ``n`` further steps, at a constant step size if one is given."""
-        self.n, self.done, self.failed = n, 0, 0
+        self.n, self.done, self.failed, self.lost = n, 0, 0, 0
         if learning_rate is not None:
             self.schedule = Schedule(check_positive("learning_rate", learning_rate))
 
@@ -140,6 +141,7 @@ class FitState:
         self.done += n
         self.i += n
         self.failed += int(chunk.failed.sum())
+        self.lost += chunk.lost
 
     def search_failure(self, steps: int) -> None:
         """Take fewer steps at once: one of these raised."""
@@ -200,6 +202,8 @@ class FitState:
         counts = {name: as_count(state[name]) for name in _COUNTS}
         if not counts["failed"] <= counts["done"] <= min(counts["i"], counts["n"]):
             raise ValueError("the numbers of steps contradict each other")
+        if counts["lost"] > counts["done"] * self.config.obj_n_mc:
+            raise ValueError("more draws were left out than there were")
         peak, steps, curve, first = state["schedule"]
         if curve not in SCHEDULES:
             raise ValueError(f"{curve!r} is no schedule")

@@ -38,7 +38,7 @@ class Outcome:
     skipped : str
         What to say of steps that failed; empty without any.
     warnings : tuple of str
-        Convergence warnings.
+        What to say of draws that were left out, and convergence warnings.
     go_on : str
         How to take the other steps after a Ctrl-C.
     """
@@ -189,9 +189,19 @@ class Trainer:
                 f"{state.failed} of {state.done} steps were skipped: they raised, or their loss or "
                 f"update was not finite{raised}"
             )
+        told = [self._lost()] if state.lost else []
         learns = all(hook.learns for hook in self._hooks)
         found = convergence_warnings(self.losses, formula, is_framed=q.is_framed, learns=learns)
-        return Outcome(state.done, self._how_it_ended(), interrupted, skipped, found)
+        return Outcome(state.done, self._how_it_ended(), interrupted, skipped, (*told, *found))
+
+    def _lost(self) -> str:
+        state = self._state
+        total = (state.done - state.failed) * state.config.obj_n_mc
+        return (
+            f"{state.lost:,} of {total:,} draws were left out of the steps of "
+            f"{str(state.objective.q.formula)!r}: a log density or its gradient was not finite "
+            "there. Losses are means over the others."
+        )
 
     def _how_it_ended(self) -> str:
         done, planned = self._state.done, self._state.n

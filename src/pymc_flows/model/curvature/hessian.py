@@ -183,7 +183,7 @@ class _Plan:
         self._density, self._field, self._near = density, field, near
         self._column = np.full(density.dim, -1, dtype=np.intp)
         self._column[field] = np.arange(len(field))
-        pairs = zip(density.model.value_vars, density.slots, strict=True)
+        pairs = zip(density.values, density.slots, strict=True)
         self._inputs = {v: slot for v, slot in pairs if (self._column[slot.slice] >= 0).any()}
         self._data = [
             (v, v.container.storage[0])
@@ -288,7 +288,7 @@ class _Plan:
         self._coloured = ColouredHessian(pattern_of(_csr(joined)))
         self.n_gradients = 2 * self._coloured.n_colours
         total = sum(term.sum() for term in terms)
-        values = self._density.model.value_vars
+        values = self._density.values
         outputs = pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
         self._gradient = pytensor.function(values, outputs, mode=NUMPY, on_unused_input="ignore")
         return self._coloured.row.astype(np.intp) * len(self._field) + self._coloured.column
@@ -324,7 +324,7 @@ class _Plan:
 
     def _compile(self, *, with_grad: bool) -> Callable[..., list[Floats]]:
         density = self._density
-        values = density.model.value_vars
+        values = density.values
         with no_compiler():
             terms = switch_parameter_checks(
                 list(density.named_terms.values()), values, keep=density.model.check_bounds

@@ -66,7 +66,7 @@ def factor_incidence(density: ModelDensity) -> Factors:
     """Take a log density apart into factors, and find the latents that each of them sees."""
     ready = prepared(density)
     terms, checks = ready.terms, list(ready.checks)
-    values = density.model.value_vars
+    values = density.values
     depends = {*values, *(v for n in dependents(list(terms.values()), values) for v in n.outputs)}
     factors = {name: factors_of(term, depends, checks) for name, term in terms.items()}
     outputs = [var for found in factors.values() for var in found]

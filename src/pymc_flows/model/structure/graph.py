@@ -191,7 +191,7 @@ def facts(
         if is_switch(node) or not is_elementwise(node):
             wanted.update(dict.fromkeys(v for v in needed if v not in depends))
     known = values_of(density, list(wanted), near)
-    inputs = density.model.value_vars
+    inputs = density.values
     shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}
     shapes |= {v: slot.shape for v, slot in zip(inputs, density.slots, strict=True)}
     open_shapes = [v for v in shaped if v not in shapes]
@@ -207,7 +207,7 @@ def values_of(
     values = {v: v.data for v in variables if isinstance(v, Constant)}
     computed = [v for v in variables if v not in values and hasattr(v.type, "dtype")]
     values |= dict(zip(computed, _evaluated(density, computed, near), strict=True))
-    varying = _varying(list(values), density.model.value_vars)
+    varying = _varying(list(values), density.values)
     shapes = {v: tuple(getattr(value, "shape", ())) for v, value in values.items()}
     return Facts(shapes, values, frozenset(values).difference(varying))
 
@@ -217,7 +217,7 @@ def _evaluated(
 ) -> list[Any]:
     if not outputs:
         return []
-    inputs = density.model.value_vars
+    inputs = density.values
     fn = pytensor.function(inputs, list(outputs), mode=NUMPY, on_unused_input="ignore")
     with np.errstate(all="ignore"):
         point = density.start() if near is None else near

@@ -97,12 +97,12 @@ class GroupedDensity:
     def _function(self) -> Callable[..., list[Floats]]:
         density, factors = self._density, self._structure.factors
         used = set(ancestors(list(factors.checks)))
-        varying = not used.isdisjoint(density.model.value_vars)
+        varying = not used.isdisjoint(density.values)
         valid = [pt.all(c) for c in factors.checks] if varying else []
         outputs: list[TensorVariable] = [*factors.outputs, *valid]
         with no_compiler():
             if self._n_rows == 1:
-                inputs: Sequence[Any] = density.model.value_vars
+                inputs: Sequence[Any] = density.values
             else:
                 z = pt.matrix("z", shape=(None, density.dim), dtype=pytensor.config.floatX)
                 inputs = [z]

@@ -101,7 +101,7 @@ def _scaling(
     derivatives mention variables that cancel.
     """
     model = density.model
-    values: list[TensorVariable] = model.value_vars
+    values = density.values
     pairs: list[tuple[int, int]] = []
     curvatures: dict[int, TensorVariable] = {}
     for i, rv in enumerate(model.free_RVs):

@@ -46,18 +46,22 @@ class Chunk:
     losses : ndarray, shape (steps,)
         In nats; NaN for a failed step.
     failed : ndarray of bool, shape (steps,)
+    lost : int
+        Draws that these steps left out, those that failed aside.
     tracked : dict of str to ndarray, shape (steps, ...)
     """
 
     losses: np.ndarray
     failed: np.ndarray
+    lost: int
     tracked: dict[str, np.ndarray]
 
 
 class TrainingLoop:
     """A compiled function that takes any number of steps.
 
-    A step fails if its loss, or the square of a gradient, is not finite. It then changes nothing
+    A step fails if its loss, or the square of a gradient, is not finite; a loss may do without some
+    of the draws. It then changes nothing
     but the model's own random generators. What fails otherwise makes the whole call fail.
 
     Parameters
@@ -182,7 +186,7 @@ class TrainingLoop:
         if self.step.packing is not None:
             self.step.packing.scatter()
         self.failures, self._rngs = failures, rngs
-        taken, failed, losses, *tracked = records
+        taken, failed, lost, losses, *tracked = records
         n_taken = int(taken.sum())
         if n_taken < n:
             self._noise.bit_generator.state = before
@@ -193,6 +197,7 @@ class TrainingLoop:
         return Chunk(
             np.where(failed, np.nan, losses[:n_taken]),
             failed,
+            int(lost[:n_taken][~failed].sum()),
             self.step.by_parameter(
                 {k: v[:n_taken] for k, v in zip(self.step.tracked, tracked, strict=True)}
             ),
@@ -209,7 +214,7 @@ class TrainingLoop:
             )[None]
             for name, x in self.step.tracked.items()
         }
-        return Chunk(np.full(1, np.nan), np.ones(1, bool), self.step.by_parameter(tracked))
+        return Chunk(np.full(1, np.nan), np.ones(1, bool), 0, self.step.by_parameter(tracked))
 
     # ----------------------------------------------------------------------------------- keeping
 

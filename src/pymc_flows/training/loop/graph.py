@@ -53,6 +53,8 @@ class Step:
         What stands for the parameters in the updates.
     params : tuple of SharedVariable
         Those of the flow.
+    lost : TensorVariable
+        How many draws the loss leaves out, an integer.
     """
 
     noise: TensorVariable
@@ -63,6 +65,7 @@ class Step:
     tracked: Mapping[str, TensorVariable] = field(default_factory=dict)
     packing: Packing | None = None
     params: tuple[SharedVariable, ...] = ()
+    lost: TensorVariable = field(default_factory=lambda: pt.constant(0, dtype="int64"))
 
     def by_parameter(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values of ``grads`` or ``tracked``, with further leading axes, by parameter."""
@@ -92,8 +95,8 @@ def compile_steps(
 ) -> Any:
     """Compile (noise, settings, n_active, failures, *state, *rngs) -> (the last three, *records).
 
-    Records are, by step: taken, failed, loss, tracked values. Only the first ``n_active`` steps
-    are taken; with ``skips`` the others cost next to nothing.
+    Records are, by step: taken, failed, lost, loss, tracked values. Only the first ``n_active``
+    steps are taken; with ``skips`` the others cost next to nothing.
     """
     index, n_active, failures = pt.lscalar("index"), pt.lscalar("n_active"), pt.lscalar("failures")
     taken = (index < n_active) & (failures < MAX_FAILURES)
@@ -105,10 +108,10 @@ def compile_steps(
         after, records = chosen[: len(carried)], chosen[len(carried) :]
         next_rngs = [choose_generator(taken, y, x) for x, y in zip(rngs, next_rngs, strict=True)]
     seen = dict(zip(carried, after, strict=True))
-    failed, loss, *values = records
+    failed, lost, loss, *values = records
     rest = iter(values)
     tracked = [seen[x] if x in seen else next(rest) for x in step.tracked.values()]
-    outputs = [index + 1, *after, *next_rngs, taken, failed, loss, *tracked]
+    outputs = [index + 1, *after, *next_rngs, taken, failed, lost, loss, *tracked]
 
     def inner(noise: Variable, index_: Variable, *inputs: Variable) -> list[Variable]:
         *state, settings, n_active_ = inputs
@@ -154,25 +157,25 @@ def _after_step(
     *,
     copies: bool,
 ) -> tuple[list[TensorVariable], list[Variable], list[TensorVariable]]:
-    """Failures and state after the step; next generators; failed, loss, tracked values."""
+    """Failures and state after the step; next generators; failed, lost, loss, tracked values."""
     shared = list(step.updates)
     tracked = [x for x in step.tracked.values() if x not in step.updates]
     # Squares, because optimizers take them. Nothing of the update, which stays one loop with the
     # choice between old and new.
     health = sum((pt.sqr(g).sum() for g in step.grads.values()), step.loss)
-    graphs = [*step.updates.values(), *rngs.values(), health, step.loss, *tracked]
+    graphs = [*step.updates.values(), *rngs.values(), health, step.lost, step.loss, *tracked]
     if copies and rngs:
         # In JAX a draw writes into the generator that it gets.
         own = {x: choose_generator(np.array(1), x, x) for x in rngs}
         graphs = graph_replace(graphs, own, strict=False)
     n, m = len(shared), len(shared) + len(rngs)
-    new, next_rngs, (health, loss, *values) = graphs[:n], graphs[n:m], graphs[m:]
+    new, next_rngs, (health, lost, loss, *values) = graphs[:n], graphs[n:m], graphs[m:]
     new = [x.astype(v.dtype) for v, x in zip(shared, new, strict=True)]
     ok = pt.isfinite(health)
     counted = pt.switch(taken, pt.switch(ok, 0, failures + 1), failures)
     kept = [pt.switch(taken & ok, x, v) for v, x in zip(shared, new, strict=True)]
     after = [_typed(v, x) for v, x in zip([failures, *shared], [counted, *kept], strict=True)]
-    return after, next_rngs, [~ok, loss, *values]
+    return after, next_rngs, [~ok, lost, loss, *values]
 
 
 def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:

@@ -78,7 +78,7 @@ class Elbo:
         )
         noise = pt.matrix("z0", shape=(config.obj_n_mc, self.q.dim), dtype=dtype)
         packing = packing_of(self.q, config)
-        loss, grads = loss_and_gradients(
+        loss = loss_and_gradients(
             self.problem,
             noise,
             plan,
@@ -88,13 +88,13 @@ class Elbo:
             extra=extra,
             replacements=config.more_replacements,
         )
-        used = set(ancestors([loss]))
+        used = set(ancestors([loss.value]))
         for param in extra:
             if param not in used:
                 raise ArgumentError(f"the loss does not depend on {param}, one of more_obj_params")
         switch = path if config.gradient == "switch" else None
         settings = [x for x in (estimator.inverse_temperature, switch) if x is not None]
-        return optimizer_step(self.q, config, packing, noise, loss, grads, settings)
+        return optimizer_step(self.q, config, packing, noise, loss, settings)
 
     def record(self) -> dict[str, float]:
         """The KL weight, under the name that it has in PyMC."""

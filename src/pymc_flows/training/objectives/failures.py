@@ -10,7 +10,8 @@ from pymc_flows.backends.ops import has_loop
 from pymc_flows.flows.chain import Chain
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.model.examine import why_not_finite
-from pymc_flows.model.logp import Replacements
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity, Replacements
 from pymc_flows.training.loop import TrainingLoop
 from pymc_flows.training.objectives.loss import Problem
 
@@ -45,7 +46,7 @@ def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacem
         replay = pytensor.function([step.noise], outputs, mode=mode, on_unused_input="ignore")
         loss, *grads = replay(noise)
         if not np.isfinite(loss):
-            return why_not_finite(density.replaced(replacements), z)
+            return _why_too_few(density.replaced(replacements), z)
     except Exception as error:  # whatever the model's Ops raise is the answer
         return f"  the log density raises {brief(error)}"
     for name, grad in step.by_parameter(dict(zip(step.grads, grads, strict=True))).items():
@@ -53,6 +54,21 @@ def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacem
         if len(bad):
             return f"  the gradient with respect to {_place(q.chain, name, bad[0])} is not finite"
     return "  loss and gradient are finite there: the optimizer's update is not"
+
+
+def _why_too_few(density: ModelDensity, points: np.ndarray) -> str:
+    """Say why too few draws, at points (n, dim), have a finite log density and gradient."""
+    value, gradient = LogDensity(density).value_and_grad(points)
+    if not np.isfinite(value).all():
+        return why_not_finite(density, points)
+    bad = ~np.isfinite(gradient)
+    lines = [
+        f"  the gradient of the log density with respect to {slot.name!r} is not finite at "
+        f"{int(bad[:, slot.slice].any(axis=1).sum())} of {len(points)} draws"
+        for slot in density.slots
+        if bad[:, slot.slice].any()
+    ]
+    return "\n".join(lines) or "  the loss is not finite"
 
 
 def _place(chain: Chain, name: str, index: np.ndarray) -> str:

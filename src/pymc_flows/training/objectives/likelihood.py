@@ -16,6 +16,7 @@ from pymc_flows.model.backend import layer_loop
 from pymc_flows.training.config import FitConfig
 from pymc_flows.training.loop import Source, Step, TrainingLoop, split_by_block
 from pymc_flows.training.loop.noise import aligned_zeros
+from pymc_flows.training.objectives.loss import Loss, mean_of_finite
 from pymc_flows.training.objectives.step import optimizer_step, packing_of
 
 
@@ -57,9 +58,9 @@ class Likelihood:
         if packing is not None:
             params = [packing.theta]
             q = replace(q, blocks=tuple(split_by_block(q.chain, packing.theta, loop)))
-        loss = _loss(q, rows, loop)
-        grads = pytensor.grad(loss, params)
-        return config, optimizer_step(self.q, config, packing, rows, loss, grads)
+        value, lost = loss_and_lost(q, rows, loop)
+        loss = Loss(value, pytensor.grad(value, params), lost)
+        return config, optimizer_step(self.q, config, packing, rows, loss)
 
     def record(self) -> dict[str, float]:
         """Nothing: such a fit is in no file."""
@@ -74,7 +75,10 @@ class Likelihood:
         )
 
 
-def _loss(q: FlowState, rows: TensorVariable, loop: Loop) -> TensorVariable:
+def loss_and_lost(
+    q: FlowState, rows: TensorVariable, loop: Loop
+) -> tuple[TensorVariable, TensorVariable]:
+    """The loss without the draws whose density is not finite, and how many these are."""
     z0, log_det = q.chain.inverse_and_log_det(rows, q.blocks, loop=loop)
     log_q = base_log_prob(z0) - log_det
-    return q.frame.log_det - log_q.mean()
+    return mean_of_finite(q.frame.log_det - log_q, pt.isfinite(log_q))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pytensor
@@ -23,8 +24,6 @@ from pymc_flows.flows.state import FlowState, base_log_prob
 from pymc_flows.model.examine import DrawPlan
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.training.loop.packing import join, split_by_block
-
-_LOG_2PI = float(np.log(2 * np.pi))
 
 
 def default_gradient(chain: Chain, backend: str, *, anneals: bool) -> str:
@@ -81,6 +80,38 @@ class Estimator:
     path: TensorVariable | None = None
 
 
+class Loss(NamedTuple):
+    """The loss of a step, without the draws that are not finite.
+
+    Attributes
+    ----------
+    value : TensorVariable
+        Scalar, in nats; NaN if more than half of the draws are not finite.
+    grads : list of TensorVariable
+    lost : TensorVariable
+        How many draws were left out, an integer.
+    """
+
+    value: TensorVariable
+    grads: list[TensorVariable]
+    lost: TensorVariable
+
+
+def mean_of_finite(
+    values: TensorVariable, finite: TensorVariable
+) -> tuple[TensorVariable, TensorVariable]:
+    """Average values (draws,) over the draws that are finite, and count the others.
+
+    One draw in a region where a density is 0, or overflows, says nothing of the others; of a mean
+    over fewer than half of them little is left, which makes it NaN.
+    """
+    n_draws = values.type.shape[0]
+    n_finite = finite.sum()
+    mean = pt.switch(finite, values, 0).sum() / n_finite.astype(values.dtype)
+    enough = pt.ge(2 * n_finite, n_draws)
+    return pt.switch(enough, mean, np.asarray(np.nan, values.dtype)), n_draws - n_finite
+
+
 def loss_graph(
     problem: Problem,
     z0: TensorVariable,
@@ -120,8 +151,12 @@ def loss_and_gradients(
     estimator: Estimator | None = None,
     extra: Sequence[SharedVariable] = (),
     replacements: Mapping[Variable, Variable] | None = None,
-) -> tuple[TensorVariable, list[TensorVariable]]:
+) -> Loss:
     """Return the loss and its gradients w.r.t. the flow's parameters, then w.r.t. ``extra``.
+
+    Draws are left out where the log density, its squared gradient or the log-determinant is not
+    finite; loss and gradients are means over the others. The gradients w.r.t. ``extra`` are sums
+    over all draws before that is known, so there one such draw costs the step.
 
     With an ``estimator`` the gradients w.r.t. the flow are another estimate of their expectation,
     or those of a tempered density; the loss is the same. With ``theta`` (n,), a vector of all
@@ -142,7 +177,7 @@ def loss_and_gradients(
     # Variables of their own, whose gradients are known below.
     inside, log_det = pt.tensor_copy(inside), pt.tensor_copy(log_det + q.frame.log_det)
     z = pt.tensor_copy(q.frame.forward(inside))
-    n_draws, dim = z0.type.shape
+    n_draws = z0.type.shape[0]
     # Those of the mean loss: what is multiplied here costs no pass over the gradient afterwards.
     weights = [-problem.kl_weight / problem.scale / n_draws, -1.0 / problem.scale / n_draws]
     (prior, data), z_grad, extra_grads = problem.density.value_and_grad(
@@ -152,18 +187,20 @@ def loss_and_gradients(
         extra=extra,
         replacements=replacements,
     )
-    # Of a vector: a sum over two axes takes numba 4 s to compile.
-    noise = z0.ravel()
-    base = -0.5 * (pt.sqr(noise).sum() / n_draws + np.asarray(dim * _LOG_2PI, dtype=z0.dtype))
-    log_q = base - log_det.mean()
-    loss = (problem.kl_weight * (log_q - prior.mean()) - data.mean()) / problem.scale
     z_grad = z_grad.astype(z.dtype)
+    # Squares, because optimizers take them.
+    finite = pt.isfinite(prior + data - log_det + pt.sqr(z_grad).sum(axis=1))
+    log_q = base_log_prob(z0) - log_det
+    loss, lost = mean_of_finite(problem.kl_weight * (log_q - prior) - data, finite)
+    loss = loss / problem.scale
+    counts = pt.switch(finite, n_draws / pt.maximum(n_draws - lost, 1), 0).astype(z.dtype)
+    z_grad = pt.switch(finite[:, None], counts[:, None] * z_grad, 0)
     if estimator.inverse_temperature is not None:
         z_grad = estimator.inverse_temperature * z_grad
     weight = problem.kl_weight / problem.scale / n_draws
-    known = {z: z_grad, log_det: pt.full_like(log_det, -weight)}
+    known = {z: z_grad, log_det: -weight * counts}
     if estimator.path is not None:
-        score = weight * q.chain.score(z0, q.blocks, loop=loop)
+        score = weight * counts[:, None] * q.chain.score(z0, q.blocks, loop=loop)
         use_path = pt.neq(estimator.path, 0)
         score = ifelse(use_path, score, pt.zeros_like(score))
         known = {
@@ -173,4 +210,4 @@ def loss_and_gradients(
     grads = pytensor.grad(None, wrt, known_grads=known, disconnected_inputs="ignore")
     if theta is not None:
         grads = [join(grads)]
-    return loss, [*grads, *extra_grads]
+    return Loss(loss, [*grads, *extra_grads], lost)

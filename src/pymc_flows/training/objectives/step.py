@@ -11,6 +11,7 @@ from pymc_flows.backends.materialize import materialize
 from pymc_flows.flows.state import FlowState
 from pymc_flows.training.config import FitConfig
 from pymc_flows.training.loop import Packing, Step
+from pymc_flows.training.objectives.loss import Loss
 
 
 def packing_of(q: FlowState, config: FitConfig) -> Packing | None:
@@ -24,11 +25,10 @@ def optimizer_step(
     config: FitConfig,
     packing: Packing | None,
     noise: TensorVariable,
-    loss: TensorVariable,
-    grads: list[TensorVariable],
+    loss: Loss,
     settings: Sequence[TensorVariable] = (),
 ) -> Step:
-    """Make the step of a loss ().
+    """Make the step of a loss.
 
     Parameters
     ----------
@@ -37,12 +37,11 @@ def optimizer_step(
     packing : Packing, optional
         What the gradients are taken with respect to; else ``q.params`` and ``more_obj_params``.
     noise : TensorVariable, shape (draws, dim)
-    loss : TensorVariable
-    grads : list of TensorVariable
+    loss : Loss
     settings : sequence of TensorVariable
         Scalars that are set step by step, besides the step size.
     """
-    optimizer, extra = config.optimizer, config.more_obj_params
+    optimizer, extra, grads = config.optimizer, config.more_obj_params, loss.grads
     own = {"": packing.theta} if packing else dict(q.params_dict)
     more = packing.rewrite(config.more_updates) if packing else config.more_updates
     if config.total_grad_norm_constraint is not None:
@@ -56,11 +55,12 @@ def optimizer_step(
     rate = () if optimizer.rate is None else (optimizer.rate,)
     return Step(
         noise,
-        loss,
+        loss.value,
         dict(zip(names, grads, strict=True)),
         updates,
         (*rate, *settings),
         tracked,
         packing,
         tuple(q.params),
+        loss.lost,
     )
