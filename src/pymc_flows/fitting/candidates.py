@@ -15,7 +15,7 @@ GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
 # the target, a layer that goes by this order gets the scales of a hierarchy in one.
 AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
-# Splines, and layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or for minutes,
+# Splines and layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or minutes,
 # and what is tried there instead; it compiles in 10 seconds.
 SLOW_ON_NUMBA = frozenset({"spline", "nvp", "iaf", "nsf", "maf", "sylvester"})
 ON_NUMBA = "planar*16-scale-loc"
