@@ -15,9 +15,9 @@ GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
 # the target, a layer that goes by this order gets the scales of a hierarchy in one.
 AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
-# Layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or for minutes, and what
-# is tried there instead; it compiles in 10 seconds.
-SLOW_ON_NUMBA = frozenset({"nvp", "iaf", "nsf", "maf", "sylvester"})
+# Splines and layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or minutes,
+# and what is tried there instead; it compiles in 10 seconds.
+SLOW_ON_NUMBA = frozenset({"spline", "nvp", "iaf", "nsf", "maf", "sylvester"})
 ON_NUMBA = "planar*16-scale-loc"
 # With so many steps, a fit ends once its loss has settled: a half to a fifth of 10,000 steps, for
 # 0.001 to 0.004 nats.
