@@ -34,6 +34,7 @@ from pymc_flows.workers import Workers
 from pymc_flows.workers.options import BlasCores
 
 AUTO = "auto"
+QUALITIES = ("good", "best")
 
 
 def fit(
@@ -48,6 +49,7 @@ def fit(
     hyper: Sequence[str] = (),
     field: Sequence[str] = (),
     seconds: float | None = None,
+    quality: str = "good",
     restarts: int | None = None,
     combine: Combine = None,
     cores: int = 1,
@@ -68,9 +70,10 @@ def fit(
     formula : str or Formula, optional
         Formula of the flow. Default ``'auto'``: for a hierarchy (`pymc_flows.structure`) a flow
         over its hyperparameters and a Gaussian field given them; for other models, or if its
-        weights cannot be trusted, a Gaussian with the moments of the posterior, then richer and
-        richer flows until their ELBO gains nothing. The first two take no steps and leave ``hist``
-        empty. The approximation's attribute ``ladder`` is the table of what was tried.
+        weights cannot be trusted, a Gaussian with the moments of the posterior, a Gaussian copula
+        with spline marginals, then richer and richer flows, as ``quality`` asks. The first three
+        take no steps and leave ``hist`` empty. The approximation's attribute ``ladder`` is the
+        table of what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional
@@ -89,6 +92,11 @@ def fit(
         ladder says what was left out. A search, a training loop and a fit of a field look at the
         clock between two units of work; what is being compiled is finished first. Of restarts, the
         time of each.
+    quality : {'good', 'best'}
+        When ``'auto'`` ends. ``'good'``: with the first formula whose weights can be trusted and
+        of whose draws more than half are effective; `NormalizingFlow.sample` then resamples them
+        (sampling importance resampling), and the ladder says so. ``'best'``: when the flow itself
+        is within 0.02 nats of the posterior, so that its draws and its density need no weights.
     restarts : int, optional
         Fit so many times, from modes of the posterior that are apart or, where there is only one,
         with seeds of their own. The approximation's attribute ``restarts`` says how far the fits
@@ -118,7 +126,8 @@ def fit(
     Raises
     ------
     ArgumentError
-        If formula and method are both given, the method is not NFVI, or ``n`` is no number.
+        If formula and method are both given, the method is not NFVI, ``n`` is no number, or
+        ``quality`` is unknown.
     WorkerError
         If restarts have no result because their workers were lost.
     """
@@ -132,6 +141,7 @@ def fit(
     check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
+    _check_quality(quality, formula)
     if isinstance(method, NFVI):
         given = {
             "model": model,
@@ -151,7 +161,7 @@ def fit(
         formula = _formula_of(method)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    is_auto = formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
+    is_auto = formula is None or _is_auto(formula)
     if restarts is not None:
         show = bool(kwargs.pop("progressbar", True))
         return fit_restarts(
@@ -170,6 +180,7 @@ def fit(
                 "hyper": hyper,
                 "field": field,
                 "seconds": seconds,
+                "quality": quality,
             },
         )
     if (cores, executor, combine) != (1, None, None):
@@ -187,6 +198,7 @@ def fit(
             hyper=hyper,
             field=field,
             seconds=seconds,
+            quality=quality,
             **kwargs,
         )
     if kwargs.get("checkpoint") is not None:
@@ -224,6 +236,20 @@ def fit(
         return inference.fit(n, **kwargs)
     inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
     return inference.approx
+
+
+def _is_auto(formula: str | Formula | None) -> bool:
+    return formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
+
+
+def _check_quality(quality: object, formula: str | Formula | None) -> None:
+    """Refuse an unknown quality, and one that a single formula could not promise."""
+    if quality not in QUALITIES:
+        raise ArgumentError(f"quality must be 'good' or 'best', got {quality!r}")
+    if quality != "good" and not _is_auto(formula):
+        raise ArgumentError(
+            f"quality={quality!r} says when formula='auto' ends, got the formula {str(formula)!r}"
+        )
 
 
 def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:

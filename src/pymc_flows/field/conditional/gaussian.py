@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,11 @@ class FieldGaussian:
     factor : Factor
         Of the precision matrix Q.
     log_joint : float
-        Log density of the model at (hyper, mean), in nats.
+        Log density of the model at (hyper, mode), in nats.
     decrement : float
         Newton decrement at which the search for the mode ended, in nats.
+    shift : ndarray, shape (n_field,), optional
+        Mean − mode, in the coordinates of the noise; by default 0.
     averages : tuple of float and ndarray, optional
         Expected log density and its expected gradient (dim,) under it, where they are known.
     """
@@ -33,13 +35,14 @@ class FieldGaussian:
     factor: Factor
     log_joint: float
     decrement: float
+    shift: np.ndarray | None = None
     averages: tuple[float, np.ndarray] | None = None
 
     @property
     def log_marginal(self) -> float:
         """Laplace's approximation of the log density of the hyperparameters and the data, in nats.
 
-        Exact if the field given them is Gaussian, and the mean its mode.
+        Exact if the field given them is Gaussian.
         """
         return self.log_joint + self.log_normalizer
 
@@ -47,6 +50,17 @@ class FieldGaussian:
     def log_normalizer(self) -> float:
         """½ n_field log 2π − ½ log|Q|, in nats."""
         return 0.5 * len(self.mean) * math.log(2 * math.pi) - self.factor.half_log_det
+
+    @property
+    def mode(self) -> np.ndarray:
+        """Mode of the field (n_field,)."""
+        return self.mean if self.shift is None else self.mean - self.factor.color(self.shift)
+
+    def moved(self, by: np.ndarray) -> FieldGaussian:
+        """The Gaussian with its mean moved (n_field,), in the coordinates of the noise."""
+        shift = by if self.shift is None else self.shift + by
+        mean = self.mean + self.factor.color(by)
+        return replace(self, mean=mean, shift=shift, averages=None)
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Draws (n, n_field) from standard normal noise (n, n_field)."""

@@ -16,12 +16,12 @@ MANY, BYTES = 64, 300e6
 # Log densities that differ by less than this share differ by rounding.
 ROUNDING = 1e-9
 # Expected gradients with a smaller decrement, in nats, correct nothing.
-SMALL = 1e-3
+SMALL = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Predicts the mode of the field: a quadratic function of each hyperparameter.
+    """Predicts a vector of the field, such as its mode: a quadratic function of each hyperparameter.
 
     Attributes
     ----------
@@ -68,9 +68,11 @@ class Expectation:
 class ConditionalField:
     """Maps hyperparameters to a Gaussian over the field, always to the same one.
 
-    The mode is sought by Newton's method from a predicted one. Its mean and curvature are then
-    moved to their expectations under the Gaussian (van Niekerk & Rue, Low-rank variational Bayes
-    correction to the Laplace method, JMLR 25(62), 2024), where the field is skewed.
+    The mode is sought by Newton's method from a predicted one. Where the field is skewed, the mean
+    is then moved to where the expected gradient under the Gaussian is 0 (van Niekerk & Rue,
+    Low-rank variational Bayes correction to the Laplace method, JMLR 25(62), 2024). That takes many
+    gradients; but the way from the mode to the mean, in units of the Gaussian, hardly depends on
+    the hyperparameters, so that `at` takes it from a prediction, and only `near` computes it.
 
     Parameters
     ----------
@@ -81,6 +83,8 @@ class ConditionalField:
     options : FieldOptions
     corrects : bool
         Whether the field may be skewed.
+    shift : Surface, optional
+        Predicts mean − mode, in the coordinates of the noise; by default 0.
     """
 
     def __init__(
@@ -91,9 +95,10 @@ class ConditionalField:
         options: FieldOptions,
         *,
         corrects: bool = True,
+        shift: Surface | None = None,
     ):
         self.modes, self.surface, self.points = modes, surface, points
-        self.options, self.corrects = options, corrects
+        self.options, self.corrects, self.shift = options, corrects, shift
 
     @property
     def chunk(self) -> int:
@@ -115,23 +120,46 @@ class ConditionalField:
         steps : int, optional
             Most steps of Newton's method.
         """
-        options = self.options
         start = self.surface(hyper) if start is None else start
-        found = self.modes.find(
-            hyper,
-            start,
-            steps=options.newton_steps if steps is None else steps,
-            tolerance=options.newton_tolerance,
-        )
-        return self._corrected(found) if self.corrects else found
+        found = self._modes(hyper, start, steps)
+        if self.shift is None or not self.corrects:
+            return found
+        shifts = self.shift(hyper)
+        return [g and g.moved(by) for g, by in zip(found, shifts, strict=True)]
 
-    def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
+    def near(
+        self, hyper: np.ndarray, other: FieldGaussian, *, steps: int | None = None
+    ) -> list[FieldGaussian | None]:
+        """Return the Gaussians given hyperparameters (n, n_hyper), with their means computed.
+
+        Parameters
+        ----------
+        hyper : ndarray
+        other : FieldGaussian
+            Given others: where modes and means are sought from.
+        steps : int, optional
+            Most steps of Newton's method.
+        """
+        found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0), steps)
+        if not self.corrects:
+            return found
+        if other.shift is not None:
+            found = [g and g.moved(other.shift) for g in found]
+        done = iter(self.centred([g for g in found if g is not None]))
+        return [g and next(done) for g in found]
+
+    def _modes(
+        self, hyper: np.ndarray, start: np.ndarray, steps: int | None
+    ) -> list[FieldGaussian | None]:
+        steps = self.options.newton_steps if steps is None else steps
+        tolerance = self.options.newton_tolerance
+        return self.modes.find(hyper, start, steps=steps, tolerance=tolerance)
+
+    def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
         """Move means to where the expected gradient is 0, as far as that gains."""
-        posterior = self.modes.posterior
-        result = [g for g in found if g is not None]
+        field, result = self.modes.posterior.field, list(gaussians)
         before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
-        moved: set[int] = set()
         for k in range(self.options.correction_steps + 1):
             if not active:
                 break
@@ -143,23 +171,14 @@ class ConditionalField:
                     result[i] = before[i][1] if i in before else result[i]
                     continue
                 result[i] = replace(result[i], averages=(float(value), gradient))
-                step = result[i].factor.solve(gradient[posterior.field])
-                decrement = step @ gradient[posterior.field]
-                if k < self.options.correction_steps and decrement > SMALL:
+                factor = result[i].factor
+                step = factor.whiten(factor.solve(gradient[field]))
+                if k < self.options.correction_steps and step @ step > SMALL:
                     before[i] = float(value), result[i]
-                    result[i] = replace(result[i], mean=result[i].mean + step, averages=None)
+                    result[i] = result[i].moved(step)
                     left.append(i)
-                    moved.add(i)
             active = left
-        if moved:
-            rows = sorted(moved)
-            hyper = np.stack([result[i].hyper for i in rows])
-            mean = np.stack([result[i].mean for i in rows])
-            values, _ = posterior.value_and_grad(posterior.join(hyper, mean))
-            for i, value in zip(rows, values, strict=True):
-                result[i] = replace(result[i], log_joint=float(value))
-        done = iter(result)
-        return [None if g is None else next(done) for g in found]
+        return result
 
     def is_gaussian(self, gaussian: FieldGaussian) -> bool:
         """Whether the log density at the quadrature's points is that of the Gaussian."""

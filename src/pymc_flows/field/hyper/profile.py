@@ -145,7 +145,7 @@ def follow_axes(
     lower = lower_factor(mode.covariance)
     loc, top = mode.gaussian.hyper, mode.gaussian.log_marginal
     walks = [
-        _Walk(sign * column, mode.gaussian.mean, [0.0], [0.0])
+        _Walk(sign * column, mode.gaussian.mode, [0.0], [0.0])
         for column in lower.T
         for sign in (-1.0, 1.0)
     ]
@@ -160,7 +160,7 @@ def follow_axes(
                 if gaussian is None or not math.isfinite(value):
                     walk.done = True
                     continue
-                walk.field = gaussian.mean
+                walk.field = gaussian.mode
                 walk.distances.append(distance)
                 walk.values.append(value)
                 walk.done = value < -DEPTH
