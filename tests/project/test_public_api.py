@@ -139,6 +139,7 @@ def test_every_plot_takes_its_subject_first_and_axes_by_name():
     }
     assert first == {
         "approximation_density": ["approx", "ax"],
+        "calibration": ["found", "figure"],
         "density_contour": ["target", "ax"],
         "draws": ["samples", "ax"],
         "history": ["hist", "ax"],

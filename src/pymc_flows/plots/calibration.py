@@ -24,10 +24,10 @@ def calibration(
 ) -> "np.ndarray[Any, np.dtype[Any]]":
     """Draw how ranks deviate from uniform ones, for each scalar.
 
-    A line is the empirical distribution function of u = (rank + U) / (draws + 1), less u. Where fits
-    are calibrated it stays inside the band with that probability, for each scalar by itself. A line
-    that rises first: draws are too large; one that falls first: too small; an S from above to
-    below: intervals are too narrow.
+    A line is the empirical distribution function of u = (rank + U) / (draws + 1), less u. Where
+    fits are calibrated it stays inside the band with that probability, for each scalar by itself.
+    Above zero, draws are too large, below, too small; first above and then below, intervals are too
+    narrow.
 
     Parameters
     ----------
