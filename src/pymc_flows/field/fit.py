@@ -27,6 +27,11 @@ SHARED = 4
 # Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
 # given each.
 MIN_DRAWS, MIN_OUTER, MIN_INNER = 16, 4, 4
+# Where all groups have weights as even as that at so many values of the hyperparameters, no more of
+# these are looked at.
+EVEN, ENOUGH = 0.95, 2
+# Draws of each group for a second look, where fewer did not show that its weights can be trusted.
+SECOND_DRAWS = 2_048
 
 
 def fit_field(
@@ -157,10 +162,30 @@ def _groups(
     places = (rng.random() + np.arange(options.judged)) / options.judged
     chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
     hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
-    noise = NormalNoise.make(posterior.groups, options.judge_draws, rng)
-    found = []
+    found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
+    if found.is_trusted or options.judge_draws >= SECOND_DRAWS:
+        return found
+    # The largest k-hat of thousands is large by chance, the more so with few draws.
+    hyper = hyper[:: max(1, len(hyper) // ENOUGH)]
+    return judge(_weights_of_groups(marginal, hyper, SECOND_DRAWS, rng, progress))
+
+
+def _weights_of_groups(
+    marginal: Marginal,
+    hyper: np.ndarray,
+    n_draws: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> list[GroupWeights]:
+    """Weights of groups at values of the hyperparameters; of fewer ones where they are even."""
+    posterior = marginal.conditional.modes.posterior
+    noise, found = NormalNoise.make(posterior.groups, n_draws, rng), []
     for _, gaussian in marginal.gaussians(hyper):
-        if gaussian is not None:
-            found.append(weigh_groups(posterior, gaussian, noise))
-            progress.tell("groups")
-    return judge(found)
+        if gaussian is None:
+            continue
+        found.append(weigh_groups(posterior, gaussian, noise))
+        progress.tell("groups")
+        ess = np.min([weights.ess for weights in found], axis=0)
+        if len(found) >= ENOUGH and (ess >= EVEN * n_draws).all():
+            break
+    return found

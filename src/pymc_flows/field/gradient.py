@@ -49,7 +49,9 @@ class BatchedGradient:
         evaluate, patience = self._plain, self._patience
         with patience.clock(len(points)):
             found = evaluate(points)
-        if self._rows is not None and patience.is_over(self._backend):
+        # Which compiler there is takes time to find out, too: JAX is imported.
+        worth = patience.is_over("jax") and self._rows is not None
+        if worth and patience.is_over(self._backend):
             each = 1000 * patience.seconds / patience.points
             _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
             self._compiled = self._compile()
@@ -82,7 +84,7 @@ class BatchedGradient:
     def _compile(self) -> Gradient:
         """A function of one point: on CPUs, XLA gathers and scatters no faster in batches.
 
-        A multilevel regression with 60,000 rows takes 3 ms a point alone, and 17 ms in a batch of 32.
+        A multilevel regression with 60,000 rows takes 3 ms a point alone, 17 ms in a batch of 32.
         """
         function = self._function(1, training_mode(self._backend))
         return lambda points: _in_parts(function, points, 1)

@@ -153,4 +153,5 @@ class FieldApproximation:
         wanted = 2 ** int(np.ceil(np.log2(max(POOL, 2 * n) / share**2)))
         if (self.posterior.groups >= 0).all():
             return 1, min(wanted, MOST_POOL)
-        return min(wanted, OUTER), int(np.clip(wanted // OUTER, 2, MOST_POOL // OUTER))
+        n_outer = min(wanted // 2, OUTER)
+        return n_outer, min(wanted // n_outer, MOST_POOL // OUTER)

@@ -109,7 +109,9 @@ def find_mode(
     if objective is conditional and conditional.corrects:
         [gaussian] = conditional.centred([first])
     found = objective.expect([gaussian])[0]
-    gaussian, found = _settle(objective, conditional.modes.posterior.locations, gaussian, found, options, progress)
+    gaussian, found = _settle(
+        objective, conditional.modes.posterior.locations, gaussian, found, options, progress
+    )
     gaussian, found, inverse = _climb(objective, gaussian, found, None, options, progress)
     mode = curve(objective, gaussian, found, inverse, progress)
     for _ in range(MOST_CLIMBS):
@@ -281,7 +283,7 @@ def curve(
         around = objective.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
         expected = dict(zip(map(id, ends), objective.expect(ends) if ends else [], strict=True))
-        for k, i in enumerate(rows):
+        for k, i in enumerate(rows.tolist()):
             above, below = around[k], around[k + len(rows)]
             if above is None or below is None:
                 hessian[i, i] = 1 / WIDEST**2
