@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -12,16 +13,21 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.mode import Mode
 
+from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.errors import BackendError
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.patience import Patience, compiler_of
 
 _log = logging.getLogger(__name__)
 
 # Points of one call; fewer where they would take more memory than `plan_draws` allows.
 ROWS = 256
+# It is compiled when calls have taken as long as that takes, in CPU seconds, unless a point takes
+# no more than the second.
+PATIENCE = {"jax": 1.0, "numba": 10.0}
+FAST = 5e-4
 
 
 type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -39,27 +45,35 @@ class BatchedGradient:
     """
 
     def __init__(self, density: ModelDensity):
-        self._density, self._patience = density, Patience()
+        self._density = density
+        self._seconds, self._points = 0.0, 0
         self._compiled: Gradient | None = None
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats."""
         if self._compiled is not None:
             return self._compiled(points)
-        evaluate, patience = self._plain, self._patience
-        with patience.clock(len(points)):
-            found = evaluate(points)
-        # Which compiler there is takes time to find out, too: JAX is imported.
-        worth = patience.is_over("jax") and self._rows is not None
-        if worth and patience.is_over(self._backend):
-            each = 1000 * patience.seconds / patience.points
+        evaluate = self._plain
+        before = time.process_time()
+        found = evaluate(points)
+        self._seconds += time.process_time() - before
+        self._points += len(points)
+        is_slow = self._seconds > max(FAST * self._points, min(PATIENCE.values()))
+        if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
+            each = 1000 * self._seconds / self._points
             _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
             self._compiled = self._compile()
         return found
 
     @cached_property
     def _backend(self) -> str:
-        return compiler_of(self._density)
+        if not has_jax():
+            return "numba"
+        try:
+            plan_draws(self._density, 1, self._density.start(), "jax")
+        except BackendError:
+            return "numba"
+        return "jax"
 
     @cached_property
     def _rows(self) -> int | None:
