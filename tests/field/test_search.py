@@ -13,6 +13,8 @@ from pymc_flows.field.conditional.noise import quadrature
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.correction import fit_correction
 from pymc_flows.field.hyper.objective import LaplaceMarginal, objective_of
+from pymc_flows.field.record import arrays_of, restored
+from pymc_flows.formula import Formula
 
 
 def conditional_of(posterior, pairs):
@@ -78,3 +80,13 @@ def test_predicted_corrections_give_the_values_that_weights_give(bernoulli):
     sd = np.sqrt(np.exp(b.log_weights) @ (b.hyper - other) ** 2)
     np.testing.assert_allclose((mean - other) / sd, 0, atol=0.1)
     assert a.error < 0.3
+    # A file keeps the way from the modes to the means.
+    arrays = arrays_of(found)
+
+    def read(name, shape, dtype):
+        return np.asarray(arrays[name], dtype)
+
+    again = restored(bernoulli.posterior(), Formula("tril-loc | laplace"), read)
+    points = found.draw(5, np.random.default_rng(0)).points
+    np.testing.assert_allclose(again.log_prob(points), found.log_prob(points), rtol=1e-6)
+    assert again.marginal.conditional.shift is not None
