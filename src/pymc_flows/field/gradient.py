@@ -58,7 +58,7 @@ class BatchedGradient:
         found = evaluate(points)
         self._seconds += time.process_time() - before
         self._points += len(points)
-        is_slow = self._seconds > FAST * self._points
+        is_slow = self._seconds > max(FAST * self._points, min(PATIENCE.values()))
         if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
             each = 1000 * self._seconds / self._points
             _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
@@ -70,7 +70,7 @@ class BatchedGradient:
         if not has_jax():
             return "numba"
         try:
-            plan_draws(self._density, ROWS, self._density.start(), "jax")
+            plan_draws(self._density, 1, self._density.start(), "jax")
         except BackendError:
             return "numba"
         return "jax"
@@ -98,7 +98,7 @@ class BatchedGradient:
     def _compile(self) -> Gradient:
         """A function of one point: on CPUs, XLA gathers and scatters no faster in batches.
 
-        A multilevel regression with 60,000 rows takes 3 ms a point alone, and 17 ms in a batch of 32.
+        A multilevel regression with 60,000 rows takes 3 ms a point alone, 17 ms in a batch of 32.
         """
         function = self._function(1, training_mode(self._backend))
         return lambda points: _in_parts(function, points, 1)
