@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pymc as pm
 import pytensor.tensor as pt
@@ -34,12 +35,18 @@ def tensor_values(model: pm.Model, shapes: Sequence[tuple[int, ...]]) -> tuple[T
 
     What a graph makes of a shape is a constant then, which JAX and PyTensor's rewrites need.
     """
-    return tuple(
-        value
-        if not has_names(value) and value.type.shape == shape
-        else pt.TensorType(value.type.dtype, shape)(value.name)
-        for value, shape in zip(model.value_vars, shapes, strict=True)
-    )
+    return tuple(map(_tensor_value, model.value_vars, shapes))
+
+
+# One for each variable and shape: graphs of one density of a model may be used with another's.
+_VALUES: WeakKeyDictionary[Variable, dict[tuple[int, ...], TensorVariable]] = WeakKeyDictionary()
+
+
+def _tensor_value(value: Variable, shape: tuple[int, ...]) -> TensorVariable:
+    if not has_names(value) and value.type.shape == shape:
+        return value
+    known = _VALUES.setdefault(value, {})
+    return known.setdefault(shape, pt.TensorType(value.type.dtype, shape)(value.name))
 
 
 def with_names_of(template: Variable, value: Any) -> Variable:
