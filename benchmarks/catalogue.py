@@ -2,9 +2,10 @@
 
     python -m benchmarks.catalogue --folder FOLDER
 
-FOLDER has a Python file for each model, with a function ``build_model`` that returns a PyMC model and
-a point to start from, as in PyMC's public catalogue of models, or the model alone. Each model has a process of its
-own for each backend, with a limit of time: 'scale-loc', 8 draws per step, adam at step size .01.
+FOLDER has a Python file for each model, with a function ``build_model`` that returns a PyMC model
+and a point to start from, as in PyMC's public catalogue of models, or the model alone. Each model
+has a process of its own for each backend, with a limit of time: 'scale-loc', 8 draws per step, adam
+at step size .01.
 """
 
 from __future__ import annotations

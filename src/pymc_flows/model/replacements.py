@@ -13,7 +13,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.rngs import with_fixed_generators
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.dims import tensors
+from pymc_flows.model.layout import tensors
 from pymc_flows.support.compat import replace_rvs_by_values
 
 __all__ = ["Replacements", "check_replacements", "named_terms"]
