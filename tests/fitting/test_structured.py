@@ -9,8 +9,11 @@ import pytest
 
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, ModelError, NotInvertibleError, StorageError
+from pymc_flows.field.gradient import BatchedGradient
 from pymc_flows.field.state import FieldState
 from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure import GroupedDensity, structure
 
 N_GROUPS, N_ROWS = 6, 5
 
@@ -228,6 +231,24 @@ def test_a_model_without_a_field_is_refused():
 def test_what_needs_one_flow_over_all_variables_says_so(approx):
     with pytest.raises(NotInvertibleError, match="not one map of"):
         approx.inverse(np.zeros(approx.ddim))
+
+
+def test_a_given_start_is_the_only_point_that_a_structure_is_read_and_used_at(monkeypatch, model):
+    density, given = ModelDensity(model), ModelDensity.start
+
+    def only_given(self, start=None, **kwargs):
+        assert start is not None, "the model's own initial point was asked for"
+        return given(self, start, **kwargs)
+
+    monkeypatch.setattr(ModelDensity, "start", only_given)
+    start = model.initial_point()
+    found = structure(model, start=start)
+    assert found.why_not is None
+    point = density.start(start)
+    grouped, gradient = GroupedDensity(density, found), BatchedGradient(density)
+    total, by_group = grouped(point[None])
+    value, _ = gradient(point[None])
+    np.testing.assert_allclose(total + by_group.sum(axis=1), value, rtol=1e-9)
 
 
 def test_a_structure_that_cannot_be_read_is_no_end(monkeypatch, model, caplog):

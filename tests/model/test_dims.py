@@ -106,6 +106,7 @@ def test_log_densities_of_draws_are_those_of_points(fitted):
     assert_allclose(approx.log_prob(draws)[0], approx.log_prob(points), rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:The effect of Potentials on other parameters")
 def test_reports_files_and_predictions(fitted, tmp_path):
     model, approx = fitted
     report = pmf.report(approx, 256, random_seed=4)

@@ -8,7 +8,8 @@ import pytest
 import pymc_flows as pmf
 from fits import JAX, minibatch_model, normal_mean
 from pymc_flows.errors import ModelError
-from pymc_flows.model.logp import density_of
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity, density_of
 
 N, BATCH = 2_000, 100
 DATA = np.random.default_rng(4).normal(2.0, 1.0, N)
@@ -89,3 +90,13 @@ def test_draws_of_a_random_density_have_no_weights(build):
             approx.sample(5, correct="psis")
     with pytest.raises(ModelError, match="the model's log density is random"):
         pmf.report(approx)
+
+
+@pytest.mark.parametrize("build", [minibatch_in_a_potential, noise_in_a_potential])
+def test_what_is_found_out_about_a_random_density_repeats(build):
+    """However its model has seeded the generators, by chance."""
+    densities = [ModelDensity(build()) for _ in range(2)]
+    point = densities[0].start()[None] + 0.3
+    (value, gradient), (again, other) = (LogDensity(d).value_and_grad(point) for d in densities)
+    np.testing.assert_array_equal(value, again)
+    np.testing.assert_array_equal(gradient, other)

@@ -47,7 +47,7 @@ SIGNATURES = {
     "FormulaError": "message, source, start, end, hint",
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, "
     "seconds, quality, restarts, combine, cores, executor, mp_ctx, blas_cores, **kwargs",
-    "structure": "model, *, hyper, field",
+    "structure": "model, *, hyper, field, start",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",
     "fit_many": "builder, data_sets, n, *, draws, correct, cores, executor, mp_ctx, blas_cores, "

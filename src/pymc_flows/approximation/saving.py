@@ -112,8 +112,7 @@ def field_state(content: Content, model: pm.Model) -> FieldState:
     check_model(content, model)
     try:
         record = content.record["structure"]
-        roles = {"hyper": list(record["hyper"]), "field": list(record["field"])}
-        found = structure(model, **roles)
+        found = structure(model, hyper=list(record["hyper"]), field=list(record["field"]))
         return FieldState.restored(
             density_of(model), found, Formula(content.formula), content.array
         )

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
+from pytensor.graph.replace import graph_replace
 
 from pymc_flows.backends.dispatch import on_first_use
+from pymc_flows.backends.ops import random_inputs
 from pymc_flows.support.compat import collect_default_updates
 
 _STATE_DTYPES = ("int32", "int64", "uint32", "uint64")
@@ -35,6 +38,19 @@ def model_rngs(
 
         values = [jax_typify(value) for value in values]
     return updates, values
+
+
+def with_fixed_generators(outputs: Sequence[Variable]) -> list[Variable]:
+    """The same graphs with generators of their own, seeded by their number.
+
+    A model seeds its generators when it is built, by chance: what is found out about its density
+    would be another thing each time.
+    """
+    own = {
+        rng: pytensor.shared(np.random.default_rng(k))
+        for k, rng in enumerate(random_inputs(outputs))
+    }
+    return graph_replace(list(outputs), own, strict=False) if own else list(outputs)
 
 
 def encode_state(state: Any) -> Any:

@@ -12,7 +12,6 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply
-from pytensor.graph.rewriting.utils import rewrite_graph
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.simplify import apply_rules, constant_value, is_elementwise
@@ -27,6 +26,7 @@ from pymc_flows.support.compat import (
     MakeVector,
     Subtensor,
     ViewOp,
+    rewrite_graph,
 )
 
 # Allocations of computed shapes, and axes that are added before they are known to have length 1:

@@ -16,7 +16,7 @@ from pytensor.compile.mode import Mode
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import BackendError
-from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.examine import DrawPlan, plan_draws
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
 
@@ -48,11 +48,13 @@ class BatchedGradient:
         self._density = density
         self._seconds, self._points = 0.0, 0
         self._compiled: Gradient | None = None
+        self._near: np.ndarray | None = None  # where plans are tried out: the first point
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats."""
         if self._compiled is not None:
             return self._compiled(points)
+        self._near = points[0] if self._near is None else self._near
         evaluate = self._plain
         before = time.process_time()
         found = evaluate(points)
@@ -70,7 +72,7 @@ class BatchedGradient:
         if not has_jax():
             return "numba"
         try:
-            plan_draws(self._density, 1, self._density.start(), "jax")
+            self._plan("jax", 1)
         except BackendError:
             return "numba"
         return "jax"
@@ -78,8 +80,11 @@ class BatchedGradient:
     @cached_property
     def _rows(self) -> int | None:
         """Points of one call, or None if the density must be looped over."""
-        plan = plan_draws(self._density, ROWS, self._density.start(), "numba")
-        return plan.micro_batch
+        return self._plan("numba", ROWS).micro_batch
+
+    def _plan(self, backend: str, rows: int) -> DrawPlan:
+        near = self._density.start() if self._near is None else self._near
+        return plan_draws(self._density, rows, near.astype(pytensor.config.floatX), backend)
 
     @cached_property
     def _plain(self) -> Gradient:

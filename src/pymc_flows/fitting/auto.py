@@ -290,7 +290,7 @@ def _structured(
     except ModelError:  # it is random
         return False
     try:
-        found = structure(model, **roles)
+        found = structure(model, start=start, **roles)
     except ArgumentError:
         raise
     except Exception as error:  # a graph of any kind; there are other ways to go on

@@ -66,7 +66,8 @@ def fit_structured(
     """
     density = density_of(model)
     check_has_weights(density)
-    found = structure(model, hyper=hyper, field=field) if found is None else found
+    if found is None:
+        found = structure(model, hyper=hyper, field=field, start=start)
     if not len(found.field):
         raise ModelError(
             "the model has no field: no variables that a Gaussian given the others could describe\n"

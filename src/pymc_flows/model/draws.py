@@ -21,7 +21,7 @@ from xarray import Dataset, DataTree
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.errors import ModelError
 from pymc_flows.model.batching import batched_draws, compiled
-from pymc_flows.model.dims import tensors
+from pymc_flows.model.layout import tensors
 from pymc_flows.support.compat import (
     DataTreeConverter,
     MultiTrace,

@@ -33,7 +33,6 @@ from pymc_flows.model.batching import (
     replaced,
     vectorized,
 )
-from pymc_flows.model.dims import tensor_values
 from pymc_flows.model.layout import (
     Slot,
     Start,
@@ -43,6 +42,7 @@ from pymc_flows.model.layout import (
     layout,
     names_without_value,
     start_point,
+    tensor_values,
 )
 from pymc_flows.model.replacements import Replacements, check_replacements, named_terms
 

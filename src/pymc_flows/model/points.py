@@ -21,8 +21,7 @@ from xarray import Dataset, DataTree
 from pymc_flows.backends.modes import no_compiler
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.model.batching import batched_draws, compiled
-from pymc_flows.model.dims import tensors, with_names_of
-from pymc_flows.model.layout import rv_shapes
+from pymc_flows.model.layout import rv_shapes, tensors, with_names_of
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.support.compat import CircularTransform
 

@@ -11,8 +11,9 @@ from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.rngs import with_fixed_generators
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.dims import tensors
+from pymc_flows.model.layout import tensors
 from pymc_flows.support.compat import replace_rvs_by_values
 
 __all__ = ["Replacements", "check_replacements", "named_terms"]
@@ -48,7 +49,7 @@ def named_terms(
     names = [var.name for var in (*model.basic_RVs, *model.potentials)]
     terms = _replaced_logp(model, replacements) if replacements else _logp(model)
     given = dict(zip(model.value_vars, values, strict=True))
-    return dict(zip(names, tensors(terms, given), strict=True))
+    return dict(zip(names, with_fixed_generators(tensors(terms, given)), strict=True))
 
 
 def _logp(model: pm.Model) -> list[Variable]:

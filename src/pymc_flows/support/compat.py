@@ -74,6 +74,9 @@ from pytensor.compile.rewriting import inline_ofg_node
 # Registers a vectorisation of an Op, and the general one. Instead: an Op's ``gufunc_signature``.
 from pytensor.graph.replace import _vectorize_node as vectorize_node
 
+# Rewrites a graph by a query. Instead: a `FunctionGraph`, and `optdb.query(...).rewrite` of it.
+from pytensor.graph.rewriting.utils import rewrite_graph
+
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
 
@@ -200,6 +203,7 @@ __all__ = [
     "query_of_mode",
     "rebuild_scan",
     "replace_rvs_by_values",
+    "rewrite_graph",
     "unflatten_index_variables",
     "vectorize_node",
     "vectorize_node_fallback",

@@ -62,8 +62,11 @@ class Factors:
     unknown: Mapping[str, int]
 
 
-def factor_incidence(density: ModelDensity) -> Factors:
-    """Take a log density apart into factors, and find the latents that each of them sees."""
+def factor_incidence(density: ModelDensity, near: np.ndarray | None = None) -> Factors:
+    """Take a log density apart into factors, and find the latents that each of them sees.
+
+    What must be evaluated for that is so at a point (dim,), by default the model's initial one.
+    """
     ready = prepared(density)
     terms, checks = ready.terms, list(ready.checks)
     values = density.values
@@ -72,7 +75,7 @@ def factor_incidence(density: ModelDensity) -> Factors:
     outputs = [var for found in factors.values() for var in found]
     nodes = dependents(outputs, values)
     depends = {*values, *(v for node in nodes for v in node.outputs)}
-    known = facts(density, nodes, depends, outputs)
+    known = facts(density, nodes, depends, outputs, near)
     inputs = {
         value: identity(np.r_[slot.slice], density.dim)
         for value, slot in zip(values, density.slots, strict=True)

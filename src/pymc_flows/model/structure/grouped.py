@@ -51,6 +51,7 @@ class GroupedDensity:
     def __init__(self, density: ModelDensity, structure: Structure):
         self._density, self._structure = density, structure
         self.n_evaluations = 0
+        self._n_rows = 0  # not known yet
 
     def __call__(self, points: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Sum the factors at points (n, dim) of the unconstrained space.
@@ -67,16 +68,16 @@ class GroupedDensity:
             raise ArgumentError(f"expected points of shape (n, {self._density.dim}), got {z.shape}")
         self.n_evaluations += len(z)
         total = np.zeros((self._structure.n_groups + 1, len(z)))
-        for begin in range(0, len(z), self._n_rows):
+        if self._n_rows == 0 and len(z):
+            self._n_rows = self._choose_rows(z[0].astype(pytensor.config.floatX))
+        for begin in range(0, len(z), max(1, self._n_rows)):
             rows = z[begin : begin + self._n_rows]
             total[:, begin : begin + len(rows)] = self._sums(rows)
         return total[-1], total[:-1].T
 
-    @cached_property
-    def _n_rows(self) -> int:
-        """Points at once: 1 where they cannot be evaluated together."""
-        density = self._density
-        plan = plan_draws(density, 64, density.start(), "numba")
+    def _choose_rows(self, near: Floats) -> int:
+        """Points at once: 1 where they cannot be evaluated together, tried out near a point."""
+        plan = plan_draws(self._density, 64, near, "numba")
         if plan.micro_batch is None:
             return 1
         return max(1, _MAX_VALUES // max(1, len(self._structure.factors.index)))

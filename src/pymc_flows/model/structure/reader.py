@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pymc as pm
 import scipy
 
-from pymc_flows.model.layout import Slot
+from pymc_flows.model.layout import Slot, Start
 from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
 from pymc_flows.model.structure.factors import factor_incidence
 from pymc_flows.model.structure.graph import prepared
@@ -24,7 +24,11 @@ MIN_FIELD = 2
 
 
 def structure(
-    model: pm.Model | None = None, *, hyper: Sequence[str] = (), field: Sequence[str] = ()
+    model: pm.Model | None = None,
+    *,
+    hyper: Sequence[str] = (),
+    field: Sequence[str] = (),
+    start: Start | None = None,
 ) -> Structure:
     """Read the structure of a model's posterior off its graph.
 
@@ -37,6 +41,8 @@ def structure(
         By default the model on the context stack.
     hyper, field : sequence of str
         Names of free variables whose role is not to be guessed.
+    start : dict of str to array-like, optional
+        Where arrays are evaluated: values of variables, by default of the model's initial point.
 
     Returns
     -------
@@ -50,15 +56,20 @@ def structure(
         If the model has no free variable or a discrete one.
     """
     density = density_of(model_or_context(model))
-    return structure_of(density, hyper=hyper, field=field)
+    near = None if start is None else density.start(start, finite=False)
+    return structure_of(density, hyper=hyper, field=field, near=near)
 
 
 def structure_of(
-    density: ModelDensity, *, hyper: Sequence[str] = (), field: Sequence[str] = ()
+    density: ModelDensity,
+    *,
+    hyper: Sequence[str] = (),
+    field: Sequence[str] = (),
+    near: np.ndarray | None = None,
 ) -> Structure:
-    """Return the `structure` of a density."""
-    found = roles(density, prepared(density).terms, hyper=hyper, field=field)
-    factors = factor_incidence(density)
+    """Return the `structure` of a density, evaluated near a point (dim,) if one is given."""
+    found = roles(density, prepared(density).terms, hyper=hyper, field=field, near=near)
+    factors = factor_incidence(density, near)
     owner = np.repeat(np.arange(len(density.slots)), [_size(s) for s in density.slots])
     is_hyper = np.isin(owner, found.hyper)
     rest = np.flatnonzero(~is_hyper)

@@ -46,18 +46,21 @@ def roles(
     *,
     hyper: Sequence[str],
     field: Sequence[str],
+    near: np.ndarray | None = None,
 ) -> Roles:
     """Tell hyperparameters from the field by their transforms and by what they scale.
 
     A hyperparameter is a variable whose transform is not linear (a scale, a correlation, a length
-    scale), or one that changes the curvature of another variable's prior.
+    scale), or one that changes the curvature of another variable's prior near a point (dim,), by
+    default the model's initial point.
     """
     model = density.model
     names = [rv.name for rv in model.free_RVs]
     check_names(hyper, field, names)
     bounded = [_is_bounded(model.rvs_to_transforms[rv]) for rv in model.free_RVs]
     sizes = [slot.slice.stop - slot.slice.start for slot in density.slots]
-    scaling = _scaling(density, terms, [i for i, on in enumerate(bounded) if not on])
+    near = density.start() if near is None else near
+    scaling = _scaling(density, terms, [i for i, on in enumerate(bounded) if not on], near)
     found = Roles([], [])
     for i, name in enumerate(names):
         if name in hyper:
@@ -93,7 +96,10 @@ def _is_bounded(transform: object) -> bool:
 
 
 def _scaling(
-    density: ModelDensity, terms: dict[str, TensorVariable], candidates: list[int]
+    density: ModelDensity,
+    terms: dict[str, TensorVariable],
+    candidates: list[int],
+    near: np.ndarray,
 ) -> set[int]:
     """Unbounded variables that change the curvature of another one's prior.
 
@@ -120,7 +126,7 @@ def _scaling(
     if not pairs:
         return set()
     fn = pytensor.function(values, list(curvatures.values()), mode=NUMPY, on_unused_input="ignore")
-    return _changed(density, fn, list(curvatures), pairs)
+    return _changed(density, fn, list(curvatures), pairs, near)
 
 
 def _second_derivative(term: TensorVariable, value: TensorVariable) -> TensorVariable | None:
@@ -133,10 +139,14 @@ def _second_derivative(term: TensorVariable, value: TensorVariable) -> TensorVar
 
 
 def _changed(
-    density: ModelDensity, fn: object, order: list[int], pairs: list[tuple[int, int]]
+    density: ModelDensity,
+    fn: object,
+    order: list[int],
+    pairs: list[tuple[int, int]],
+    near: np.ndarray,
 ) -> set[int]:
     rng = np.random.default_rng(0)
-    base = density.start() + 0.1 * rng.standard_normal(density.dim)
+    base = near + 0.1 * rng.standard_normal(density.dim)
 
     def at(z: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
         with np.errstate(all="ignore"):

@@ -1,0 +1,200 @@
+"""Which models of a folder of real models can be fitted, and on which backend.
+
+    python -m benchmarks.catalogue --folder FOLDER
+
+FOLDER has a Python file for each model, with a function ``build_model`` that returns a PyMC model
+and a point to start from, as in PyMC's public catalogue of models, or the model alone. Each model
+has a process of its own for each backend, with a limit of time: 'scale-loc', 8 draws per step, adam
+at step size .01.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._common import ROOT, Check, Parser, Report, Row, say, stopwatch
+from benchmarks._process import SINGLE_THREAD
+
+STEPS, DRAWS, RATE = 500, 8, 0.01
+BACKENDS = ("default", "numba", "jax")
+SHARE = 0.99
+# What became of a fit. The first two are as it should be, if the refusal is right.
+FITS, REFUSED, FAILS, LATE = "fits", "refused", "fails", "late"
+
+
+# ------------------------------------------------------------------------------- in the child
+
+
+def load_model(path: Path) -> tuple[Any, Any]:
+    """Build the model of a file; return it, and where to start if the file says that."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path.name} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.build_model()
+    return found if isinstance(found, tuple) else (found, None)
+
+
+def measure(path: Path, backend: str) -> Row:
+    """Fit the model of a file in this process; say what became of it."""
+    import pymc as pm
+
+    from pymc_flows import NFVI
+    from pymc_flows.errors import BackendError, ModelError
+
+    warnings.simplefilter("ignore")
+    try:
+        model, start = load_model(path)
+    except Exception as error:  # whatever the file needs, it is no fault of a fit
+        return {"outcome": "not built", "why": _first_line(error)}
+    with stopwatch() as elapsed:
+        try:
+            inference = NFVI("scale-loc", model=model, start=start or None, random_seed=1)
+            approx = inference.fit(
+                STEPS,
+                obj_n_mc=DRAWS,
+                obj_optimizer=pm.adam(learning_rate=RATE),
+                backend=None if backend == "default" else backend,
+                progressbar=False,
+            )
+            approx.sample(10, random_seed=2)
+        except (ModelError, BackendError) as error:
+            return {"outcome": REFUSED, "why": _first_line(error)}
+        except Exception as error:  # a fault, of any kind
+            return {"outcome": FAILS, "why": f"{type(error).__name__}: {_first_line(error)}"}
+    state = inference.state
+    return {
+        "outcome": FITS,
+        "why": "",
+        "backend": state.config.backend,
+        "dimensions": approx.ddim,
+        "steps skipped": state.failed,
+        "draws left out": state.lost,
+        "loss": float(np.nanmean(inference.hist[-50:])),
+        "seconds": elapsed.cpu,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# ----------------------------------------------------------------------------------- the report
+
+
+def run(path: Path, backend: str, limit: float) -> Row:
+    """Fit the model of a file in a process of its own, which ends after ``limit`` seconds."""
+    command = [sys.executable, "-m", "benchmarks.catalogue", "--measure", str(path), backend]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **SINGLE_THREAD},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return {"outcome": LATE, "why": f"not done after {limit:g} s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"outcome": FAILS, "why": f"the process ended with {done.returncode}: {last[:200]}"}
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(found: dict[str, dict[str, Row]]) -> list[Row]:
+    """A line per model."""
+    rows = []
+    for name, runs in found.items():
+        best = runs.get("default") or next(iter(runs.values()))
+        whys = dict.fromkeys(run["why"] for run in runs.values() if run["why"])
+        rows.append(
+            {
+                "model": name,
+                "dimensions": best.get("dimensions"),
+                **{backend: run["outcome"] for backend, run in runs.items()},
+                "backend chosen": best.get("backend"),
+                "draws left out": best.get("draws left out"),
+                "steps skipped": best.get("steps skipped"),
+                "CPU s": best.get("seconds"),
+                "why": "; ".join(whys),
+            }
+        )
+    return rows
+
+
+def checks(found: dict[str, dict[str, Row]]) -> list[Check]:
+    """Compare with the bar how many models fit, or are refused, by the default choice."""
+    runs = [runs["default"] for runs in found.values() if "default" in runs]
+    built = [run for run in runs if run["outcome"] != "not built"]
+    if not built:
+        return []
+    share = sum(run["outcome"] in (FITS, REFUSED) for run in built) / len(built)
+    crashed = sum(run["outcome"] == FAILS for run in built)
+    return [
+        Check("models that fit or are refused, share", share, f"≥ {SHARE}", share >= SHARE),
+        Check("models that fail otherwise", crashed, "0", crashed == 0),
+    ]
+
+
+def run_all(arguments: Namespace) -> dict[str, dict[str, Row]]:
+    """Outcomes by model and backend, shown as they come."""
+    folder = Path(arguments.folder)
+    paths = {p.stem: p.resolve() for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"}
+    found: dict[str, dict[str, Row]] = {}
+    for name in arguments.models or paths:
+        found[name] = {}
+        for backend in arguments.backends:
+            found[name][backend] = outcome = run(paths[name], backend, arguments.limit)
+            say(f"{name}, {backend}: {outcome['outcome']} {outcome['why']}".rstrip())
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> Report | None:
+    """Fit all models; save the report."""
+    parser = Parser("catalogue", __doc__)
+    parser.add_argument("--folder", help="folder of the models, a Python file each")
+    parser.add_argument("--models", nargs="*", help="names of files, without .py; default: all")
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds per fit")
+    parser.add_argument("--measure", nargs=2, help="used inside")
+    arguments = parser.read(argv)
+    if arguments.measure:
+        path, backend = arguments.measure
+        say(json.dumps(measure(Path(path), backend)))
+        return None
+    if arguments.folder is None or not Path(arguments.folder).is_dir():
+        parser.error("--folder must be a folder of models")
+    known = [path.stem for path in Path(arguments.folder).glob("*.py")]
+    parser.refuse_unknown(arguments.models or [], known)
+    found = run_all(arguments)
+    report = Report(
+        "catalogue",
+        f"Models written by others: {STEPS} steps of 'scale-loc' with {DRAWS} draws, adam at step "
+        f"size {RATE}, then draws. 'refused' is an error that says why the model cannot be fitted. "
+        "A line per model; what is said of a fit is of the one with the default choice of backend.",
+        {"seeds": 1, "seconds per fit, at most": arguments.limit},
+        {"Models": table(found)},
+        checks(found),
+        {"runs": found},
+    )
+    report.save(arguments)
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Small models of every odd kind: their log densities are PyMC's own, and draws come in their dims.
+
+Nothing is compiled: PyMC's density runs in the same NumPy mode, without the rewrites of this
+package.
+"""
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from numpy.testing import assert_allclose
+from pymc.distributions import transforms as tr
+
+import pymc_flows as pmf
+from pymc_flows.backends.modes import NUMPY
+from pymc_flows.errors import ModelError
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
+
+Y = np.array([0.3, -1.2, 0.8, 2.0, -0.4])
+COUNTS = np.array([0, 3, 1, 2, 5])
+
+CASES = {}
+
+
+def case(build):
+    """List a function that fills a model under its name."""
+    CASES[build.__name__] = build
+    return build
+
+
+@case
+def an_empty_dim():
+    pm.Normal("none", shape=(0, 2))
+    pm.Normal("y", pm.Normal("mu"), 1, observed=np.zeros(0))
+
+
+@case
+def scalars_only():
+    pm.Normal("y", pm.Normal("mu"), pm.HalfNormal("sigma"), observed=1.5)
+
+
+@case
+def one_observation():
+    pm.Poisson("y", pm.Gamma("rate", 2, 1, shape=1), observed=[3])
+
+
+@case
+def a_single_category():
+    pm.Categorical("y", logit_p=pm.Normal("a", shape=1), observed=np.zeros(4, int))
+
+
+@case
+def separated_classes():
+    eta = pm.Normal("a", 0, 10) + pm.Normal("b", 0, 10) * np.array([-2.0, -1.0, 1.0, 2.0])
+    pm.Bernoulli("y", logit_p=eta, observed=[0, 0, 1, 1])
+
+
+@case
+def a_constant_predictor():
+    pm.Normal("y", pm.Normal("a") + pm.Normal("b") * np.ones(5), 1, observed=Y)
+
+
+@case
+def unused_data():
+    pm.Data("nothing", Y)
+    pm.Normal("y", pm.Normal("mu"), 1, observed=Y)
+
+
+@case
+def tiny_and_huge_scales():
+    small, large = pm.Normal("small", 0, 1e-8), pm.Normal("large", 0, 1e8)
+    pm.Normal("y", small * 1e8 + large * 1e-8, 1, observed=Y)
+
+
+@case
+def integers_and_booleans():
+    x, is_on = pm.Data("x", np.arange(5)), pm.Data("on", np.arange(5) > 2)
+    eta = pm.Normal("a") * x + pt.switch(is_on, pm.Normal("b"), 0.0)
+    pm.Bernoulli("y", logit_p=eta, observed=np.array([True, False, True, True, False]))
+
+
+@case
+def data_of_each_dtype():
+    total = sum(
+        pm.Data(dtype, np.arange(5).astype(dtype)).astype("float64")
+        for dtype in ("int8", "int32", "int64", "float32", "float64", "bool")
+    )
+    pm.Normal("y", pm.Normal("a") * total, 1, observed=Y)
+
+
+@case
+def a_nested_custom_distribution():
+    def inner(mu, size):
+        return pm.Normal.dist(mu, 1, size=size) + 1
+
+    def outer(mu, size):
+        return pt.exp(pm.CustomDist.dist(mu, dist=inner, size=size))
+
+    pm.CustomDist("y", pm.Normal("mu"), dist=outer, observed=np.exp(Y))
+
+
+@case
+def sums_of_zero_over_two_axes():
+    pm.ZeroSumNormal("both", shape=(2, 3, 4), n_zerosum_axes=2)
+
+
+@case
+def one_correlation():
+    pm.LKJCorr("two", n=2, eta=2)  # PyMC itself has none for n=1
+
+
+@case
+def ten_dimensions_of_correlations():
+    sd = pm.HalfNormal.dist(shape=10)
+    pm.LKJCholeskyCov("ten", n=10, eta=1, sd_dist=sd, compute_corr=False)
+
+
+@case
+def categories_that_nobody_chose():
+    cuts = pm.Normal("cuts", np.arange(3.0), 1, transform=tr.ordered)
+    pm.OrderedLogistic("y", pm.Normal("eta"), cuts, observed=[0, 0, 3], compute_p=False)
+
+
+@case
+def truncated_below_above_and_on_both_sides():
+    mu, sigma = pm.Normal("mu"), pm.HalfNormal("sigma")
+    normal = pm.Normal.dist(mu, sigma)
+    pm.Truncated("below", normal, lower=-2, observed=Y)
+    pm.Truncated("above", normal, upper=3, observed=Y)
+    pm.TruncatedNormal("both", mu, sigma, lower=-2, upper=3, observed=Y)
+
+
+@case
+def censored_below_above_and_on_both_sides():
+    normal = pm.Normal.dist(pm.Normal("mu"), pm.HalfNormal("sigma"))
+    pm.Censored("below", normal, lower=-1.2, upper=None, observed=Y)
+    pm.Censored("above", normal, lower=None, upper=2, observed=Y)
+    pm.Censored("both", normal, lower=-1.2, upper=2, observed=Y)
+
+
+@case
+def a_mixture_of_mixtures():
+    inner = pm.NormalMixture.dist([0.3, 0.7], pm.Normal("mu", shape=2), 1)
+    pm.Mixture("y", [0.5, 0.5], [inner, pm.StudentT.dist(nu=4, mu=0, sigma=2)], observed=Y)
+
+
+@case
+def an_autoregression():
+    pm.AR("y", pm.Normal("rho", shape=2), 1, init_dist=pm.Normal.dist(shape=1), observed=Y)
+
+
+@case
+def a_masked_array():
+    pm.Normal("y", pm.Normal("mu"), 1, observed=np.ma.masked_greater(Y, 0.5))
+
+
+@case
+def all_data_missing():
+    pm.Normal("y", pm.Normal("mu"), 1, observed=np.ma.masked_all(3))
+
+
+def _model(name):
+    with pm.Model() as model:
+        CASES[name]()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Data in .* contains missing values")
+@pytest.mark.parametrize("name", CASES)
+def test_the_log_density_is_that_of_pymc(name):
+    model = _model(name)
+    density = ModelDensity(model)
+    noise = np.random.default_rng(1).normal(size=(3, density.dim))
+    points = density.start() + 0.3 * noise
+    graph = [model.logp(), *pytensor.grad(model.logp(), model.value_vars)]
+    reference = pytensor.function(model.value_vars, graph, mode=NUMPY, on_unused_input="ignore")
+    value, gradient = LogDensity(density).value_and_grad(points)
+    for k, point in enumerate(points):
+        parts = [point[s.slice].reshape(s.shape) for s in density.slots]
+        expected, *slopes = reference(*parts)
+        assert_allclose(value[k], expected, rtol=1e-9)
+        flat = np.concatenate([np.ravel(x) for x in slopes])
+        assert_allclose(gradient[k], flat, rtol=1e-7, atol=1e-8)
+
+
+# --------------------------------------------------------------------------- around the density
+
+
+def regression():
+    with pm.Model(coords={"row": range(5)}) as model:
+        x = pm.Data("x", np.arange(5.0), dims="row")
+        pm.Normal("y", pm.Normal("a") + pm.Normal("b") * x, 1, observed=Y, dims="row")
+    return model
+
+
+def test_interventions_and_copies_have_the_density_of_what_they_are():
+    point = np.array([[0.4]])
+    fixed = pm.do(regression(), {"a": 2.0})
+    exact = -0.5 * (0.4**2 + ((Y - 2 - 0.4 * np.arange(5)) ** 2).sum()) - 3 * np.log(2 * np.pi)
+    assert_allclose(LogDensity(ModelDensity(fixed)).value(point), [exact])
+    seen = pm.observe(regression(), {"a": 2.0})
+    prior = -0.5 * 2.0**2 - 0.5 * np.log(2 * np.pi)
+    assert_allclose(LogDensity(ModelDensity(seen)).value(point), [exact + prior])
+    values = [
+        LogDensity(density).value(density.start({"a": 0.1, "b": 0.4})[None])
+        for density in map(ModelDensity, (regression(), regression().copy()))
+    ]
+    assert_allclose(*values)
+
+
+def test_submodels_keep_their_prefixes():
+    with pm.Model() as model:
+        for name in ("first", "second"):
+            with pm.Model(name=name):
+                pm.Normal("y", pm.Normal("mu"), 1, observed=Y)
+    approx = pmf.NormalizingFlow("scale-loc", model=model, random_seed=1)
+    assert set(approx.sample(3).posterior) == {"first::mu", "second::mu"}
+
+
+def test_a_variable_may_be_called_like_a_dim():
+    with pm.Model(coords={"a": list("xyz")}) as model:
+        pm.Normal("b", dims="a")
+        pm.Normal("c", dims="a")
+    posterior = pmf.NormalizingFlow("loc", model=model, random_seed=1).sample(3).posterior
+    assert posterior["b"].dims == ("chain", "draw", "a")
+
+
+def test_coords_may_change_between_fit_and_draws():
+    model = regression()
+    approx = pmf.NormalizingFlow("scale-loc", model=model, random_seed=1)
+    with model:
+        pm.set_data({"x": np.arange(5.0) + 1}, coords={"row": list("abcde")})
+        draws = approx.sample(3, random_seed=2)
+    assert list(draws.observed_data["y"].coords["row"].to_numpy()) == list("abcde")
+
+
+@pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding the rng")
+@pytest.mark.filterwarnings("ignore:Calling a RandomVariable without an explicit rng")
+def test_a_simulator_has_no_gradient():
+    with pm.Model() as model:
+        mu = pm.Normal("mu")
+        pm.Simulator("y", lambda rng, mu, size: rng.normal(mu, size=5), mu, observed=Y)
+    with pytest.raises(ModelError, match=r"no gradient|cannot be evaluated|random"):
+        pmf.report(pmf.NormalizingFlow("loc", model=model, random_seed=1), 100)
