@@ -132,7 +132,7 @@ def test_samples_reports_and_copies_work(approx):
 
 
 def test_what_needs_one_map_is_refused(approx):
-    with pytest.raises(NotInvertibleError, match="mixture of 3 'scale-loc' is not one smooth map"):
+    with pytest.raises(NotInvertibleError, match="mixture of 3 'scale-loc' is not one map"):
         approx.inverse(MEANS)
 
 

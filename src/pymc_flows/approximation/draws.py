@@ -58,7 +58,7 @@ class FlowDraws(StateApproximation):
         """
         if not isinstance(self.q, FlowState):
             raise NotInvertibleError(
-                f"{self.q.label} is not one smooth map of N(0, I), which is needed here\n"
+                f"{self.q.label} is not one map of N(0, I), which is needed here\n"
                 "Take the formula of a flow over all variables, such as 'scale-hh*4-loc'."
             )
         return self.q
