@@ -50,6 +50,8 @@ BARS = {
     (EIGHT_SCHOOLS, "again"): 2.0,
 }
 FASTER = 0.75
+# Of the picture.
+SHORTEST, LONGEST = 0.5, 300.0
 RIVALS = ("nutpie", "pymc-extras")
 FAILURES = (ArithmeticError, ImportError, RuntimeError, ValueError, TypeError, NotImplementedError)
 ABOUT = (
@@ -231,8 +233,7 @@ def save_picture(rows: Rows, path: Path) -> None:
                 label=method,
             )
         axis.set(title=f"CPU seconds, {state}")
-        if axis.collections and any(len(c.get_offsets()) for c in axis.collections):
-            axis.set_xscale("log")  # which matplotlib refuses where nothing is drawn
+        axis.set(xscale="log", xlim=(SHORTEST, LONGEST))
         axis.set_yticks(range(len(posteriors)), posteriors)
         axis.grid(axis="x", lw=0.4)
     axes[0].invert_yaxis()

@@ -12,6 +12,7 @@ from pymc_flows.flows import FLOWS, register_flow
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.integration import install, uninstall
+from pymc_flows.many import calibrate, fit_many
 from pymc_flows.mcmc.handoff import neutra, sample
 from pymc_flows.model.structure import Structure, structure
 from pymc_flows.start.search import find_frame
@@ -32,10 +33,12 @@ __all__ = [
     "Plateau",
     "Report",
     "Structure",
+    "calibrate",
     "callbacks",
     "find_frame",
     "fit",
     "fit_draws",
+    "fit_many",
     "flows",
     "install",
     "load",

@@ -101,13 +101,19 @@ def test_means_of_a_skewed_field_are_corrected(rng):
     target = Bernoulli(np.ones(6), np.full(6, 9))
     posterior = target.posterior()
     g = np.array([0.0, 1.0])
-    [laplace] = conditional_of(posterior, rng, corrects=False).at(g[None])
-    [corrected] = conditional_of(posterior, rng).at(g[None])
+    conditional = conditional_of(posterior, rng)
+    [laplace] = conditional.at(g[None])
+    [corrected] = conditional.near(g[None], laplace)
     x = np.linspace(-8, 8, 4001)
     eta = g[0] + np.exp(g[1]) * x
     p = np.exp(eta - 9 * np.logaddexp(0, eta) + stats.norm.logpdf(x))
     mean = x @ p / p.sum()
     assert abs(corrected.mean[0] - mean) < 0.15 * abs(laplace.mean[0] - mean)
+    np.testing.assert_allclose(corrected.mode, laplace.mean, atol=1e-8)
+    # The way from the mode to the mean is predicted elsewhere.
+    conditional.shift = Surface(g, corrected.shift)
+    [predicted] = conditional.at(g[None])
+    np.testing.assert_allclose(predicted.mean, corrected.mean, atol=1e-4)
 
 
 def test_groups_are_judged_by_the_tails_of_their_weights(rng):

@@ -1,5 +1,7 @@
 """`formula='auto'`: what is tried, what is taken, and what is said of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pymc as pm
 import pytest
@@ -120,11 +122,25 @@ def test_what_is_tried(dim, expected):
 
 def test_a_trial_has_settings_of_its_own_where_none_are_given():
     candidate = _candidates.Candidate("loc", anneal=0.3, draws=128, rate=0.003)
-    own = candidate.arguments({})
+    own = candidate.arguments({}, 10_000)
     assert (own["anneal"], own["obj_n_mc"], own["schedule"]) == (0.3, 128, "cosine")
     given = {"obj_n_mc": 5, "obj_optimizer": pm.sgd(), "anneal": None}
-    assert candidate.arguments(given) == given
-    assert _candidates.Candidate("loc").arguments({"backend": "jax"}) == {"backend": "jax"}
+    assert candidate.arguments(given, 10_000) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "n", "stop"),
+    [
+        ({}, 10_000, True),
+        ({}, 1_000, None),
+        ({"stop": False}, 10_000, False),
+        ({"schedule": "constant"}, 10_000, None),
+        ({"score": False}, 10_000, None),
+    ],
+)
+def test_a_trial_ends_when_its_loss_has_settled_unless_the_caller_has_plans(given, n, stop):
+    assert _candidates.Candidate("loc").arguments(given, n).get("stop") == stop
+    assert "stop" not in _candidates.Candidate("loc", anneal=0.3).arguments({}, n)
 
 
 def rung(elbo, log_z, khat=0.1, error=0.001):
@@ -160,6 +176,25 @@ def test_formulas_for_modes_that_are_apart_are_formulas():
     for candidate in _candidates.spread():
         Formula(candidate.formula)
         assert 0 <= (candidate.anneal or 0) < 1
+
+
+@pytest.mark.parametrize(
+    ("has_jax", "given", "is_numba"),
+    [(False, {}, True), (True, {"backend": "numba"}, True), (True, {}, False)],
+)
+def test_numba_gets_nothing_that_it_compiles_for_long(monkeypatch, has_jax, given, is_numba):
+    monkeypatch.setattr(ladder, "has_jax", lambda: has_jax)
+    with pm.Model() as model:
+        pm.Normal("x", shape=2)
+    approx, found = pmf.NormalizingFlow("loc", model=model), SimpleNamespace(notes=[])
+    candidates = [_candidates.Candidate("scale-loc"), *_candidates.richer(2)]
+    kept = [c.formula for c in ladder._possible(candidates, approx, given, found)]
+    if is_numba:
+        assert kept == ["scale-loc", _candidates.ON_NUMBA]
+        assert NVP in found.notes[0]
+    else:
+        assert kept == [c.formula for c in candidates]
+        assert found.notes == []
 
 
 def test_a_minibatch_gets_the_first_rung_unjudged():
@@ -321,15 +356,23 @@ def test_a_copy_and_a_file_know_that_draws_are_resampled(humps, tmp_path):
         Ladder.restored(record)
 
 
-def test_a_best_flow_that_lacks_mass_gives_no_draws():
-    whole, part = (
-        rung(-3.0, 0.0),
-        Rung(Formula("loc"), Quality(4000, -0.7, 0.001, 0.1, 3_900.0, -0.69, 0.001), 1.0, 9),
-    )
-    assert tried.gives_draws([part])
-    assert not tried.gives_draws([whole, part])
-    assert not tried.gives_draws([rung(-3.0, 0.0)])  # a quarter of them are effective
-    assert not tried.gives_draws([])
+def weights(share, khat, log_z=0.0, elbo=-3.0):
+    return Quality(4_000, elbo, 0.001, khat, 4_000 * share, log_z, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("qualities", "expected"),
+    [
+        ([weights(0.8, 0.6), weights(0.7, 0.4)], 1),  # fewer heavy weights
+        ([weights(0.8, 0.1), weights(0.9, 0.2, elbo=-4.0)], 1),  # more draws count
+        ([weights(0.4, 0.1)], None),  # too few do
+        ([weights(0.8, 0.9)], None),  # weights cannot be trusted
+        ([weights(0.8, 0.1, log_z=-1.0), weights(0.3, 0.1)], None),  # lacks what another knows
+        ([], None),
+    ],
+)
+def test_whose_draws_are_resampled(qualities, expected):
+    assert tried.safest_of(qualities) == expected
 
 
 # ------------------------------------------------------------------------ evaluations and the clock
@@ -360,7 +403,7 @@ def test_a_ladder_of_an_earlier_file_has_no_counts():
 def test_what_the_time_did_not_allow_is_in_the_ladder(fits):
     approx = pmf.fit(9, model=skewed_model(), random_seed=1, seconds=1e-9)
     assert len(approx.ladder.rungs) == 1
-    assert "Left out, since 1e-09 seconds were over: " in str(approx.ladder)
+    assert "Left out, since the time was over: " in str(approx.ladder)
     assert SPLINE in approx.ladder.notes[-1]
     assert "Left out" in approx.ladder._repr_html_()
 

@@ -23,7 +23,6 @@ NO_SEARCH = (FIT[0], FIT[1] + "start=pmf.Frame(np.zeros(10)), ")  # it takes sec
 SHORTER = {
     "model": [],
     "fit": [FIT],
-    "history": [],
     "draws": [("sample(4_000", "sample(400")],
     "report": [("random_seed=1", "500, random_seed=1")],
     "reference": [
@@ -31,6 +30,7 @@ SHORTER = {
         ("pm.sample(1_000, chains=4, cores=1, random_seed=1)", "approx.sample(500, random_seed=1)"),
         ("reference=nuts, random", "n=500, reference=nuts, random"),
     ],
+    "best": [FIT],
     "gaussian": [FIT, ("report(gaussian", "report(gaussian, 500")],
     "correct": [("sample(4_000", "sample(400")],
     "funnel": [NO_SEARCH, ("report(narrow", "report(narrow, 500")],

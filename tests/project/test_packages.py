@@ -34,6 +34,7 @@ ORDER = (
     "start",
     "diagnostics",
     "fitting",
+    "many",
     "mcmc",
     "plots",
     "integration",

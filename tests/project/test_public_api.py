@@ -18,10 +18,12 @@ NAMES = {
         "Frame",
         "Plateau",
         "Structure",
+        "calibrate",
         "callbacks",
         "find_frame",
         "fit",
         "fit_draws",
+        "fit_many",
         "flows",
         "install",
         "load",
@@ -48,6 +50,10 @@ SIGNATURES = {
     "structure": "model, *, hyper, field, start",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",
+    "fit_many": "builder, data_sets, n, *, draws, correct, cores, executor, mp_ctx, blas_cores, "
+    "random_seed, progressbar, **kwargs",
+    "calibrate": "model, n, *, steps, draws, correct, cores, executor, mp_ctx, blas_cores, "
+    "random_seed, progressbar, **kwargs",
     "find_frame": "model, *, start, dense, random_seed",
     "install": "",
     "load": "path, model, *, check_density",
@@ -133,6 +139,7 @@ def test_every_plot_takes_its_subject_first_and_axes_by_name():
     }
     assert first == {
         "approximation_density": ["approx", "ax"],
+        "calibration": ["found", "figure"],
         "density_contour": ["target", "ax"],
         "draws": ["samples", "ax"],
         "history": ["hist", "ax"],

@@ -192,7 +192,7 @@ def test_annealing_keeps_both_modes():
     for anneal in (None, 0.7):
         start = pmf.Frame(np.array([3.0]), np.array([0.5]))
         inf = pmf.NFVI("spline(bins=16)-scale-loc", model=model, start=start, random_seed=1)
-        inf.fit(3_000, anneal=anneal, random_seed=1, **JAX)
+        inf.fit(3_000, obj_n_mc=400, anneal=anneal, random_seed=1, **JAX)
         x = inf.approx.sample(4_000, random_seed=1)["posterior"]["x"].values
         shares.append((x > 0).mean())
     assert shares[0] > 0.99

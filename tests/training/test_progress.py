@@ -6,7 +6,7 @@ from pymc.progress_bar import default_progress_theme
 from rich.theme import Theme
 
 from fits import JAX, inference
-from pymc_flows.training.progress import FitProgress
+from pymc_flows.training.progress import FitProgress, SearchProgress
 
 
 def test_the_bar_shows_steps_loss_and_speed(capsys, monkeypatch):
@@ -62,6 +62,31 @@ def test_without_widgets_a_notebook_shows_a_line_of_text(jupyter):
     with FitProgress(20, default_progress_theme, show=False, label="loc") as bar:
         bar.update(20, np.zeros(0))
     assert len(jupyter) == 1
+
+
+def test_a_search_shows_its_stage_and_its_gap(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with SearchProgress(default_progress_theme, show=True) as bar:
+        bar.say("Searching for modes")
+        bar.reach(0.1234)
+        with bar.paused():
+            pass
+        bar.say("Training loc")
+        bar.reach(np.inf)
+    shown = capsys.readouterr().out
+    assert "Training loc" in shown
+    assert "Searching for modes; gap of the last 0.123 nats" in shown
+    with SearchProgress(default_progress_theme, show=False) as bar:
+        bar.say("nothing")
+    assert capsys.readouterr().out == ""
+
+
+def test_without_widgets_a_search_is_a_line_of_text(jupyter):
+    with SearchProgress(default_progress_theme, show=True) as bar:
+        bar.say("one")
+        bar.say("two")
+    assert list(jupyter.values()) == [["one", "two"]]
 
 
 def test_the_log_says_what_is_fitted_and_how_it_ended(caplog):

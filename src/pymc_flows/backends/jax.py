@@ -81,6 +81,8 @@ _SAFE_IF_STATIC = (
 )
 _SAFE_BLOCKWISE_IF_STATIC = (*_SAFE_BLOCKWISE, AllocEmpty, Subtensor, IncSubtensor)
 
+# What compiles faster is not kept.
+LEAST_SECONDS = 0.1
 # Held while JAX's configuration, which all threads share, is that of a block.
 _CACHING = RLock()
 
@@ -128,6 +130,11 @@ def trace(z: TensorVariable, outputs: Sequence[Variable]) -> None:
         jax.eval_shape(lambda x: call(x, *data), np.zeros(z.type.shape, z.dtype))
 
 
+def cache_folder() -> Path:
+    """Where `kept_on_disk` keeps what JAX compiles."""
+    return Path(pytensor.config.compiledir) / "jax"
+
+
 @contextmanager
 def kept_on_disk() -> Iterator[None]:
     """Let what JAX compiles in the block be found again by later processes of the same user.
@@ -145,8 +152,8 @@ def kept_on_disk() -> Iterator[None]:
         yield
         return
     ours = {
-        "jax_compilation_cache_dir": str(Path(pytensor.config.compiledir) / "jax"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_compilation_cache_dir": str(cache_folder()),
+        "jax_persistent_cache_min_compile_time_secs": LEAST_SECONDS,
     }
     with _CACHING:
         before = {name: getattr(config, name) for name in ours}

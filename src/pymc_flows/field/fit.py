@@ -11,7 +11,7 @@ from pymc_flows.field.conditional.judge import GroupQuality, judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
-from pymc_flows.field.conditional.weights import weigh_groups
+from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.mode import HyperMode, find_mode
 from pymc_flows.field.hyper.rounds import HyperValues, sample_hyper
@@ -24,8 +24,14 @@ _log = logging.getLogger(__name__)
 
 # Draws of groups are fewer by this for each of several draws of the separator.
 SHARED = 4
-# Fewest draws behind the weights of groups.
-MIN_DRAWS = 16
+# Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
+# given each.
+MIN_DRAWS, MIN_OUTER, MIN_INNER = 16, 4, 4
+# Where all groups have weights as even as that at so many values of the hyperparameters, no more of
+# these are looked at.
+EVEN, ENOUGH = 0.95, 2
+# Draws of each group for a second look, where fewer did not show that its weights can be trusted.
+SECOND_DRAWS = 2_048
 
 
 def fit_field(
@@ -110,12 +116,9 @@ def _marginal(
     weights = marginal.weigh(mode.gaussian)
     progress.tell("weights of groups")
     marginal.is_gaussian = weights.is_even
-    if n_outer == 1 and not weights.is_even:
-        # The variance of a mean falls with the number of draws.
-        share = (weights.error / options.group_error) ** 2
-        wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * n_inner))
-        n_inner = int(np.clip(wanted, MIN_DRAWS, n_inner))
-        marginal.noise = NormalNoise.make(groups, n_inner, rng)
+    if not weights.is_even:
+        marginal.n_outer, n_inner = _enough(weights, options)
+        marginal.noise = NormalNoise.make(groups, marginal.n_outer * n_inner, rng)
     around.corrects = not weights.is_even
     _log.info(
         "Field of %d given %d hyperparameters: %s.",
@@ -124,6 +127,22 @@ def _marginal(
         "Gaussian" if weights.is_even else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
     )
     return marginal
+
+
+def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:
+    """How many blocks, and draws in each, the weights of groups need: no more than these."""
+    n_outer, n_inner = weights.by_group.shape[:2]
+    # The variance of a mean falls with the number of draws.
+    allowed = options.group_error**2
+    if n_outer == 1:
+        return 1, _fewer(n_inner, weights.error**2 / allowed, MIN_DRAWS)
+    n_inner = _fewer(n_inner, weights.within / (n_outer * allowed), MIN_INNER)
+    return _fewer(n_outer, weights.error**2 / allowed, MIN_OUTER), n_inner
+
+
+def _fewer(n: int, share: float, least: int) -> int:
+    """That share of n, as a power of two between bounds."""
+    return int(np.clip(2.0 ** math.ceil(math.log2(max(share, 1e-9) * n)), least, n))
 
 
 def _groups(
@@ -143,10 +162,30 @@ def _groups(
     places = (rng.random() + np.arange(options.judged)) / options.judged
     chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
     hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
-    noise = NormalNoise.make(posterior.groups, options.judge_draws, rng)
-    found = []
+    found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
+    if found.is_trusted or options.judge_draws >= SECOND_DRAWS:
+        return found
+    # The largest k-hat of thousands is large by chance, the more so with few draws.
+    hyper = hyper[:: max(1, len(hyper) // ENOUGH)]
+    return judge(_weights_of_groups(marginal, hyper, SECOND_DRAWS, rng, progress))
+
+
+def _weights_of_groups(
+    marginal: Marginal,
+    hyper: np.ndarray,
+    n_draws: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> list[GroupWeights]:
+    """Weights of groups at values of the hyperparameters; of fewer ones where they are even."""
+    posterior = marginal.conditional.modes.posterior
+    noise, found = NormalNoise.make(posterior.groups, n_draws, rng), []
     for _, gaussian in marginal.gaussians(hyper):
-        if gaussian is not None:
-            found.append(weigh_groups(posterior, gaussian, noise))
-            progress.tell("groups")
-    return judge(found)
+        if gaussian is None:
+            continue
+        found.append(weigh_groups(posterior, gaussian, noise))
+        progress.tell("groups")
+        ess = np.min([weights.ess for weights in found], axis=0)
+        if len(found) >= ENOUGH and (ess >= EVEN * n_draws).all():
+            break
+    return found

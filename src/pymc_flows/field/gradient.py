@@ -60,7 +60,7 @@ class BatchedGradient:
         found = evaluate(points)
         self._seconds += time.process_time() - before
         self._points += len(points)
-        is_slow = self._seconds > FAST * self._points
+        is_slow = self._seconds > max(FAST * self._points, min(PATIENCE.values()))
         if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
             each = 1000 * self._seconds / self._points
             _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
@@ -72,7 +72,7 @@ class BatchedGradient:
         if not has_jax():
             return "numba"
         try:
-            self._plan("jax")
+            self._plan("jax", 1)
         except BackendError:
             return "numba"
         return "jax"
@@ -80,11 +80,11 @@ class BatchedGradient:
     @cached_property
     def _rows(self) -> int | None:
         """Points of one call, or None if the density must be looped over."""
-        return self._plan("numba").micro_batch
+        return self._plan("numba", ROWS).micro_batch
 
-    def _plan(self, backend: str) -> DrawPlan:
+    def _plan(self, backend: str, rows: int) -> DrawPlan:
         near = self._density.start() if self._near is None else self._near
-        return plan_draws(self._density, ROWS, near.astype(pytensor.config.floatX), backend)
+        return plan_draws(self._density, rows, near.astype(pytensor.config.floatX), backend)
 
     @cached_property
     def _plain(self) -> Gradient:
@@ -103,7 +103,7 @@ class BatchedGradient:
     def _compile(self) -> Gradient:
         """A function of one point: on CPUs, XLA gathers and scatters no faster in batches.
 
-        A multilevel regression with 60,000 rows takes 3 ms a point alone, and 17 ms in a batch of 32.
+        A multilevel regression with 60,000 rows takes 3 ms a point alone, 17 ms in a batch of 32.
         """
         function = self._function(1, training_mode(self._backend))
         return lambda points: _in_parts(function, points, 1)

@@ -81,7 +81,7 @@ class FieldOptions:
     search_steps: int = 60
     max_step: float = 1.0
     search_tolerance: float = 1e-2
-    quadrature_pairs: int = 16
+    quadrature_pairs: int = 8
     correction_steps: int = 2
     group_draws: int = 64
     separator_draws: int = 8

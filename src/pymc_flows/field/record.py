@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 
@@ -51,13 +51,14 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
         "errors": np.array([values.error, mode.expectation.elbo, found.groups.n_draws]),
         "mode_gradient": mode.expectation.gradient,
         "mode": mode.gaussian.hyper,
-        "mode_field": mode.gaussian.mean,
+        "mode_field": mode.gaussian.mode,
         "covariance": mode.covariance,
         "surface_center": surface.center,
         "surface_mode": surface.mode,
         "surface_slopes": np.asarray(surface.slopes),
         "surface_bends": np.asarray(surface.bends),
         "surface_reach": np.asarray(surface.reach),
+        "shift": _rows_of(marginal.conditional.shift, len(surface.center), len(surface.mode)),
         "quadrature": marginal.conditional.points.astype("int8"),
         "noise_points": noise.points,
         "noise_dimension": noise.dimension,
@@ -99,6 +100,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         numbers("surface_bends", n, m),
         numbers("surface_reach", n),
     )
+    shift = _shift(surface, numbers("shift", None, m))
     n_outer, is_gaussian, corrects, *evaluations = read("counts", (7,), "int64").tolist()
     modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
     conditional = ConditionalField(
@@ -107,6 +109,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         read("quadrature", (None, m), "int8").astype(float),
         FieldOptions(),
         corrects=bool(corrects),
+        shift=shift,
     )
     noise = NormalNoise(
         numbers("noise_points", None, None),
@@ -132,8 +135,26 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         int(n_draws), *(numbers(f"group_{k}", posterior.n_groups) for k in ("ess", "khat"))
     )
     expectation = Expectation(elbo, numbers("mode_gradient", n))
-    mode = HyperMode(gaussian, expectation, numbers("covariance", n, n), surface)
+    mode = HyperMode(gaussian, expectation, numbers("covariance", n, n), surface, shift)
     return FieldApproximation(marginal, mode, values, groups, Evaluations(*evaluations), ())
+
+
+def _rows_of(shift: Surface | None, n: int, m: int) -> np.ndarray:
+    """A surface as rows: value, slopes and bends (1 + 2 n, m); none if there is none."""
+    if shift is None:
+        return np.empty((0, m))
+    none = np.zeros((n, m))
+    slopes = none if shift.slopes is None else shift.slopes
+    bends = none if shift.bends is None else shift.bends
+    return np.concatenate([shift.mode[None], slopes, bends])
+
+
+def _shift(surface: Surface, rows: np.ndarray) -> Surface | None:
+    """The surface with these rows, and with the centre and reach of that of the modes."""
+    n = len(surface.center)
+    if not len(rows):
+        return None
+    return replace(surface, mode=rows[0], slopes=rows[1 : n + 1], bends=rows[n + 1 :])
 
 
 def _flow(formula: Formula, numbers: Callable[..., np.ndarray], n: int) -> Proposal | HyperFlow:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pymc_flows.field.conditional.judge import GroupQuality
+from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.support.evaluations import Evaluations
+
+# Draws of a group given hyperparameters, from which some are chosen: fewest and most of them; and
+# most draws of the separator.
+POOL, MOST_POOL, OUTER = 8, 64, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +119,7 @@ class FieldApproximation:
         n_hyper : int, optional
             Most distinct values of the hyperparameters, by default n.
         """
-        marginal = self.marginal
-        posterior = marginal.conditional.modes.posterior
+        marginal, posterior = self.marginal, self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
         places = (rng.random() + np.arange(count)) / count
         total = np.cumsum(np.exp(self.values.log_weights))
@@ -123,14 +128,30 @@ class FieldApproximation:
         values, repeats = np.unique(
             np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
         )
+        n_outer, n_inner = self._pool(n / len(values))
+        noise = NormalNoise.make(posterior.groups, n_outer * n_inner, rng)
         points = []
         for i, gaussian in marginal.gaussians(self.values.hyper[values]):
             if gaussian is None:
                 continue
             if marginal.is_gaussian:
                 field = gaussian.place(rng.standard_normal((repeats[i], posterior.n_field)))
-            else:
-                weights = marginal.weigh(gaussian, keep=True)
+            else:  # with other draws at each value of the hyperparameters
+                shifted = replace(noise, shift=rng.random(posterior.n_field))
+                weights = weigh_groups(posterior, gaussian, shifted, n_outer=n_outer, keep=True)
                 field = weights.resample(repeats[i], rng, posterior.groups)
             points.append(posterior.join(gaussian.hyper, field))
         return np.concatenate(points)
+
+    def _pool(self, n: float) -> tuple[int, int]:
+        """Draws of the separator, and of the groups given each, from which n are chosen.
+
+        Of what the weights correct, a share is lost of 1 / (effective number of these draws). Where
+        weights are nearly even, there is little to correct, and few of them do.
+        """
+        share = max(self.groups.smallest_ess / self.groups.n_draws, 1e-2)
+        wanted = 2 ** int(np.ceil(np.log2(max(POOL, 2 * n) / share**2)))
+        if (self.posterior.groups >= 0).all():
+            return 1, min(wanted, MOST_POOL)
+        n_outer = min(wanted // 2, OUTER)
+        return n_outer, min(wanted // n_outer, MOST_POOL // OUTER)

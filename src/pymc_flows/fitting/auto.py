@@ -13,8 +13,9 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.backends.jax import has_jax
 from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
-from pymc_flows.fitting.candidates import GAUSSIAN, Candidate, richer, spread
+from pymc_flows.fitting.candidates import GAUSSIAN, ON_NUMBA, Candidate, richer, spread
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.structured import fit_structured
@@ -22,6 +23,7 @@ from pymc_flows.fitting.tried import Tried, is_far, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
@@ -29,11 +31,13 @@ from pymc_flows.model.structure import structure
 from pymc_flows.start.copula import DRAWS, WIDER, copulas
 from pymc_flows.start.moments import Weighted, match_moments
 from pymc_flows.start.search import seek_frame
+from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.config import FitConfig
+from pymc_flows.training.progress import SearchProgress
 
 _log = logging.getLogger(__name__)
 
@@ -94,33 +98,51 @@ def climb(
     model = model_or_context(model)
     _check_arguments(n, inf_kwargs or {}, kwargs)
     seeds = iter(np.random.SeedSequence(integer_seed(random_seed)).generate_state(64))
-    deadline = Deadline.after(seconds)
-    tried = Tried(seeds, deadline, resamples=quality == "good")
-    roles = {"hyper": hyper, "field": field}
-    if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
-        return tried.best("")
-    tried.start_rung()
-    with Interrupts(deferred=False):
-        approx = _gaussian(model, start, seeds, tried)
-    frame = approx.flow.frame
-    candidates, enough = [Candidate(GAUSSIAN), *richer(len(frame.center))], GOOD_ENOUGH
-    if not isinstance(start, Frame) and frame.scale is None:
-        tried.notes.append("The search for a start found nothing.")
-    if not isinstance(start, Frame) and not approx.density.is_random:
-        candidates, enough = _cheap(tried, approx, seeds)
-    trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
-    ended = ""
-    for i, candidate in enumerate(candidates):
-        if deadline.has_passed and tried.rungs:
-            left = ", ".join(str(Formula(c.formula)) for c in candidates[i:])
-            tried.notes.append(f"Left out, since {seconds:g} seconds were over: {left}.")
-            break
-        fitted, ended = trainer.fit(candidate, n, int(next(seeds)))
-        if fitted is not None and fitted.density.is_random:
-            return fitted
-        if ended or tried.is_enough(enough):
-            break
-    return tried.best(ended)
+    theme = kwargs.get("progressbar_theme", default_progress_theme)
+    with SearchProgress(theme, show=kwargs.get("progressbar", True)) as bar:
+        tried = Tried(seeds, Deadline.after(seconds), bar, resamples=quality == "good")
+        roles = {"hyper": hyper, "field": field}
+        if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
+            return tried.best("")
+        tried.start_rung()
+        with Interrupts(deferred=False):
+            approx = _gaussian(model, start, seeds, tried)
+        frame = approx.flow.frame
+        candidates, enough = [Candidate(GAUSSIAN), *richer(len(frame.center))], GOOD_ENOUGH
+        if not isinstance(start, Frame) and frame.scale is None:
+            tried.notes.append("The search for a start found nothing.")
+        if not isinstance(start, Frame) and not approx.density.is_random:
+            candidates, enough = _cheap(tried, approx, seeds)
+        trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
+        return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
+
+
+def _possible(
+    candidates: Sequence[Candidate],
+    approx: NormalizingFlow,
+    kwargs: Mapping[str, Any],
+    tried: Tried,
+) -> list[Candidate]:
+    """Those that the backend of the fit compiles within half a minute, or what stands for them."""
+    slow = [c for c in candidates if c.is_slow_on_numba]
+    if not slow or _backend(approx, kwargs) != "numba":
+        return list(candidates)
+    left = ", ".join(str(Formula(c.formula)) for c in slow)
+    tried.notes.append(
+        f"{ON_NUMBA} stands for what numba would compile for a minute and more: {left}. "
+        "With JAX installed these are tried."
+    )
+    return [*(c for c in candidates if c not in slow), Candidate(ON_NUMBA)]
+
+
+def _backend(approx: NormalizingFlow, kwargs: Mapping[str, Any]) -> str:
+    given: str | None = kwargs.get("backend")
+    if given is not None:
+        return given
+    if not has_jax():
+        return "numba"
+    attempt = dry_run(approx.density, kwargs.get("more_replacements"))
+    return "numba" if attempt.why_not_jax(approx.flow.frame.center) else "jax"
 
 
 def _cheap(
@@ -135,6 +157,7 @@ def _cheap(
     enough : float
         The gap, in nats, with which a fit leaves nothing to gain.
     """
+    tried.bar.say("Judging a Gaussian")
     with Interrupts(deferred=False):
         dim = gaussian.ddim
         tried.judge(gaussian, 0)
@@ -160,6 +183,7 @@ def _copulas(
 ) -> Iterator[NormalizingFlow]:
     """Splines of single coordinates and a matrix, by weighted draws of a wider Gaussian."""
     tried.start_rung()
+    tried.bar.say("Fitting copulas to weighted draws")
     rng = np.random.default_rng(int(next(seeds)))
     wider = gaussian.flow.frame.widened(WIDER)
     draws = Weighted.draws(_counted(gaussian, tried), wider, DRAWS, rng)
@@ -200,10 +224,28 @@ class _Trainer:
         self._tried, self._model, self._frame = tried, model, frame
         self._inf_kwargs, self._kwargs = inf_kwargs, kwargs
 
+    def climb(
+        self, candidates: Sequence[Candidate], n: int, enough: float, seeds: Iterator[Any]
+    ) -> NormalizingFlow:
+        """Fit one after the other until one is good enough; return the best."""
+        tried, ended = self._tried, ""
+        for i, candidate in enumerate(candidates):
+            if tried.deadline.has_passed and tried.rungs:
+                left = ", ".join(str(Formula(c.formula)) for c in candidates[i:])
+                tried.notes.append(f"Left out, since the time was over: {left}.")
+                break
+            approx, ended = self.fit(candidate, n, int(next(seeds)))
+            if approx is not None and approx.density.is_random:
+                return approx
+            if ended or tried.is_enough(enough):
+                break
+        return tried.best(ended)
+
     def fit(self, candidate: Candidate, n: int, seed: int) -> tuple[NormalizingFlow | None, str]:
         """Fit one, and judge it; also return why nothing further should be tried, if so."""
         tried, approx, ended = self._tried, None, ""
         tried.start_rung()
+        tried.bar.say(f"Training {Formula(candidate.formula)}")
         try:
             inference = NFVI(
                 candidate.formula,
@@ -212,7 +254,7 @@ class _Trainer:
                 random_seed=seed,
                 **self._inf_kwargs,
             )
-            outcome = tried.train(inference, FitConfig(n=n, **candidate.arguments(self._kwargs)))
+            outcome = tried.train(inference, FitConfig(n=n, **candidate.arguments(self._kwargs, n)))
             approx = inference.approx
             if approx.density.is_random:
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps, tried.counts)
@@ -242,6 +284,7 @@ def _structured(
     random_seed: RandomState,
 ) -> bool:
     """Try a field given hyperparameters; return whether it is good."""
+    tried.bar.say("Reading the structure of the model")
     try:
         check_has_weights(density_of(model))
     except ModelError:  # it is random
@@ -260,6 +303,7 @@ def _structured(
 
     def report(stage: str, evaluations: Evaluations, _: float) -> None:
         tried.counts = evaluations.copy()
+        tried.bar.say(f"Field given hyperparameters: {stage}")
         if limit.has_passed:
             raise _OutOfTimeError(f"no time was left after {stage!r}")
 
@@ -307,6 +351,7 @@ def _gaussian(
 
     if isinstance(start, Frame):
         return of(start)
+    tried.bar.say("Searching for modes")
     found = seek_frame(
         model,
         start=start,
@@ -318,6 +363,7 @@ def _gaussian(
     if approx.density.is_random or found.scale is None or tried.deadline.has_passed:
         return approx
     rng = np.random.default_rng(int(next(seeds)))
+    tried.bar.say("Matching the moments of weighted draws")
     return of(match_moments(_counted(approx, tried), found, rng))
 
 

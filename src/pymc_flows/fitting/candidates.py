@@ -8,12 +8,22 @@ from typing import Any
 
 import pymc as pm
 
+from pymc_flows.formula import Formula
 from pymc_flows.start.options import MAX_DENSE
 
 GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
 # the target, a layer that goes by this order gets the scales of a hierarchy in one.
 AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
+# Splines and layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or minutes,
+# and what is tried there instead; it compiles in 10 seconds.
+SLOW_ON_NUMBA = frozenset({"spline", "nvp", "iaf", "nsf", "maf", "sylvester"})
+ON_NUMBA = "planar*16-scale-loc"
+# With so many steps, a fit ends once its loss has settled: a half to a fifth of 10,000 steps, for
+# 0.001 to 0.004 nats.
+ENOUGH_STEPS = 4_000
+# Arguments that say when a fit ends, or how its step size changes.
+_PLANS = {"stop", "schedule", "obj_optimizer", "anneal"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,17 @@ class Candidate:
     draws: int | None = None
     rate: float | None = None
 
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `NFVI.fit`."""
+    @property
+    def is_slow_on_numba(self) -> bool:
+        """Whether numba compiles it for more than half a minute."""
+        return any(layer.word in SLOW_ON_NUMBA for layer, _ in Formula(self.formula).blocks)
+
+    def arguments(self, given: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """Arguments of `NFVI.fit` besides ``n``, the number of steps, with those that are given."""
         own: dict[str, Any] = {}
+        is_settled = _PLANS & set(given) or given.get("score") is False
+        if self.anneal is None and n >= ENOUGH_STEPS and not is_settled:
+            own["stop"] = True
         if self.anneal is not None:
             own["anneal"] = self.anneal
         if self.draws is not None:

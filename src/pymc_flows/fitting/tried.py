@@ -20,12 +20,15 @@ from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.config import FitConfig
+from pymc_flows.training.progress import SearchProgress
 from pymc_flows.training.trainer import Outcome
 
 _log = logging.getLogger(__name__)
 
 # Draws that judge a fit.
 JUDGED_BY = 4_000
+# Differences between smaller k-hats are noise.
+SMALL = 0.3
 # A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
 # modes that are apart, or over a curve.
 SPREAD = 1.0
@@ -39,6 +42,7 @@ class Tried:
     seeds : iterator of int
         Of the draws that judge.
     deadline : Deadline
+    bar : SearchProgress
     resamples : bool
         Whether a fit whose draws can be resampled is good enough.
 
@@ -51,10 +55,17 @@ class Tried:
         Of the running rung.
     """
 
-    def __init__(self, seeds: Iterator[Any], deadline: Deadline, *, resamples: bool = True):
+    def __init__(
+        self,
+        seeds: Iterator[Any],
+        deadline: Deadline,
+        bar: SearchProgress,
+        *,
+        resamples: bool = True,
+    ):
         self.rungs: list[Rung] = []
         self.notes: list[str] = []
-        self.deadline = deadline
+        self.deadline, self.bar = deadline, bar
         self.start_rung()
         self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
         self._seeds, self._resamples = seeds, resamples
@@ -71,7 +82,8 @@ class Tried:
     def train(self, inference: NFVI, config: FitConfig) -> Outcome:
         """Fit until the deadline, and count gradients."""
         limited = {"deadline": self.deadline} if math.isfinite(self.deadline.at) else {}
-        outcome = inference.train(config, **limited)
+        with self.bar.paused():
+            outcome = inference.train(config, **limited)
         self.counts.gradients += outcome.steps * config.obj_n_mc
         return outcome
 
@@ -93,6 +105,7 @@ class Tried:
     ) -> Quality:
         self._fitted.append((approx, warnings))
         self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, self.counts.copy()))
+        self.bar.reach(gap(self.rungs))
         _log.info(
             "%s: ELBO %.5g, k-hat %.2f; %s in %.1f s.",
             approx.formula,
@@ -104,19 +117,33 @@ class Tried:
         return quality
 
     def is_enough(self, enough: float) -> bool:
-        """Whether the last fit has that gap, or the best one draws that can be resampled."""
-        return is_good(self.rungs, enough) or (self._resamples and gives_draws(self.rungs))
+        """Whether the last fit has that gap, or one of them draws that can be resampled."""
+        return is_good(self.rungs, enough) or self._safest is not None
+
+    @staticmethod
+    def _is_near(quality: Quality) -> bool:
+        """Whether draws are good as they are."""
+        gap = quality.log_evidence - quality.elbo
+        return quality.is_trusted and (quality.is_even or gap <= EVEN_GAP)
+
+    @property
+    def _safest(self) -> int | None:
+        """The flow whose draws are resampled, if that is enough."""
+        if not self._resamples or any(isinstance(a.q, FieldState) for a, _ in self._fitted):
+            return None
+        return safest_of([rung.quality for rung in self.rungs if rung.quality is not None])
 
     def best(self, ended: str) -> NormalizingFlow:
         """Take the best, and say what speaks against it and why the search ended early, if so."""
         qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
         taken = best_of(qualities)
+        if not self._is_near(qualities[taken]) and self._safest is not None:
+            taken = self._safest
         (best, warnings), quality = self._fitted[taken], qualities[taken]
         resamples = (
             not isinstance(best.q, FieldState)
             and quality.can_be_resampled
-            and not quality.is_even
-            and quality.log_evidence - quality.elbo > EVEN_GAP
+            and not self._is_near(quality)
         )
         best.ladder = Ladder(tuple(self.rungs), taken, tuple(self.notes), resamples)
         _log.info("Tried:\n%s", best.ladder)
@@ -179,13 +206,21 @@ def is_far(rungs: Sequence[Rung]) -> bool:
     return quality is not None and quality.is_trusted and gap(rungs) > SPREAD
 
 
-def gives_draws(rungs: Sequence[Rung]) -> bool:
-    """Whether draws of the best, resampled, are good ones, and lack nothing that is known."""
-    found = [rung.quality for rung in rungs if rung.quality is not None]
-    if not found or not (quality := found[best_of(found)]).can_be_resampled:
-        return False
-    known = known_evidence(found)
-    return known <= quality.log_evidence + N_ERRORS * quality.log_evidence_error
+def safest_of(qualities: Sequence[Quality]) -> int | None:
+    """The one whose draws are the best to be resampled; None if there is none.
+
+    Where weights decide, the ELBO does not matter: few heavy ones do, and how many draws count.
+    Those that lack evidence which trusted weights of another know are out.
+    """
+    known = known_evidence(qualities)
+    able = [
+        i
+        for i, q in enumerate(qualities)
+        if q.can_be_resampled and known <= q.log_evidence + N_ERRORS * q.log_evidence_error
+    ]
+    return min(
+        able, key=lambda i: (max(qualities[i].khat, SMALL), -qualities[i].share), default=None
+    )
 
 
 def best_of(qualities: Sequence[Quality]) -> int:

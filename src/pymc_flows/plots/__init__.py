@@ -6,6 +6,7 @@ they are. Without ``ax`` or ``figure`` it makes a new figure. Matplotlib comes w
 ``plots`` and is imported when the first figure is drawn.
 """
 
+from pymc_flows.plots.calibration import calibration
 from pymc_flows.plots.candidates import ladder
 from pymc_flows.plots.densities import approximation_density, density_contour
 from pymc_flows.plots.pair_grid import pairs
@@ -17,6 +18,7 @@ from pymc_flows.plots.weights import log_weights, pareto_tail
 
 __all__ = [
     "approximation_density",
+    "calibration",
     "density_contour",
     "draws",
     "history",

@@ -8,6 +8,7 @@ the splines first it is an affine map of independent coordinates. Nothing is tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ from pymc_flows.start.options import MAX_DENSE
 # Quantiles of N(0, 1) between which a spline is fitted, in standard deviations. Beyond the outer
 # ones few draws say where the posterior ends.
 QUANTILES = np.linspace(-2.7, 2.7, 7)
-# From there on splines go straight to this place, and then back to the corner of their square.
+# From there on slopes grow as they did before, at most by this power of e per standard deviation,
+# up to this place; then splines go back to the corner of their square.
+STEEPEST = 0.5
 STRAIGHT, BOUND = 5.0, 25.0
 SPLINE = f"spline(bins={len(QUANTILES) + 3}, bound={BOUND:g})"
 # Effective draws without which an outer quantile is noise.
@@ -124,10 +127,22 @@ def _knots(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     # A spline that is not flat: equal quantiles would be those of a point mass.
     y = np.maximum.accumulate(y + 1e-3 * QUANTILES)
     slopes = np.gradient(y, QUANTILES)
-    reach = STRAIGHT - QUANTILES[-1]
-    limit = np.array([-1.0, 1.0]) * (STRAIGHT + BOUND) / 2
-    low = max(y[0] - reach * slopes[0], limit[0])
-    high = min(y[-1] + reach * slopes[-1], limit[1])
+    low, at_low, slopes[0] = _tail(-y[::-1])
+    high, at_high, slopes[-1] = _tail(y)
     x = np.concatenate([[-STRAIGHT], QUANTILES, [STRAIGHT]])
-    ends = (slopes[:1], slopes[-1:])
-    return x, np.concatenate([[low], y, [high]]), np.concatenate([ends[0], slopes, ends[1]])
+    return x, np.concatenate([[-low], y, [high]]), np.concatenate([[at_low], slopes, [at_high]])
+
+
+def _tail(y: np.ndarray) -> tuple[float, float, float]:
+    """Value and slope at `STRAIGHT`, and slope at the outer quantile, by the quantiles (k,).
+
+    Where slopes grow, as in a long tail, they go on to grow by the same factor. Where they fall,
+    they stay: weights are small where draws are too many, and large where they are too few.
+    """
+    width, reach = QUANTILES[1] - QUANTILES[0], STRAIGHT - QUANTILES[-1]
+    before, last = np.diff(y[-3:]) / width
+    growth = float(np.clip(np.log(last / before) / width, 0.0, STEEPEST))
+    slope = last * math.exp(growth * width / 2)
+    gain = math.expm1(growth * reach) / growth if growth > 1e-9 else reach
+    value = min(y[-1] + slope * gain, (y[-1] + BOUND) / 2)
+    return value, min(slope * math.exp(growth * reach), 2 * (value - y[-1]) / reach), slope

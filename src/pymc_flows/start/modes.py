@@ -24,6 +24,9 @@ from pymc_flows.support.seeds import RandomState, integer_seed
 # Gaussians are a rough guide to mass: of a skewed mode one may be a few nats too small.
 MIN_SHARE_OF_RESTART = 1e-4
 
+# Starting points are wider than those of the search for one: what is near leads to known modes.
+SPREADS, MULTIPLES = (1.0, 3.0, 10.0), (10.0, 30.0)
+
 
 def find_modes(
     model: pm.Model,
@@ -58,7 +61,9 @@ def find_modes(
     options = replace(
         SEARCH,
         n_starts=n_starts,
-        same_in_a_row=max(SEARCH.same_in_a_row, n_starts // 2),
+        same_in_a_row=n_starts,
+        spreads=SPREADS,
+        multiples=MULTIPLES,
         max_curvatures=SEARCH.max_curvatures * max(1, n_starts // SEARCH.n_starts),
         max_gradients=SEARCH.max_gradients * max(1, n_starts // SEARCH.n_starts),
         min_share=MIN_SHARE_OF_RESTART,

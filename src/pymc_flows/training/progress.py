@@ -1,16 +1,18 @@
-"""The progress bar of a fit: PyMC's own, with loss and steps per second."""
+"""Progress bars: PyMC's own, with loss and steps per second, and one for a search of fits."""
 
 from __future__ import annotations
 
 import builtins
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pymc_flows.support.compat import CustomProgress
 
@@ -40,7 +42,7 @@ class FitProgress:
 
     def __init__(self, total: int, theme: Any, *, show: bool, label: str):
         console = Console(theme=theme)
-        self._is_text = show and console.is_jupyter and find_spec("ipywidgets") is None
+        self._is_text = show and _needs_text(console)
         self._progress = CustomProgress(
             *Progress.get_default_columns(),
             TextColumn("{task.fields[loss]}"),
@@ -101,7 +103,83 @@ class FitProgress:
 
     def _write(self, text: str, *, update: bool) -> None:
         """Show a line of text in a notebook, or change the one that this bar shows."""
-        shell = vars(builtins)["get_ipython"]()  # what IPython leaves there for code that it runs
-        shell.display_pub.publish(
-            {"text/plain": text}, transient={"display_id": f"fit-{id(self)}"}, update=update
+        _publish(text, f"fit-{id(self)}", update=update)
+
+
+class SearchProgress:
+    """Shows what a search of several fits is doing, how near the last one came, and for how long.
+
+    The bar of a fit takes its place while that is trained, and it leaves nothing behind. In a
+    notebook without ipywidgets it is a line of text.
+
+    Parameters
+    ----------
+    theme : rich.theme.Theme
+    show : bool
+    """
+
+    def __init__(self, theme: Any, *, show: bool):
+        console = Console(theme=theme)
+        self._is_text = show and _needs_text(console)
+        self._progress = CustomProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=self._is_text or not show,
         )
+        self._task = self._progress.add_task("", total=None)
+        self._stage, self._gap = "", ""
+        self._is_written = False
+
+    def __enter__(self) -> SearchProgress:
+        """Begin."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End."""
+        self._progress.stop()
+
+    def say(self, stage: str) -> None:
+        """Show what is being done now."""
+        self._stage = stage
+        self._show()
+
+    def reach(self, gap: float) -> None:
+        """Show the gap of the last fit to the evidence, in nats."""
+        self._gap = f"; gap of the last {gap:.3g} nats" if np.isfinite(gap) else ""
+        self._show()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the place to another bar."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
+
+    def _show(self) -> None:
+        text = f"{self._stage}{self._gap}"
+        self._progress.update(self._task, description=text)
+        if self._is_text:
+            _publish(text, f"search-{id(self)}", update=self._is_written)
+            self._is_written = True
+
+
+def _needs_text(console: Console) -> bool:
+    """Whether rich has no bar here: it needs ipywidgets for one in Jupyter."""
+    return bool(console.is_jupyter) and find_spec("ipywidgets") is None
+
+
+def _publish(text: str, name: str, *, update: bool) -> None:
+    """Show a line of text in a notebook, or change the one of this name."""
+    shell = vars(builtins)["get_ipython"]()  # what IPython leaves there for code that it runs
+    shell.display_pub.publish({"text/plain": text}, transient={"display_id": name}, update=update)

@@ -21,7 +21,7 @@ SMALL = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Predicts a vector of the field, such as its mode: a quadratic function of each hyperparameter.
+    """Predicts the mode of the field, or a way from it: quadratic in each hyperparameter.
 
     Attributes
     ----------

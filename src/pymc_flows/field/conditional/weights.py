@@ -57,12 +57,15 @@ class GroupWeights:
         return float(_log_mean_exp(self.outer, axis=0))
 
     @property
+    def within(self) -> float:
+        """Variance of the log weight of a block, given its draw of the separator."""
+        return float(self._relative_variances().sum(axis=1).mean())
+
+    @property
     def error(self) -> float:
         """Standard error of `log_marginal`, in nats (delta method)."""
-        variances = self._relative_variances()
-        within = float(variances.sum(axis=1).mean())
         if len(self.shared) == 1:
-            return within**0.5
+            return self.within**0.5
         weights = np.exp(self.outer - self.outer.max())
         between = weights.var(ddof=1) / weights.mean() ** 2
         return float((between / len(weights)) ** 0.5)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pymc_flows.errors import FitError
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import ConditionalField, Expectation, Surface
+from pymc_flows.field.hyper.objective import Objective, objective_of
 from pymc_flows.field.options import FieldOptions, Progress
 
 # A step must gain this share of what the gradient promises.
@@ -71,12 +72,12 @@ def find_mode(
     options: FieldOptions,
     progress: Progress,
 ) -> HyperMode:
-    """Maximise the lower bound of the marginal log density.
+    """Maximise the lower bound of the marginal log density, or Laplace's approximation of it.
 
     By BFGS with bounded steps; where the curvature at its end promises more, again, with that.
 
-    Its gradient is E ∂ log p / ∂ hyperparameters under the Gaussian over the field, so that the
-    cost does not depend on the number of hyperparameters.
+    The gradient of the bound is E ∂ log p / ∂ hyperparameters under the Gaussian over the field, so
+    that its cost does not depend on the number of hyperparameters.
 
     Parameters
     ----------
@@ -103,23 +104,35 @@ def find_mode(
             "Give other starting values, or choose the hyperparameters yourself."
         )
     conditional.corrects = not conditional.is_gaussian(first)
-    [gaussian] = conditional.centred([first]) if conditional.corrects else [first]
-    found = conditional.expect([gaussian])[0]
-    gaussian, found = _settle(conditional, gaussian, found, options, progress)
-    gaussian, found, inverse = _climb(conditional, gaussian, found, None, options, progress)
-    mode = curve(conditional, gaussian, found, inverse, progress)
+    objective = objective_of(conditional)
+    gaussian = first
+    if objective is conditional and conditional.corrects:
+        [gaussian] = conditional.centred([first])
+    found = objective.expect([gaussian])[0]
+    gaussian, found = _settle(
+        objective, conditional.modes.posterior.locations, gaussian, found, options, progress
+    )
+    gaussian, found, inverse = _climb(objective, gaussian, found, None, options, progress)
+    mode = curve(objective, gaussian, found, inverse, progress)
     for _ in range(MOST_CLIMBS):
-        if mode.promises < options.search_tolerance:
+        if mode.promises < NEAR:
             break
         gaussian, found, inverse = _climb(
-            conditional, mode.gaussian, mode.expectation, mode.covariance, options, progress
+            objective, mode.gaussian, mode.expectation, mode.covariance, options, progress
         )
-        mode = curve(conditional, gaussian, found, inverse, progress)
+        # Expectations from few points have gradients that differ a little from their slopes.
+        if found.elbo - mode.expectation.elbo < options.search_tolerance:
+            break
+        mode = curve(objective, gaussian, found, inverse, progress)
+    if objective is not conditional and conditional.corrects:  # as far from the mode everywhere
+        [centred] = conditional.centred([mode.gaussian])
+        mode = replace(mode, gaussian=centred, shift=Surface(centred.hyper, shift_of(centred)))
     return mode
 
 
 def _settle(
-    conditional: ConditionalField,
+    objective: Objective,
+    locations: np.ndarray,
     gaussian: FieldGaussian,
     found: Expectation,
     options: FieldOptions,
@@ -130,23 +143,23 @@ def _settle(
     They have the units of the data, so that their steps have no bound; where they end depends on
     scales little.
     """
-    places = np.flatnonzero(conditional.modes.posterior.locations)
+    places = np.flatnonzero(locations)
     if not 0 < len(places) <= options.max_axes:
         return gaussian, found
     for _ in range(MOST_CLIMBS):
         hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
-        around = conditional.near(hyper, gaussian)
+        around = objective.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
         if len(ends) < len(places):
             break
-        gradients = np.stack([e.gradient[places] for e in conditional.expect(ends)])
+        gradients = np.stack([e.gradient[places] for e in objective.expect(ends)])
         inverse = _inverse((found.gradient[places] - gradients) / LEAST)
         step = np.zeros(len(gaussian.hyper))
         step[places] = inverse @ found.gradient[places]
         promised = 0.5 * float(step @ found.gradient)
         moved = None
         if promised > options.search_tolerance:
-            moved = _advance(conditional, gaussian, found, step)
+            moved = _advance(objective, gaussian, found, step)
         progress.tell("locations")
         if moved is None:
             break
@@ -155,7 +168,7 @@ def _settle(
 
 
 def _climb(
-    conditional: ConditionalField,
+    objective: Objective,
     gaussian: FieldGaussian,
     found: Expectation,
     inverse: np.ndarray | None,
@@ -178,7 +191,7 @@ def _climb(
             continue
         if promised < options.search_tolerance:
             break
-        moved = _advance(conditional, gaussian, found, step)
+        moved = _advance(objective, gaussian, found, step)
         progress.tell("mode of the hyperparameters")
         if moved is None:
             if fresh or promised < NEAR:
@@ -205,16 +218,16 @@ def _first(found: Expectation, options: FieldOptions) -> np.ndarray:
 
 
 def _advance(
-    conditional: ConditionalField, gaussian: FieldGaussian, found: Expectation, step: np.ndarray
+    objective: Objective, gaussian: FieldGaussian, found: Expectation, step: np.ndarray
 ) -> tuple[FieldGaussian, Expectation] | None:
     """Go along a step as far as that gains; None if it does not."""
     promised = float(step @ found.gradient)
     share = 1.0
     slack = 1e-10 * (1 + abs(found.elbo))
     for _ in range(MOST_SHORTER if promised > NEAR else 1):
-        [there] = conditional.near((gaussian.hyper + share * step)[None], gaussian)
+        [there] = objective.near((gaussian.hyper + share * step)[None], gaussian)
         if there is not None:
-            expected = conditional.expect([there])[0]
+            expected = objective.expect([there])[0]
             usable = np.isfinite(expected.elbo) and np.isfinite(expected.gradient).all()
             if usable and expected.elbo >= found.elbo + ARMIJO * share * promised - slack:
                 return there, expected
@@ -236,7 +249,7 @@ def _updated(inverse: np.ndarray, s: np.ndarray, y: np.ndarray, *, scale: bool) 
 
 
 def curve(
-    conditional: ConditionalField,
+    objective: Objective,
     gaussian: FieldGaussian,
     found: Expectation,
     inverse: np.ndarray | None,
@@ -246,7 +259,7 @@ def curve(
 
     Parameters
     ----------
-    conditional : ConditionalField
+    objective : Objective
     gaussian : FieldGaussian
     found : Expectation
         Under it.
@@ -260,17 +273,17 @@ def curve(
         reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
     hessian = np.zeros((n, n))
     modes, shifts = _Differences(gaussian.mode, reach), None
-    if conditional.corrects:
-        shifts = _Differences(_shift(gaussian), reach)
-    size = max(1, conditional.chunk // 2)
+    if gaussian.shift is not None:
+        shifts = _Differences(gaussian.shift, reach)
+    size = max(1, objective.chunk // 2)
     for begin in range(0, n, size):
         rows = np.arange(begin, min(begin + size, n))
         steps = np.eye(n)[rows] * reach[rows, None]
         hyper = np.concatenate([gaussian.hyper + steps, gaussian.hyper - steps])
-        around = conditional.near(hyper, gaussian)
+        around = objective.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
-        expected = dict(zip(map(id, ends), conditional.expect(ends) if ends else [], strict=True))
-        for k, i in enumerate(map(int, rows)):
+        expected = dict(zip(map(id, ends), objective.expect(ends) if ends else [], strict=True))
+        for k, i in enumerate(rows.tolist()):
             above, below = around[k], around[k + len(rows)]
             if above is None or below is None:
                 hessian[i, i] = 1 / WIDEST**2
@@ -279,7 +292,7 @@ def curve(
             hessian[i] = (down.gradient - up.gradient) / (2 * reach[i])
             modes.take(i, above.mode, below.mode)
             if shifts is not None:
-                shifts.take(i, _shift(above), _shift(below))
+                shifts.take(i, shift_of(above), shift_of(below))
         progress.tell("curvature of the hyperparameters")
     center = gaussian.hyper
     predicted = None if shifts is None else shifts.surface(center)
@@ -304,7 +317,8 @@ class _Differences:
         return Surface(center, self.middle, self.slopes, self.bends, 2 * self.reach)
 
 
-def _shift(gaussian: FieldGaussian) -> np.ndarray:
+def shift_of(gaussian: FieldGaussian) -> np.ndarray:
+    """Mean − mode (n_field,), in the coordinates of the noise."""
     return np.zeros(len(gaussian.mean)) if gaussian.shift is None else gaussian.shift
 
 

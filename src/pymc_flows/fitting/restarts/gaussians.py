@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pymc as pm
@@ -11,7 +11,6 @@ import pymc as pm
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.fitting.candidates import GAUSSIAN
 from pymc_flows.fitting.restarts.starts import Begin
-from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
@@ -40,14 +39,15 @@ class Gaussians:
     @classmethod
     def at(cls, model: pm.Model, places: Sequence[Begin], seed: int) -> Gaussians | None:
         """Fit Gaussians where restarts begin at several modes; else None."""
-        at_modes = [p for p in places if p.is_mode and isinstance(p.start, Frame)]
-        if len(at_modes) < 2:
+        frames = [place.frame for place in places if place.frame is not None]
+        if len(frames) < 2:
             return None
         value = LogDensity(density_of(model)).value
-        frames = [p.start for p in at_modes if isinstance(p.start, Frame)]
         found = match_modes(value, frames, np.random.default_rng(seed))
         better = [
-            Begin(f, p.label, is_mode=True) for f, p in zip(found.frames, at_modes, strict=True)
+            # A field given hyperparameters begins at a point.
+            replace(place, frame=frame, start=frame if place.start is place.frame else place.start)
+            for place, frame in zip(places, found.frames, strict=False)
         ]
         return cls(tuple(better), found.quality)
 
@@ -60,6 +60,6 @@ class Gaussians:
     def fits(self, model: pm.Model, seeds: Sequence[int]) -> list[NormalizingFlow]:
         """The Gaussians, each with a seed for its draws."""
         return [
-            NormalizingFlow(GAUSSIAN, model=model, start=place.start, jitter=0.0, random_seed=seed)
+            NormalizingFlow(GAUSSIAN, model=model, start=place.frame, jitter=0.0, random_seed=seed)
             for place, seed in zip(self.places, seeds, strict=False)
         ]

@@ -34,13 +34,13 @@ class Begin:
     start : mapping, Frame or None
         As `fit` takes it.
     label : str
-    is_mode : bool
-        Whether it is one of several modes.
+    frame : Frame or None
+        The Gaussian at one of several modes, where it begins at one.
     """
 
     start: Mapping[str, ArrayLike] | Frame | None
     label: str
-    is_mode: bool = False
+    frame: Frame | None = None
 
 
 def begins(
@@ -74,11 +74,11 @@ def begins(
     )[:restarts]
     if len(modes) < 2:
         return [plain] * restarts
-    if not is_chain and _has_field(model, formula, arguments):
-        points: list[Any] = [_point(density, frame) for frame in modes]
-    else:
-        points = list(modes)
-    at_modes = [Begin(point, f"mode {k}", is_mode=True) for k, point in enumerate(points)]
+    has_field = not is_chain and _has_field(model, formula, arguments)
+    at_modes = [
+        Begin(_point(density, frame) if has_field else frame, f"mode {k}", frame)
+        for k, frame in enumerate(modes)
+    ]
     return [*at_modes, *[plain] * (restarts - len(modes))]
 
 

@@ -25,8 +25,9 @@ from pymc_flows.model.structure.result import Structure
 
 type Floats = npt.NDArray[np.float64]
 
-# Factors, times points, that are held at once: 80 MB for each array of the log density.
-_MAX_VALUES = 10_000_000
+# Factors, times points, that are held at once: 2 MB for each array of the log density, so that
+# these stay in the caches of the processor.
+_MAX_VALUES = 250_000
 
 
 class GroupedDensity:
