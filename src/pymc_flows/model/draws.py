@@ -14,14 +14,14 @@ import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import graph_replace
+from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from xarray import Dataset, DataTree
 
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.errors import ModelError
 from pymc_flows.model.batching import batched_draws, compiled
-from pymc_flows.model.layout import tensors
+from pymc_flows.model.layout import mentions_names, tensors
 from pymc_flows.support.compat import (
     DataTreeConverter,
     MultiTrace,
@@ -66,7 +66,11 @@ def draws_function(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> Dr
     one = [pt.TensorType(dtype, shape)(name) for name, (shape, dtype) in types.items()]
     inputs = [pt.TensorType(dtype, (None, *shape))(name) for name, (shape, dtype) in types.items()]
     given = dict(zip(model.value_vars, one, strict=True))
-    outputs = tensors(_without_wrappers(list(variables.values())), given)
+    outputs = list(variables.values())
+    if mentions_names(outputs):
+        outputs = tensors(_without_wrappers(outputs), given)
+    else:
+        outputs = clone_replace(outputs, given)
     batch, reason = batched_draws(
         _without_wrappers(outputs),
         dict(zip(one, inputs, strict=True)),

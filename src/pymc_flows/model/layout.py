@@ -204,14 +204,15 @@ def tensors(
     given = {old: with_names_of(old, new) for old, new in (given or {}).items() if old is not new}
     found = [pt.as_tensor(var, allow_xtensor_conversion=True) for var in outputs]
     found = graph_replace(found, given, strict=False) if given else found
-    if not _mentions_names(found):
+    if not mentions_names(found):
         return found
     fgraph = FunctionGraph(outputs=found, clone=True, copy_inputs=False, copy_orphans=False)
     optdb.query(LOWER_NAMES).rewrite(fgraph)
     return list(fgraph.outputs)
 
 
-def _mentions_names(outputs: Sequence[Variable]) -> bool:
+def mentions_names(outputs: Sequence[Variable]) -> bool:
+    """Whether a graph has variables with named dimensions."""
     computed = (v for node in toposort(outputs) for v in node.outputs)
     return any(map(has_names, (*graph_inputs(outputs), *computed)))
 
