@@ -30,8 +30,6 @@ MIN_DRAWS, MIN_OUTER, MIN_INNER = 16, 4, 4
 # Where all groups have weights as even as that at so many values of the hyperparameters, no more of
 # these are looked at.
 EVEN, ENOUGH = 0.95, 2
-# Draws of each group for a second look, where fewer did not show that its weights can be trusted.
-SECOND_DRAWS = 2_048
 
 
 def fit_field(
@@ -162,12 +160,7 @@ def _groups(
     places = (rng.random() + np.arange(options.judged)) / options.judged
     chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
     hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
-    found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
-    if found.is_trusted or options.judge_draws >= SECOND_DRAWS:
-        return found
-    # The largest k-hat of thousands is large by chance, the more so with few draws.
-    hyper = hyper[:: max(1, len(hyper) // ENOUGH)]
-    return judge(_weights_of_groups(marginal, hyper, SECOND_DRAWS, rng, progress))
+    return judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
 
 
 def _weights_of_groups(
