@@ -100,7 +100,7 @@ def _marginal(
 ) -> Marginal:
     """The corrected marginal, around the mode."""
     groups = conditional.modes.posterior.groups
-    around = ConditionalField(conditional.modes, mode.surface, conditional.points, options)
+    around = conditional.around(mode.surface)
     n_outer = options.separator_draws if (groups < 0).any() else 1
     n_inner = options.group_draws // (1 if n_outer == 1 else SHARED)
     noise = NormalNoise.make(groups, n_outer * n_inner, rng)
@@ -108,12 +108,15 @@ def _marginal(
     weights = marginal.weigh(mode.gaussian)
     progress.tell("weights of groups")
     marginal.is_gaussian = weights.is_even
-    if n_outer == 1 and not weights.is_even:
-        # The variance of a mean falls with the number of draws.
-        share = (weights.error / options.group_error) ** 2
+    if not weights.is_even:
+        # The variance of a mean falls with the number of draws. Blocks of draws that share the
+        # separator average over that of their groups.
+        error = options.group_error if n_outer == 1 else options.block_error
+        share = weights.variance_within / error**2
         wanted = 2.0 ** math.ceil(math.log2(max(share, 1e-9) * n_inner))
-        n_inner = int(np.clip(wanted, MIN_DRAWS, n_inner))
-        marginal.noise = NormalNoise.make(groups, n_inner, rng)
+        fewest = MIN_DRAWS if n_outer == 1 else min(MIN_DRAWS // SHARED, n_inner)
+        n_inner = int(np.clip(wanted, fewest, n_inner))
+        marginal.noise = NormalNoise.make(groups, n_outer * n_inner, rng)
     around.corrects = not weights.is_even
     _log.info(
         "Field of %d given %d hyperparameters: %s.",

@@ -33,6 +33,12 @@ class FieldOptions:
         Most antithetic pairs of points for expectations over the field.
     correction_steps : int
         Newton steps with expected gradients, towards the mean of a skewed field.
+    first_pairs : int
+        Pairs of points for the first steps to the Gaussian nearest to a field that is far from one.
+    nearest_steps : int
+        Most of these steps.
+    nearest_tolerance : float
+        Gain of its lower bound, in nats, below which they end.
     group_draws : int
         Most draws of the field behind the weights of groups.
     separator_draws : int
@@ -40,6 +46,8 @@ class FieldOptions:
     group_error : float
         Standard error of the corrected log marginal, in nats, with which fewer draws will do. Most
         of it is the same at all values of the hyperparameters and does not matter.
+    block_error : float
+        The same for the log weight of one draw of the separator.
     max_axes : int
         With more hyperparameters, the marginal is not followed along its axes.
     rounds : tuple of int
@@ -76,9 +84,13 @@ class FieldOptions:
     search_tolerance: float = 1e-2
     quadrature_pairs: int = 16
     correction_steps: int = 2
+    first_pairs: int = 8
+    nearest_steps: int = 12
+    nearest_tolerance: float = 0.1
     group_draws: int = 64
     separator_draws: int = 8
     group_error: float = 0.1
+    block_error: float = 0.75
     max_axes: int = 16
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256

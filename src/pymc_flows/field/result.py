@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pymc_flows.field.conditional.judge import GroupQuality
+from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
@@ -130,7 +131,11 @@ class FieldApproximation:
             if marginal.is_gaussian:
                 field = gaussian.place(rng.standard_normal((repeats[i], posterior.n_field)))
             else:
-                weights = marginal.weigh(gaussian, keep=True)
+                # The noise that all values share has few draws of the separator.
+                noise = marginal.noise.shifted(rng)
+                weights = weigh_groups(
+                    posterior, gaussian, noise, n_outer=marginal.n_outer, keep=True
+                )
                 field = weights.resample(repeats[i], rng, posterior.groups)
             points.append(posterior.join(gaussian.hyper, field))
         return np.concatenate(points)

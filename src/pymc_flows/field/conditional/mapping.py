@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.nearest import nearest_gaussian
 from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.noise import ranks
+from pymc_flows.field.factors import NotPositiveDefinite
 from pymc_flows.field.options import FieldOptions
 
 # Gaussians that are held at once, and the bytes that they may take.
 MANY, BYTES = 64, 300e6
 # Log densities that differ by less than this share differ by rounding.
 ROUNDING = 1e-9
+# Standard deviation of log weights, in nats, from which on a Gaussian is far from the field.
+FAR = 3.0
+# A correction of a predicted mean that promises more, in nats, shows that the prediction is off.
+NEAR = 0.5
 # Expected gradients with a smaller decrement, in nats, correct nothing.
 SMALL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Predicts the mode of the field: a quadratic function of each hyperparameter.
+    """Predicts the mean of the field: a quadratic function of each hyperparameter.
 
     Attributes
     ----------
@@ -32,6 +40,9 @@ class Surface:
         First and second derivatives of the mode.
     reach : ndarray, shape (n_hyper,), optional
         Distances from the centre beyond which the prediction is that at the end.
+    excess : ndarray, shape (1 + n_hyper, n_entries), optional
+        Of Gaussians nearest to the field: their `FieldGaussian.excess` at the centre, then its
+        derivatives.
     """
 
     center: np.ndarray
@@ -39,6 +50,7 @@ class Surface:
     slopes: np.ndarray | None = None
     bends: np.ndarray | None = None
     reach: np.ndarray | None = None
+    excess: np.ndarray | None = None
 
     def __call__(self, hyper: np.ndarray) -> np.ndarray:
         """Predict modes (n, n_field) for hyperparameters (n, n_hyper)."""
@@ -46,6 +58,13 @@ class Surface:
             return np.broadcast_to(self.mode, (len(hyper), len(self.mode))).copy()
         away = np.clip(hyper - self.center, -self.reach, self.reach)
         return self.mode + away @ self.slopes + 0.5 * np.square(away) @ self.bends
+
+    def excess_at(self, hyper: np.ndarray) -> np.ndarray | None:
+        """Predict the excess (n_entries,) for hyperparameters (n_hyper,)."""
+        if self.excess is None or self.reach is None:
+            return None
+        away = np.clip(hyper - self.center, -self.reach, self.reach)
+        return self.excess[0] + away @ self.excess[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +87,11 @@ class Expectation:
 class ConditionalField:
     """Maps hyperparameters to a Gaussian over the field, always to the same one.
 
-    The mode is sought by Newton's method from a predicted one. Its mean and curvature are then
-    moved to their expectations under the Gaussian (van Niekerk & Rue, Low-rank variational Bayes
-    correction to the Laplace method, JMLR 25(62), 2024), where the field is skewed.
+    The mode is sought by Newton's method from a predicted one. Where the field is skewed, the mean
+    is then moved to where the expected gradient is 0 (van Niekerk & Rue, Low-rank variational Bayes
+    correction to the Laplace method, JMLR 25(62), 2024). Where it is far from Gaussian, in groups
+    too large for weights to repair, it is the Gaussian nearest to it, whose mean and precision are
+    predicted once they are known at some values of the hyperparameters.
 
     Parameters
     ----------
@@ -81,6 +102,8 @@ class ConditionalField:
     options : FieldOptions
     corrects : bool
         Whether the field may be skewed.
+    is_far : bool
+        Whether the field is far from Gaussian.
     """
 
     def __init__(
@@ -91,9 +114,10 @@ class ConditionalField:
         options: FieldOptions,
         *,
         corrects: bool = True,
+        is_far: bool = False,
     ):
         self.modes, self.surface, self.points = modes, surface, points
-        self.options, self.corrects = options, corrects
+        self.options, self.corrects, self.is_far = options, corrects, is_far
 
     @property
     def chunk(self) -> int:
@@ -102,28 +126,115 @@ class ConditionalField:
         pattern = self.modes.posterior.n_field * 40 + dim * n
         return int(np.clip(BYTES // (8 * pattern), 1, MANY))
 
+    def around(self, surface: Surface) -> ConditionalField:
+        """The same with another surface."""
+        return ConditionalField(
+            self.modes,
+            surface,
+            self.points,
+            self.options,
+            corrects=self.corrects,
+            is_far=self.is_far,
+        )
+
     def at(
-        self, hyper: np.ndarray, start: np.ndarray | None = None, *, steps: int | None = None
+        self,
+        hyper: np.ndarray,
+        start: np.ndarray | Sequence[FieldGaussian] | None = None,
+        *,
+        steps: int | None = None,
+        rough: bool = False,
     ) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper); None where there is none.
 
         Parameters
         ----------
         hyper : ndarray
-        start : ndarray, shape (n, n_field), optional
+        start : ndarray, shape (n, n_field), or sequence of FieldGaussian, optional
             Where the modes are sought from; by default where the surface says.
         steps : int, optional
             Most steps of Newton's method.
+        rough : bool
+            Whether Gaussians nearest to the field may have precisions that were predicted or are
+            those of the start: they take a few curvatures, not hundreds.
         """
+        if self.is_far and start is None and self.surface.excess is not None:
+            near = [
+                (mean, self.surface.excess_at(g))
+                for g, mean in zip(hyper, self.surface(hyper), strict=True)
+            ]
+            return self._moved(hyper, near)
+        if self.is_far and start is not None and not isinstance(start, np.ndarray):
+            if rough:
+                return self._moved(hyper, [(near.mean, near.excess) for near in start])
+            return [self._near(g, near) for g, near in zip(hyper, start, strict=True)]
+        if start is None:
+            start = self.surface(hyper)
+        elif not isinstance(start, np.ndarray):
+            start = np.stack([gaussian.mean for gaussian in start])
         options = self.options
-        start = self.surface(hyper) if start is None else start
         found = self.modes.find(
             hyper,
             start,
             steps=options.newton_steps if steps is None else steps,
             tolerance=options.newton_tolerance,
         )
+        if self.is_far:
+            return [None if g is None else self.nearest(g) for g in found]
         return self._corrected(found) if self.corrects else found
+
+    def nearest(self, gaussian: FieldGaussian) -> FieldGaussian:
+        """The Gaussian nearest to the field, from another one on: with few points, then all."""
+        options = self.options
+        few = self.points[: min(options.first_pairs, len(self.points) // 2)]
+        coarse = nearest_gaussian(
+            self.modes,
+            gaussian,
+            np.concatenate([few, -few]),
+            steps=options.nearest_steps,
+            tolerance=options.nearest_tolerance,
+        )
+        return nearest_gaussian(
+            self.modes, coarse, self.points, steps=1, tolerance=options.nearest_tolerance
+        )
+
+    def _near(self, hyper: np.ndarray, start: FieldGaussian) -> FieldGaussian | None:
+        """The Gaussian nearest to the field, from that for other hyperparameters on."""
+        moved = self._with_excess(hyper, start.mean, start.excess)
+        if moved is None:  # start again from the mode
+            return self.at(hyper[None], start.mean[None])[0]
+        return self.nearest(moved)
+
+    def _moved(
+        self, hyper: np.ndarray, near: Sequence[tuple[np.ndarray, np.ndarray | None]]
+    ) -> list[FieldGaussian | None]:
+        """Gaussians of known excess, their means corrected; the nearest ones where that is off."""
+        found = [self._with_excess(g, *parts) for g, parts in zip(hyper, near, strict=True)]
+        found = self._corrected(found)
+        for i, gaussian in enumerate(found):
+            if gaussian is not None and self._decrement(gaussian) > NEAR:
+                found[i] = self._near(gaussian.hyper, gaussian)
+        return found
+
+    def _decrement(self, gaussian: FieldGaussian) -> float:
+        """What another correction of the mean promises, in nats."""
+        if gaussian.averages is None:
+            return math.inf
+        gradient = gaussian.averages[1][self.modes.posterior.field]
+        return 0.5 * float(gradient @ gaussian.factor.solve(gradient))
+
+    def _with_excess(
+        self, hyper: np.ndarray, mean: np.ndarray, excess: np.ndarray | None
+    ) -> FieldGaussian | None:
+        matrix = self.modes.curvature(hyper, mean)
+        if excess is not None:
+            matrix.data = matrix.data + excess
+        try:
+            factor = self.modes.factor(matrix)
+        except NotPositiveDefinite:
+            return None
+        log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))
+        return FieldGaussian(hyper, mean, factor, float(log_joint[0]), 0.0, excess=excess)
 
     def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
         """Move means to where the expected gradient is 0, as far as that gains."""
@@ -160,6 +271,26 @@ class ConditionalField:
                 result[i] = replace(result[i], log_joint=float(value))
         done = iter(result)
         return [None if g is None else next(done) for g in found]
+
+    def adapt(self, gaussian: FieldGaussian) -> FieldGaussian:
+        """Find out how far from Gaussian the field is; return its Gaussian by that."""
+        self.corrects = not self.is_gaussian(gaussian)
+        if not self.corrects or self.is_far or not self._is_poor(gaussian):
+            return gaussian
+        self.is_far = True
+        found = self._near(gaussian.hyper, gaussian)
+        return gaussian if found is None else found
+
+    def _is_poor(self, gaussian: FieldGaussian) -> bool:
+        """Whether joint weights of elements too many for an exact quadrature are useless."""
+        posterior, half = self.modes.posterior, len(self.points) // 2
+        _, size = ranks(posterior.groups)
+        if size <= half:
+            return False
+        # All points have the same density under the Gaussian.
+        points = posterior.join(gaussian.hyper, gaussian.place(self.points))
+        values, _ = posterior.value_and_grad(points)
+        return not values.std() < FAR
 
     def is_gaussian(self, gaussian: FieldGaussian) -> bool:
         """Whether the log density at the quadrature's points is that of the Gaussian."""

@@ -59,13 +59,16 @@ class GroupWeights:
     @property
     def error(self) -> float:
         """Standard error of `log_marginal`, in nats (delta method)."""
-        variances = self._relative_variances()
-        within = float(variances.sum(axis=1).mean())
         if len(self.shared) == 1:
-            return within**0.5
+            return self.variance_within**0.5
         weights = np.exp(self.outer - self.outer.max())
         between = weights.var(ddof=1) / weights.mean() ** 2
         return float((between / len(weights)) ** 0.5)
+
+    @property
+    def variance_within(self) -> float:
+        """Variance of `outer` by the draws of groups, given the separator: the mean of blocks."""
+        return float(self._relative_variances().sum(axis=1).mean())
 
     @property
     def ess(self) -> np.ndarray:

@@ -99,8 +99,8 @@ def find_mode(
             "is not finite there, or its curvature not positive definite\n"
             "Give other starting values, or choose the hyperparameters yourself."
         )
-    conditional.corrects = not conditional.is_gaussian(first)
-    gaussian, found = first, conditional.expect([first])[0]
+    gaussian = conditional.adapt(first)
+    found = conditional.expect([gaussian])[0]
     gaussian, found = _settle(conditional, gaussian, found, options, progress)
     gaussian, found, inverse = _climb(conditional, gaussian, found, None, options, progress)
     mode = curve(conditional, gaussian, found, inverse, progress)
@@ -131,7 +131,7 @@ def _settle(
         return gaussian, found
     for _ in range(MOST_CLIMBS):
         hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
-        around = conditional.at(hyper, np.repeat(gaussian.mean[None], len(places), axis=0))
+        around = conditional.at(hyper, [gaussian] * len(places))
         ends = [g for g in around if g is not None]
         if len(ends) < len(places):
             break
@@ -208,7 +208,7 @@ def _advance(
     share = 1.0
     slack = 1e-10 * (1 + abs(found.elbo))
     for _ in range(MOST_SHORTER if promised > NEAR else 1):
-        there = conditional.at((gaussian.hyper + share * step)[None], gaussian.mean[None])[0]
+        there = conditional.at((gaussian.hyper + share * step)[None], [gaussian])[0]
         if there is not None:
             expected = conditional.expect([there])[0]
             usable = np.isfinite(expected.elbo) and np.isfinite(expected.gradient).all()
@@ -256,13 +256,15 @@ def curve(
         reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
     hessian = np.zeros((n, n))
     slopes, bends = np.zeros((n, len(gaussian.mean))), np.zeros((n, len(gaussian.mean)))
+    excess = None
+    if gaussian.excess is not None:
+        excess = np.concatenate([gaussian.excess[None], np.zeros((n, len(gaussian.excess)))])
     size = max(1, conditional.chunk // 2)
     for begin in range(0, n, size):
         rows = np.arange(begin, min(begin + size, n))
         shifts = np.eye(n)[rows] * reach[rows, None]
         hyper = np.concatenate([gaussian.hyper + shifts, gaussian.hyper - shifts])
-        start = np.repeat(gaussian.mean[None], len(hyper), axis=0)
-        around = conditional.at(hyper, start)
+        around = conditional.at(hyper, [gaussian] * len(hyper))
         ends = [g for g in around if g is not None]
         expected = dict(zip(map(id, ends), conditional.expect(ends) if ends else [], strict=True))
         for k, i in enumerate(rows):
@@ -274,8 +276,10 @@ def curve(
             hessian[i] = (down.gradient - up.gradient) / (2 * reach[i])
             slopes[i] = (above.mean - below.mean) / (2 * reach[i])
             bends[i] = (above.mean - 2 * gaussian.mean + below.mean) / reach[i] ** 2
+            if excess is not None and above.excess is not None and below.excess is not None:
+                excess[1 + i] = (above.excess - below.excess) / (2 * reach[i])
         progress.tell("curvature of the hyperparameters")
-    surface = Surface(gaussian.hyper, gaussian.mean, slopes, bends, 2 * reach)
+    surface = Surface(gaussian.hyper, gaussian.mean, slopes, bends, 2 * reach, excess)
     return HyperMode(gaussian, found, _inverse(hessian), surface)
 
 

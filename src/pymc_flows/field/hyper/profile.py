@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import ConditionalField
 from pymc_flows.field.conditional.noise import sobol
 from pymc_flows.field.hyper.mode import HyperMode
@@ -125,7 +126,7 @@ class _Walk:
     """Along an axis to one side."""
 
     direction: np.ndarray
-    field: np.ndarray
+    near: FieldGaussian
     distances: list[float]
     values: list[float]
     done: bool = False
@@ -145,7 +146,7 @@ def follow_axes(
     lower = lower_factor(mode.covariance)
     loc, top = mode.gaussian.hyper, mode.gaussian.log_marginal
     walks = [
-        _Walk(sign * column, mode.gaussian.mean, [0.0], [0.0])
+        _Walk(sign * column, mode.gaussian, [0.0], [0.0])
         for column in lower.T
         for sign in (-1.0, 1.0)
     ]
@@ -154,13 +155,13 @@ def follow_axes(
         for begin in range(0, len(active), conditional.chunk):
             part = active[begin : begin + conditional.chunk]
             hyper = np.stack([loc + distance * walk.direction for walk in part])
-            found = conditional.at(hyper, np.stack([walk.field for walk in part]))
+            found = conditional.at(hyper, [walk.near for walk in part], rough=True)
             for walk, gaussian in zip(part, found, strict=True):
                 value = -math.inf if gaussian is None else gaussian.log_marginal - top
                 if gaussian is None or not math.isfinite(value):
                     walk.done = True
                     continue
-                walk.field = gaussian.mean
+                walk.near = gaussian
                 walk.distances.append(distance)
                 walk.values.append(value)
                 walk.done = value < -DEPTH
