@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 # Draws of groups are fewer by this for each of several draws of the separator.
 SHARED = 4
+# Groups that cannot be trusted are judged again by so many times as many draws.
+MORE = 8
 # Fewest draws behind the weights of groups.
 MIN_DRAWS = 16
 
@@ -144,7 +146,24 @@ def _groups(
     places = (rng.random() + np.arange(options.judged)) / options.judged
     chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
     hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
-    noise = NormalNoise.make(posterior.groups, options.judge_draws, rng)
+    before = progress.seconds
+    found = _judged(marginal, hyper, options.judge_draws, rng, progress)
+    seconds = MORE * (progress.seconds - before)
+    if not found.is_trusted and seconds <= options.judge_seconds:
+        # Of few draws, k-hat is noise: of 1,000 good groups some would be called bad.
+        found = _judged(marginal, hyper, MORE * options.judge_draws, rng, progress)
+    return found
+
+
+def _judged(
+    marginal: Marginal,
+    hyper: np.ndarray,
+    n_draws: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> GroupQuality:
+    posterior = marginal.conditional.modes.posterior
+    noise = NormalNoise.make(posterior.groups, n_draws, rng)
     found = []
     for _, gaussian in marginal.gaussians(hyper):
         if gaussian is not None:

@@ -69,7 +69,9 @@ class FieldOptions:
     judged : int
         Values of the hyperparameters at which groups are judged.
     judge_draws : int
-        Draws of each group there.
+        Draws of each group there; eight times as many where some cannot be trusted.
+    judge_seconds : float
+        Unless that takes longer than this, in CPU seconds.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -102,6 +104,7 @@ class FieldOptions:
     gap: float = 0.25
     judged: int = 4
     judge_draws: int = 256
+    judge_seconds: float = 10.0
     degrees: float = 8.0
     widening: float = 1.1
 

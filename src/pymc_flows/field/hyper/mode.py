@@ -104,6 +104,10 @@ def find_mode(
     gaussian, found = _settle(conditional, gaussian, found, options, progress)
     gaussian, found, inverse = _climb(conditional, gaussian, found, None, options, progress)
     mode = curve(conditional, gaussian, found, inverse, progress)
+    gaussian = conditional.adapt(mode.gaussian)
+    if gaussian is not mode.gaussian:
+        found = conditional.expect([gaussian])[0]
+        mode = curve(conditional, gaussian, found, mode.covariance, progress)
     for _ in range(MOST_CLIMBS):
         if mode.promises < options.search_tolerance:
             break
