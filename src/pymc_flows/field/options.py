@@ -99,7 +99,7 @@ class FieldOptions:
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0
-    min_values: int = 32
+    min_values: int = 40
     enough: float = 0.7
     gap: float = 0.25
     judged: int = 4
