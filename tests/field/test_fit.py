@@ -197,7 +197,7 @@ def test_groups_that_few_draws_call_bad_are_judged_by_more(monkeypatch):
         return replace(quality, khat=np.full(len(quality.khat), np.inf)) if few else quality
 
     monkeypatch.setattr("pymc_flows.field.fit.judge", stern)
-    target = Bernoulli(np.array([0, 1, 1, 2]), np.full(4, 2))
+    target = Bernoulli(np.array([12, 17, 20, 24]), np.full(4, 40))
     options = replace(QUICK, judge_draws=50)
     found = fit_field(target.posterior(), options=options, random_seed=0).groups
     assert found.n_draws == 8 * 50
