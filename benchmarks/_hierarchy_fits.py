@@ -183,8 +183,7 @@ def add_report(approx: pmf.NormalizingFlow, seed: int, row: dict[str, Any]) -> N
     """Add what the report says."""
     with stopwatch() as seconds:
         found = pmf.report(approx, random_seed=seed)
-    groups = getattr(found, "groups", None) or ()
-    khats = [khat for group in groups if (khat := getattr(group, "khat", None)) is not None]
+    khats = [group.khat for group in found.groups.worst] if found.groups else []
     row |= {
         "status": found.status,
         "says good": found.status == "good",

@@ -199,14 +199,14 @@ def simulate(family: str, rows: int, truth: Truth, rng: np.random.Generator) -> 
 # ---------------------------------------------------------------------------------------- models
 
 
-def hierarchy(data: Data, centring: Sequence[bool], *, deterministic: bool = True) -> pm.Model:
+def hierarchy(data: Data, *, centred: bool, deterministic: bool = True) -> pm.Model:
     """Model of simulated data.
 
     Parameters
     ----------
     data : Data
-    centring : sequence of bool, length terms
-        Which terms are centred: all or none, as people write them, or a choice by term.
+    centred : bool
+        Whether effects are variables themselves, or fixed + scale * raw.
     deterministic : bool
         Whether effects that are not free variables are recorded.
     """
@@ -215,15 +215,10 @@ def hierarchy(data: Data, centring: Sequence[bool], *, deterministic: bool = Tru
     with pm.Model(coords={"group": np.arange(groups), "term": np.arange(k)}) as model:
         fixed = pm.Normal("fixed", 0, FIXED_SD, dims="term")
         scale = pm.HalfNormal("scale", SCALE_SD, dims="term")
-        if all(centring):
+        if centred:
             effects = pm.Normal("effects", fixed, scale, dims=dims)
         else:
-            if any(centring):
-                power = np.asarray(centring, dtype=float)
-                partial = pm.Normal("partial", power * fixed, scale**power, dims=dims)
-                effects = (1 - power) * fixed + scale ** (1 - power) * partial
-            else:
-                effects = fixed + scale * pm.Normal("raw", dims=dims)
+            effects = fixed + scale * pm.Normal("raw", dims=dims)
             if deterministic:
                 effects = pm.Deterministic("effects", effects, dims=dims)
         if k == 1:
@@ -251,23 +246,7 @@ def observe(data: Data, eta: pt.TensorVariable) -> None:
 def cell_model(cell: Cell, seed: int) -> pm.Model:
     """Model of a cell, in its parametrisation."""
     data = cell_data(cell, seed)
-    return hierarchy(data, [cell.parametrisation == CENTRED] * TERMS[cell.terms])
-
-
-def informed(data: Data) -> list[bool]:
-    """Terms about which the data of a group say more than its prior does: better centred."""
-    eta = (data.truth.effects[data.group] * data.design).sum(1)
-    if data.family == NORMAL:
-        curvature = np.full(len(eta), data.truth.extra**-2)
-    elif data.family == BERNOULLI:
-        curvature = 1 / (2 + np.exp(eta) + np.exp(-eta))
-    elif data.family == POISSON:
-        curvature = np.exp(eta)
-    else:
-        curvature = np.exp(eta) / (1 + np.exp(eta) / data.truth.extra)
-    groups = len(data.truth.effects)
-    by_group = curvature @ data.design**2 / groups
-    return [bool(x) for x in data.truth.scale**2 * by_group > 1]
+    return hierarchy(data, centred=cell.parametrisation == CENTRED)
 
 
 # ----------------------------------------------------------------------------------- regressions

@@ -14,6 +14,7 @@ import pytensor.tensor as pt
 
 from benchmarks import _hierarchy_models as models
 from benchmarks import _hierarchy_scores as scores
+from benchmarks._hierarchy_exact import grid_reference
 from benchmarks._hierarchy_models import CENTRED, TERMS, Cell
 from benchmarks._hierarchy_references import Arrays, Derive, keep, long_run, regression_reference
 from benchmarks._hierarchy_scores import Reference
@@ -232,27 +233,15 @@ def grid_problem(places: Places, name: str, seed: int) -> Problem:
     cell = Cell.parse(name)
     stem = f"{cell.data_name}-seed{seed}"
 
-    def make() -> Arrays:
-        data = models.cell_data(cell, seed)
-        return long_run(models.hierarchy(data, models.informed(data)), _common, stem)
-
     return Problem(
         name,
         lambda: models.cell_model(cell, seed),
         lambda: places.load(stem),
         ("fixed", "scale"),
         stem,
-        make,
+        lambda: grid_reference(models.cell_data(cell, seed)),
         _field(cell, seed),
     )
-
-
-def _common(draws: Draws) -> Draws:
-    """What the parametrisations share, and the offsets of the one without centres."""
-    names = ("fixed", "scale", "noise", "shape", "effects")
-    found = {name: draws[name] for name in names if name in draws}
-    fixed, scale = (found[name][..., None, :] for name in ("fixed", "scale"))
-    return found | {"raw": (found["effects"] - fixed) / scale}
 
 
 def _field(cell: Cell, seed: int) -> Field | None:

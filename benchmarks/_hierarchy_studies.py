@@ -77,7 +77,7 @@ def measure_million(name: str, seed: int, settings: fits.Settings) -> Row:
     groups = _groups(name)
     data = million_data(groups)
     row = _begun(name, seed) | {"groups": groups, "rows": len(data.y)}
-    model = models.hierarchy(data, [False] * data.truth.fixed.size)
+    model = models.hierarchy(data, centred=False)
     with warnings.catch_warnings(), compile_clock() as clock, fits.noted(row, settings):
         warnings.simplefilter("ignore")
         with stopwatch() as seconds:
@@ -143,7 +143,7 @@ def calibrate(name: str, datasets: Sequence[int], settings: fits.Settings) -> li
         data = models.prior_data(CALIBRATED[name], np.random.default_rng([13, number]))
         with warnings.catch_warnings(), compile_clock() as clock, fits.noted(row, settings):
             warnings.simplefilter("ignore")
-            model = models.hierarchy(data, [False] * data.truth.fixed.size)
+            model = models.hierarchy(data, centred=False)
             approx = fits.fit_ours(model, number, settings, clock, row)
             with fits.limited(settings.limit):
                 [draws] = fits.draw_parts(approx, RANKED_DRAWS, number)

@@ -18,6 +18,7 @@ from pymc_flows.errors import FlowError, FormulaError
         (errors.NotInvertibleError, NotImplementedError),
         (errors.RegistrationError, ValueError),
         (errors.StorageError, ValueError),
+        (errors.WorkerError, RuntimeError),
     ],
 )
 def test_an_error_is_a_flow_error_and_a_builtin_one(cls, builtin):

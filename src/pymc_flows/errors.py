@@ -17,6 +17,7 @@ __all__ = [
     "NotInvertibleError",
     "RegistrationError",
     "StorageError",
+    "WorkerError",
 ]
 
 _EXCERPT_CHARACTERS = 72
@@ -56,6 +57,10 @@ class FitError(FlowError, FloatingPointError):
 
 class StorageError(FlowError, ValueError):
     """A file is damaged, was not written by this package, or belongs to another model."""
+
+
+class WorkerError(FlowError, RuntimeError):
+    """What ran a task was lost, or could not run it."""
 
 
 class FormulaError(FlowError, ValueError):

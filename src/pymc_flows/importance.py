@@ -27,6 +27,9 @@ LACKING = 0.1
 # Weights with a larger share of effective draws, and a gap between ELBO and evidence below this
 # many nats, are nearly equal: in no direction a mean is off by more than √0.04 standard deviations.
 EVEN_SHARE, EVEN_GAP = 0.9, 0.02
+# With trusted weights and a larger share of effective draws, resampled draws are those of the
+# posterior, for no more than twice as many evaluations.
+RESAMPLED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,16 @@ class Quality:
         noise = N_ERRORS * math.hypot(self.elbo_error, self.log_evidence_error)
         gap = self.log_evidence - self.elbo
         return self.ess > EVEN_SHARE * self.n_draws and gap < max(EVEN_GAP, noise)
+
+    @property
+    def share(self) -> float:
+        """Share of effective draws."""
+        return self.ess / self.n_draws
+
+    @property
+    def can_be_resampled(self) -> bool:
+        """Whether draws, resampled by their weights, are good draws of the posterior."""
+        return self.is_trusted and self.share > RESAMPLED_SHARE
 
     @property
     def is_usable(self) -> bool:
@@ -210,6 +223,10 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """
     if len(log_weights) < MIN_DRAWS:
         return log_weights - _log_sum_exp(log_weights), math.inf
+    n_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
+    largest = np.partition(log_weights, -n_tail - 1)[-n_tail - 1 :]
+    if np.ptp(largest) < _rounding(float(largest.max())):  # all equal: there is no tail
+        return log_weights - _log_sum_exp(log_weights), -math.inf
     from arviz_stats.base.array import array_stats  # slow to import
 
     try:
@@ -247,6 +264,7 @@ def corrected(
     log_p: np.ndarray,
     log_q: np.ndarray,
     rng: np.random.Generator,
+    n: int | None = None,
 ) -> tuple[np.ndarray, Dataset]:
     """Weigh draws of an approximation, or resample them by their weights.
 
@@ -258,6 +276,9 @@ def corrected(
         Log densities of the model and of the approximation at the points.
     rng : Generator
         For resampling.
+    n : int, optional
+        How many are resampled, of weights that have been found good before; by default as many as
+        there are.
 
     Returns
     -------
@@ -274,12 +295,12 @@ def corrected(
     Warns
     -----
     UserWarning
-        If k-hat is above its threshold.
+        If k-hat is above its threshold, without ``n``.
     """
     log_weights = log_p - log_q
     found, smoothed = weigh(log_weights)
     n_without = int((~np.isfinite(log_weights)).sum())
-    if not found.is_trusted:
+    if n is None and not found.is_trusted:
         without = f"; {n_without} of them have no finite density" if n_without else ""
         warnings.warn(
             f"Pareto k-hat of the importance weights is {found.khat:.2f}, above "
@@ -293,7 +314,7 @@ def corrected(
                 f"none of {n_without} draws has a finite weight: there is nothing to resample\n"
                 "Fit the approximation, or fit it for longer, before its draws are corrected."
             )
-        chosen = _resampled(np.exp(smoothed), rng)
+        chosen = _resampled(np.exp(smoothed), len(points) if n is None else n, rng)
         points, log_p, log_q = points[chosen], log_p[chosen], log_q[chosen]
         smoothed = np.full(len(points), -math.log(len(points)))
     values = {"lp": log_p, "log_q": log_q, "log_weight": smoothed}
@@ -308,13 +329,12 @@ def corrected(
     return points, Dataset(stats, attrs=attrs)
 
 
-def _resampled(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _resampled(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Systematic resampling: indices (n,), in order, each n·weight times rounded up or down.
 
     Copies of a draw stay side by side, so that the effective sample size and the Monte-Carlo error
     that ArviZ computes from autocorrelations count them as the one draw that they are.
     """
-    n = len(weights)
     total = np.cumsum(weights / weights.sum())
     total[np.flatnonzero(weights)[-1] :] = 1.0  # whatever the sum was rounded to
     return np.searchsorted(total, (rng.random() + np.arange(n)) / n, side="right")

@@ -7,17 +7,19 @@ import pytest
 import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.diagnostics.quality import Quality
-from pymc_flows.errors import BackendError, FitError
+from pymc_flows.errors import BackendError, FitError, StorageError
 from pymc_flows.fitting import auto as ladder
 from pymc_flows.fitting import candidates as _candidates
 from pymc_flows.fitting import tried
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.start.copula import SPLINE as SPLINE_OF_A_COPULA
 from pymc_flows.training.trainer import Outcome
 
 IAF = _candidates.AUTOREGRESSIVE
 NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
+COPULA = str(Formula(SPLINE_OF_A_COPULA))
 JAX = {"backend": "jax", "progressbar": False}
 
 
@@ -146,9 +148,11 @@ def test_what_is_tried_where_modes_are_apart(monkeypatch):
     with pm.Model() as model:
         modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
         pm.Mixture("x", np.full(3, 1 / 3), modes, shape=2)
-    approx = pmf.fit(20, model=model, random_seed=1, **JAX)
-    assert [str(r.formula) for r in approx.ladder.rungs] == ["scale-loc", "scale-loc", "loc"]
+    approx = pmf.fit(20, model=model, random_seed=1, quality="best", **JAX)
+    tried = [str(r.formula) for r in approx.ladder.rungs]
+    assert tried == ["scale-loc", COPULA, f"tril-{COPULA}", "scale-loc", "loc"]
     scale = approx.q.frame.scale
+    scale = np.diag(scale) if scale.ndim == 1 else scale
     np.testing.assert_allclose(np.diag(scale @ scale.T), 6 + 0.4**2, rtol=0.1)
 
 
@@ -235,12 +239,12 @@ SPLINE = "spline*2-scale-loc"
 )
 def test_what_was_fitted_before_an_end_is_kept(fits, caplog, happens, said):
     fits.append(happens)
-    approx = pmf.fit(9, model=two_humps(), random_seed=1)
-    assert str(approx.formula) == "scale-loc"
-    assert [r.steps for r in approx.ladder.rungs] == [0] + [3] * (happens == 3)
+    approx = pmf.fit(9, model=two_humps(), random_seed=1, quality="best")
+    assert str(approx.formula) == COPULA
+    assert [r.steps for r in approx.ladder.rungs] == [0, 0] + [3] * (happens == 3)
     [text] = warned(caplog)
     assert text.startswith(said)
-    assert "Taken is 'scale-loc', the best so far" in text
+    assert f"Taken is {COPULA!r}, the best so far" in text
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FitError, BackendError])
@@ -272,6 +276,60 @@ def test_convergence_warnings_are_told_of_the_one_that_is_taken(fits, caplog):
 def test_a_ladder_of_one_rung_prints():
     text = str(Ladder((Rung(Formula("loc"), quality(1234.5), 1.0, 9),), 0))
     assert "1,234.500" in text
+
+
+# ------------------------------------------------------------------------------- resampled draws
+
+
+@pytest.fixture(scope="module")
+def humps():
+    return pmf.fit(model=two_humps(), random_seed=1)
+
+
+def test_draws_that_can_be_resampled_end_the_search(humps):
+    assert humps.correction == "resample"
+    assert [r.steps for r in humps.ladder.rungs] == [0, 0]
+    assert "Draws are resampled by their importance weights" in str(humps.ladder)
+    assert "Draws are resampled" in humps.ladder._repr_html_()
+    report = pmf.report(humps, random_seed=1)
+    assert (report.status, "resamples" in report.verdict) == ("good", True)
+
+
+def test_resampled_draws_are_those_of_the_posterior(humps):
+    grid = np.linspace(-4, 4, 8_001)
+    density = np.exp(2 * grid**2 - grid**4)
+    cdf = np.cumsum(density) / density.sum()
+    idata = humps.sample(4_000, random_seed=2)
+    draws = idata["posterior"]["x"].values.ravel()
+    assert len(draws) == 4_000
+    assert idata["sample_stats"].attrs["correct"] == "resample"
+    assert 3_400 < idata["sample_stats"].attrs["importance_ess"] < 5_000
+    # The 99.9 % point of Kolmogorov's statistic for as many independent draws.
+    found = np.interp(np.sort(draws), grid, cdf) - (np.arange(4_000) + 0.5) / 4_000
+    assert np.abs(found).max() < 1.95 / np.sqrt(4_000)
+    plain = humps.sample(4_000, correct=False, random_seed=2)
+    assert not plain["sample_stats"].data_vars
+
+
+def test_a_copy_and_a_file_know_that_draws_are_resampled(humps, tmp_path):
+    humps.save(tmp_path / "fit.nc")
+    again = pmf.load(tmp_path / "fit.nc", model=humps.model)
+    assert again.correction == "resample"
+    record = humps.ladder.record()
+    record["rungs"][record["taken"]]["quality"] = None
+    with pytest.raises(StorageError, match="malformed"):
+        Ladder.restored(record)
+
+
+def test_a_best_flow_that_lacks_mass_gives_no_draws():
+    whole, part = (
+        rung(-3.0, 0.0),
+        Rung(Formula("loc"), Quality(4000, -0.7, 0.001, 0.1, 3_900.0, -0.69, 0.001), 1.0, 9),
+    )
+    assert tried.gives_draws([part])
+    assert not tried.gives_draws([whole, part])
+    assert not tried.gives_draws([rung(-3.0, 0.0)])  # a quarter of them are effective
+    assert not tried.gives_draws([])
 
 
 # ------------------------------------------------------------------------ evaluations and the clock

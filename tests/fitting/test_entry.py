@@ -226,3 +226,10 @@ def test_a_model_that_is_none(formula):
 def test_an_unknown_argument_gets_a_hint(model, formula, name, hint):
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': .*{hint}"):
         pmf.fit(3, formula=formula, model=model, **{name: 1})
+
+
+def test_a_quality_is_known_and_of_a_search():
+    with pytest.raises(ArgumentError, match="'good' or 'best'"):
+        pmf.fit(quality="perfect")
+    with pytest.raises(ArgumentError, match="says when formula='auto' ends"):
+        pmf.fit(formula="loc", quality="best")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pymc as pm
 import pytest
+from scipy.special import logsumexp
 from xarray import Dataset, DataTree
 
 from pymc_flows.backends.modes import NUMPY
@@ -25,20 +26,66 @@ def test_parametrisations_are_one_posterior(bench, rng, family):
     extra = {"normal": "noise", "negative_binomial": "shape"}[family]
     given = {"fixed": fixed, "scale_log__": np.log(scale), f"{extra}_log__": np.log(1.3)}
     found = []
-    for centring, name, values, jacobian in (
-        ([True, True], "effects", effects, np.zeros(2)),
-        ([False, False], "raw", raw, np.log(scale)),
-        (
-            [True, False],
-            "partial",
-            np.column_stack([effects[:, 0], raw[:, 1]]),
-            np.log(scale) * [0, 1],
-        ),
+    for centred, name, values, jacobian in (
+        (True, "effects", effects, np.zeros(2)),
+        (False, "raw", raw, np.log(scale)),
     ):
-        model = models.hierarchy(data, centring)
-        log_density = model.compile_logp(mode=NUMPY)
+        log_density = models.hierarchy(data, centred=centred).compile_logp(mode=NUMPY)
         found.append(log_density({**given, name: values}) - 3 * jacobian.sum())
     np.testing.assert_allclose(found, found[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["normal", "poisson", "bernoulli", "negative_binomial"])
+def test_the_marginal_of_a_reference_is_that_of_the_model(bench, family):
+    """Of one group with two effects, integrated by the trapezoid rule."""
+    models = bench._hierarchy_models
+    data = models.cell_data(models.Cell(family, "centred", 1, 6, "slopes"), seed=1)
+    fixed, scale, extra = np.array([0.3, -0.4]), np.array([0.9, 0.5]), 1.2
+    given = {"fixed": fixed, "scale_log__": np.log(scale)}
+    u = np.concatenate([fixed, scale])
+    if family in ("normal", "negative_binomial"):
+        given["noise_log__" if family == "normal" else "shape_log__"] = np.log(extra)
+        u = np.append(u, np.log(extra))
+    log_density = models.hierarchy(data, centred=False).compile_logp(mode=NUMPY)
+    axis = np.linspace(-6, 6, 33)
+    raw = np.array([(a, b) for a in axis for b in axis])
+    log_p = np.array([log_density({**given, "raw": z[None]}) for z in raw])
+    # The scale of a reference has no logarithm.
+    expected = logsumexp(log_p) + 2 * np.log(axis[1] - axis[0]) - np.log(scale).sum()
+    weights = np.exp(log_p - logsumexp(log_p))
+    marginal, conditional = bench._hierarchy_exact._functions(data)
+    value, gradient = marginal(u)
+    assert value == pytest.approx(expected, abs=1e-4)
+    step = 1e-5 * np.eye(len(u))
+    differences = [(marginal(u + h)[0] - marginal(u - h)[0]) / 2e-5 for h in step]
+    np.testing.assert_allclose(gradient, differences, atol=2e-4)
+    _, means, squares = conditional(u[None])
+    np.testing.assert_allclose(means[0, 0], weights @ raw, atol=1e-3)
+    np.testing.assert_allclose(squares[0, 0], weights @ raw**2, rtol=1e-3)
+
+
+def test_a_reference_agrees_with_a_grid(bench):
+    """Normal data with known noise would be conjugate; here three numbers are on a grid."""
+    models = bench._hierarchy_models
+    data = models.cell_data(models.Cell("normal", "centred", 5, 4, "intercepts"), seed=1)
+    found = bench._hierarchy_exact.grid_reference(data)
+    middles = (np.arange(80) + 0.5) / 80
+    axes = 8 * middles - 4, 4 * middles, 4 * middles
+    fixed, scale, noise = np.meshgrid(*axes, indexing="ij")
+    log_p = -(fixed**2 + scale**2 + noise**2) / 2
+    for y in data.y.reshape(5, 4):
+        # The mean of a group, and deviations from it, are independent.
+        variance = scale**2 + noise**2 / 4
+        log_p += -np.log(variance) / 2 - (y.mean() - fixed) ** 2 / (2 * variance)
+        log_p += -3 * np.log(noise) - ((y - y.mean()) ** 2).sum() / (2 * noise**2)
+    p = np.exp(log_p - logsumexp(log_p))
+    for name, x in {"fixed": fixed, "scale": scale, "noise": noise}.items():
+        mean = (p * x).sum()
+        sd = np.sqrt((p * (x - mean) ** 2).sum())
+        assert np.ravel(found[f"{name}|mean"])[0] == pytest.approx(mean, abs=0.03 * sd)
+        assert np.ravel(found[f"{name}|sd"])[0] == pytest.approx(sd, rel=0.03)
+        assert found[f"{name}|mcse_mean"].max() < 0.02 * sd
+    assert found["fixed|ess"][0] > 5_000
 
 
 def test_names_of_cells_are_read_back(bench):
@@ -228,7 +275,7 @@ def test_draws_of_the_prior_are_calibrated(bench, monkeypatch):
     """Whatever the data are: the model's prior is the one that the truth is drawn from."""
     studies, models = bench._hierarchy_studies, bench._hierarchy_models
     data = models.prior_data(studies.CALIBRATED["poisson"], np.random.default_rng(0))
-    with models.hierarchy(data, [False]):
+    with models.hierarchy(data, centred=False):
         names = ["fixed", "scale", "raw", "effects"]
         prior = pm.draw(
             [pm.modelcontext(None)[name] for name in names], 999, random_seed=1, mode=NUMPY

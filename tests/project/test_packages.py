@@ -19,6 +19,7 @@ COMPAT = ROOT / "support" / "compat.py"
 ORDER = (
     "errors",
     "support",
+    "workers",
     "formula",
     "io",
     "backends",
@@ -44,6 +45,7 @@ MOST_FILES_IN_ROOT, MOST_FILES_IN_FOLDER, MOST_LINES = 6, 12, 400
 THIRD_PARTY = {
     "errors": set(),
     "support": {"numpy", "pytensor", "pymc", "jax"},
+    "workers": {"cloudpickle", "jax", "pytensor", "rich", "threadpoolctl"},
     "formula": set(),
     "flows": {"numpy", "pytensor", "scipy", "jax"},
     "targets": {"numpy", "pytensor", "pymc"},
@@ -60,7 +62,7 @@ VARIATIONAL_IN_COMPAT = {
 }
 
 # Optional dependencies, and slow to import: only inside the functions that need them.
-LAZY = {"h5netcdf", "h5py", "jax", "jaxlib", "matplotlib"}
+LAZY = {"h5netcdf", "h5py", "jax", "jaxlib", "matplotlib", "threadpoolctl"}
 
 
 def layer_of(path: Path) -> str:

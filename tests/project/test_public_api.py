@@ -44,7 +44,7 @@ SIGNATURES = {
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, "
-    "seconds, **kwargs",
+    "seconds, quality, restarts, combine, cores, executor, mp_ctx, blas_cores, **kwargs",
     "structure": "model, *, hyper, field",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",

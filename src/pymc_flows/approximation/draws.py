@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, overload
 
@@ -42,6 +43,7 @@ class FlowDraws(StateApproximation):
 
     hist: np.ndarray
     ladder: Any
+    restarts: Any
     _sample_rng: np.random.Generator
     _draws_functions: _draws.DrawsFunctions
 
@@ -56,7 +58,7 @@ class FlowDraws(StateApproximation):
         """
         if not isinstance(self.q, FlowState):
             raise NotInvertibleError(
-                f"{str(self.q.formula)!r} is not one map of N(0, I), which is needed here\n"
+                f"{self.q.label} is not one smooth map of N(0, I), which is needed here\n"
                 "Take the formula of a flow over all variables, such as 'scale-hh*4-loc'."
             )
         return self.q
@@ -83,6 +85,13 @@ class FlowDraws(StateApproximation):
             found: Evaluations = self.ladder.evaluations
             return found
         return self.q.found.evaluations if isinstance(self.q, FieldState) else None
+
+    @property
+    def correction(self) -> Correction | None:
+        """What `sample` does to draws by default: 'resample', or None for nothing."""
+        if isinstance(self.q, FieldState):
+            return "resample"
+        return "resample" if self.ladder is not None and self.ladder.resamples else None
 
     def sample_and_log_prob(
         self, n: int, *, random_seed: RandomState = None
@@ -212,8 +221,7 @@ class FlowDraws(StateApproximation):
             If the last axis is not ``dim``.
         """
         rows, shape = self._rows(z0)
-        q = self.q if isinstance(self.q, FieldState) else self.flow
-        return q.forward(rows).reshape(shape)
+        return self.q.forward(rows).reshape(shape)
 
     def inverse(self, points: ArrayLike) -> np.ndarray:
         """Draws of the base, N(0, I), from points of the unconstrained space.
@@ -276,9 +284,11 @@ class FlowDraws(StateApproximation):
             with replacement, as often as there are draws (without, nothing would change); copies
             of a draw stay side by side, and ArviZ's effective sample sizes and standard errors
             see them. Neither can bring back what the approximation misses. By default, and with
-            False, draws are those of the approximation itself. Of a field given hyperparameters
-            (``'tril-loc | laplace'``) the default is 'resample', which weighs each group of
-            variables for itself; only False gives draws of the approximation.
+            False, draws are those of the approximation itself. Where `correction` says so, the
+            default is 'resample', and only False gives draws of the approximation: where `fit`
+            ended with a flow whose weights make good draws, of which then more are taken, so that
+            they are worth as many as are asked for; and for a field given hyperparameters
+            (``'tril-loc | laplace'``), which weighs each group of variables for itself.
         random_seed : int, Generator, RandomState, optional
             Without one, draws continue the approximation's own stream.
         return_inferencedata : bool
@@ -332,16 +342,20 @@ class FlowDraws(StateApproximation):
         self, n: int, correct: Correction | None, model: pm.Model, rng: np.random.Generator
     ) -> tuple[np.ndarray, Dataset | None]:
         """Draws (n, dim), and what their weights say; None if they have not been weighed."""
+        n = check_integer("the number of draws", n)
         if isinstance(self.q, FieldState) and correct in (None, "resample"):
-            n = check_integer("the number of draws", n)
             points, attrs = self.q.resample(n, rng)
             weights = np.full((1, n), -np.log(n))
             return points, Dataset({"log_weight": (("chain", "draw"), weights)}, attrs=attrs)
+        wanted = None
+        if correct is None and self.correction:
+            # As many as are worth n of the posterior.
+            correct, wanted, n = self.correction, n, math.ceil(n / self.ladder.share)
         points, log_q = self._draw(n, rng)
         if not correct:
             return points, None
         log_p = LogDensity(self.density_of(model)).value(points)
-        return corrected(correct, points, log_p, log_q, rng)
+        return corrected(correct, points, log_p, log_q, rng, wanted)
 
     def draws_at(
         self, points: np.ndarray, model: pm.Model, rng: np.random.Generator

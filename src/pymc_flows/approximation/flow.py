@@ -61,6 +61,8 @@ class NormalizingFlow(FlowDraws):
         Losses of all iterations so far, in nats.
     ladder : Ladder or None
         What ``fit(formula='auto')`` tried.
+    restarts : Restarts or None
+        What ``fit(restarts=…)`` found.
 
     Raises
     ------
@@ -129,6 +131,7 @@ class NormalizingFlow(FlowDraws):
         super().__init__(q, density, model, seeds)
         self.hist = np.asarray(())
         self.ladder: Any = None
+        self.restarts: Any = None
         self._sample_rng = np.random.default_rng(seeds.spawn(1)[0])
         self._draws_functions = _draws.DrawsFunctions(
             {slot.name: slot.shape for slot in density.slots}
@@ -154,7 +157,7 @@ class NormalizingFlow(FlowDraws):
 
     def __str__(self) -> str:
         """Formula and dimension."""
-        return f"NormalizingFlow({str(self.formula)!r}, dim={self.q.dim})"
+        return f"NormalizingFlow({self.q.label}, dim={self.q.dim})"
 
     __repr__ = __str__
 
@@ -167,10 +170,12 @@ class NormalizingFlow(FlowDraws):
                 f"<p>fitted in {len(self.hist):,} steps; average loss of the last {len(recent):,}: "
                 f"{mean:,.5g} nats</p>"
             )
-        elif self.ladder is None:
+        elif self.ladder is None and self.restarts is None:
             parts.append("<p>not fitted, or without a record of the losses</p>")
         if self.ladder is not None:
             parts.append(f"<p>the formulas that were tried:</p>{self.ladder._repr_html_()}")
+        if self.restarts is not None:
+            parts.append(f"<p>the restarts:</p>{self.restarts._repr_html_()}")
         return "".join(parts)
 
     # -------------------------------------------------------------------------------- keeping

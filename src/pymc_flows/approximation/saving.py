@@ -13,6 +13,8 @@ import pymc as pm
 import pytensor
 
 from pymc_flows.approximation.draws import FlowDraws
+from pymc_flows.approximation.mixture import MixtureState
+from pymc_flows.approximation.start import start_state
 from pymc_flows.backends.rngs import decode_state, encode_state, set_state
 from pymc_flows.errors import ArgumentError, StorageError
 from pymc_flows.field.state import FieldState
@@ -27,6 +29,8 @@ from pymc_flows.model.terms import different_terms, probe
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
 _MOST_SHOWN = 10
+# Parts of a mixture in a file.
+MAX_PARTS = 10_000
 
 
 @cache
@@ -51,7 +55,9 @@ def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
         "model": fingerprint(approx.model, approx.density.slots),
         "log_density": _log_density(approx),
         "ladder": None if approx.ladder is None else approx.ladder.record(),
+        "restarts": None if approx.restarts is None else approx.restarts.record(),
         "structure": _roles(approx),
+        "mixture": _formulas(approx),
         "scale_cost_to_minibatch": approx.scale_cost_to_minibatch,
         "draws_rng": encode_state(approx._sample_rng.bit_generator.state),
         "seeds_rng": encode_state(approx.rng.get_state(legacy=False)),
@@ -65,6 +71,13 @@ def _roles(approx: FlowDraws) -> dict[str, list[str]] | None:
         return None
     found = approx.q.structure
     return {"hyper": list(found.hyper_names), "field": list(found.field_names)}
+
+
+def _formulas(approx: FlowDraws) -> list[str] | None:
+    """Formulas of the parts of a mixture, if it is one."""
+    if not isinstance(approx.q, MixtureState):
+        return None
+    return [str(part.formula) for part in approx.q.parts]
 
 
 def _log_density(approx: FlowDraws) -> dict[str, list[float]] | None:
@@ -106,6 +119,46 @@ def field_state(content: Content, model: pm.Model) -> FieldState:
         )
     except (ArgumentError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"the file is malformed, or of another model: {error}") from error
+
+
+def mixture_state(content: Content, model: pm.Model) -> MixtureState:
+    """Make the mixture of a file.
+
+    Raises
+    ------
+    StorageError
+        If the model is not the one that it was made for, or the file is malformed.
+    """
+    formulas = content.record["mixture"]
+    if not isinstance(formulas, list) or not 0 < len(formulas) <= MAX_PARTS:
+        raise StorageError(f"the parts of a mixture in the file are malformed: {formulas!r:.200}")
+    density = density_of(model)
+    names = [slot.name for slot in density.slots]
+    parts = []
+    for k, text in enumerate(formulas):
+        prefix = f"part_{k}_"
+        arrays = {
+            name.removeprefix(prefix): array
+            for name, array in content.arrays.items()
+            if name.startswith(prefix)
+        }
+        part = Content(str(text), arrays, content.record)
+        given = flow_arguments(part, model)
+        state = start_state(
+            given["flow"],
+            density,
+            names,
+            jitter=0.0,
+            start=given["start"],
+            params=None,
+            seed=np.random.SeedSequence(0),
+        )
+        state.load(part.array)
+        parts.append(state)
+    try:
+        return MixtureState(parts, content.array("mixture_weights", (len(parts),)))
+    except ArgumentError as error:
+        raise StorageError(f"the mixture in the file is malformed: {error}") from error
 
 
 def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:

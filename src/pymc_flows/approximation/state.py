@@ -29,6 +29,10 @@ class State(Protocol):
         """Names the family, and its layers."""
 
     @property
+    def label(self) -> str:
+        """What it is called where it is shown."""
+
+    @property
     def dim(self) -> int:
         """Number of coordinates."""
 
@@ -53,6 +57,9 @@ class State(Protocol):
 
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at points (n, dim)."""
+
+    def forward(self, z0: np.ndarray) -> np.ndarray:
+        """Points (n, dim) from base draws z0 (n, dim)."""
 
     def center(self) -> np.ndarray:
         """A point (dim,) in the middle."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import pytensor
@@ -79,6 +81,9 @@ _SAFE_IF_STATIC = (
 )
 _SAFE_BLOCKWISE_IF_STATIC = (*_SAFE_BLOCKWISE, AllocEmpty, Subtensor, IncSubtensor)
 
+# Held while JAX's configuration, which all threads share, is that of a block.
+_CACHING = RLock()
+
 
 def has_jax() -> bool:
     """Tell whether JAX is installed, without importing it."""
@@ -121,6 +126,39 @@ def trace(z: TensorVariable, outputs: Sequence[Variable]) -> None:
         fn = pytensor.function([z], outputs, mode=training_mode("jax"), on_unused_input="ignore")
         call, data = jax_function(fn)
         jax.eval_shape(lambda x: call(x, *data), np.zeros(z.type.shape, z.dtype))
+
+
+@contextmanager
+def kept_on_disk() -> Iterator[None]:
+    """Let what JAX compiles in the block be found again by later processes of the same user.
+
+    It is kept beside what PyTensor compiles, in ``pytensor.config.compiledir``, which tells
+    machines and versions apart. A folder that the user has given to JAX, by
+    ``JAX_COMPILATION_CACHE_DIR``, takes its place, and ``JAX_ENABLE_COMPILATION_CACHE=false``
+    turns the cache off. Outside of the block JAX is as it was.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    config = jax.config
+    if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
+        yield
+        return
+    ours = {
+        "jax_compilation_cache_dir": str(Path(pytensor.config.compiledir) / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    with _CACHING:
+        before = {name: getattr(config, name) for name in ours}
+        try:
+            for name, value in ours.items():
+                config.update(name, value)
+            compilation_cache.reset_cache()  # JAX asks for the folder once
+            yield
+        finally:
+            for name, value in before.items():
+                config.update(name, value)
+            compilation_cache.reset_cache()
 
 
 def precision(dtype: str) -> AbstractContextManager[object]:

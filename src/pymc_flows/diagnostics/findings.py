@@ -116,6 +116,10 @@ class Report:
     lacking : float
         Share of the evidence, at least, that another formula of `fit` with ``'auto'`` found and
         this approximation lacks.
+    groups : Groups or None
+        Of a field given hyperparameters.
+    resamples : bool
+        Whether draws are resampled by their weights unless asked for otherwise.
     """
 
     title: str
@@ -130,6 +134,7 @@ class Report:
     is_framed: bool = True
     lacking: float = 0.0
     groups: Groups | None = None
+    resamples: bool = False
 
     @property
     def status(self) -> str:
@@ -147,8 +152,11 @@ class Report:
             return "incomplete"
         if self.lacking > LACKING or (coverage is None and self._contradicts):
             return "incomplete"
-        if self.groups is not None:  # draws are corrected as they are taken
+        # Draws are corrected as they are taken.
+        if self.groups is not None:
             return "good" if quality.is_trusted else "unreliable"
+        if self.resamples and quality.can_be_resampled:
+            return "good"
         is_close = self.worst <= THRESHOLDS.tolerance + 3 / math.sqrt(quality.ess)
         if not quality.is_trusted:
             # Below 1 the mean weight exists; if most draws count, only rare ones are wrong.
@@ -217,6 +225,12 @@ class Report:
                     "deviations are reduced by sample(correct='resample'), or use "
                     f"{self._remedy}."
                 )
+        if self.resamples and coverage is None:
+            return (
+                "Good where it has draws, which sample() resamples by their weights: use these, "
+                "after a check against draws from elsewhere if the posterior may have several "
+                "modes."
+            )
         if coverage is None:
             return (
                 "Good where it has draws: use it as it is, after a check against draws from "

@@ -114,4 +114,5 @@ def report(
         contradiction_noise=noise,
         is_framed=approx.is_framed,
         lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
+        resamples=approx.correction == "resample",
     )

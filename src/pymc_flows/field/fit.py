@@ -102,7 +102,14 @@ def _marginal(
 ) -> Marginal:
     """The corrected marginal, around the mode."""
     groups = conditional.modes.posterior.groups
-    around = conditional.around(mode.surface)
+    around = ConditionalField(
+        conditional.modes,
+        mode.surface,
+        conditional.points,
+        options,
+        is_far=conditional.is_far,
+        shift=mode.shift,
+    )
     n_outer = options.separator_draws if (groups < 0).any() else 1
     n_inner = options.group_draws // (1 if n_outer == 1 else SHARED)
     noise = NormalNoise.make(groups, n_outer * n_inner, rng)

@@ -24,11 +24,9 @@ _log = logging.getLogger(__name__)
 
 # Points of one call; fewer where they would take more memory than `plan_draws` allows.
 ROWS = 256
-# Compiled functions take a fixed number of points: one of these.
-BUCKETS = (1, 8, 64)
 # It is compiled when calls have taken as long as that takes, in CPU seconds, unless a point takes
 # no more than the second.
-PATIENCE = {"jax": 2.0, "numba": 10.0}
+PATIENCE = {"jax": 1.0, "numba": 10.0}
 FAST = 5e-4
 
 
@@ -64,7 +62,7 @@ class BatchedGradient:
         if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
             each = 1000 * self._seconds / self._points
             _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
-            self._compiled = self._compile(self._rows)
+            self._compiled = self._compile()
         return found
 
     @cached_property
@@ -97,18 +95,13 @@ class BatchedGradient:
 
         return one_by_one
 
-    def _compile(self, rows: int) -> Gradient:
-        mode = training_mode(self._backend)
-        functions: dict[int, Any] = {}
+    def _compile(self) -> Gradient:
+        """A function of one point: on CPUs, XLA gathers and scatters no faster in batches.
 
-        def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            sizes = [min(size, rows) for size in BUCKETS]
-            size = next((s for s in sizes if s >= len(points)), sizes[-1])
-            if size not in functions:
-                functions[size] = self._function(size, mode)
-            return _in_parts(functions[size], points, size, pad=True)
-
-        return evaluate
+        A multilevel regression with 60,000 rows takes 3 ms a point alone, 17 ms in a batch of 32.
+        """
+        function = self._function(1, training_mode(self._backend))
+        return lambda points: _in_parts(function, points, 1)
 
     def _function(self, rows: int | None, mode: Mode) -> Any:
         density = self._density
@@ -118,17 +111,11 @@ class BatchedGradient:
         return pytensor.function([z], [total, gradient], mode=mode)
 
 
-def _in_parts(
-    function: Any, points: np.ndarray, rows: int, *, pad: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Call a function with at most, or, padded, with exactly so many points at a time."""
+def _in_parts(function: Any, points: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Call a function with at most so many points at a time."""
     values, gradients = [], []
     for begin in range(0, len(points), rows):
-        part = points[begin : begin + rows].astype(pytensor.config.floatX)
-        n = len(part)
-        if pad and n < rows:
-            part = np.concatenate([part, np.repeat(part[:1], rows - n, axis=0)])
-        value, gradient = function(part)
-        values.append(np.asarray(value, dtype=float)[:n])
-        gradients.append(np.asarray(gradient, dtype=float)[:n])
+        value, gradient = function(points[begin : begin + rows].astype(pytensor.config.floatX))
+        values.append(np.asarray(value, dtype=float))
+        gradients.append(np.asarray(gradient, dtype=float))
     return np.concatenate(values), np.concatenate(gradients)

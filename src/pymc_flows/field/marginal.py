@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -27,12 +27,32 @@ class MarginalValues:
         Laplace's approximation of it.
     error : ndarray, shape (n,)
         Standard errors of ``log_p``, in nats; much the same noise at all values.
+    is_direct : ndarray of bool, shape (n,)
+        Whether ``log_p`` is corrected by weights; where it is not, it is Laplace's approximation.
     """
 
     hyper: np.ndarray
     log_p: np.ndarray
     laplace: np.ndarray
     error: np.ndarray
+    is_direct: np.ndarray
+
+    def at(self, rows: np.ndarray) -> MarginalValues:
+        """Those of some rows."""
+        return MarginalValues(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def corrected(self, rows: np.ndarray, found: MarginalValues) -> MarginalValues:
+        """The same with other ones at some rows."""
+        copies = [getattr(self, f.name).copy() for f in fields(self)]
+        for copy, f in zip(copies, fields(self), strict=True):
+            copy[rows] = getattr(found, f.name)
+        return MarginalValues(*copies)
+
+    @classmethod
+    def joined(cls, parts: Sequence[MarginalValues]) -> MarginalValues:
+        """All values of several evaluations, in order."""
+        names = [f.name for f in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 class Marginal:
@@ -71,17 +91,28 @@ class Marginal:
         posterior = self.conditional.modes.posterior
         return weigh_groups(posterior, gaussian, self.noise, n_outer=self.n_outer, keep=keep)
 
-    def evaluate(self, hyper: np.ndarray, progress: Progress, stage: str) -> MarginalValues:
-        """Evaluate at values (n, n_hyper)."""
-        log_p, laplace = np.full(len(hyper), -np.inf), np.full(len(hyper), -np.inf)
-        error = np.zeros(len(hyper))
+    def evaluate(
+        self, hyper: np.ndarray, progress: Progress, stage: str, *, corrected: bool = True
+    ) -> MarginalValues:
+        """Evaluate at values (n, n_hyper).
+
+        Parameters
+        ----------
+        hyper : ndarray
+        progress : Progress
+        stage : str
+        corrected : bool
+            Whether to weigh groups, which costs most; otherwise Laplace's approximation is all.
+        """
+        laplace, error = np.full(len(hyper), -np.inf), np.zeros(len(hyper))
+        log_p = laplace.copy()
         for i, gaussian in self.gaussians(hyper):
             if gaussian is not None:
-                laplace[i] = gaussian.log_marginal
-                if self.is_gaussian:
-                    log_p[i] = laplace[i]
-                else:
+                log_p[i] = laplace[i] = gaussian.log_marginal
+                if corrected and not self.is_gaussian:
                     weights = self.weigh(gaussian)
                     log_p[i], error[i] = weights.log_marginal, weights.error
             progress.tell(stage)
-        return MarginalValues(hyper, np.where(np.isnan(log_p), -np.inf, log_p), laplace, error)
+        log_p = np.where(np.isnan(log_p), -np.inf, log_p)
+        is_direct = np.full(len(hyper), corrected or self.is_gaussian)
+        return MarginalValues(hyper, log_p, laplace, error, is_direct)

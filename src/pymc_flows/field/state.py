@@ -58,6 +58,11 @@ class FieldState:
         return Formula(f"{self.found.values.flow.formula} | laplace")
 
     @property
+    def label(self) -> str:
+        """The formula, as it is shown."""
+        return repr(str(self.formula))
+
+    @property
     def dim(self) -> int:
         """Number of coordinates."""
         return self.found.posterior.dim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from pymc_flows.fitting.candidates import GAUSSIAN, Candidate, richer, spread
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.structured import fit_structured
-from pymc_flows.fitting.tried import Tried, gap, is_good
+from pymc_flows.fitting.tried import Tried, is_far, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
@@ -26,7 +26,8 @@ from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.model.structure import structure
-from pymc_flows.start.moments import match_moments
+from pymc_flows.start.copula import DRAWS, WIDER, copulas
+from pymc_flows.start.moments import Weighted, match_moments
 from pymc_flows.start.search import seek_frame
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
@@ -40,9 +41,6 @@ _log = logging.getLogger(__name__)
 # In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
 # rungs than it is worth: on eight schools half a minute for 0.002 nats.
 GOOD_ENOUGH = 0.02
-# A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
-# modes that are apart, or over a curve.
-SPREAD = 1.0
 # Effective values of the hyperparameters with which a field given them is good.
 ENOUGH_VALUES = 100
 # What is left may then all be in the weights of the modes: a mean is off by no more than √0.01
@@ -62,6 +60,7 @@ def climb(
     hyper: Sequence[str] = (),
     field: Sequence[str] = (),
     seconds: float | None = None,
+    quality: str = "good",
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
@@ -70,8 +69,11 @@ def climb(
     over these and a Gaussian over the field come first; if their weights can be trusted, nothing
     else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of
     `find_frame`, with the moments of its weighted draws. If its importance weights say that there
-    is something to gain, flows follow, in its coordinates; the first of them a Gaussian again, if
-    the weights cannot be trusted, and then others with more layers, each the identity at its start.
+    is something to gain, Gaussian copulas with spline marginals follow, by the quantiles of such
+    draws. Unless the best is asked for, the search ends with the first whose draws, resampled by
+    their weights, are good ones. Otherwise flows are trained, in the coordinates of the Gaussian;
+    the first of them a Gaussian again, if no weights can be trusted so far, and then others with
+    more layers, each the identity at its start.
     Where weights that can be trusted say that the posterior has modes that are apart, or follows a
     curve, these are flows for that, with annealing. The one with the best ELBO is taken, the
     simpler one where the difference is within the noise. A Ctrl-C, or a fit that fails, ends the
@@ -81,7 +83,7 @@ def climb(
     ----------
     n : int
         Steps of each fit.
-    model, start, random_seed, inf_kwargs, hyper, field, seconds, **kwargs
+    model, start, random_seed, inf_kwargs, hyper, field, seconds, quality, **kwargs
         As for `fit`.
 
     Returns
@@ -91,50 +93,133 @@ def climb(
     """
     model = model_or_context(model)
     _check_arguments(n, inf_kwargs or {}, kwargs)
-    seeds = iter(np.random.SeedSequence(integer_seed(random_seed)).generate_state(16))
+    seeds = iter(np.random.SeedSequence(integer_seed(random_seed)).generate_state(64))
     deadline = Deadline.after(seconds)
-    tried = Tried(seeds, deadline)
+    tried = Tried(seeds, deadline, resamples=quality == "good")
     roles = {"hyper": hyper, "field": field}
     if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
         return tried.best("")
     tried.start_rung()
     with Interrupts(deferred=False):
         approx = _gaussian(model, start, seeds, tried)
-    frame, is_found = approx.flow.frame, not isinstance(start, Frame)
-    if is_found and frame.scale is None:
+    frame = approx.flow.frame
+    candidates, enough = [Candidate(GAUSSIAN), *richer(len(frame.center))], GOOD_ENOUGH
+    if not isinstance(start, Frame) and frame.scale is None:
         tried.notes.append("The search for a start found nothing.")
-    dim, enough = len(frame.center), GOOD_ENOUGH
-    candidates = [Candidate(GAUSSIAN), *richer(dim)]
-    if is_found and not approx.density.is_random:
-        quality = tried.judge(approx, 0)
-        if quality.is_trusted:
-            is_spread = gap(tried.rungs) > SPREAD and dim > 1
-            candidates = spread() if is_spread else richer(dim)
-            enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
-            if is_good(tried.rungs, enough):
-                candidates = []
+    if not isinstance(start, Frame) and not approx.density.is_random:
+        candidates, enough = _cheap(tried, approx, seeds)
+    trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
     ended = ""
     for i, candidate in enumerate(candidates):
         if deadline.has_passed and tried.rungs:
             left = ", ".join(str(Formula(c.formula)) for c in candidates[i:])
             tried.notes.append(f"Left out, since {seconds:g} seconds were over: {left}.")
             break
+        fitted, ended = trainer.fit(candidate, n, int(next(seeds)))
+        if fitted is not None and fitted.density.is_random:
+            return fitted
+        if ended or tried.is_enough(enough):
+            break
+    return tried.best(ended)
+
+
+def _cheap(
+    tried: Tried, gaussian: NormalizingFlow, seeds: Iterator[Any]
+) -> tuple[list[Candidate], float]:
+    """Judge what nothing is compiled for: a Gaussian, and copulas with its weighted draws.
+
+    Returns
+    -------
+    candidates : list of Candidate
+        What is left to try.
+    enough : float
+        The gap, in nats, with which a fit leaves nothing to gain.
+    """
+    with Interrupts(deferred=False):
+        dim = gaussian.ddim
+        tried.judge(gaussian, 0)
+        is_spread = dim > 1 and is_far(tried.rungs)
+        enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
+        if is_good(tried.rungs, enough):
+            return [], enough
+        if gaussian.flow.frame.scale is not None and not tried.deadline.has_passed:
+            for approx in _copulas(tried, gaussian, seeds):
+                tried.judge(approx, 0)
+                if is_good(tried.rungs, enough):
+                    return [], enough
+    if tried.is_enough(enough):
+        return [], enough
+    if is_spread:
+        return spread(), enough
+    is_known = any(r.quality is not None and r.quality.is_trusted for r in tried.rungs)
+    return [*([] if is_known else [Candidate(GAUSSIAN)]), *richer(dim)], enough
+
+
+def _copulas(
+    tried: Tried, gaussian: NormalizingFlow, seeds: Iterator[Any]
+) -> Iterator[NormalizingFlow]:
+    """Splines of single coordinates and a matrix, by weighted draws of a wider Gaussian."""
+    tried.start_rung()
+    rng = np.random.default_rng(int(next(seeds)))
+    wider = gaussian.flow.frame.widened(WIDER)
+    draws = Weighted.draws(_counted(gaussian, tried), wider, DRAWS, rng)
+    for copula in copulas(draws):
+        yield NormalizingFlow(
+            copula.formula,
+            model=gaussian.model,
+            start=copula.frame,
+            params=copula.params,
+            jitter=0.0,
+            random_seed=int(next(seeds)),
+        )
         tried.start_rung()
-        seed = int(next(seeds))
-        name = str(Formula(candidate.formula))
+
+
+def _counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.ndarray]:
+    """The log density (n,) of the model at points (n, dim), which counts them."""
+    log_density = LogDensity(approx.density)
+
+    def value(points: np.ndarray) -> np.ndarray:
+        tried.counts.densities += len(points)
+        return log_density.value(points)
+
+    return value
+
+
+class _Trainer:
+    """Fits candidates by gradient steps, in the coordinates of a Gaussian."""
+
+    def __init__(
+        self,
+        tried: Tried,
+        model: pm.Model,
+        frame: Frame,
+        inf_kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+    ):
+        self._tried, self._model, self._frame = tried, model, frame
+        self._inf_kwargs, self._kwargs = inf_kwargs, kwargs
+
+    def fit(self, candidate: Candidate, n: int, seed: int) -> tuple[NormalizingFlow | None, str]:
+        """Fit one, and judge it; also return why nothing further should be tried, if so."""
+        tried, approx, ended = self._tried, None, ""
+        tried.start_rung()
         try:
             inference = NFVI(
-                candidate.formula, model=model, start=frame, random_seed=seed, **(inf_kwargs or {})
+                candidate.formula,
+                model=self._model,
+                start=self._frame,
+                random_seed=seed,
+                **self._inf_kwargs,
             )
-            config = FitConfig(n=n, **candidate.arguments(kwargs))
-            outcome = tried.train(inference, config)
+            outcome = tried.train(inference, FitConfig(n=n, **candidate.arguments(self._kwargs)))
             approx = inference.approx
             if approx.density.is_random:
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps, tried.counts)
                 approx.ladder = Ladder((rung,), 0, tuple(tried.notes))
-                outcome.tell(stacklevel=3)
-                return approx
-            replace(outcome, interrupted="", warnings=()).tell(stacklevel=3)
+                outcome.tell(stacklevel=4)
+                return approx, ""
+            replace(outcome, interrupted="", warnings=()).tell(stacklevel=4)
             ended = outcome.interrupted
             tried.judge(approx, outcome.steps, outcome.warnings)
         except (KeyboardInterrupt, ArithmeticError, BackendError, MemoryError) as error:
@@ -142,12 +227,11 @@ def climb(
                 raise
             is_interrupt = isinstance(error, KeyboardInterrupt)
             why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
-            ended = ended or f"Fitting {name!r} was not finished ({why})"
-        if ended or is_good(tried.rungs, enough):
-            break
+            name = str(Formula(candidate.formula))
+            return approx, ended or f"Fitting {name!r} was not finished ({why})"
         if candidate.formula == GAUSSIAN:
-            frame = _learned(approx, frame)
-    return tried.best(ended)
+            self._frame = _learned(approx, self._frame)
+        return approx, ended
 
 
 def _structured(
@@ -234,13 +318,7 @@ def _gaussian(
     if approx.density.is_random or found.scale is None or tried.deadline.has_passed:
         return approx
     rng = np.random.default_rng(int(next(seeds)))
-    log_density = LogDensity(approx.density)
-
-    def value(points: np.ndarray) -> np.ndarray:
-        tried.counts.densities += len(points)
-        return log_density.value(points)
-
-    return of(match_moments(value, found, rng))
+    return of(match_moments(_counted(approx, tried), found, rng))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import pymc as pm
@@ -14,6 +16,7 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.auto import SEARCH_SHARE, climb
 from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.restarts.run import Combine, fit_restarts
 from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
@@ -27,8 +30,11 @@ from pymc_flows.support.deadline import Deadline, check_seconds
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seeds
 from pymc_flows.training.config import FitConfig
+from pymc_flows.workers import Workers
+from pymc_flows.workers.options import BlasCores
 
 AUTO = "auto"
+QUALITIES = ("good", "best")
 
 
 def fit(
@@ -43,6 +49,13 @@ def fit(
     hyper: Sequence[str] = (),
     field: Sequence[str] = (),
     seconds: float | None = None,
+    quality: str = "good",
+    restarts: int | None = None,
+    combine: Combine = None,
+    cores: int = 1,
+    executor: Executor | None = None,
+    mp_ctx: str | BaseContext | None = None,
+    blas_cores: BlasCores = "auto",
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a normalizing flow to a model's posterior.
@@ -57,9 +70,10 @@ def fit(
     formula : str or Formula, optional
         Formula of the flow. Default ``'auto'``: for a hierarchy (`pymc_flows.structure`) a flow
         over its hyperparameters and a Gaussian field given them; for other models, or if its
-        weights cannot be trusted, a Gaussian with the moments of the posterior, then richer and
-        richer flows until their ELBO gains nothing. The first two take no steps and leave ``hist``
-        empty. The approximation's attribute ``ladder`` is the table of what was tried.
+        weights cannot be trusted, a Gaussian with the moments of the posterior, a Gaussian copula
+        with spline marginals, then richer and richer flows, as ``quality`` asks. The first three
+        take no steps and leave ``hist`` empty. The approximation's attribute ``ladder`` is the
+        table of what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional
@@ -76,7 +90,32 @@ def fit(
     seconds : float, optional
         Wall time after which nothing further is begun: the best until then is returned, and the
         ladder says what was left out. A search, a training loop and a fit of a field look at the
-        clock between two units of work; what is being compiled is finished first.
+        clock between two units of work; what is being compiled is finished first. Of restarts, the
+        time of each.
+    quality : {'good', 'best'}
+        When ``'auto'`` ends. ``'good'``: with the first formula whose weights can be trusted and
+        of whose draws more than half are effective; `NormalizingFlow.sample` then resamples them
+        (sampling importance resampling), and the ladder says so. ``'best'``: when the flow itself
+        is within 0.02 nats of the posterior, so that its draws and its density need no weights.
+    restarts : int, optional
+        Fit so many times, from modes of the posterior that are apart or, where there is only one,
+        with seeds of their own. The approximation's attribute ``restarts`` says how far the fits
+        disagree (R-hat of each variable), and which modes they found with which evidence; the log
+        warns of disagreement. The result does not depend on who runs them, or when. A Ctrl-C
+        leaves what has finished.
+    combine : {'mixture', 'best'}, optional
+        What restarts return: the mixture of all, weighted by evidence, or the best of them. By
+        default the mixture where its ELBO is larger.
+    cores : int
+        Processes that run restarts; 1 is this one. A script that asks for more needs
+        ``if __name__ == "__main__":``.
+    executor : concurrent.futures.Executor, optional
+        What runs restarts instead: a pool of your own, loky's, ``Client.get_executor()`` of Dask,
+        ``MPIPoolExecutor`` of mpi4py.
+    mp_ctx : str or multiprocessing context, optional
+        How processes begin; default ``'spawn'``.
+    blas_cores : int, 'auto' or None
+        Threads of BLAS of all processes together; ``'auto'`` is one for each, None sets no limit.
     **kwargs
         As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, …
 
@@ -87,7 +126,10 @@ def fit(
     Raises
     ------
     ArgumentError
-        If formula and method are both given, the method is not NFVI, or ``n`` is no number.
+        If formula and method are both given, the method is not NFVI, ``n`` is no number, or
+        ``quality`` is unknown.
+    WorkerError
+        If restarts have no result because their workers were lost.
     """
     if isinstance(n, pm.Model):
         raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
@@ -99,6 +141,7 @@ def fit(
     check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
+    _check_quality(quality, formula)
     if isinstance(method, NFVI):
         given = {
             "model": model,
@@ -106,6 +149,7 @@ def fit(
             "random_seed": random_seed,
             "inf_kwargs": inf_kwargs,
             "seconds": seconds,
+            "restarts": restarts,
         }
         unused = [name for name, value in given.items() if value is not None]
         if unused:
@@ -117,7 +161,31 @@ def fit(
         formula = _formula_of(method)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    if formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO):
+    is_auto = formula is None or _is_auto(formula)
+    if restarts is not None:
+        show = bool(kwargs.pop("progressbar", True))
+        return fit_restarts(
+            fit,
+            n,
+            model=model,
+            restarts=restarts,
+            workers=Workers(cores, executor, mp_ctx, blas_cores, show),
+            combine=combine,
+            formula=None if is_auto or formula is None else Formula(formula),
+            start=start,
+            random_seed=random_seed,
+            arguments={
+                **kwargs,
+                "inf_kwargs": inf_kwargs,
+                "hyper": hyper,
+                "field": field,
+                "seconds": seconds,
+                "quality": quality,
+            },
+        )
+    if (cores, executor, combine) != (1, None, None):
+        raise ArgumentError("cores=, executor= and combine= are for restarts: give restarts=, too")
+    if is_auto or formula is None:
         for name in ("callbacks", "checkpoint"):
             if kwargs.get(name):
                 raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
@@ -130,6 +198,7 @@ def fit(
             hyper=hyper,
             field=field,
             seconds=seconds,
+            quality=quality,
             **kwargs,
         )
     if kwargs.get("checkpoint") is not None:
@@ -167,6 +236,20 @@ def fit(
         return inference.fit(n, **kwargs)
     inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
     return inference.approx
+
+
+def _is_auto(formula: str | Formula | None) -> bool:
+    return formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
+
+
+def _check_quality(quality: object, formula: str | Formula | None) -> None:
+    """Refuse an unknown quality, and one that a single formula could not promise."""
+    if quality not in QUALITIES:
+        raise ArgumentError(f"quality must be 'good' or 'best', got {quality!r}")
+    if quality != "good" and not _is_auto(formula):
+        raise ArgumentError(
+            f"quality={quality!r} says when formula='auto' ends, got the formula {str(formula)!r}"
+        )
 
 
 def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:

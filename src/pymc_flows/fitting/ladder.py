@@ -63,11 +63,31 @@ class Ladder:
     taken : int
     notes : tuple of str
         What was left out, and what failed.
+    resamples : bool
+        Whether the one that was taken is good for draws that are resampled by their weights.
     """
 
     rungs: tuple[Rung, ...]
     taken: int
     notes: tuple[str, ...] = ()
+    resamples: bool = False
+
+    @property
+    def share(self) -> float:
+        """Share of effective draws of the one that was taken; NaN where weights are unknown."""
+        quality = self.rungs[self.taken].quality
+        return math.nan if quality is None else quality.share
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know besides the table."""
+        if not self.resamples:
+            return self.notes
+        return (
+            *self.notes,
+            f"Draws are resampled by their importance weights ({100 * self.share:.0f} % "
+            "effective). Ask fit for quality='best' to go on until they need not be.",
+        )
 
     @property
     def evaluations(self) -> Evaluations:
@@ -99,7 +119,12 @@ class Ladder:
             }
             for rung in self.rungs
         ]
-        return {"rungs": rungs, "taken": self.taken, "notes": list(self.notes)}
+        return {
+            "rungs": rungs,
+            "taken": self.taken,
+            "notes": list(self.notes),
+            "resamples": self.resamples,
+        }
 
     @classmethod
     def restored(cls, record: Any) -> Ladder | None:
@@ -127,9 +152,12 @@ class Ladder:
             notes = tuple(str(note) for note in record.get("notes", ()))
             if taken not in range(len(rungs)):
                 raise ValueError(f"rung {taken!r} of {len(rungs)}")
+            resamples = bool(record.get("resamples", False))
+            if resamples and rungs[taken].quality is None:
+                raise ValueError("draws without weights are resampled")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(f"the ladder in the file is malformed: {error!r}") from error
-        return cls(rungs, taken, notes)
+        return cls(rungs, taken, notes, resamples)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table, as text."""
@@ -156,11 +184,11 @@ class Ladder:
     def __str__(self) -> str:
         """Aligned columns, and the notes."""
         table = text_table([COLUMNS, *self.rows()], right=NUMBERS, indent="")
-        return "\n".join([table, *self.notes])
+        return "\n".join([table, *self.remarks])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """An HTML table, and the notes."""
         table = html_table(self.rows(), header=COLUMNS, right=NUMBERS)
-        return table + "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return table + "".join(f"<p>{escape(note)}</p>" for note in self.remarks)

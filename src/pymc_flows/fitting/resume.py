@@ -22,14 +22,16 @@ from pymc_flows.approximation import (
     check_log_density,
     field_state,
     flow_arguments,
+    mixture_state,
     restore,
 )
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.checkpoint import read_config, restore_fit
 from pymc_flows.fitting.ladder import Ladder
 from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.restarts.record import Restarts
 from pymc_flows.formula import Formula
-from pymc_flows.io.files import read
+from pymc_flows.io.files import Content, read
 from pymc_flows.model.logp import model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
@@ -76,15 +78,29 @@ def load(
         If h5netcdf or h5py is missing (the extra ``files``).
     """
     content = read(path)
-    model = model_or_context(model)
-    if Formula(content.formula).conditional is None:
+    approx = restored(content, model_or_context(model))
+    if check_density:
+        check_log_density(approx, content)
+    return approx
+
+
+def restored(content: Content, model: pm.Model) -> NormalizingFlow:
+    """Make the approximation that has such `contents`.
+
+    Raises
+    ------
+    StorageError
+        If it belongs to a model with other variables.
+    """
+    if content.record.get("mixture") is not None:
+        approx = NormalizingFlow.of(mixture_state(content, model), model, random_seed=0)
+    elif Formula(content.formula).conditional is None:
         approx = NormalizingFlow(**flow_arguments(content, model))
     else:
         approx = NormalizingFlow.of(field_state(content, model), model, random_seed=0)
     restore(approx, content)
     approx.ladder = Ladder.restored(content.record.get("ladder"))
-    if check_density:
-        check_log_density(approx, content)
+    approx.restarts = Restarts.restored(content.record.get("restarts"))
     return approx
 
 

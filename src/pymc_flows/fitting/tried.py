@@ -15,7 +15,7 @@ from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
-from pymc_flows.importance import LACKING, known_evidence
+from pymc_flows.importance import EVEN_GAP, LACKING, N_ERRORS, known_evidence
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 # Draws that judge a fit.
 JUDGED_BY = 4_000
+# A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
+# modes that are apart, or over a curve.
+SPREAD = 1.0
 
 
 class Tried:
@@ -36,6 +39,8 @@ class Tried:
     seeds : iterator of int
         Of the draws that judge.
     deadline : Deadline
+    resamples : bool
+        Whether a fit whose draws can be resampled is good enough.
 
     Attributes
     ----------
@@ -46,13 +51,13 @@ class Tried:
         Of the running rung.
     """
 
-    def __init__(self, seeds: Iterator[Any], deadline: Deadline):
+    def __init__(self, seeds: Iterator[Any], deadline: Deadline, *, resamples: bool = True):
         self.rungs: list[Rung] = []
         self.notes: list[str] = []
         self.deadline = deadline
         self.start_rung()
         self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
-        self._seeds = seeds
+        self._seeds, self._resamples = seeds, resamples
 
     @property
     def seconds(self) -> float:
@@ -98,12 +103,22 @@ class Tried:
         )
         return quality
 
+    def is_enough(self, enough: float) -> bool:
+        """Whether the last fit has that gap, or the best one draws that can be resampled."""
+        return is_good(self.rungs, enough) or (self._resamples and gives_draws(self.rungs))
+
     def best(self, ended: str) -> NormalizingFlow:
         """Take the best, and say what speaks against it and why the search ended early, if so."""
         qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
         taken = best_of(qualities)
         (best, warnings), quality = self._fitted[taken], qualities[taken]
-        best.ladder = Ladder(tuple(self.rungs), taken, tuple(self.notes))
+        resamples = (
+            not isinstance(best.q, FieldState)
+            and quality.can_be_resampled
+            and not quality.is_even
+            and quality.log_evidence - quality.elbo > EVEN_GAP
+        )
+        best.ladder = Ladder(tuple(self.rungs), taken, tuple(self.notes), resamples)
         _log.info("Tried:\n%s", best.ladder)
         if (lacking := best.ladder.lacking(quality)) > LACKING:
             _log.warning(
@@ -156,6 +171,21 @@ def is_good(rungs: Sequence[Rung], enough: float) -> bool:
     """Whether the last leaves nothing to gain."""
     quality = rungs[-1].quality
     return quality is not None and quality.is_trusted and gap(rungs) < enough
+
+
+def is_far(rungs: Sequence[Rung]) -> bool:
+    """Whether the last, a Gaussian, covers the posterior and is far from it."""
+    quality = rungs[-1].quality
+    return quality is not None and quality.is_trusted and gap(rungs) > SPREAD
+
+
+def gives_draws(rungs: Sequence[Rung]) -> bool:
+    """Whether draws of the best, resampled, are good ones, and lack nothing that is known."""
+    found = [rung.quality for rung in rungs if rung.quality is not None]
+    if not found or not (quality := found[best_of(found)]).can_be_resampled:
+        return False
+    known = known_evidence(found)
+    return known <= quality.log_evidence + N_ERRORS * quality.log_evidence_error
 
 
 def best_of(qualities: Sequence[Quality]) -> int:

@@ -19,6 +19,12 @@ INVERSE_SOFTPLUS_ONE = math.log(math.e - 1)
 """The raw value whose softplus is 1."""
 
 
+def inverse_softplus(value: np.ndarray) -> np.ndarray:
+    """Raw values whose softplus are these positive numbers."""
+    raw: np.ndarray = value + np.log(-np.expm1(-value))
+    return raw
+
+
 def floor(dtype: str) -> np.floating:
     """Smallest value that a positive parameter can take, as a scalar of that type.
 

@@ -62,6 +62,11 @@ class FlowState:
     is_framed: bool = False
 
     @property
+    def label(self) -> str:
+        """The formula, as it is shown."""
+        return repr(str(self.formula))
+
+    @property
     def dim(self) -> int:
         """Number of coordinates."""
         return self.chain.dim

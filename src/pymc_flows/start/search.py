@@ -136,13 +136,13 @@ def search(
     deadline : Deadline, optional
         When it has passed, the best so far is taken.
     """
-    seeker = _Seeker(target, rng, options, deadline or Deadline(), dense=dense)
+    seeker = Seeker(target, rng, options, deadline or Deadline(), dense=dense)
     seeker.from_start(start)
     seeker.from_elsewhere(start)
     return seeker.best(start)
 
 
-class _Seeker:
+class Seeker:
     """Collects Gaussians at modes, and chooses from them."""
 
     def __init__(
@@ -157,6 +157,7 @@ class _Seeker:
         self._target, self._rng, self._options = target, rng, options
         self._deadline, self._dense = deadline, dense
         self._found: list[Candidate] = []
+        self._at_modes: list[Candidate] = []
 
     def from_start(self, start: np.ndarray) -> None:
         """Add the first mode, and Gaussians at points on the way there."""
@@ -167,6 +168,7 @@ class _Seeker:
         for point in self._way(self._ascend(start)):
             self._add(self._laplace(point))
         self._add(self._climb(self._found[-1].frame))
+        self._at_modes.append(self._found[-1])
 
     def from_elsewhere(self, start: np.ndarray) -> None:
         """Look for modes elsewhere, as long as time and evaluations are left."""
@@ -187,10 +189,12 @@ class _Seeker:
             spread = spreads[i // 2 % len(spreads)]
             point = around[i % 2].forward(spread * self._rng.standard_normal(len(start)))
             path = self._ascend(point)
+            # Gaussians on the way to a mode may be wide enough to lie over others.
             if path and all(
-                _distance(c.frame, path[-1]) > options.same_mode for c in self._found[1:]
+                _distance(c.frame, path[-1]) > options.same_mode for c in self._at_modes
             ):
                 self._add(self._climb(self._laplace(path[-1])))
+                self._at_modes.append(self._found[-1])
                 n_known = 0
             else:
                 n_known += 1
@@ -198,10 +202,7 @@ class _Seeker:
     def best(self, start: np.ndarray) -> Frame:
         """The best of all, or one over those that are apart; without a scale if there is none."""
         options = self._options
-        apart: list[Candidate] = []
-        for candidate in sorted(self._found, key=lambda c: -c.elbo):
-            if all(_distance(c.frame, candidate.frame.center) > options.same_mode for c in apart):
-                apart.append(candidate)
+        apart = self._apart(self._found)
         [log_density] = self._target.value(start[None])
         # Nowhere, or somewhere far off. Few draws in a tail may make any ELBO small, though.
         is_lost = apart[0].typical < log_density - options.lost * len(start)
@@ -219,6 +220,21 @@ class _Seeker:
         if len(kept) > 1:
             return _cover(kept, share[share > options.min_share], dense=self._dense)
         return self._shrink(apart[0]).frame
+
+    def modes(self) -> list[Frame]:
+        """Gaussians at all modes that were found, those with the most mass first."""
+        apart = [c for c in self._apart(self._at_modes) if math.isfinite(c.elbo)]
+        least = apart[0].elbo + math.log(self._options.min_share) if apart else 0.0
+        return [self._shrink(c).frame for c in apart if c.elbo > least]
+
+    def _apart(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """Those that are not at the mode of a better one; the best first."""
+        apart: list[Candidate] = []
+        for candidate in sorted(found, key=lambda c: -c.elbo):
+            center = candidate.frame.center
+            if all(_distance(c.frame, center) > self._options.same_mode for c in apart):
+                apart.append(candidate)
+        return apart
 
     def _add(self, frame: Frame) -> None:
         self._found.append(Candidate.of(self._target, frame, self._noise))

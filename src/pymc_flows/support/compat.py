@@ -187,6 +187,7 @@ __all__ = [
     "inline_ofg_node",
     "jax_function",
     "jax_precision",
+    "kill_workers",
     "make_initial_point_fn",
     "node_property",
     "query_of_mode",
@@ -272,3 +273,16 @@ def rebuild_scan(op: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
         allow_gc=op.allow_gc,
         strict=op.strict,
     )
+
+
+def kill_workers(pool: Any) -> None:
+    """End the processes of a `concurrent.futures.ProcessPoolExecutor`, also those that work.
+
+    Instead of its ``_processes``: its method ``kill_workers``, from Python 3.14 on.
+    """
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from flow_cases import evaluate, fixed, jacobian, normal_params, one_block
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import NSF, Spline, build_chain
+from pymc_flows.flows.layers.elementwise.rational_quadratic import raw_of_knots
 
 BOUND = 3.0
 LAYER = Spline(bins=5, bound=BOUND)
@@ -183,3 +184,15 @@ def test_options():
             cls(bins=1)
         with pytest.raises(ArgumentError, match=f"bound of {cls.word} must be positive"):
             cls(bound=-1.0)
+
+
+def test_raw_parameters_of_given_knots():
+    x, y = np.array([-2.0, 0.5, 2.0]), np.array([-1.0, 0.0, 2.5])
+    slopes = np.array([0.4, 1.0, 3.0])
+    raw = raw_of_knots(x, y, slopes, BOUND)
+    found_x, found_y, found_slopes = knots(raw, 4, BOUND)
+    np.testing.assert_allclose(found_x[1:-1], x, atol=1e-12)
+    np.testing.assert_allclose(found_y[1:-1], y, atol=1e-12)
+    np.testing.assert_allclose(found_slopes[1:-1], slopes, rtol=1e-12)
+    narrow = raw_of_knots(x, np.array([0.0, 1e-9, 2e-9]), slopes, BOUND)
+    assert (np.diff(knots(narrow, 4, BOUND)[1]) > 0).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,11 @@ class FieldGaussian:
     factor : Factor
         Of the precision matrix Q.
     log_joint : float
-        Log density of the model at (hyper, mean), in nats.
+        Log density of the model at (hyper, mode), in nats.
     decrement : float
         Newton decrement at which the search for the mode ended, in nats.
+    shift : ndarray, shape (n_field,), optional
+        Mean − mode, in the coordinates of the noise; by default 0.
     averages : tuple of float and ndarray, optional
         Expected log density and its expected gradient (dim,) under it, where they are known.
     excess : ndarray, optional
@@ -35,6 +37,7 @@ class FieldGaussian:
     factor: Factor
     log_joint: float
     decrement: float
+    shift: np.ndarray | None = None
     averages: tuple[float, np.ndarray] | None = None
     excess: np.ndarray | None = None
 
@@ -42,8 +45,8 @@ class FieldGaussian:
     def log_marginal(self) -> float:
         """Approximation of the log density of the hyperparameters and the data, in nats.
 
-        Laplace's, exact if the field given them is Gaussian, and the mean its mode; of the Gaussian
-        nearest to the field the lower bound.
+        Laplace's, exact if the field given them is Gaussian; of the Gaussian nearest to the field
+        the lower bound.
         """
         if self.excess is not None and self.averages is not None:
             return self.averages[0] + self.log_normalizer + 0.5 * len(self.mean)
@@ -53,6 +56,17 @@ class FieldGaussian:
     def log_normalizer(self) -> float:
         """½ n_field log 2π − ½ log|Q|, in nats."""
         return 0.5 * len(self.mean) * math.log(2 * math.pi) - self.factor.half_log_det
+
+    @property
+    def mode(self) -> np.ndarray:
+        """Mode of the field (n_field,)."""
+        return self.mean if self.shift is None else self.mean - self.factor.color(self.shift)
+
+    def moved(self, by: np.ndarray) -> FieldGaussian:
+        """The Gaussian with its mean moved (n_field,), in the coordinates of the noise."""
+        shift = by if self.shift is None else self.shift + by
+        mean = self.mean + self.factor.color(by)
+        return replace(self, mean=mean, shift=shift, averages=None)
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Draws (n, n_field) from standard normal noise (n, n_field)."""

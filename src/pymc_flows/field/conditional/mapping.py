@@ -24,12 +24,12 @@ FAR = 3.0
 # A correction of a predicted mean that promises more, in nats, shows that the prediction is off.
 NEAR = 0.5
 # Expected gradients with a smaller decrement, in nats, correct nothing.
-SMALL = 1e-3
+SMALL = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Predicts the mean of the field: a quadratic function of each hyperparameter.
+    """Predicts a vector of the field, such as its mode: quadratic in each hyperparameter.
 
     Attributes
     ----------
@@ -88,10 +88,13 @@ class ConditionalField:
     """Maps hyperparameters to a Gaussian over the field, always to the same one.
 
     The mode is sought by Newton's method from a predicted one. Where the field is skewed, the mean
-    is then moved to where the expected gradient is 0 (van Niekerk & Rue, Low-rank variational Bayes
-    correction to the Laplace method, JMLR 25(62), 2024). Where it is far from Gaussian, in groups
-    too large for weights to repair, it is the Gaussian nearest to it, whose mean and precision are
-    predicted once they are known at some values of the hyperparameters.
+    is then moved to where the expected gradient under the Gaussian is 0 (van Niekerk & Rue,
+    Low-rank variational Bayes correction to the Laplace method, JMLR 25(62), 2024). That takes many
+    gradients; but the way from the mode to the mean, in units of the Gaussian, hardly depends on
+    the hyperparameters, so that `at` takes it from a prediction, and only `near` computes it.
+
+    Where the field is far from Gaussian, in groups too large for weights to repair, it is the
+    Gaussian nearest to it; how its precision differs from the curvature is predicted as well.
 
     Parameters
     ----------
@@ -104,6 +107,8 @@ class ConditionalField:
         Whether the field may be skewed.
     is_far : bool
         Whether the field is far from Gaussian.
+    shift : Surface, optional
+        Predicts mean − mode, in the coordinates of the noise; by default 0.
     """
 
     def __init__(
@@ -115,9 +120,11 @@ class ConditionalField:
         *,
         corrects: bool = True,
         is_far: bool = False,
+        shift: Surface | None = None,
     ):
         self.modes, self.surface, self.points = modes, surface, points
-        self.options, self.corrects, self.is_far = options, corrects, is_far
+        self.options, self.corrects, self.shift = options, corrects, shift
+        self.is_far = is_far
 
     @property
     def chunk(self) -> int:
@@ -126,62 +133,84 @@ class ConditionalField:
         pattern = self.modes.posterior.n_field * 40 + dim * n
         return int(np.clip(BYTES // (8 * pattern), 1, MANY))
 
-    def around(self, surface: Surface) -> ConditionalField:
-        """The same with another surface."""
-        return ConditionalField(
-            self.modes,
-            surface,
-            self.points,
-            self.options,
-            corrects=self.corrects,
-            is_far=self.is_far,
-        )
-
     def at(
-        self,
-        hyper: np.ndarray,
-        start: np.ndarray | Sequence[FieldGaussian] | None = None,
-        *,
-        steps: int | None = None,
-        rough: bool = False,
+        self, hyper: np.ndarray, start: np.ndarray | None = None, *, steps: int | None = None
     ) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper); None where there is none.
 
         Parameters
         ----------
         hyper : ndarray
-        start : ndarray, shape (n, n_field), or sequence of FieldGaussian, optional
+        start : ndarray, shape (n, n_field), optional
             Where the modes are sought from; by default where the surface says.
         steps : int, optional
             Most steps of Newton's method.
-        rough : bool
-            Whether Gaussians nearest to the field may have precisions that were predicted or are
-            those of the start: they take a few curvatures, not hundreds.
         """
-        if self.is_far and start is None and self.surface.excess is not None:
-            near = [
-                (mean, self.surface.excess_at(g))
-                for g, mean in zip(hyper, self.surface(hyper), strict=True)
-            ]
-            return self._moved(hyper, near)
-        if self.is_far and start is not None and not isinstance(start, np.ndarray):
-            if rough:
-                return self._moved(hyper, [(near.mean, near.excess) for near in start])
-            return [self._near(g, near) for g, near in zip(hyper, start, strict=True)]
-        if start is None:
-            start = self.surface(hyper)
-        elif not isinstance(start, np.ndarray):
-            start = np.stack([gaussian.mean for gaussian in start])
-        options = self.options
-        found = self.modes.find(
-            hyper,
-            start,
-            steps=options.newton_steps if steps is None else steps,
-            tolerance=options.newton_tolerance,
-        )
+        start = self.surface(hyper) if start is None else start
+        if self.is_far and self.surface.excess is not None:
+            return self._predicted(hyper, start)
+        found = self._modes(hyper, start, steps)
         if self.is_far:
             return [None if g is None else self.nearest(g) for g in found]
-        return self._corrected(found) if self.corrects else found
+        if self.shift is None or not self.corrects:
+            return found
+        shifts = self.shift(hyper)
+        return [g and g.moved(by) for g, by in zip(found, shifts, strict=True)]
+
+    def near(
+        self, hyper: np.ndarray, other: FieldGaussian, *, steps: int | None = None
+    ) -> list[FieldGaussian | None]:
+        """Return the Gaussians given hyperparameters (n, n_hyper), with their means computed.
+
+        Parameters
+        ----------
+        hyper : ndarray
+        other : FieldGaussian
+            Given others: where modes and means are sought from.
+        steps : int, optional
+            Most steps of Newton's method.
+        """
+        if self.is_far:
+            return [self._nearest(g, other) for g in hyper]
+        found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0), steps)
+        if not self.corrects:
+            return found
+        if other.shift is not None:
+            found = [g and g.moved(other.shift) for g in found]
+        done = iter(self.centred([g for g in found if g is not None]))
+        return [g and next(done) for g in found]
+
+    def _modes(
+        self, hyper: np.ndarray, start: np.ndarray, steps: int | None
+    ) -> list[FieldGaussian | None]:
+        steps = self.options.newton_steps if steps is None else steps
+        tolerance = self.options.newton_tolerance
+        return self.modes.find(hyper, start, steps=steps, tolerance=tolerance)
+
+    def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
+        """Move means to where the expected gradient is 0, as far as that gains."""
+        field, result = self.modes.posterior.field, list(gaussians)
+        before: dict[int, tuple[float, FieldGaussian]] = {}
+        active = list(range(len(result)))
+        for k in range(self.options.correction_steps + 1):
+            if not active:
+                break
+            values, gradients = self._averages([result[i] for i in active])
+            left = []
+            for i, value, gradient in zip(active, values, gradients, strict=True):
+                gained = np.isfinite(gradient).all() and value >= before.get(i, (value,))[0]
+                if not gained:
+                    result[i] = before[i][1] if i in before else result[i]
+                    continue
+                result[i] = replace(result[i], averages=(float(value), gradient))
+                factor = result[i].factor
+                step = factor.whiten(factor.solve(gradient[field]))
+                if k < self.options.correction_steps and step @ step > SMALL:
+                    before[i] = float(value), result[i]
+                    result[i] = result[i].moved(step)
+                    left.append(i)
+            active = left
+        return result
 
     def nearest(self, gaussian: FieldGaussian) -> FieldGaussian:
         """The Gaussian nearest to the field, from another one on: with few points, then all."""
@@ -198,23 +227,25 @@ class ConditionalField:
             self.modes, coarse, self.points, steps=1, tolerance=options.nearest_tolerance
         )
 
-    def _near(self, hyper: np.ndarray, start: FieldGaussian) -> FieldGaussian | None:
+    def _nearest(self, hyper: np.ndarray, other: FieldGaussian) -> FieldGaussian | None:
         """The Gaussian nearest to the field, from that for other hyperparameters on."""
-        moved = self._with_excess(hyper, start.mean, start.excess)
+        moved = self._with_excess(hyper, other.mean, other.excess)
         if moved is None:  # start again from the mode
-            return self.at(hyper[None], start.mean[None])[0]
-        return self.nearest(moved)
+            [moved] = self._modes(hyper[None], other.mean[None], None)
+        return None if moved is None else self.nearest(moved)
 
-    def _moved(
-        self, hyper: np.ndarray, near: Sequence[tuple[np.ndarray, np.ndarray | None]]
-    ) -> list[FieldGaussian | None]:
-        """Gaussians of known excess, their means corrected; the nearest ones where that is off."""
-        found = [self._with_excess(g, *parts) for g, parts in zip(hyper, near, strict=True)]
-        found = self._corrected(found)
-        for i, gaussian in enumerate(found):
+    def _predicted(self, hyper: np.ndarray, means: np.ndarray) -> list[FieldGaussian | None]:
+        """Gaussians of predicted excess, their means corrected; the nearest where that is off."""
+        found = [
+            self._with_excess(g, mean, self.surface.excess_at(g))
+            for g, mean in zip(hyper, means, strict=True)
+        ]
+        done = iter(self.centred([g for g in found if g is not None]))
+        result = [g and replace(next(done), shift=None) for g in found]
+        for i, gaussian in enumerate(result):
             if gaussian is not None and self._decrement(gaussian) > NEAR:
-                found[i] = self._near(gaussian.hyper, gaussian)
-        return found
+                result[i] = self._nearest(gaussian.hyper, gaussian)
+        return result
 
     def _decrement(self, gaussian: FieldGaussian) -> float:
         """What another correction of the mean promises, in nats."""
@@ -236,49 +267,12 @@ class ConditionalField:
         log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))
         return FieldGaussian(hyper, mean, factor, float(log_joint[0]), 0.0, excess=excess)
 
-    def _corrected(self, found: Sequence[FieldGaussian | None]) -> list[FieldGaussian | None]:
-        """Move means to where the expected gradient is 0, as far as that gains."""
-        posterior = self.modes.posterior
-        result = [g for g in found if g is not None]
-        before: dict[int, tuple[float, FieldGaussian]] = {}
-        active = list(range(len(result)))
-        moved: set[int] = set()
-        for k in range(self.options.correction_steps + 1):
-            if not active:
-                break
-            values, gradients = self._averages([result[i] for i in active])
-            left = []
-            for i, value, gradient in zip(active, values, gradients, strict=True):
-                gained = np.isfinite(gradient).all() and value >= before.get(i, (value,))[0]
-                if not gained:
-                    result[i] = before[i][1] if i in before else result[i]
-                    continue
-                result[i] = replace(result[i], averages=(float(value), gradient))
-                step = result[i].factor.solve(gradient[posterior.field])
-                decrement = step @ gradient[posterior.field]
-                if k < self.options.correction_steps and decrement > SMALL:
-                    before[i] = float(value), result[i]
-                    result[i] = replace(result[i], mean=result[i].mean + step, averages=None)
-                    left.append(i)
-                    moved.add(i)
-            active = left
-        if moved:
-            rows = sorted(moved)
-            hyper = np.stack([result[i].hyper for i in rows])
-            mean = np.stack([result[i].mean for i in rows])
-            values, _ = posterior.value_and_grad(posterior.join(hyper, mean))
-            for i, value in zip(rows, values, strict=True):
-                result[i] = replace(result[i], log_joint=float(value))
-        done = iter(result)
-        return [None if g is None else next(done) for g in found]
-
     def adapt(self, gaussian: FieldGaussian) -> FieldGaussian:
-        """Find out how far from Gaussian the field is; return its Gaussian by that."""
-        self.corrects = not self.is_gaussian(gaussian)
+        """If the field is far from Gaussian, take the Gaussian nearest to it from here on."""
         if not self.corrects or self.is_far or not self._is_poor(gaussian):
             return gaussian
-        self.is_far = True
-        found = self._near(gaussian.hyper, gaussian)
+        found = self._nearest(gaussian.hyper, gaussian)
+        self.is_far = found is not None
         return gaussian if found is None else found
 
     def _is_poor(self, gaussian: FieldGaussian) -> bool:

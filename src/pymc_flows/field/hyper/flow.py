@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class HyperFlow:
 
         used = weights > 0
         points, share = self.frame.inverse(hyper[used]), weights[used]
-        loss, prior = self._loss, _reference(self._chain)
+        loss, prior = self._functions.loss, _reference(self._functions.chain)
 
         def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
             with np.errstate(all="ignore"):
@@ -86,12 +86,8 @@ class HyperFlow:
         return self.with_parameters(found.x)
 
     def with_parameters(self, theta: np.ndarray) -> HyperFlow:
-        """The same flow with other parameters; what is compiled is shared."""
-        other = HyperFlow(self.formula, self.frame, theta)
-        for name in ("_chain", "_loss", "_inverse", "_forward"):
-            if name in self.__dict__:
-                other.__dict__[name] = self.__dict__[name]
-        return other
+        """The same flow with other parameters."""
+        return HyperFlow(self.formula, self.frame, theta)
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
@@ -101,24 +97,31 @@ class HyperFlow:
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Map standard normal noise (n, n_hyper) to draws."""
-        return self.frame.forward(self._forward(self.theta, noise))
+        return self.frame.forward(self._functions.forward(self.theta, noise))
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:
         """Log density (n,) at points (n, n_hyper), in nats."""
         with np.errstate(all="ignore"):
-            return self._inverse(self.theta, self.frame.inverse(hyper)) - self.frame.log_det
+            return (
+                self._functions.inverse(self.theta, self.frame.inverse(hyper)) - self.frame.log_det
+            )
 
-    # ------------------------------------------------------------------------------------- graphs
+    @property
+    def _functions(self) -> _Functions:
+        return _functions(self.formula, len(self.frame.center))
 
-    @cached_property
-    def _chain(self) -> Chain:
-        return build_chain(self.formula, len(self.frame.center))
+
+class _Functions:
+    """Functions of a formula in some dimensions, made when they are first asked for."""
+
+    def __init__(self, formula: Formula, dim: int):
+        self.chain = build_chain(formula, dim)
 
     def _inputs(self) -> tuple[TensorVariable, TensorVariable, list[TensorVariable]]:
-        dim = self._chain.dim
+        dim = self.chain.dim
         theta, points = pt.dvector("theta"), pt.matrix("g", shape=(None, dim), dtype="float64")
         parts, begin = [], 0
-        for block in self._chain.blocks:
+        for block in self.chain.blocks:
             end = begin + block.size(dim)
             parts.append(pt.specify_shape(theta[begin:end], (end - begin,)))
             begin = end
@@ -126,16 +129,16 @@ class HyperFlow:
 
     def _log_prob_graph(self) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
         theta, points, parts = self._inputs()
-        base, log_det = self._chain.inverse_and_log_det(points, parts)
+        base, log_det = self.chain.inverse_and_log_det(points, parts)
         return theta, points, base_log_prob(base) - log_det
 
     @cached_property
-    def _inverse(self) -> Any:
+    def inverse(self) -> Any:
         theta, points, log_prob = self._log_prob_graph()
         return _function([theta, points], log_prob)
 
     @cached_property
-    def _loss(self) -> Any:
+    def loss(self) -> Any:
         theta, points, log_prob = self._log_prob_graph()
         weights = pt.dvector("weights")
         loss = -(weights * log_prob).sum()
@@ -143,9 +146,13 @@ class HyperFlow:
         return _function([theta, points, weights], [loss, gradient])
 
     @cached_property
-    def _forward(self) -> Any:
+    def forward(self) -> Any:
         theta, points, parts = self._inputs()
-        return _function([theta, points], self._chain.forward_and_log_det(points, parts)[0])
+        return _function([theta, points], self.chain.forward_and_log_det(points, parts)[0])
+
+
+# Models of the same kind ask for the same ones.
+_functions = lru_cache(maxsize=32)(_Functions)
 
 
 def _function(inputs: list[TensorVariable], outputs: Any) -> Any:

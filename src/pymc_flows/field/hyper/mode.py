@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,12 +47,15 @@ class HyperMode:
         Inverse of minus the Hessian of the log marginal.
     surface : Surface
         Predicts the mode of the field around it.
+    shift : Surface, optional
+        Predicts the way from the mode to the mean; None if these are the same.
     """
 
     gaussian: FieldGaussian
     expectation: Expectation
     covariance: np.ndarray
     surface: Surface
+    shift: Surface | None = None
 
     @property
     def promises(self) -> float:
@@ -92,14 +95,16 @@ def find_mode(
     FitError
         If there is no Gaussian over the field at the start.
     """
-    first = conditional.at(hyper[None], field[None], steps=options.first_newton_steps)[0]
+    [first] = conditional.at(hyper[None], field[None], steps=options.first_newton_steps)
     if first is None:
         raise FitError(
             "the field has no mode at the starting values of the hyperparameters: its log density "
             "is not finite there, or its curvature not positive definite\n"
             "Give other starting values, or choose the hyperparameters yourself."
         )
-    gaussian = conditional.adapt(first)
+    conditional.corrects = not conditional.is_gaussian(first)
+    [gaussian] = conditional.centred([first]) if conditional.corrects else [first]
+    gaussian = conditional.adapt(gaussian)
     found = conditional.expect([gaussian])[0]
     gaussian, found = _settle(conditional, gaussian, found, options, progress)
     gaussian, found, inverse = _climb(conditional, gaussian, found, None, options, progress)
@@ -135,7 +140,7 @@ def _settle(
         return gaussian, found
     for _ in range(MOST_CLIMBS):
         hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
-        around = conditional.at(hyper, [gaussian] * len(places))
+        around = conditional.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
         if len(ends) < len(places):
             break
@@ -212,7 +217,7 @@ def _advance(
     share = 1.0
     slack = 1e-10 * (1 + abs(found.elbo))
     for _ in range(MOST_SHORTER if promised > NEAR else 1):
-        there = conditional.at((gaussian.hyper + share * step)[None], [gaussian])[0]
+        [there] = conditional.near((gaussian.hyper + share * step)[None], gaussian)
         if there is not None:
             expected = conditional.expect([there])[0]
             usable = np.isfinite(expected.elbo) and np.isfinite(expected.gradient).all()
@@ -259,32 +264,59 @@ def curve(
     if inverse is not None:
         reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
     hessian = np.zeros((n, n))
-    slopes, bends = np.zeros((n, len(gaussian.mean))), np.zeros((n, len(gaussian.mean)))
+    modes, shifts = _Differences(gaussian.mode, reach), None
+    if conditional.corrects:
+        shifts = _Differences(_shift(gaussian), reach)
     excess = None
     if gaussian.excess is not None:
         excess = np.concatenate([gaussian.excess[None], np.zeros((n, len(gaussian.excess)))])
     size = max(1, conditional.chunk // 2)
     for begin in range(0, n, size):
         rows = np.arange(begin, min(begin + size, n))
-        shifts = np.eye(n)[rows] * reach[rows, None]
-        hyper = np.concatenate([gaussian.hyper + shifts, gaussian.hyper - shifts])
-        around = conditional.at(hyper, [gaussian] * len(hyper))
+        steps = np.eye(n)[rows] * reach[rows, None]
+        hyper = np.concatenate([gaussian.hyper + steps, gaussian.hyper - steps])
+        around = conditional.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
         expected = dict(zip(map(id, ends), conditional.expect(ends) if ends else [], strict=True))
-        for k, i in enumerate(rows):
+        for k, i in enumerate(map(int, rows)):
             above, below = around[k], around[k + len(rows)]
             if above is None or below is None:
                 hessian[i, i] = 1 / WIDEST**2
                 continue
             up, down = expected[id(above)], expected[id(below)]
             hessian[i] = (down.gradient - up.gradient) / (2 * reach[i])
-            slopes[i] = (above.mean - below.mean) / (2 * reach[i])
-            bends[i] = (above.mean - 2 * gaussian.mean + below.mean) / reach[i] ** 2
+            modes.take(i, above.mode, below.mode)
             if excess is not None and above.excess is not None and below.excess is not None:
                 excess[1 + i] = (above.excess - below.excess) / (2 * reach[i])
+            if shifts is not None:
+                shifts.take(i, _shift(above), _shift(below))
         progress.tell("curvature of the hyperparameters")
-    surface = Surface(gaussian.hyper, gaussian.mean, slopes, bends, 2 * reach, excess)
-    return HyperMode(gaussian, found, _inverse(hessian), surface)
+    center = gaussian.hyper
+    predicted = None if shifts is None else shifts.surface(center)
+    surface = replace(modes.surface(center), excess=excess)
+    return HyperMode(gaussian, found, _inverse(hessian), surface, predicted)
+
+
+class _Differences:
+    """First and second differences of a vector along each hyperparameter."""
+
+    def __init__(self, middle: np.ndarray, reach: np.ndarray):
+        shape = len(reach), len(middle)
+        self.middle, self.reach = middle, reach
+        self.slopes, self.bends = np.zeros(shape), np.zeros(shape)
+
+    def take(self, i: int, above: np.ndarray, below: np.ndarray) -> None:
+        """Take the vectors at both ends of one axis."""
+        self.slopes[i] = (above - below) / (2 * self.reach[i])
+        self.bends[i] = (above - 2 * self.middle + below) / self.reach[i] ** 2
+
+    def surface(self, center: np.ndarray) -> Surface:
+        """The function that has them."""
+        return Surface(center, self.middle, self.slopes, self.bends, 2 * self.reach)
+
+
+def _shift(gaussian: FieldGaussian) -> np.ndarray:
+    return np.zeros(len(gaussian.mean)) if gaussian.shift is None else gaussian.shift
 
 
 def _inverse(hessian: np.ndarray) -> np.ndarray:

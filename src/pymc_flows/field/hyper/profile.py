@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import ConditionalField
 from pymc_flows.field.conditional.noise import sobol
 from pymc_flows.field.hyper.mode import HyperMode
@@ -126,7 +125,7 @@ class _Walk:
     """Along an axis to one side."""
 
     direction: np.ndarray
-    near: FieldGaussian
+    field: np.ndarray
     distances: list[float]
     values: list[float]
     done: bool = False
@@ -146,7 +145,7 @@ def follow_axes(
     lower = lower_factor(mode.covariance)
     loc, top = mode.gaussian.hyper, mode.gaussian.log_marginal
     walks = [
-        _Walk(sign * column, mode.gaussian, [0.0], [0.0])
+        _Walk(sign * column, mode.gaussian.mode, [0.0], [0.0])
         for column in lower.T
         for sign in (-1.0, 1.0)
     ]
@@ -155,13 +154,13 @@ def follow_axes(
         for begin in range(0, len(active), conditional.chunk):
             part = active[begin : begin + conditional.chunk]
             hyper = np.stack([loc + distance * walk.direction for walk in part])
-            found = conditional.at(hyper, [walk.near for walk in part], rough=True)
+            found = conditional.at(hyper, np.stack([walk.field for walk in part]))
             for walk, gaussian in zip(part, found, strict=True):
                 value = -math.inf if gaussian is None else gaussian.log_marginal - top
                 if gaussian is None or not math.isfinite(value):
                     walk.done = True
                     continue
-                walk.near = gaussian
+                walk.field = gaussian.mode
                 walk.distances.append(distance)
                 walk.values.append(value)
                 walk.done = value < -DEPTH

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pymc_flows.errors import FitError
+from pymc_flows.field.hyper.correction import Correction, fit_correction
 from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
@@ -71,33 +72,92 @@ class _Rounds:
 
     def __init__(self, marginal: Marginal, options: FieldOptions, progress: Progress):
         self.marginal, self.options, self.progress = marginal, options, progress
-        self.parts: list[tuple[Distribution, int]] = []
-        self.values: list[MarginalValues] = []
+        self.parts: list[tuple[Distribution, MarginalValues]] = []
         self.log_weights = np.empty(0)
         self.overall: Quality | None = None
+        self.correction: Correction | None = None
+        # What the correction missed at values that it had not seen, in nats.
+        self.missed = 0.0
 
     @property
     def hyper(self) -> np.ndarray:
         """All values so far (n, n_hyper)."""
-        return np.concatenate([v.hyper for v in self.values])
+        return np.concatenate([values.hyper for _, values in self.parts])
+
+    @property
+    def log_p(self) -> np.ndarray:
+        """Log marginal (n,) of all values, in nats: evaluated, or Laplace's with the correction."""
+        return np.concatenate([self._log_p(values) for _, values in self.parts])
+
+    def _log_p(self, values: MarginalValues) -> np.ndarray:
+        if self.correction is None:
+            return values.log_p
+        predicted = values.laplace + self.correction(values.hyper)
+        return np.where(values.is_direct, values.log_p, predicted)
+
+    def _log_weights(self) -> np.ndarray:
+        proposals = [(proposal, len(values.hyper)) for proposal, values in self.parts]
+        return self.log_p - mixture_log_prob(proposals, self.hyper)
 
     def take(self, proposal: Distribution, most: int, rng: np.random.Generator) -> Quality:
-        """Evaluate the marginal at draws of a distribution, and judge it by their weights."""
+        """Evaluate the marginal at draws of a distribution, and judge it by their weights.
+
+        Laplace's approximation is evaluated at all draws, its correction at some of them, and
+        predicted at the others, or, where that misses too much, evaluated as well.
+        """
         draws = proposal.draw(most, rng)
+        options, evaluate = self.options, self.marginal.evaluate
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        pilot = min(most, self.options.min_values)
-        before = self.progress.seconds
-        values = [self.marginal.evaluate(draws[:pilot], self.progress, stage)]
-        each = (self.progress.seconds - before) / pilot
-        n = int(np.clip(self.options.seconds_per_round / each, pilot, most))
-        if n > pilot:
-            values.append(self.marginal.evaluate(draws[pilot:n], self.progress, stage))
-        self.values += values
-        self.parts.append((proposal, n))
-        log_p = np.concatenate([v.log_p for v in self.values])
-        self.overall, self.log_weights = weigh(log_p - mixture_log_prob(self.parts, self.hyper))
-        quality, _ = weigh(np.concatenate([v.log_p for v in values]) - proposal.log_prob(draws[:n]))
+        n, before = min(most, options.min_values), self.progress.seconds
+        values = evaluate(draws[:n], self.progress, stage, corrected=False)
+        seconds = self.progress.seconds - before
+        end = int(np.clip(options.seconds_per_round * n / seconds, n, most)) if seconds else most
+        if end > n:
+            more = evaluate(draws[n:end], self.progress, stage, corrected=False)
+            values = MarginalValues.joined([values, more])
+        self.parts.append((proposal, values))
+        if not values.is_direct.all() and not self._predicts(stage, rng):
+            self._correct_all(stage)
+        self.overall, self.log_weights = weigh(self._log_weights())
+        values = self.parts[-1][1]
+        quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
         return quality
+
+    def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
+        """Evaluate the correction where there is weight; whether it may be predicted elsewhere."""
+        proposal, values = self.parts[-1]
+        n, first = len(values.hyper), self.correction is None
+        # Tempered, so that values around those with the most weight count, too.
+        weights = tempered(self._log_weights()[-n:])
+        wanted = self.options.min_values if first else self.options.check_values
+        places = (rng.random() + np.arange(wanted)) / wanted
+        rows = np.unique(np.minimum(np.searchsorted(np.cumsum(weights), places), n - 1))
+        found = self.marginal.evaluate(values.hyper[rows], self.progress, stage)
+        self.parts[-1] = proposal, values.corrected(rows, found)
+        known = MarginalValues.joined([values for _, values in self.parts])
+        weights = tempered(self._log_weights())[known.is_direct]
+        known = known.at(known.is_direct)
+        self.correction = fit_correction(known.hyper, known.log_p - known.laplace, weights)
+        if self.correction is not None:
+            self.missed = self.correction.residual
+            _log.info("Left-out corrections are missed by %.2g nats.", self.missed)
+            if self.missed <= self.options.correction_error:
+                return True
+        self.missed, self.correction = 0.0, None
+        return False
+
+    def _correct_all(self, stage: str) -> None:
+        """Evaluate the newest values in full, as many as time allows, and give up predictions."""
+        proposal, values = self.parts.pop()
+        self.parts = [part for part in self.parts if part[1].is_direct.all()]
+        pilot, before = self.options.min_values, self.progress.seconds
+        found = self.marginal.evaluate(values.hyper[:pilot], self.progress, stage)
+        each = (self.progress.seconds - before) / len(found.hyper)
+        end = int(np.clip(self.options.seconds_per_round / each, pilot, len(values.hyper)))
+        if end > pilot:
+            more = self.marginal.evaluate(values.hyper[pilot:end], self.progress, stage)
+            found = MarginalValues.joined([found, more])
+        self.parts.append((proposal, found))
 
     def has_enough(self) -> bool:
         """Whether there are enough effective values for a covariance."""
@@ -117,7 +177,7 @@ class _Rounds:
         overall = self.overall
         if overall is None or not np.isfinite(self.log_weights).any():
             return 0.0
-        log_p = np.concatenate([v.log_p for v in self.values]) - overall.log_evidence
+        log_p = self.log_p - overall.log_evidence
         ratio = self.log_weights + log_p - proposal.log_prob(self.hyper)
         top = ratio.max()
         return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
@@ -134,9 +194,33 @@ class _Rounds:
         is_close = quality.log_evidence - quality.elbo <= options.gap
         return is_close and quality.ess >= options.enough * quality.n_draws and not lacks
 
+    @property
+    def error(self) -> float:
+        """Standard error of the log marginal, in nats: of weights of groups, and of predictions."""
+        values = MarginalValues.joined([values for _, values in self.parts])
+        direct = np.exp(self.log_weights) * values.is_direct
+        within = float(direct @ values.error) / max(float(direct.sum()), 1e-300)
+        return math.hypot(within, self.missed)
+
+    def judged(self) -> Quality:
+        """Of all values. What predictions miss varies the weights besides those that are known."""
+        if self.overall is None:
+            raise RuntimeError("no round has been taken")
+        return replace(self.overall, ess=self.overall.ess * math.exp(-(self.missed**2)))
+
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
         return moments(self.hyper, np.exp(self.log_weights))
+
+
+def tempered(log_weights: np.ndarray) -> np.ndarray:
+    """Roots of weights, normalised; log weights need not be finite."""
+    known = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    top = known.max(initial=-np.inf)
+    if not np.isfinite(top):
+        return np.full(len(known), 1 / max(len(known), 1))
+    weights = np.exp((known - top) / 2)
+    return weights / weights.sum()
 
 
 def sample_hyper(
@@ -188,6 +272,6 @@ def sample_hyper(
             "the marginal of the hyperparameters is not finite at any of "
             f"{len(rounds.hyper)} values\nGive other starting values."
         )
-    weights = np.exp(rounds.log_weights)
-    error = float(weights @ np.concatenate([v.error for v in rounds.values]))
-    return HyperValues(best, quality, rounds.hyper, rounds.log_weights, rounds.overall, error)
+    return HyperValues(
+        best, quality, rounds.hyper, rounds.log_weights, rounds.judged(), rounds.error
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 
-from pymc_flows.backends.jax import precision
+from pymc_flows.backends.jax import kept_on_disk, precision
 from pymc_flows.backends.modes import training_mode
 from pymc_flows.backends.rngs import decode_state, encode_state, model_rngs, set_state
 from pymc_flows.support.arguments import as_count
@@ -131,7 +131,8 @@ class TrainingLoop:
             # In single precision, where PyTensor asks for 64 bits all the same.
             warnings.filterwarnings("ignore", "Explicitly requested dtype .*64")
             nothing = self._draw(0), np.zeros((0, len(self.step.settings)))
-            self._call(*nothing)
+            with nullcontext() if self._length is None else kept_on_disk():
+                self._call(*nothing)
             if self._length is not None:
                 begin = time.perf_counter()
                 self._call(*nothing)

@@ -20,6 +20,7 @@ from pytensor.tensor import TensorVariable
 
 from pymc_flows.flows.base import Pair
 from pymc_flows.flows.checks import check_int
+from pymc_flows.flows.numerics import inverse_softplus
 
 # Smallest share of the box for a bin's width and height, and smallest slope at a knot: those of the
 # paper's code. Their quotients, which bound slopes within bins, have squares far inside float32.
@@ -75,6 +76,36 @@ def _softmax(raw: TensorVariable) -> TensorVariable:
     # PyTensor's Op has an inner graph, which costs much where nothing is compiled.
     size = pt.exp(raw - disconnected_grad(raw).max(axis=-1, keepdims=True))
     return size / size.sum(axis=-1, keepdims=True)
+
+
+def raw_of_knots(x: np.ndarray, y: np.ndarray, slopes: np.ndarray, bound: float) -> np.ndarray:
+    """Raw parameters of splines through given knots: the inverse of `spline_table`.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (..., bins - 1)
+        Inner knots, ascending, between −bound and bound. Bins that are narrower or lower than the
+        smallest share of the square are widened.
+    slopes : ndarray, shape (..., bins - 1)
+        At these knots, positive.
+    bound : float
+
+    Returns
+    -------
+    ndarray, shape (..., 3 bins - 1)
+    """
+    inner = np.maximum(slopes - _MIN_SLOPE, _MIN_SLOPE)
+    raw_slopes = inverse_softplus(inner) - _RAW_SLOPE_ONE
+    return np.concatenate([_raw_of_shares(x, bound), _raw_of_shares(y, bound), raw_slopes], axis=-1)
+
+
+def _raw_of_shares(knots: np.ndarray, bound: float) -> np.ndarray:
+    end = np.full((*knots.shape[:-1], 1), bound)
+    shares = np.diff(np.concatenate([-end, knots, end], axis=-1)) / (2 * bound)
+    # Half of the smallest share above it, so that the logarithm is finite.
+    excess = np.maximum(shares - _MIN_SHARE, _MIN_SHARE / 2)
+    raw: np.ndarray = np.log(excess)
+    return raw - raw.mean(axis=-1, keepdims=True)
 
 
 def transform(z: TensorVariable, table: TensorVariable, bound: float) -> Pair:

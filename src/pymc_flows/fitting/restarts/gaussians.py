@@ -1,0 +1,65 @@
+"""Gaussians at the modes, before anything is trained: their mixture may be good already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pymc as pm
+
+from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.fitting.candidates import GAUSSIAN
+from pymc_flows.fitting.restarts.starts import Begin
+from pymc_flows.flows.frame import Frame
+from pymc_flows.importance import Quality
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import density_of
+from pymc_flows.start.mixture import match_modes
+
+# A mixture this near to the evidence (nats), with weights that can be trusted, leaves nothing to
+# gain: what `fit` asks of a single flow.
+GOOD_ENOUGH = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """A Gaussian at each mode.
+
+    Attributes
+    ----------
+    places : tuple of Begin
+        Modes, in their coordinates.
+    quality : Quality
+        Of the mixture.
+    """
+
+    places: tuple[Begin, ...]
+    quality: Quality
+
+    @classmethod
+    def at(cls, model: pm.Model, places: Sequence[Begin], seed: int) -> Gaussians | None:
+        """Fit Gaussians where restarts begin at several modes; else None."""
+        at_modes = [p for p in places if p.is_mode and isinstance(p.start, Frame)]
+        if len(at_modes) < 2:
+            return None
+        value = LogDensity(density_of(model)).value
+        frames = [p.start for p in at_modes if isinstance(p.start, Frame)]
+        found = match_modes(value, frames, np.random.default_rng(seed))
+        better = [
+            Begin(f, p.label, is_mode=True) for f, p in zip(found.frames, at_modes, strict=True)
+        ]
+        return cls(tuple(better), found.quality)
+
+    @property
+    def are_good(self) -> bool:
+        """Whether their mixture leaves nothing to gain."""
+        q = self.quality
+        return q.is_trusted and q.log_evidence - q.elbo < GOOD_ENOUGH
+
+    def fits(self, model: pm.Model, seeds: Sequence[int]) -> list[NormalizingFlow]:
+        """The Gaussians, each with a seed for its draws."""
+        return [
+            NormalizingFlow(GAUSSIAN, model=model, start=place.start, jitter=0.0, random_seed=seed)
+            for place, seed in zip(self.places, seeds, strict=False)
+        ]

@@ -1,0 +1,133 @@
+"""Gaussian copulas with spline marginals, from weighted draws and in closed form.
+
+A draw of N(0, I) goes through a triangular matrix and monotone splines of single coordinates, in
+one order or the other. With the matrix first that is a Gaussian copula: the splines are the
+quantile functions of the marginals, and the matrix has the correlations of the normal scores. With
+the splines first it is an affine map of independent coordinates. Nothing is trained or compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_flows.flows.frame import Frame
+from pymc_flows.flows.layers.elementwise.rational_quadratic import raw_of_knots
+from pymc_flows.flows.numerics import inverse_softplus
+from pymc_flows.start.moments import Weighted
+from pymc_flows.start.options import MAX_DENSE
+
+# Quantiles of N(0, 1) between which a spline is fitted, in standard deviations. Beyond the outer
+# ones few draws say where the posterior ends.
+QUANTILES = np.linspace(-2.7, 2.7, 7)
+# From there on splines go straight to this place, and then back to the corner of their square.
+STRAIGHT, BOUND = 5.0, 25.0
+SPLINE = f"spline(bins={len(QUANTILES) + 3}, bound={BOUND:g})"
+# Effective draws without which an outer quantile is noise.
+ENOUGH = 500
+# Draws are those of a Gaussian that is wider by this, so that they reach into the tails.
+WIDER, DRAWS = 1.25, 8_000
+
+
+@dataclass(frozen=True, eq=False)
+class Copula:
+    """A flow in a frame, with its parameters.
+
+    Attributes
+    ----------
+    formula : str
+    frame : Frame
+    params : mapping of int to mapping of str to ndarray
+        Raw parameters by position of the layer and name, as for `NormalizingFlow`.
+    """
+
+    formula: str
+    frame: Frame
+    params: Mapping[int, Mapping[str, np.ndarray]]
+
+
+def copulas(draws: Weighted) -> Iterator[Copula]:
+    """Fit a spline to each coordinate of weighted draws, on either side of a triangular matrix.
+
+    Parameters
+    ----------
+    draws : Weighted
+
+    Yields
+    ------
+    Copula
+        None if there are too few effective draws.
+    """
+    dim = len(draws.frame.center)
+    if not draws.is_usable or draws.quality.ess < ENOUGH:
+        return
+    weights = np.exp(draws.log_weights)
+    frame = draws.matched()
+    yield Copula(SPLINE, frame, {0: {"bins": _splines(frame.inverse(draws.points), weights)}})
+    if 1 < dim <= MAX_DENSE:
+        yield _correlated(draws.points, weights)
+
+
+def _correlated(points: np.ndarray, weights: np.ndarray) -> Copula:
+    """The Gaussian copula: a matrix of correlations first, then splines."""
+    center = weights @ points
+    frame = Frame(center, np.sqrt(weights @ np.square(points - center)))
+    scores = np.stack([_normal_scores(x, weights) for x in points.T], axis=1)
+    scores -= weights @ scores
+    covariance = (scores * weights[:, None]).T @ scores
+    sd = np.sqrt(np.diagonal(covariance))
+    correlation = covariance / sd / sd[:, None] + 1e-9 * np.eye(len(sd))
+    lower = np.linalg.cholesky(correlation)
+    diagonal = np.diagonal(lower)
+    rows = (lower / diagonal[:, None])[np.tril_indices(len(sd), -1)]
+    tril = {"lower": rows, "rho": inverse_softplus(diagonal)}
+    bins = _splines(frame.inverse(points), weights)
+    return Copula(f"tril-{SPLINE}", frame, {0: tril, 1: {"bins": bins}})
+
+
+def _normal_scores(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Quantiles (n,) of N(0, 1) at the weighted ranks of values (n,)."""
+    from scipy.special import ndtri  # slow to import
+
+    order = np.argsort(values)
+    scores = np.empty(len(values))
+    scores[order] = ndtri(_ranks(weights[order]))
+    return scores
+
+
+def _ranks(weights: np.ndarray) -> np.ndarray:
+    """Shares (n,) below the middle of each weight; within (0, 1)."""
+    tiny = 0.1 / len(weights) ** 2
+    ranks: np.ndarray = np.clip(np.cumsum(weights) - 0.5 * weights, tiny, 1 - tiny)
+    return ranks
+
+
+def _splines(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Raw parameters (dim, 3 bins - 1) of splines from N(0, 1) to the columns of values (n, dim).
+
+    Columns have mean 0 and standard deviation 1.
+    """
+    knots = [_knots(column, weights) for column in values.T]
+    x, y, slopes = (np.stack(parts) for parts in zip(*knots, strict=True))
+    return raw_of_knots(x, y, slopes, BOUND)
+
+
+def _knots(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inner knots (bins - 1,) of a spline, and slopes there."""
+    from scipy.special import ndtr
+
+    order = np.argsort(values)
+    ranks = _ranks(weights[order])
+    y = np.interp(ndtr(QUANTILES), ranks, values[order])
+    # A spline that is not flat: equal quantiles would be those of a point mass.
+    y = np.maximum.accumulate(y + 1e-3 * QUANTILES)
+    slopes = np.gradient(y, QUANTILES)
+    reach = STRAIGHT - QUANTILES[-1]
+    limit = np.array([-1.0, 1.0]) * (STRAIGHT + BOUND) / 2
+    low = max(y[0] - reach * slopes[0], limit[0])
+    high = min(y[-1] + reach * slopes[-1], limit[1])
+    x = np.concatenate([[-STRAIGHT], QUANTILES, [STRAIGHT]])
+    ends = (slopes[:1], slopes[-1:])
+    return x, np.concatenate([[low], y, [high]]), np.concatenate([ends[0], slopes, ends[1]])
