@@ -7,6 +7,7 @@ import pytest
 from posteriors import Bernoulli, CentredMeans, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field
+from pymc_flows.field.conditional.judge import judge
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128)
 QUICK = replace(OPTIONS, rounds=(32, 32), values=32, flow_rounds=0)
@@ -187,3 +188,21 @@ def test_a_start_without_a_density_is_refused():
     target = plate(np.random.default_rng(5))
     with pytest.raises(FitError, match="no mode at the starting values"):
         fit_field(target.posterior(), start=np.full(8, np.nan))
+
+
+def test_groups_that_few_draws_call_bad_are_judged_by_more(monkeypatch):
+    def stern(found):
+        quality = judge(found)
+        few = quality.n_draws < 100
+        return replace(quality, khat=np.full(len(quality.khat), np.inf)) if few else quality
+
+    monkeypatch.setattr("pymc_flows.field.fit.judge", stern)
+    target = Bernoulli(np.array([12, 17, 20, 24]), np.full(4, 40))
+    options = replace(QUICK, judge_draws=50)
+    found = fit_field(target.posterior(), options=options, random_seed=0).groups
+    assert found.n_draws == 8 * 50
+    assert found.is_trusted
+    hurried = replace(options, judge_seconds=0.0)
+    found = fit_field(target.posterior(), options=hurried, random_seed=0).groups
+    assert found.n_draws == 50
+    assert not found.is_trusted

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pymc_flows.field.conditional.noise import NormalNoise, quadrature, ranks
+from pymc_flows.field.conditional.noise import MAX_SOBOL, NormalNoise, quadrature, ranks
 
 
 def test_ranks_count_within_groups_and_the_separator_after_them():
@@ -34,7 +34,16 @@ def test_draws_are_standard_normal_and_independent_within_a_group(rng):
     assert abs(np.corrcoef(noise.T)[0, [1, 3]]).max() < 0.02
 
 
+def test_elements_beyond_the_low_discrepancy_sequence_are_independent_of_all_others(rng):
+    size = 2 * MAX_SOBOL
+    noise = NormalNoise.make(np.zeros(size, int), 256, rng).rows(0, 256)
+    correlation = np.corrcoef(noise.T)
+    # Of 256 independent pairs it is 0 ± 1/16.
+    assert abs(correlation[MAX_SOBOL:, :MAX_SOBOL]).max() < 6 / 16
+    assert abs(np.square(noise).sum(axis=1).mean() / size - 1) < 0.02
+
+
 def test_rows_do_not_depend_on_how_they_are_asked_for(rng):
-    noise = NormalNoise.make(np.arange(5) % 2, 32, rng)
+    noise = NormalNoise.make(np.repeat([0, 1], [MAX_SOBOL + 9, 2]), 32, rng)
     together = noise.rows(0, 32)
     np.testing.assert_array_equal(np.concatenate([noise.rows(0, 7), noise.rows(7, 32)]), together)

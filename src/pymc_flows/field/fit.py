@@ -24,12 +24,11 @@ _log = logging.getLogger(__name__)
 
 # Draws of groups are fewer by this for each of several draws of the separator.
 SHARED = 4
+# Groups that cannot be trusted are judged again by so many times as many draws.
+MORE = 8
 # Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
 # given each.
 MIN_DRAWS, MIN_OUTER, MIN_INNER = 16, 4, 4
-# Where all groups have weights as even as that at so many values of the hyperparameters, no more of
-# these are looked at.
-EVEN, ENOUGH = 0.95, 2
 
 
 def fit_field(
@@ -105,7 +104,12 @@ def _marginal(
     """The corrected marginal, around the mode."""
     groups = conditional.modes.posterior.groups
     around = ConditionalField(
-        conditional.modes, mode.surface, conditional.points, options, shift=mode.shift
+        conditional.modes,
+        mode.surface,
+        conditional.points,
+        options,
+        is_far=conditional.is_far,
+        shift=mode.shift,
     )
     n_outer = options.separator_draws if (groups < 0).any() else 1
     n_inner = options.group_draws // (1 if n_outer == 1 else SHARED)
@@ -160,7 +164,14 @@ def _groups(
     places = (rng.random() + np.arange(options.judged)) / options.judged
     chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
     hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
-    return judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
+    before = progress.seconds
+    found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
+    seconds = MORE * (progress.seconds - before)
+    if not found.is_trusted and seconds <= options.judge_seconds:
+        # Of few draws, k-hat is noise: of 1,000 good groups some would be called bad.
+        n_draws = MORE * options.judge_draws
+        found = judge(_weights_of_groups(marginal, hyper, n_draws, rng, progress))
+    return found
 
 
 def _weights_of_groups(
@@ -170,15 +181,11 @@ def _weights_of_groups(
     rng: np.random.Generator,
     progress: Progress,
 ) -> list[GroupWeights]:
-    """Weights of groups at values of the hyperparameters; of fewer ones where they are even."""
+    """Weights of groups at values of the hyperparameters."""
     posterior = marginal.conditional.modes.posterior
     noise, found = NormalNoise.make(posterior.groups, n_draws, rng), []
     for _, gaussian in marginal.gaussians(hyper):
-        if gaussian is None:
-            continue
-        found.append(weigh_groups(posterior, gaussian, noise))
-        progress.tell("groups")
-        ess = np.min([weights.ess for weights in found], axis=0)
-        if len(found) >= ENOUGH and (ess >= EVEN * n_draws).all():
-            break
+        if gaussian is not None:
+            found.append(weigh_groups(posterior, gaussian, noise))
+            progress.tell("groups")
     return found

@@ -34,6 +34,12 @@ class FieldOptions:
         Most antithetic pairs of points for expectations over the field.
     correction_steps : int
         Newton steps with expected gradients, towards the mean of a skewed field.
+    first_pairs : int
+        Pairs of points for the first steps to the Gaussian nearest to a field that is far from one.
+    nearest_steps : int
+        Most of these steps.
+    nearest_tolerance : float
+        Gain of its lower bound, in nats, below which they end.
     group_draws : int
         Most draws of the field behind the weights of groups.
     separator_draws : int
@@ -68,7 +74,9 @@ class FieldOptions:
     judged : int
         Values of the hyperparameters at which groups are judged.
     judge_draws : int
-        Draws of each group there.
+        Draws of each group there; eight times as many where some cannot be trusted.
+    judge_seconds : float
+        Unless that takes longer than this, in CPU seconds.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -83,6 +91,9 @@ class FieldOptions:
     search_tolerance: float = 1e-2
     quadrature_pairs: int = 8
     correction_steps: int = 2
+    first_pairs: int = 8
+    nearest_steps: int = 12
+    nearest_tolerance: float = 0.1
     group_draws: int = 64
     separator_draws: int = 8
     group_error: float = 0.1
@@ -92,13 +103,14 @@ class FieldOptions:
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0
-    min_values: int = 32
+    min_values: int = 40
     check_values: int = 16
     correction_error: float = 0.2
     enough: float = 0.7
     gap: float = 0.25
     judged: int = 4
     judge_draws: int = 256
+    judge_seconds: float = 10.0
     degrees: float = 8.0
     widening: float = 1.1
 

@@ -9,6 +9,7 @@ import numpy as np
 import scipy
 
 from pymc_flows.field.gradient import BatchedGradient, Gradient
+from pymc_flows.field.shared import SharedDensity
 from pymc_flows.model.curvature import Curvature
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
@@ -87,11 +88,17 @@ class Posterior:
         start : ndarray, shape (dim,), optional
             By default the model's initial point.
         """
+        gradient: Gradient = BatchedGradient(density)
+        grouped: Grouped = GroupedDensity(density, structure)
+        shared = SharedDensity(density, structure.hyperparameters)
+        if shared.pays:
+            gradient = shared
+            grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
         return cls(
             structure,
-            BatchedGradient(density),
+            gradient,
             Curvature(density, structure.field, start),
-            GroupedDensity(density, structure),
+            grouped,
             density.start() if start is None else start,
             _untransformed(density)[structure.hyperparameters],
         )
@@ -119,7 +126,10 @@ class Posterior:
         return points
 
     def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log density (n,) and its gradient (n, dim), in nats; not finite where it is not."""
+        """Log density (n,) and its gradient (n, dim), in nats; not finite where it is not.
+
+        Points that share hyperparameters may get the mean of their gradients in these.
+        """
         self.evaluations.gradients += len(points)
         with np.errstate(all="ignore"):
             return self._gradient(points)

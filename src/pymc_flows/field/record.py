@@ -59,15 +59,18 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
         "surface_bends": np.asarray(surface.bends),
         "surface_reach": np.asarray(surface.reach),
         "shift": _rows_of(marginal.conditional.shift, len(surface.center), len(surface.mode)),
+        "surface_excess": np.empty((0, 0)) if surface.excess is None else surface.excess,
         "quadrature": marginal.conditional.points.astype("int8"),
         "noise_points": noise.points,
         "noise_dimension": noise.dimension,
         "noise_shift": noise.shift,
+        "noise_seed": np.array([noise.seed]),
         "counts": np.array(
             [
                 marginal.n_outer,
                 marginal.is_gaussian,
                 marginal.conditional.corrects,
+                marginal.conditional.is_far,
                 *astuple(found.evaluations),
             ]
         ),
@@ -93,15 +96,17 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
     def numbers(name: str, *shape: int | None) -> np.ndarray:
         return read(name, shape, "float64")
 
+    excess = numbers("surface_excess", None, None)
     surface = Surface(
         numbers("surface_center", n),
         numbers("surface_mode", m),
         numbers("surface_slopes", n, m),
         numbers("surface_bends", n, m),
         numbers("surface_reach", n),
+        excess if len(excess) else None,
     )
     shift = _shift(surface, numbers("shift", None, m))
-    n_outer, is_gaussian, corrects, *evaluations = read("counts", (7,), "int64").tolist()
+    n_outer, is_gaussian, corrects, is_far, *evaluations = read("counts", (8,), "int64").tolist()
     modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
     conditional = ConditionalField(
         modes,
@@ -109,16 +114,18 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         read("quadrature", (None, m), "int8").astype(float),
         FieldOptions(),
         corrects=bool(corrects),
+        is_far=bool(is_far),
         shift=shift,
     )
     noise = NormalNoise(
         numbers("noise_points", None, None),
         read("noise_dimension", (m,), "int64"),
         numbers("noise_shift", m),
+        int(read("noise_seed", (1,), "int64")[0]),
     )
     marginal = Marginal(conditional, noise, n_outer=n_outer, is_gaussian=bool(is_gaussian))
     hyper, field = numbers("mode", n), numbers("mode_field", m)
-    gaussian = conditional.at(hyper[None], field[None])[0]
+    gaussian = conditional.at(hyper[None], None if is_far else field[None])[0]
     if gaussian is None:
         raise ValueError("the field has no mode where it had one")
     error, elbo, n_draws = numbers("errors", 3).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -137,8 +137,8 @@ class FieldApproximation:
             if marginal.is_gaussian:
                 field = gaussian.place(rng.standard_normal((repeats[i], posterior.n_field)))
             else:  # with other draws at each value of the hyperparameters
-                shifted = replace(noise, shift=rng.random(posterior.n_field))
-                weights = weigh_groups(posterior, gaussian, shifted, n_outer=n_outer, keep=True)
+                other = noise.shifted(rng)
+                weights = weigh_groups(posterior, gaussian, other, n_outer=n_outer, keep=True)
                 field = weights.resample(repeats[i], rng, posterior.groups)
             points.append(posterior.join(gaussian.hyper, field))
         return np.concatenate(points)

@@ -28,6 +28,8 @@ class FieldGaussian:
         Mean − mode, in the coordinates of the noise; by default 0.
     averages : tuple of float and ndarray, optional
         Expected log density and its expected gradient (dim,) under it, where they are known.
+    excess : ndarray, optional
+        Of a Gaussian nearest to the field: Q minus the curvature at the mean, by their entries.
     """
 
     hyper: np.ndarray
@@ -37,13 +39,17 @@ class FieldGaussian:
     decrement: float
     shift: np.ndarray | None = None
     averages: tuple[float, np.ndarray] | None = None
+    excess: np.ndarray | None = None
 
     @property
     def log_marginal(self) -> float:
-        """Laplace's approximation of the log density of the hyperparameters and the data, in nats.
+        """Approximation of the log density of the hyperparameters and the data, in nats.
 
-        Exact if the field given them is Gaussian.
+        Laplace's, exact if the field given them is Gaussian; of the Gaussian nearest to the field
+        the lower bound.
         """
+        if self.excess is not None and self.averages is not None:
+            return self.averages[0] + self.log_normalizer + 0.5 * len(self.mean)
         return self.log_joint + self.log_normalizer
 
     @property

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.nearest import nearest_gaussian
 from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.noise import ranks
+from pymc_flows.field.factors import NotPositiveDefinite
 from pymc_flows.field.options import FieldOptions
 
 # Gaussians that are held at once, and the bytes that they may take.
 MANY, BYTES = 64, 300e6
 # Log densities that differ by less than this share differ by rounding.
 ROUNDING = 1e-9
+# Standard deviation of log weights, in nats, from which on a Gaussian is far from the field.
+FAR = 3.0
+# A correction of a predicted mean that promises more, in nats, shows that the prediction is off.
+NEAR = 0.5
 # Expected gradients with a smaller decrement, in nats, correct nothing.
 SMALL = 1e-2
 
@@ -32,6 +40,9 @@ class Surface:
         First and second derivatives of the mode.
     reach : ndarray, shape (n_hyper,), optional
         Distances from the centre beyond which the prediction is that at the end.
+    excess : ndarray, shape (1 + n_hyper, n_entries), optional
+        Of Gaussians nearest to the field: their `FieldGaussian.excess` at the centre, then its
+        derivatives.
     """
 
     center: np.ndarray
@@ -39,6 +50,7 @@ class Surface:
     slopes: np.ndarray | None = None
     bends: np.ndarray | None = None
     reach: np.ndarray | None = None
+    excess: np.ndarray | None = None
 
     def __call__(self, hyper: np.ndarray) -> np.ndarray:
         """Predict modes (n, n_field) for hyperparameters (n, n_hyper)."""
@@ -46,6 +58,13 @@ class Surface:
             return np.broadcast_to(self.mode, (len(hyper), len(self.mode))).copy()
         away = np.clip(hyper - self.center, -self.reach, self.reach)
         return self.mode + away @ self.slopes + 0.5 * np.square(away) @ self.bends
+
+    def excess_at(self, hyper: np.ndarray) -> np.ndarray | None:
+        """Predict the excess (n_entries,) for hyperparameters (n_hyper,)."""
+        if self.excess is None or self.reach is None:
+            return None
+        away = np.clip(hyper - self.center, -self.reach, self.reach)
+        return self.excess[0] + away @ self.excess[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +93,9 @@ class ConditionalField:
     gradients; but the way from the mode to the mean, in units of the Gaussian, hardly depends on
     the hyperparameters, so that `at` takes it from a prediction, and only `near` computes it.
 
+    Where the field is far from Gaussian, in groups too large for weights to repair, it is the
+    Gaussian nearest to it; how its precision differs from the curvature is predicted as well.
+
     Parameters
     ----------
     modes : FieldModes
@@ -83,6 +105,8 @@ class ConditionalField:
     options : FieldOptions
     corrects : bool
         Whether the field may be skewed.
+    is_far : bool
+        Whether the field is far from Gaussian.
     shift : Surface, optional
         Predicts mean − mode, in the coordinates of the noise; by default 0.
     """
@@ -95,10 +119,12 @@ class ConditionalField:
         options: FieldOptions,
         *,
         corrects: bool = True,
+        is_far: bool = False,
         shift: Surface | None = None,
     ):
         self.modes, self.surface, self.points = modes, surface, points
         self.options, self.corrects, self.shift = options, corrects, shift
+        self.is_far = is_far
 
     @property
     def chunk(self) -> int:
@@ -121,7 +147,11 @@ class ConditionalField:
             Most steps of Newton's method.
         """
         start = self.surface(hyper) if start is None else start
+        if self.is_far and self.surface.excess is not None:
+            return self._predicted(hyper, start)
         found = self._modes(hyper, start, steps)
+        if self.is_far:
+            return [None if g is None else self.nearest(g) for g in found]
         if self.shift is None or not self.corrects:
             return found
         shifts = self.shift(hyper)
@@ -140,6 +170,8 @@ class ConditionalField:
         steps : int, optional
             Most steps of Newton's method.
         """
+        if self.is_far:
+            return [self._nearest(g, other) for g in hyper]
         found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0), steps)
         if not self.corrects:
             return found
@@ -179,6 +211,80 @@ class ConditionalField:
                     left.append(i)
             active = left
         return result
+
+    def nearest(self, gaussian: FieldGaussian) -> FieldGaussian:
+        """The Gaussian nearest to the field, from another one on: with few points, then all."""
+        options = self.options
+        few = self.points[: min(options.first_pairs, len(self.points) // 2)]
+        coarse = nearest_gaussian(
+            self.modes,
+            gaussian,
+            np.concatenate([few, -few]),
+            steps=options.nearest_steps,
+            tolerance=options.nearest_tolerance,
+        )
+        return nearest_gaussian(
+            self.modes, coarse, self.points, steps=1, tolerance=options.nearest_tolerance
+        )
+
+    def _nearest(self, hyper: np.ndarray, other: FieldGaussian) -> FieldGaussian | None:
+        """The Gaussian nearest to the field, from that for other hyperparameters on."""
+        moved = self._with_excess(hyper, other.mean, other.excess)
+        if moved is None:  # start again from the mode
+            [moved] = self._modes(hyper[None], other.mean[None], None)
+        return None if moved is None else self.nearest(moved)
+
+    def _predicted(self, hyper: np.ndarray, means: np.ndarray) -> list[FieldGaussian | None]:
+        """Gaussians of predicted excess, their means corrected; the nearest where that is off."""
+        found = [
+            self._with_excess(g, mean, self.surface.excess_at(g))
+            for g, mean in zip(hyper, means, strict=True)
+        ]
+        done = iter(self.centred([g for g in found if g is not None]))
+        result = [g and replace(next(done), shift=None) for g in found]
+        for i, gaussian in enumerate(result):
+            if gaussian is not None and self._decrement(gaussian) > NEAR:
+                result[i] = self._nearest(gaussian.hyper, gaussian)
+        return result
+
+    def _decrement(self, gaussian: FieldGaussian) -> float:
+        """What another correction of the mean promises, in nats."""
+        if gaussian.averages is None:
+            return math.inf
+        gradient = gaussian.averages[1][self.modes.posterior.field]
+        return 0.5 * float(gradient @ gaussian.factor.solve(gradient))
+
+    def _with_excess(
+        self, hyper: np.ndarray, mean: np.ndarray, excess: np.ndarray | None
+    ) -> FieldGaussian | None:
+        matrix = self.modes.curvature(hyper, mean)
+        if excess is not None:
+            matrix.data = matrix.data + excess
+        try:
+            factor = self.modes.factor(matrix)
+        except NotPositiveDefinite:
+            return None
+        log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))
+        return FieldGaussian(hyper, mean, factor, float(log_joint[0]), 0.0, excess=excess)
+
+    def adapt(self, gaussian: FieldGaussian) -> FieldGaussian:
+        """If the field is far from Gaussian, take the Gaussian nearest to it from here on."""
+        if not self.corrects or self.is_far or not self._is_poor(gaussian):
+            return gaussian
+        found = self._nearest(gaussian.hyper, gaussian)
+        self.is_far = found is not None
+        return gaussian if found is None else found
+
+    def _is_poor(self, gaussian: FieldGaussian) -> bool:
+        """Whether joint weights of elements too many for an exact quadrature are useless."""
+        posterior, half = self.modes.posterior, len(self.points) // 2
+        _, size = ranks(posterior.groups)
+        if size <= half:
+            return False
+        # All points have the same density under the Gaussian.
+        points = posterior.join(gaussian.hyper, gaussian.place(self.points))
+        values, _ = posterior.value_and_grad(points)
+        return not values.std() < FAR
 
     def is_gaussian(self, gaussian: FieldGaussian) -> bool:
         """Whether the log density at the quadrature's points is that of the Gaussian."""

@@ -6,11 +6,11 @@ integrates over all of them at once: what counts is the dimension of a group, no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Largest number of dimensions of the Sobol' points behind draws; further ones repeat them, shifted.
+# Largest number of dimensions of the Sobol' points behind draws; the others are pseudo-random.
 MAX_SOBOL = 1_024
 
 
@@ -79,20 +79,29 @@ class NormalNoise:
     points : ndarray, shape (n, dimensions)
         Sobol' points in the unit cube.
     dimension : ndarray of int, shape (n_field,)
-        Dimension that each element takes.
+        Dimension that each element takes; −1 for those of a large group that are pseudo-random.
     shift : ndarray, shape (n_field,)
+    seed : int
+        Of the pseudo-random numbers, which each row draws from a stream of its own.
     """
 
     points: np.ndarray
     dimension: np.ndarray
     shift: np.ndarray
+    seed: int
 
     @classmethod
     def make(cls, groups: np.ndarray, n: int, rng: np.random.Generator) -> NormalNoise:
         """Prepare ``n`` draws."""
         rank, size = ranks(groups)
-        dimensions = min(size, MAX_SOBOL)
-        return cls(sobol(n, dimensions, rng), rank % dimensions, rng.random(len(groups)))
+        points = sobol(n, min(size, MAX_SOBOL), rng)
+        dimension = np.where(rank < MAX_SOBOL, rank, -1)
+        return cls(points, dimension, rng.random(len(groups)), int(rng.integers(2**62)))
+
+    def shifted(self, rng: np.random.Generator) -> NormalNoise:
+        """Other draws, as many."""
+        shift, seed = rng.random(len(self.shift)), int(rng.integers(2**62))
+        return replace(self, shift=shift, seed=seed)
 
     def __len__(self) -> int:
         """Number of draws."""
@@ -102,7 +111,13 @@ class NormalNoise:
         """Draws ``begin`` to ``end`` (n, n_field)."""
         from scipy.special import ndtri
 
-        uniform = (self.points[begin:end][:, self.dimension] + self.shift) % 1.0
+        points = self.points[begin:end]
+        ordered = self.dimension >= 0
+        uniform = np.empty((len(points), len(self.dimension)))
+        uniform[:, ordered] = (points[:, self.dimension[ordered]] + self.shift[ordered]) % 1.0
+        for i in range(len(points) if not ordered.all() else 0):
+            stream = np.random.Generator(np.random.Philox(self.seed, counter=[0, 0, begin + i, 0]))
+            uniform[i, ~ordered] = stream.random(np.count_nonzero(~ordered))
         return ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
 
 

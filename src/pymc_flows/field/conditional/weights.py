@@ -133,7 +133,7 @@ def weigh_groups(
     posterior : Posterior
     gaussian : FieldGaussian
     noise : NormalNoise
-        n_outer · n_inner draws; the separator takes those of the first of each block.
+        n_outer · n_inner draws; the separator takes the first n_outer of them.
     n_outer : int
         Blocks; 1 if there is no separator.
     keep : bool
@@ -146,7 +146,8 @@ def weigh_groups(
     rows = max(1, int(BYTES // (8 * 4 * posterior.dim)))
     for block in range(n_outer):
         begin, parts = block * n_inner, []
-        separator = noise.rows(begin, begin + 1)[:, ~in_group]
+        # The first rows of the sequence, since every n_inner-th alone would cover little.
+        separator = noise.rows(block, block + 1)[:, ~in_group]
         for start in range(begin, begin + n_inner, rows):
             end = min(start + rows, begin + n_inner)
             white = noise.rows(start, end)

@@ -104,16 +104,26 @@ def find_mode(
             "Give other starting values, or choose the hyperparameters yourself."
         )
     conditional.corrects = not conditional.is_gaussian(first)
-    objective = objective_of(conditional)
     gaussian = first
-    if objective is conditional and conditional.corrects:
+    if conditional.corrects:
         [gaussian] = conditional.centred([first])
+        gaussian = conditional.adapt(gaussian)
+    objective = objective_of(conditional)
+    if objective is not conditional:
+        gaussian = first
     found = objective.expect([gaussian])[0]
     gaussian, found = _settle(
         objective, conditional.modes.posterior.locations, gaussian, found, options, progress
     )
     gaussian, found, inverse = _climb(objective, gaussian, found, None, options, progress)
     mode = curve(objective, gaussian, found, inverse, progress)
+    if conditional.corrects and not conditional.is_far:
+        [centred] = conditional.centred([mode.gaussian])
+        gaussian = conditional.adapt(centred)
+        if gaussian is not centred:
+            objective = conditional
+            found = objective.expect([gaussian])[0]
+            mode = curve(objective, gaussian, found, mode.covariance, progress)
     for _ in range(MOST_CLIMBS):
         if mode.promises < NEAR:
             break
@@ -275,6 +285,9 @@ def curve(
     modes, shifts = _Differences(gaussian.mode, reach), None
     if gaussian.shift is not None:
         shifts = _Differences(gaussian.shift, reach)
+    excess = None
+    if gaussian.excess is not None:
+        excess = np.concatenate([gaussian.excess[None], np.zeros((n, len(gaussian.excess)))])
     size = max(1, objective.chunk // 2)
     for begin in range(0, n, size):
         rows = np.arange(begin, min(begin + size, n))
@@ -291,12 +304,15 @@ def curve(
             up, down = expected[id(above)], expected[id(below)]
             hessian[i] = (down.gradient - up.gradient) / (2 * reach[i])
             modes.take(i, above.mode, below.mode)
+            if excess is not None and above.excess is not None and below.excess is not None:
+                excess[1 + i] = (above.excess - below.excess) / (2 * reach[i])
             if shifts is not None:
                 shifts.take(i, shift_of(above), shift_of(below))
         progress.tell("curvature of the hyperparameters")
     center = gaussian.hyper
     predicted = None if shifts is None else shifts.surface(center)
-    return HyperMode(gaussian, found, _inverse(hessian), modes.surface(center), predicted)
+    surface = replace(modes.surface(center), excess=excess)
+    return HyperMode(gaussian, found, _inverse(hessian), surface, predicted)
 
 
 class _Differences:

@@ -1,0 +1,125 @@
+"""The Gaussian that is nearest to the field given hyperparameters.
+
+Where the field is far from Gaussian, curvature at its mode says little of its spread: in an item
+response model, abilities and discriminations multiply each other, and the mode is many standard
+deviations away from the mean. The Gaussian with the largest lower bound E log p + entropy has
+E ∇ log p = 0 and the precision E[−∇² log p], expectations under itself (Opper & Archambeau, The
+variational Gaussian approximation revisited, Neural Computation 21(3), 2009). Steps towards both
+are natural-gradient steps (Khan & Rue, The Bayesian learning rule, JMLR 24(281), 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import scipy
+
+from pymc_flows.field.conditional.gaussian import FieldGaussian
+from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.factors import NotPositiveDefinite
+
+# A step that lowers the bound is shortened by this, so many times at most.
+SHORTER, MOST_SHORTER = 1 / 3, 4
+# What a step may lower the bound by, relative to it: rounding.
+ROUNDING = 1e-10
+
+
+def nearest_gaussian(
+    modes: FieldModes,
+    gaussian: FieldGaussian,
+    points: np.ndarray,
+    *,
+    steps: int,
+    tolerance: float,
+) -> FieldGaussian:
+    """Maximise the lower bound over means and precisions, from a Gaussian on.
+
+    Parameters
+    ----------
+    modes : FieldModes
+    gaussian : FieldGaussian
+        Its precision is the curvature at its mean, plus its excess if it has one.
+    points : ndarray, shape (n, n_field)
+        Standard points, symmetric, over which expectations are taken.
+    steps : int
+        Most steps; each takes a curvature and a gradient per point.
+    tolerance : float
+        Gain, in nats, below which they end.
+
+    Returns
+    -------
+    FieldGaussian
+        With excess and averages.
+    """
+    posterior = modes.posterior
+    hyper = gaussian.hyper
+    matrix = _precision(modes, gaussian)
+    value, gradient = _averages(modes, gaussian, points)
+    for _ in range(steps):
+        target = _expected_curvature(modes, gaussian, points)
+        share, moved = 1.0, None
+        for _ in range(MOST_SHORTER):
+            mixed = matrix.copy()
+            mixed.data = (1 - share) * matrix.data + share * target.data
+            moved = _moved(modes, gaussian, mixed, share * gradient[posterior.field])
+            if moved is not None:
+                there, slope = _averages(modes, moved, points)
+                before = value + gaussian.log_normalizer
+                gained = there + moved.log_normalizer - before
+                if np.isfinite(slope).all() and gained >= -ROUNDING * (1 + abs(before)):
+                    break
+            share, moved = share * SHORTER, None
+        if moved is None:
+            break
+        gaussian, matrix, value, gradient = moved, mixed, there, slope
+        if gained < tolerance:
+            break
+    at_mean = modes.curvature(hyper, gaussian.mean)
+    log_joint, _ = posterior.value_and_grad(posterior.join(hyper, gaussian.mean))
+    return replace(
+        gaussian,
+        log_joint=float(log_joint[0]),
+        excess=matrix.data - at_mean.data,
+        averages=(value, gradient),
+    )
+
+
+def _precision(modes: FieldModes, gaussian: FieldGaussian) -> scipy.sparse.csc_matrix:
+    matrix = modes.curvature(gaussian.hyper, gaussian.mean)
+    if gaussian.excess is not None:
+        matrix.data = matrix.data + gaussian.excess
+    return matrix
+
+
+def _expected_curvature(
+    modes: FieldModes, gaussian: FieldGaussian, points: np.ndarray
+) -> scipy.sparse.csc_matrix:
+    first, *rest = gaussian.place(points)
+    total = modes.curvature(gaussian.hyper, first)
+    for field in rest:
+        total.data += modes.curvature(gaussian.hyper, field).data
+    total.data /= len(points)
+    return total
+
+
+def _averages(
+    modes: FieldModes, gaussian: FieldGaussian, points: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Expected log density and gradient (dim,)."""
+    posterior = modes.posterior
+    values, gradients = posterior.value_and_grad(
+        posterior.join(gaussian.hyper, gaussian.place(points))
+    )
+    return float(values.mean()), gradients.mean(axis=0)
+
+
+def _moved(
+    modes: FieldModes, gaussian: FieldGaussian, matrix: scipy.sparse.csc_matrix, push: np.ndarray
+) -> FieldGaussian | None:
+    """The Gaussian with another precision, and its mean pushed; None if there is none."""
+    try:
+        factor = modes.factor(matrix)
+    except NotPositiveDefinite:
+        return None
+    return replace(gaussian, mean=gaussian.mean + factor.solve(push), factor=factor, averages=None)

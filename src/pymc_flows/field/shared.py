@@ -1,0 +1,154 @@
+"""Gradients at points that share hyperparameters, where these make most of the work.
+
+A latent Gaussian process factors the covariance of all its values, n³/3 multiplications for each
+value of the hyperparameters, and n² more for each point of the field given them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import toposort
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.model.batching import Batch, vectorized
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import Blockwise
+
+# A matrix that hyperparameters alone determine is costly from so many elements on.
+LARGE = 2_500
+# Bytes of points, and of what is computed from them, that are held at once.
+BYTES, COPIES = 200e6, 12
+
+
+class SharedDensity:
+    """A log density and its gradient, with one evaluation of what hyperparameters determine.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    hyper : ndarray of int
+        Flat indices of the hyperparameters.
+    """
+
+    def __init__(self, density: ModelDensity, hyper: np.ndarray):
+        self._density = density
+        self._is_hyper = np.zeros(density.dim, bool)
+        self._is_hyper[hyper] = True
+
+    @cached_property
+    def pays(self) -> bool:
+        """Whether hyperparameters determine a large matrix that an algorithm works on."""
+        fixed, field = self._values
+        rows = self._density.unpack(_points(self._density))
+        if not (fixed and field) or isinstance(self._vectorized(rows), str):
+            return False
+        seen = {*fixed, *field}
+        for node in toposort(self._density.terms):
+            inputs = seen.intersection(node.inputs)
+            if not inputs:
+                continue
+            seen.update(node.outputs)
+            if inputs <= fixed:
+                fixed.update(node.outputs)
+                large = any(_size(out) >= LARGE for out in node.outputs)
+                if isinstance(node.op, Blockwise) and large:
+                    return True
+        return False
+
+    def as_one_group(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log density at points (n, dim) in the parts of a field that is one group.
+
+        Returns
+        -------
+        shared : ndarray, shape (n,)
+            Zeros.
+        by_group : ndarray, shape (n, 1)
+            All of it, in nats.
+        """
+        found = np.empty((len(points), 1))
+        for rows in self._runs(points):
+            [value] = self._without(points[rows[0]], points[rows])
+            found[rows, 0] = value
+        return np.zeros(len(points)), found
+
+    def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats.
+
+        Points that share hyperparameters get the mean of their gradients in these.
+        """
+        values, gradients = np.empty(len(points)), np.empty(points.shape)
+        for rows in self._runs(points):
+            value, field, hyper = self._with_gradient(points[rows[0]], points[rows])
+            values[rows] = value
+            gradients[rows] = np.where(self._is_hyper, hyper / len(rows), field)
+        return values, gradients
+
+    def _runs(self, points: np.ndarray) -> list[np.ndarray]:
+        """Rows with the same hyperparameters, of a size that memory allows."""
+        _, index = np.unique(points[:, self._is_hyper], axis=0, return_inverse=True)
+        order = np.argsort(index, kind="stable")
+        most = max(1, int(BYTES // (8 * COPIES * points.shape[1])))
+        runs = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
+        return [run[i : i + most] for run in runs for i in range(0, len(run), most)]
+
+    @property
+    def _values(self) -> tuple[set[Variable], set[Variable]]:
+        """Value variables of hyperparameters and of the field; none if one of them is both."""
+        density = self._density
+        fixed: set[Variable] = set()
+        field: set[Variable] = set()
+        for value, slot in zip(density.model.value_vars, density.slots, strict=True):
+            chosen = self._is_hyper[slot.slice]
+            if chosen.any() and not chosen.all():
+                return set(), set()
+            (fixed if chosen.all() else field).add(value)
+        return fixed, field
+
+    @cached_property
+    def _with_gradient(self) -> Callable[..., Any]:
+        return self._compile(grad=True)
+
+    @cached_property
+    def _without(self) -> Callable[..., Any]:
+        return self._compile(grad=False)
+
+    def _vectorized(self, rows: Mapping[Variable, Variable]) -> Batch | str:
+        """The log density with the field in rows, or why it cannot be."""
+        _, field = self._values
+        terms = self._density.terms
+        return vectorized(terms, {v: rows[v] for v in field}, "the log density")
+
+    def _compile(self, *, grad: bool) -> Callable[..., Any]:
+        density = self._density
+        first = pt.vector("first", shape=(density.dim,), dtype=pytensor.config.floatX)
+        points = _points(density)
+        with no_compiler():
+            found = self._vectorized(density.unpack(points))
+            if isinstance(found, str):
+                raise RuntimeError(f"the log density vectorises no longer: {found}")
+            one = {v: x for v, x in density.unpack(first).items() if v in self._values[0]}
+            terms = graph_replace(found.outputs, one, strict=False)
+            total = sum(pt.broadcast_to(term, (points.shape[0],)) for term in terms)
+            outputs = [total]
+            if grad:
+                outputs += pytensor.grad(total.sum(), [points, first], disconnected_inputs="ignore")
+            return pytensor.function([first, points], outputs, mode=NUMPY, on_unused_input="ignore")
+
+
+def _points(density: ModelDensity) -> TensorVariable:
+    return pt.matrix("points", shape=(None, density.dim), dtype=pytensor.config.floatX)
+
+
+def _size(variable: Variable) -> int:
+    """Number of elements, as far as the graph knows it."""
+    shape = getattr(variable.type, "shape", ())
+    return int(np.prod([n or 0 for n in shape]))
