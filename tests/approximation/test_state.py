@@ -20,7 +20,7 @@ class FixedNormal:
     """Independent normals without anything to train."""
 
     formula, dim, is_framed = Formula("scale-loc"), 2, True
-    params, params_dict = (), {}
+    params, params_dict, label = (), {}, "a fixed normal"
 
     def draw(self, n, rng):
         points = LOC + SD * rng.standard_normal((n, 2))

@@ -29,6 +29,7 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.batching import batched_draws
 from pymc_flows.model.examine import plan_draws
+from pymc_flows.model.layout import tensors
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.compat import KL, ObjectiveFunction, node_property
@@ -219,6 +220,7 @@ class StateApproximation(Approximation):
         nodes = list(node) if isinstance(node, list | tuple) else [node]
         if more_replacements:
             nodes = graph_replace(nodes, dict(more_replacements), strict=False)
+        nodes = tensors(nodes, dict(zip(self.model.value_vars, self.density.values, strict=True)))
         values = self.density.unpack(self.symbolic_random)
         sampled, _ = batched_draws(nodes, values, "the graph", keep_checks=self.model.check_bounds)
         return sampled if isinstance(node, list | tuple) else sampled[0]

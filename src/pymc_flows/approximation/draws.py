@@ -15,6 +15,7 @@ from pytensor.tensor.variable import TensorVariable
 from xarray import Dataset, DataTree
 
 from pymc_flows.approximation._pymc import StateApproximation
+from pymc_flows.approximation.state import HasForward
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError, NotInvertibleError
 from pymc_flows.field.state import FieldState
 from pymc_flows.flows import Chain
@@ -221,7 +222,8 @@ class FlowDraws(StateApproximation):
             If the last axis is not ``dim``.
         """
         rows, shape = self._rows(z0)
-        return self.q.forward(rows).reshape(shape)
+        q = self.q if isinstance(self.q, HasForward) else self.flow
+        return q.forward(rows).reshape(shape)
 
     def inverse(self, points: ArrayLike) -> np.ndarray:
         """Draws of the base, N(0, I), from points of the unconstrained space.

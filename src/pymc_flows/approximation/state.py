@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
@@ -58,9 +58,6 @@ class State(Protocol):
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at points (n, dim)."""
 
-    def forward(self, z0: np.ndarray) -> np.ndarray:
-        """Points (n, dim) from base draws z0 (n, dim)."""
-
     def center(self) -> np.ndarray:
         """A point (dim,) in the middle."""
 
@@ -87,3 +84,11 @@ class State(Protocol):
 
     def load(self, array: Callable[..., np.ndarray]) -> None:
         """Set them to those of `arrays`, which ``array(name, shape, dtype)`` returns."""
+
+
+@runtime_checkable
+class HasForward(Protocol):
+    """A state whose draws are a map of base draws."""
+
+    def forward(self, z0: np.ndarray) -> np.ndarray:
+        """Points (n, dim) from base draws z0 (n, dim)."""

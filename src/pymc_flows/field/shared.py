@@ -106,7 +106,7 @@ class SharedDensity:
         density = self._density
         fixed: set[Variable] = set()
         field: set[Variable] = set()
-        for value, slot in zip(density.model.value_vars, density.slots, strict=True):
+        for value, slot in zip(density.values, density.slots, strict=True):
             chosen = self._is_hyper[slot.slice]
             if chosen.any() and not chosen.all():
                 return set(), set()
