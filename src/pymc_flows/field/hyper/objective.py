@@ -82,8 +82,11 @@ def objective_of(conditional: ConditionalField) -> Objective:
     """The lower bound where few points integrate it exactly; else Laplace's approximation.
 
     Points that are not orthogonal within groups have gradients with noise, which is large where a
-    hyperparameter scales few elements.
+    hyperparameter scales few elements. Laplace's approximation of a field that is far from Gaussian
+    is worse.
     """
+    if conditional.is_far:
+        return conditional
     groups = conditional.modes.posterior.groups
     is_exact = 2 * ranks(groups)[1] <= len(conditional.points)
     if is_exact or (groups < 0).sum() > MOST_SEPARATOR:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -103,17 +104,19 @@ class _Rounds:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
 
         Laplace's approximation is evaluated at all draws, its correction at some of them, and
-        predicted at the others, or, where that misses too much, evaluated as well.
+        predicted at the others, or, where that misses too much, evaluated as well. Of fields that
+        are far from Gaussian it is no help.
         """
         draws = proposal.draw(most, rng)
-        options, evaluate = self.options, self.marginal.evaluate
+        options = self.options
+        evaluate = partial(self.marginal.evaluate, corrected=self.marginal.conditional.is_far)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
         n, before = min(most, options.min_values), self.progress.seconds
-        values = evaluate(draws[:n], self.progress, stage, corrected=False)
+        values = evaluate(draws[:n], self.progress, stage)
         seconds = self.progress.seconds - before
         end = int(np.clip(options.seconds_per_round * n / seconds, n, most)) if seconds else most
         if end > n:
-            more = evaluate(draws[n:end], self.progress, stage, corrected=False)
+            more = evaluate(draws[n:end], self.progress, stage)
             values = MarginalValues.joined([values, more])
         self.parts.append((proposal, values))
         if not values.is_direct.all() and not self._predicts(stage, rng):
@@ -137,7 +140,9 @@ class _Rounds:
         known = MarginalValues.joined([values for _, values in self.parts])
         weights = tempered(self._log_weights())[known.is_direct]
         known = known.at(known.is_direct)
-        self.correction = fit_correction(known.hyper, known.log_p - known.laplace, weights)
+        with np.errstate(invalid="ignore"):  # neither is finite where there is no Gaussian
+            lacking = known.log_p - known.laplace
+        self.correction = fit_correction(known.hyper, lacking, weights)
         if self.correction is not None:
             self.missed = self.correction.residual
             _log.info("Left-out corrections are missed by %.2g nats.", self.missed)
