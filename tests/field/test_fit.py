@@ -143,9 +143,11 @@ def test_few_rows_per_group_are_corrected():
     assert abs(values.overall.log_evidence - evidence) < 4 * error
     weighted = np.exp(values.log_weights) @ values.hyper
     np.testing.assert_allclose((weighted - mean) / sd, 0, atol=0.15)
+    # The Gaussian alone has uneven weights, with wider tails they are good.
     groups = found.groups
-    assert groups.ess.min() < 0.9 * groups.n_draws
-    assert np.isfinite(groups.khat[groups.worst(1)]).all()
+    assert found.marginal.wide.all()
+    assert groups.ess.min() > 0.9 * groups.n_draws
+    assert groups.is_trusted
 
 
 def test_a_fit_repeats_itself_and_reports_what_it_does():

@@ -11,7 +11,8 @@ from pymc_flows.field.conditional.judge import GroupQuality, judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
-from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
+from pymc_flows.field.conditional.tails import want_wider
+from pymc_flows.field.conditional.weights import GroupWeights
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.mode import HyperMode, find_mode
 from pymc_flows.field.hyper.rounds import HyperValues, sample_hyper
@@ -119,14 +120,20 @@ def _marginal(
     progress.tell("weights of groups")
     marginal.is_gaussian = weights.is_even
     if not weights.is_even:
+        marginal.wide = want_wider(weights.ess, n_inner, groups)
+        if marginal.wide.any():
+            weights = marginal.weigh(mode.gaussian)
+            progress.tell("weights of groups")
         marginal.n_outer, n_inner = _enough(weights, options)
         marginal.noise = NormalNoise.make(groups, marginal.n_outer * n_inner, rng)
-    around.corrects = not weights.is_even
+    around.corrects = not marginal.is_gaussian
     _log.info(
         "Field of %d given %d hyperparameters: %s.",
         len(groups),
         len(mode.gaussian.hyper),
-        "Gaussian" if weights.is_even else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
+        "Gaussian"
+        if marginal.is_gaussian
+        else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
     )
     return marginal
 
@@ -186,6 +193,6 @@ def _weights_of_groups(
     noise, found = NormalNoise.make(posterior.groups, n_draws, rng), []
     for _, gaussian in marginal.gaussians(hyper):
         if gaussian is not None:
-            found.append(weigh_groups(posterior, gaussian, noise))
+            found.append(marginal.weigh_others(gaussian, noise))
             progress.tell("groups")
     return found

@@ -67,6 +67,9 @@ class Marginal:
         Blocks of draws that share the separator.
     is_gaussian : bool
         Whether the field is Gaussian given the hyperparameters: Laplace's approximation is exact.
+    wide : ndarray of bool, shape (n_groups,), optional
+        Groups whose weights refer to a proposal with wider tails, the same at all values; by
+        default none.
     """
 
     def __init__(
@@ -76,9 +79,12 @@ class Marginal:
         *,
         n_outer: int,
         is_gaussian: bool,
+        wide: np.ndarray | None = None,
     ):
         self.conditional, self.noise = conditional, noise
         self.n_outer, self.is_gaussian = n_outer, is_gaussian
+        n_groups = conditional.modes.posterior.n_groups
+        self.wide = np.zeros(n_groups, bool) if wide is None else wide
 
     def gaussians(self, hyper: np.ndarray) -> Iterator[tuple[int, FieldGaussian | None]]:
         """Gaussians over the field at values (n, n_hyper), few of them held at once."""
@@ -86,10 +92,16 @@ class Marginal:
         for begin in range(0, len(hyper), size):
             yield from enumerate(self.conditional.at(hyper[begin : begin + size]), begin)
 
-    def weigh(self, gaussian: FieldGaussian, *, keep: bool = False) -> GroupWeights:
+    def weigh(self, gaussian: FieldGaussian) -> GroupWeights:
         """Weights of draws of the field by group."""
+        return self.weigh_others(gaussian, self.noise, n_outer=self.n_outer)
+
+    def weigh_others(
+        self, gaussian: FieldGaussian, noise: NormalNoise, *, n_outer: int = 1, keep: bool = False
+    ) -> GroupWeights:
+        """Weights of other draws, of the same proposal; see `weigh_groups`."""
         posterior = self.conditional.modes.posterior
-        return weigh_groups(posterior, gaussian, self.noise, n_outer=self.n_outer, keep=keep)
+        return weigh_groups(posterior, gaussian, noise, n_outer=n_outer, wide=self.wide, keep=keep)
 
     def evaluate(
         self, hyper: np.ndarray, progress: Progress, stage: str, *, corrected: bool = True

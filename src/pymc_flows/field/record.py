@@ -61,6 +61,7 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
         "shift": _rows_of(marginal.conditional.shift, len(surface.center), len(surface.mode)),
         "surface_excess": np.empty((0, 0)) if surface.excess is None else surface.excess,
         "quadrature": marginal.conditional.points.astype("int8"),
+        "wide": marginal.wide.astype("int8"),
         "noise_points": noise.points,
         "noise_dimension": noise.dimension,
         "noise_shift": noise.shift,
@@ -123,7 +124,13 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         numbers("noise_shift", m),
         int(read("noise_seed", (1,), "int64")[0]),
     )
-    marginal = Marginal(conditional, noise, n_outer=n_outer, is_gaussian=bool(is_gaussian))
+    marginal = Marginal(
+        conditional,
+        noise,
+        n_outer=n_outer,
+        is_gaussian=bool(is_gaussian),
+        wide=read("wide", (posterior.n_groups,), "int8").astype(bool),
+    )
     hyper, field = numbers("mode", n), numbers("mode_field", m)
     gaussian = conditional.at(hyper[None], None if is_far else field[None])[0]
     if gaussian is None:

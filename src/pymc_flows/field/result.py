@@ -8,7 +8,6 @@ import numpy as np
 
 from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.conditional.noise import NormalNoise
-from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
@@ -138,7 +137,7 @@ class FieldApproximation:
                 field = gaussian.place(rng.standard_normal((repeats[i], posterior.n_field)))
             else:  # with other draws at each value of the hyperparameters
                 other = noise.shifted(rng)
-                weights = weigh_groups(posterior, gaussian, other, n_outer=n_outer, keep=True)
+                weights = marginal.weigh_others(gaussian, other, n_outer=n_outer, keep=True)
                 field = weights.resample(repeats[i], rng, posterior.groups)
             points.append(posterior.join(gaussian.hyper, field))
         return np.concatenate(points)

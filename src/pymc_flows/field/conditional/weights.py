@@ -13,6 +13,7 @@ import numpy as np
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.tails import WIDER, log_mixture, n_wide
 from pymc_flows.field.posterior import Posterior
 
 # Bytes of points that are held at once.
@@ -35,16 +36,24 @@ class GroupWeights:
         Log weight of what no group owns, in nats: the separator and the hyperparameters.
     by_group : ndarray, shape (n_outer, n_inner, n_groups)
         Log weights of groups given these.
+    even : ndarray, shape (n_outer, n_inner, n_groups), or None
+        What log weights of Gaussian groups would be, if not 0 because of wider tails.
     """
 
     field: np.ndarray | None
     shared: np.ndarray
     by_group: np.ndarray
+    even: np.ndarray | None = None
 
     @property
     def means(self) -> np.ndarray:
-        """Log of each group's mean weight (n_outer, n_groups)."""
-        return _log_mean_exp(self.by_group, axis=1)
+        """Log of each group's mean weight (n_outer, n_groups).
+
+        Relative to the mean of what a Gaussian group's weights would be, which is 1 but for the
+        noise that both share: a Gaussian group's mean has none.
+        """
+        found = _log_mean_exp(self.by_group, axis=1)
+        return found if self.even is None else found - _log_mean_exp(self.even, axis=1)
 
     @property
     def outer(self) -> np.ndarray:
@@ -59,7 +68,10 @@ class GroupWeights:
     @property
     def within(self) -> float:
         """Variance of the log weight of a block, given its draw of the separator."""
-        return float(self._relative_variances().sum(axis=1).mean())
+        weights = _relative(self.by_group)
+        if self.even is not None:
+            weights = weights - _relative(self.even)
+        return float(_variances(weights).sum(axis=1).mean())
 
     @property
     def error(self) -> float:
@@ -74,7 +86,7 @@ class GroupWeights:
     def ess(self) -> np.ndarray:
         """Effective number of the ``n_inner`` draws (n_groups,), the smallest of all blocks."""
         n = self.by_group.shape[1]
-        return (n / (1 + n * self._relative_variances())).min(axis=0)
+        return (n / (1 + n * _variances(_relative(self.by_group)))).min(axis=0)
 
     @property
     def is_even(self) -> bool:
@@ -82,12 +94,6 @@ class GroupWeights:
         rounding = ROUNDING * (1 + np.abs(self.by_group).sum(axis=2).max())
         spread = np.ptp(self.by_group, axis=1).max(initial=0.0)
         return bool(spread < rounding and np.ptp(self.outer) < rounding)
-
-    def _relative_variances(self) -> np.ndarray:
-        """Variance of each mean weight, relative to its square (n_outer, n_groups)."""
-        n = self.by_group.shape[1]
-        weights = np.exp(self.by_group - self.means[:, None])
-        return weights.var(axis=1, ddof=1) / n
 
     def resample(self, n: int, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
         """Draws (n, n_field) of the field given the hyperparameters, as good as the weights are.
@@ -124,6 +130,7 @@ def weigh_groups(
     noise: NormalNoise,
     *,
     n_outer: int = 1,
+    wide: np.ndarray | None = None,
     keep: bool = False,
 ) -> GroupWeights:
     """Weigh draws of the field by group.
@@ -136,36 +143,48 @@ def weigh_groups(
         n_outer · n_inner draws; the separator takes the first n_outer of them.
     n_outer : int
         Blocks; 1 if there is no separator.
+    wide : ndarray of bool, shape (n_groups,), optional
+        Groups whose proposal has wider tails, see `tails`; by default none.
     keep : bool
         Whether to keep the draws of the field.
     """
     groups = posterior.groups
     in_group = groups >= 0
     n_inner = len(noise) // n_outer
-    shared, by_group, kept = [], [], []
+    wide = np.zeros(posterior.n_groups, bool) if wide is None else wide
+    sizes = np.bincount(groups[in_group], minlength=posterior.n_groups)[wide]
+    widened = np.flatnonzero(in_group & np.append(wide, False)[groups])  # −1 is the last one
+    first_wide = n_inner - n_wide(n_inner)
+    shared, by_group, even, kept = [], [], [], []
     rows = max(1, int(BYTES // (8 * 4 * posterior.dim)))
     for block in range(n_outer):
-        begin, parts = block * n_inner, []
+        begin, parts, mixtures = block * n_inner, [], []
         # The first rows of the sequence, since every n_inner-th alone would cover little.
         separator = noise.rows(block, block + 1)[:, ~in_group]
         for start in range(begin, begin + n_inner, rows):
             end = min(start + rows, begin + n_inner)
             white = noise.rows(start, end)
             white[:, ~in_group] = separator
+            white[max(begin + first_wide - start, 0) :, widened] *= WIDER
             field = gaussian.place(white)
             common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
             squares = _sums(np.square(white), groups, posterior.n_groups)
-            parts.append(own + 0.5 * squares)
+            mixture = np.zeros_like(squares)
+            mixture[:, wide] = log_mixture(squares[:, wide], sizes, n_wide(n_inner) / n_inner)
+            mixtures.append(mixture)
+            parts.append(own + 0.5 * squares - mixture)
             if start == begin:
                 log_q = -0.5 * np.square(separator).sum()
                 shared.append(common[0] - log_q)
             if keep:
                 kept.append(field)
         by_group.append(np.concatenate(parts))
+        even.append(-np.concatenate(mixtures))
     return GroupWeights(
         np.concatenate(kept).reshape(n_outer, n_inner, -1) if keep else None,
         np.array(shared) + gaussian.log_normalizer,
         np.stack(by_group),
+        np.stack(even) if wide.any() else None,
     )
 
 
@@ -178,6 +197,17 @@ def _sums(values: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
     sizes = np.bincount(groups[inside], minlength=n_groups)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return np.add.reduceat(values[:, order], starts, axis=1)
+
+
+def _relative(log_weights: np.ndarray) -> np.ndarray:
+    """Weights relative to their mean over draws."""
+    with np.errstate(invalid="ignore"):  # without a finite weight there are none
+        return np.exp(log_weights - _log_mean_exp(log_weights, axis=1)[:, None])
+
+
+def _variances(weights: np.ndarray) -> np.ndarray:
+    """Variances of means over draws (n_outer, n_groups)."""
+    return weights.var(axis=1, ddof=1) / weights.shape[1]
 
 
 def _log_mean_exp(values: np.ndarray, axis: int) -> np.ndarray:
