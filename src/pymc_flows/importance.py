@@ -225,7 +225,8 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         return log_weights - _log_sum_exp(log_weights), math.inf
     n_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
     largest = np.partition(log_weights, -n_tail - 1)[-n_tail - 1 :]
-    if np.ptp(largest) < _rounding(float(largest.max())):  # all equal: there is no tail
+    top = np.asarray(np.abs(largest).max(), dtype=pytensor.config.floatX)
+    if np.ptp(largest) <= 4 * np.spacing(top):  # all equal: there is no tail
         return log_weights - _log_sum_exp(log_weights), -math.inf
     from arviz_stats.base.array import array_stats  # slow to import
 

@@ -403,3 +403,19 @@ def test_steps_and_progress_bars():
     with compat.CustomProgress(disable=True) as bar:
         task = bar.add_task("x", total=2)
         bar.update(task, completed=1)
+
+
+def test_jax_asks_for_its_cache_again(tmp_path):
+    folder, least = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in (folder, least)}
+    try:
+        for path in (tmp_path / "a", tmp_path / "b"):
+            jax.config.update(folder, str(path))
+            jax.config.update(least, 0.0)
+            compat.ask_for_jax_cache()
+            jax.jit(lambda x, add=path.name == "b": x * 3 + add)(1.0)
+            assert any(path.iterdir())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compat.ask_for_jax_cache()

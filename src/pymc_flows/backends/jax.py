@@ -47,6 +47,7 @@ from pymc_flows.support.compat import (
     Split,
     Subtensor,
     TensorFromScalar,
+    ask_for_jax_cache,
     jax_function,
     jax_precision,
 )
@@ -145,7 +146,6 @@ def kept_on_disk() -> Iterator[None]:
     turns the cache off. Outside of the block JAX is as it was.
     """
     import jax
-    from jax.experimental.compilation_cache import compilation_cache
 
     config = jax.config
     if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
@@ -160,12 +160,12 @@ def kept_on_disk() -> Iterator[None]:
         try:
             for name, value in ours.items():
                 config.update(name, value)
-            compilation_cache.reset_cache()  # JAX asks for the folder once
+            ask_for_jax_cache()  # JAX asks for the folder once
             yield
         finally:
             for name, value in before.items():
                 config.update(name, value)
-            compilation_cache.reset_cache()
+            ask_for_jax_cache()
 
 
 def precision(dtype: str) -> AbstractContextManager[object]:

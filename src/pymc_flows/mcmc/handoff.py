@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pymc as pm
-from pytensor.graph.replace import graph_replace
 from xarray import Dataset, DataTree
 
 from pymc_flows.approximation import NormalizingFlow
@@ -29,6 +28,7 @@ from pymc_flows.mcmc.independence import FlowJump, independence_chains
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.backend import choose_backend, layer_loop
 from pymc_flows.model.examine import check_backend
+from pymc_flows.model.layout import tensors
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.seeds import RandomState
 
@@ -115,8 +115,8 @@ def neutra(
     variables = _draws.variables_of(model)
     hidden = {value.name for value in model.value_vars} - {rv.name for rv in model.free_RVs}
     shown = {name: graph for name, graph in variables.items() if name not in hidden}
-    values = approx.density_of(model).unpack(point)
-    graphs = graph_replace(list(shown.values()), values, strict=False)
+    values = approx.density_of(model).unpack(point).values()
+    graphs = tensors(list(shown.values()), dict(zip(model.value_vars, values, strict=True)))
     with base:
         for name, labels in model.coords.items():
             base.add_coord(name, labels, length=model.dim_lengths[name])

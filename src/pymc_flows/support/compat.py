@@ -189,6 +189,7 @@ __all__ = [
     "VMLinker",
     "ViewOp",
     "XTensorType",
+    "ask_for_jax_cache",
     "change_dist_size",
     "collect_default_updates",
     "compiled_graph",
@@ -275,6 +276,16 @@ def jax_precision(*, double: bool) -> AbstractContextManager[object]:
     # `jax.experimental.enable_x64` before JAX 0.8, `jax.enable_x64` since.
     home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
     return home.enable_x64(double)
+
+
+def ask_for_jax_cache() -> None:
+    """Make JAX ask again for the folder of its persistent cache, which it does once.
+
+    Instead: set ``jax_compilation_cache_dir`` before anything is compiled, for the whole process.
+    """
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()
 
 
 def rebuild_scan(op: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
