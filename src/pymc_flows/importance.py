@@ -27,6 +27,8 @@ LACKING = 0.1
 # Weights with a larger share of effective draws, and a gap between ELBO and evidence below this
 # many nats, are nearly equal: in no direction a mean is off by more than √0.04 standard deviations.
 EVEN_SHARE, EVEN_GAP = 0.9, 0.02
+# The largest weights are equal if their logs differ by less than this, in nats.
+SAME = 1e-3
 # With trusted weights and a larger share of effective draws, resampled draws are those of the
 # posterior, for no more than twice as many evaluations.
 RESAMPLED_SHARE = 0.5
@@ -225,8 +227,8 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         return log_weights - _log_sum_exp(log_weights), math.inf
     n_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
     largest = np.partition(log_weights, -n_tail - 1)[-n_tail - 1 :]
-    top = np.asarray(np.abs(largest).max(), dtype=pytensor.config.floatX)
-    if np.ptp(largest) <= 4 * np.spacing(top):  # all equal: there is no tail
+    # All equal, but for rounding: there is no tail.
+    if np.ptp(largest) < min(_rounding(float(largest.max())), SAME):
         return log_weights - _log_sum_exp(log_weights), -math.inf
     from arviz_stats.base.array import array_stats  # slow to import
 
