@@ -22,7 +22,10 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "examples/*.ipynb", "benchmarks/results/*.md", "*.md"]
-exclude_patterns = [".*", "build", "docs/_*", "src", "tests", "README.md"]
+exclude_patterns = [
+    *(".*", "build", "docs/_*", "src", "tests"),
+    *("README.md", "CODE_OF_CONDUCT.md", "SECURITY.md"),
+]
 templates_path = [str(Path(__file__).parent / "_templates")]
 # What a docstring has in single backticks is a name of this package, if there is one.
 default_role = "py:obj"

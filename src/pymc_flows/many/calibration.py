@@ -89,7 +89,7 @@ class Calibration:
         """P-value of each scalar: that its ranks are not uniform by chance, the smallest first.
 
         Twice the smaller one of two Kolmogorov-Smirnov tests: of u, which sees locations, and of
-        |2u − 1|, which sees widths.
+        ``|2u − 1|``, which sees widths.
         """
         found = {name: _p_value(u) for name, u in self.scalars().items()}
         return dict(sorted(found.items(), key=lambda item: item[1]))
