@@ -317,7 +317,7 @@ def corrected(
                 f"none of {n_without} draws has a finite weight: there is nothing to resample\n"
                 "Fit the approximation, or fit it for longer, before its draws are corrected."
             )
-        chosen = _resampled(np.exp(smoothed), len(points) if n is None else n, rng)
+        chosen = systematic(np.exp(smoothed), len(points) if n is None else n, rng)
         points, log_p, log_q = points[chosen], log_p[chosen], log_q[chosen]
         smoothed = np.full(len(points), -math.log(len(points)))
     values = {"lp": log_p, "log_q": log_q, "log_weight": smoothed}
@@ -332,8 +332,8 @@ def corrected(
     return points, Dataset(stats, attrs=attrs)
 
 
-def _resampled(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Systematic resampling: indices (n,), in order, each n·weight times rounded up or down.
+def systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Systematic resampling: n indices in order, each n·weight times rounded up or down.
 
     Copies of a draw stay side by side, so that the effective sample size and the Monte-Carlo error
     that ArviZ computes from autocorrelations count them as the one draw that they are.

@@ -9,13 +9,13 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.errors import ArgumentError
+from pymc_flows.flows.from_base import DrawsFromBase
 from pymc_flows.flows.state import FlowState
 from pymc_flows.formula import Formula
+from pymc_flows.importance import systematic
 
 
 class MixtureState:
@@ -102,7 +102,7 @@ class MixtureState:
         p/q with the density of the mixture are right for such draws too, and have less noise than
         for parts drawn by lot (Owen & Zhou, JASA 95(449), 2000).
         """
-        which = _systematic(self.weights, n, rng)
+        which = rng.permutation(systematic(self.weights, n, rng))
         points = np.empty((n, self.dim), pytensor.config.floatX)
         own = np.empty(n)
         for k, part in enumerate(self.parts):
@@ -173,7 +173,7 @@ class MixtureState:
 
         They have no derivatives.
         """
-        points, log_q = _FromBase(self)(z0)
+        points, log_q = DrawsFromBase(self)(z0)
         return points, log_q
 
     def log_prob_graph(self, points: TensorVariable) -> TensorVariable:
@@ -227,31 +227,3 @@ def _of_part(array: Callable[..., np.ndarray], k: int) -> Callable[..., np.ndarr
         return array(f"part_{k}_{name}", *what)
 
     return read
-
-
-def _systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Which part (n,) each draw is of: n·weight times each, rounded up or down, in random order."""
-    ends = np.cumsum(weights)
-    ends[-1] = 1.0
-    which = np.searchsorted(ends, (rng.random() + np.arange(n)) / n, side="right")
-    return rng.permutation(np.minimum(which, len(weights) - 1))
-
-
-class _FromBase(Op):
-    """Points and log densities of a `MixtureState` from standard normal noise."""
-
-    __props__ = ("state",)
-
-    def __init__(self, state: MixtureState):
-        self.state = state
-
-    def make_node(self, z0: TensorVariable) -> Apply:
-        """Take noise (n, dim)."""
-        z0 = pt.as_tensor_variable(z0)
-        return Apply(self, [z0], [z0.type(), pt.vector(dtype=z0.dtype)])
-
-    def perform(self, node: Apply, inputs: Any, outputs: Any) -> None:
-        """Compute points (n, dim) and log densities (n,)."""
-        points, log_q = self.state.from_base(inputs[0])
-        outputs[0][0] = points.astype(node.outputs[0].dtype)
-        outputs[1][0] = log_q.astype(node.outputs[1].dtype)

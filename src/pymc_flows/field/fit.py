@@ -20,6 +20,7 @@ from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import FieldOptions, Progress, Report
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
+from pymc_flows.importance import systematic
 
 _log = logging.getLogger(__name__)
 
@@ -168,9 +169,7 @@ def _groups(
         return GroupQuality(
             n, np.full(posterior.n_groups, float(n)), np.full(posterior.n_groups, -np.inf)
         )
-    places = (rng.random() + np.arange(options.judged)) / options.judged
-    chosen = np.searchsorted(np.cumsum(np.exp(values.log_weights)), places)
-    hyper = values.hyper[np.minimum(chosen, len(values.hyper) - 1)]
+    hyper = values.hyper[systematic(np.exp(values.log_weights), options.judged, rng)]
     before = progress.seconds
     found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
     seconds = MORE * (progress.seconds - before)

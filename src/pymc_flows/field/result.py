@@ -12,6 +12,7 @@ from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.posterior import Posterior
+from pymc_flows.importance import systematic
 from pymc_flows.support.evaluations import Evaluations
 
 # Draws of a group given hyperparameters, from which some are chosen: fewest and most of them; and
@@ -120,10 +121,7 @@ class FieldApproximation:
         """
         marginal, posterior = self.marginal, self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
-        places = (rng.random() + np.arange(count)) / count
-        total = np.cumsum(np.exp(self.values.log_weights))
-        chosen = np.searchsorted(total / total[-1], places, side="right")
-        chosen = np.minimum(chosen, len(total) - 1)
+        chosen = systematic(np.exp(self.values.log_weights), count, rng)
         values, repeats = np.unique(
             np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
         )

@@ -12,8 +12,6 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.errors import ArgumentError, FitError
@@ -21,6 +19,7 @@ from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.record import arrays_of, restored
 from pymc_flows.field.result import FieldApproximation
+from pymc_flows.flows.from_base import DrawsFromBase
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality
 from pymc_flows.model.logp import ModelDensity
@@ -171,7 +170,7 @@ class FieldState:
 
         They have no derivatives.
         """
-        points, log_q = _FromBase(self)(z0)
+        points, log_q = DrawsFromBase(self)(z0)
         return points, log_q
 
     def log_prob_graph(self, points: TensorVariable) -> TensorVariable:
@@ -187,6 +186,7 @@ class FieldState:
     def from_base(self, z0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points (n, dim) of standard normal noise (n, dim), and their log densities (n,)."""
         found, posterior = self.found, self.found.posterior
+        z0 = np.asarray(z0, dtype=float)
         hyper = found.values.flow.place(z0[:, posterior.hyper])
         log_hyper = found.values.flow.log_prob(hyper)
         points, log_q = np.full(z0.shape, np.nan), np.full(len(z0), -np.inf)
@@ -265,23 +265,3 @@ class FieldState:
             return array(f"field_{name}", shape, dtype)
 
         return cls(restored(Posterior.of(density, structure), formula, read), structure)
-
-
-class _FromBase(Op):
-    """Points and log densities of a `FieldState` from standard normal noise."""
-
-    __props__ = ("state",)
-
-    def __init__(self, state: FieldState):
-        self.state = state
-
-    def make_node(self, z0: TensorVariable) -> Apply:
-        """Take noise (n, dim)."""
-        z0 = pt.as_tensor_variable(z0)
-        return Apply(self, [z0], [z0.type(), pt.vector(dtype=z0.dtype)])
-
-    def perform(self, node: Apply, inputs: Any, outputs: Any) -> None:
-        """Compute points (n, dim) and log densities (n,)."""
-        points, log_q = self.state.from_base(np.asarray(inputs[0], dtype=float))
-        outputs[0][0] = points.astype(node.outputs[0].dtype)
-        outputs[1][0] = log_q.astype(node.outputs[1].dtype)

@@ -23,7 +23,7 @@ from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.importance import Quality, weigh
+from pymc_flows.importance import Quality, systematic, weigh
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +133,7 @@ class _Rounds:
         # Tempered, so that values around those with the most weight count, too.
         weights = tempered(self._log_weights()[-n:])
         wanted = self.options.min_values if first else self.options.check_values
-        places = (rng.random() + np.arange(wanted)) / wanted
-        rows = np.unique(np.minimum(np.searchsorted(np.cumsum(weights), places), n - 1))
+        rows = np.unique(systematic(weights, wanted, rng))
         found = self.marginal.evaluate(values.hyper[rows], self.progress, stage)
         self.parts[-1] = proposal, values.corrected(rows, found)
         known = MarginalValues.joined([values for _, values in self.parts])
