@@ -20,6 +20,8 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.checkpoint import save_fit
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.start.point import possible_start
 from pymc_flows.support.arguments import check_integer, renamed
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
@@ -47,7 +49,9 @@ class NFVI(KLqp):
     jitter : float
         Standard deviation of the noise on the raw start parameters.
     start : dict of str to array-like or Frame, optional
-        Start point; defaults to ``model.initial_point()``. A `Frame`, such as `find_frame` returns,
+        Start point; defaults to ``model.initial_point()``. Where the log density is not finite
+        there, what ``start`` does not give is moved, by up to 1 in the unconstrained space and up
+        to 10 times, as `pymc.sample` does; the log says so. A `Frame`, such as `find_frame` returns,
         gives fixed coordinates in which the flow works.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer; see `NormalizingFlow`.
@@ -86,6 +90,11 @@ class NFVI(KLqp):
         params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
         random_seed: RandomState = None,
     ):
+        model = model_or_context(model)
+        if not isinstance(start, Frame):
+            with Interrupts(deferred=False):
+                density = density_of(model)  # held, so that the flow finds it again
+                start = possible_start(density, start, lambda: integer_seed(random_seed))
         approx = NormalizingFlow(
             flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
         )

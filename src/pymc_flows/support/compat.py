@@ -31,8 +31,8 @@ from pymc.distributions.shape_utils import change_dist_size
 # `Model.initial_point` with some of the values given. Instead: a model with initvals of its own.
 from pymc.initial_point import make_initial_point_fn
 
-# Transforms that `isinstance` must tell apart. Instead: they move with `pymc.logprob.transforms`.
-from pymc.logprob.transforms import ChainedTransform, CircularTransform
+# The transform that consists of others. Instead: it moves with `pymc.logprob.transforms`.
+from pymc.logprob.transforms import ChainedTransform
 
 # The Op of PyMC's parameter checks, which become switches here. Instead: any `CheckAndRaise`.
 from pymc.logprob.utils import CheckParameterValue, replace_rvs_by_values
@@ -143,7 +143,6 @@ __all__ = [
     "CAReduce",
     "ChainedTransform",
     "CheckParameterValue",
-    "CircularTransform",
     "Competence",
     "CumOp",
     "CustomProgress",
