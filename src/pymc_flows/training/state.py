@@ -163,9 +163,9 @@ class FitState:
 
     def begin(self, n: int, learning_rate: float | None = None) -> None:
         """Plan ``n`` further steps, at a constant step size if one is given."""
-        self.n, self.done, self.failed, self.lost = n, 0, 0, 0
         if learning_rate is not None:
             self.schedule = Schedule(check_positive("learning_rate", learning_rate))
+        self.n, self.done, self.failed, self.lost = n, 0, 0, 0
 
     def go_on(self) -> None:
         """Begin, or go on with, the steps that are planned."""
