@@ -202,9 +202,7 @@ def random_step():
     """A step whose loss is, apart from the noise, a random integer of the model's own."""
     generator = pytensor.shared(np.random.default_rng(99), "generator")
     _, draw = pt.random.integers(0, 10**6, size=(), rng=generator, return_next_rng=True)
-    step = step_of(
-        STILL, lambda noise, a, b: draw + 0 * (noise.sum() + a.sum() + b)
-    )
+    step = step_of(STILL, lambda noise, a, b: draw + 0 * (noise.sum() + a.sum() + b))
     return step, generator
 
 
