@@ -80,6 +80,10 @@ from pytensor.graph.rewriting.utils import rewrite_graph
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
 
+# A loop of scalars, and what else has a graph of scalars inside. Instead: their new places.
+from pytensor.scalar.basic import ScalarInnerGraphOp
+from pytensor.scalar.loop import ScalarLoop
+
 # A loop; models, draws and backends are asked for it. Instead: its name in the new place.
 from pytensor.scan.op import Scan
 
@@ -171,6 +175,8 @@ __all__ = [
     "Repeat",
     "Reshape",
     "ScalarFromTensor",
+    "ScalarInnerGraphOp",
+    "ScalarLoop",
     "Scan",
     "Shape",
     "Shape_i",
