@@ -53,6 +53,11 @@ class FieldOptions:
         Values of the hyperparameters in each round of adaptive importance sampling.
     values : int
         Values of the rounds that judge a Gaussian or a flow over the hyperparameters.
+    effective : int
+        Effective values from which draws are chosen: the mean of a hyperparameter is known to
+        1 / √effective of its standard deviations.
+    most_values : int
+        Most values of the round that provides them.
     formula : str
         The flow over the hyperparameters, where a Gaussian is not enough.
     flow_rounds : int
@@ -100,6 +105,8 @@ class FieldOptions:
     max_axes: int = 16
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256
+    effective: int = 4_000
+    most_values: int = 8_192
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0

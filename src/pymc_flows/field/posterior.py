@@ -76,7 +76,11 @@ class Posterior:
 
     @classmethod
     def of(
-        cls, density: ModelDensity, structure: Structure, start: np.ndarray | None = None
+        cls,
+        density: ModelDensity,
+        structure: Structure,
+        start: np.ndarray | None = None,
+        gradient: Gradient | None = None,
     ) -> Posterior:
         """The posterior of a model.
 
@@ -87,8 +91,10 @@ class Posterior:
             Of the same model.
         start : ndarray, shape (dim,), optional
             By default the model's initial point.
+        gradient : callable, optional
+            Log density and gradient at points, if there is one already.
         """
-        gradient: Gradient = BatchedGradient(density)
+        gradient = gradient or BatchedGradient(density)
         grouped: Grouped = GroupedDensity(density, structure)
         shared = SharedDensity(density, structure.hyperparameters)
         if shared.pays:

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
+# One of so many of the last values comes from the profiles.
+TAILS = 4
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
@@ -125,6 +127,22 @@ class _Rounds:
         values = self.parts[-1][1]
         quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
         return quality
+
+    def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
+        """Evaluate more draws of a distribution, until enough of all values are effective.
+
+        Some come from the first distribution, the profiles, whose tails are never too short.
+        """
+        options, first = self.options, self.parts[0][0]
+        if not quality.ess:
+            return
+        wanted = (options.effective - self.ess) * quality.n_draws / quality.ess
+        n = min(int(wanted), options.most_values)
+        if n < options.min_values:
+            return
+        if isinstance(first, ProfileProposal):
+            self.take(first, n // TAILS, rng)
+        self.take(proposal, n, rng)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
         """Evaluate the correction where there is weight; whether it may be predicted elsewhere."""
@@ -276,6 +294,7 @@ def sample_hyper(
             "the marginal of the hyperparameters is not finite at any of "
             f"{len(rounds.hyper)} values\nGive other starting values."
         )
+    rounds.fill(best, quality, rng)
     return HyperValues(
         best, quality, rounds.hyper, rounds.log_weights, rounds.judged(), rounds.error
     )
