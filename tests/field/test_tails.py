@@ -16,7 +16,7 @@ from pymc_flows.field.factors import factoring
 from pymc_flows.field.record import arrays_of, restored
 from pymc_flows.formula import Formula
 
-OPTIONS = FieldOptions(rounds=(32, 32), values=32, flow_rounds=0)
+OPTIONS = FieldOptions(rounds=(32, 32), values=32, flow_rounds=0, effective=64)
 
 
 class Counts:
@@ -148,7 +148,7 @@ def test_resampled_draws_come_from_the_tail_as_often_as_they_should(counts, rng)
     noise = NormalNoise.make(posterior.groups, 1024, rng)
     gaussian = gaussian_at(posterior, g, rng)
     weights = weigh_groups(posterior, gaussian, noise, wide=np.ones(40, bool), keep=True)
-    draws = weights.resample(4096, rng, posterior.groups)[:, :20]  # groups with a count of 0
+    draws = gaussian.place(weights.resample(4096, rng, posterior.groups))[:, :20]  # counts of 0
     x = np.linspace(-12, 6, 6001)
     p = np.exp(-np.exp(g[0] + np.exp(g[1]) * x) + normal(x, 1))
     p /= p.sum()
