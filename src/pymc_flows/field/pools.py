@@ -139,7 +139,8 @@ class _Anchors:
         excess = (weights - 1)[:, None] * n / (n - 1)
         self._mean = _told(excess * draws)
         squares = np.square(draws - self._mean)
-        self._spread = np.sqrt(np.maximum(1 + _told(excess * squares), 0.1))
+        variance = 1 + np.square(self._mean) + _told(excess * squares)
+        self._spread = np.sqrt(np.maximum(variance, 0.1))
 
     def __call__(self, i: int, gaussian: FieldGaussian) -> np.ndarray:
         """Noise for the value with a number."""
