@@ -258,6 +258,18 @@ def test_fills_become_allocations_in_the_mode_that_names_the_rewrite():
     assert compat.Alloc not in ops(Mode("py", None))
 
 
+def test_products_of_structured_matrices_are_left_alone_in_the_mode_that_names_the_rewrites():
+    x, y = pt.vector("x"), pt.matrix("y")
+    product = pt.diag(x) @ y
+
+    def dots(mode):
+        graph = compat.compiled_graph(pytensor.function([x, y], product, mode=mode))
+        return sum("dot" in str(node.op).lower() for node in graph.toposort())
+
+    assert dots(NUMPY) == 1
+    assert dots(Mode("py", RewriteDatabaseQuery(include=["fast_compile", "stabilize"]))) == 0
+
+
 # -------------------------------------------------------------------------------- what is assumed
 
 

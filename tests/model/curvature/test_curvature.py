@@ -47,9 +47,7 @@ def test_zoo(name):
     differenced = DIFFERENCED.get(name, ())
     # PyTensor's own second derivative overflows there, as its int8 constants do.
     hessian = differenced_hessian if name == "small_integers" else automatic_hessian
-    # PyTensor's derivative of log erfc is an approximation there, unless it is rewritten first.
-    is_rough = differenced or hessian is differenced_hessian or name == "censored_and_truncated"
-    tolerance = 1e-7 if is_rough else 1e-9
+    tolerance = 1e-7 if differenced or hessian is differenced_hessian else 1e-9
     curvature = assert_exact(ZOO[name](), tolerance, hessian=hessian)
     assert curvature.differenced == differenced
 

@@ -19,6 +19,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.graphs import switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.backends.simplify import simplify
+from pymc_flows.backends.stable import stabilize
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.curvature.assembly import Assembly, Product
 from pymc_flows.model.curvature.coloured import ColouredHessian
@@ -191,7 +192,8 @@ class _Plan:
             if isinstance(v, SharedVariable)
         ]
         named = prepared(density).terms
-        terms = dict(zip(named, expanded(list(named.values()), self._inputs), strict=True))
+        stable = stabilize(list(named.values()))
+        terms = dict(zip(named, expanded(stable, self._inputs), strict=True))
         nodes = live_nodes(list(terms.values()), self._inputs)
         live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
         known = facts(density, nodes, live, [*terms.values()], near)
@@ -329,7 +331,7 @@ class _Plan:
             terms = switch_parameter_checks(
                 list(density.named_terms.values()), values, keep=density.model.check_bounds
             )
-            total = sum(term.sum() for term in simplify(terms))
+            total = sum(term.sum() for term in stabilize(simplify(terms)))
             outputs = [total]
             if with_grad:
                 outputs += pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
