@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from benchmarks._common import ROOT, Row
 
@@ -20,6 +23,8 @@ SINGLE_THREAD = {
     "NUMBA_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
+# Of a process on a busy machine.
+PATIENCE = 10
 
 
 @contextmanager
@@ -49,17 +54,65 @@ def empty_caches() -> Iterator[dict[str, str]]:
         }
 
 
-def run_child(module: str, arguments: Sequence[object], environment: Mapping[str, str]) -> Row:
-    """Run a benchmark with arguments under which it prints JSON on its last line; return that."""
+class ChildError(RuntimeError):
+    """A benchmark's process that gave no result.
+
+    Attributes
+    ----------
+    is_late : bool
+        Whether it was ended because it took too long.
+    """
+
+    def __init__(self, message: str, *, is_late: bool = False):
+        super().__init__(message)
+        self.is_late = is_late
+
+
+def run_child(
+    module: str,
+    arguments: Sequence[object],
+    environment: Mapping[str, str],
+    *,
+    cpu_seconds: int | None = None,
+) -> Row:
+    """Run a benchmark with arguments under which it prints JSON on its last line; return that.
+
+    Parameters
+    ----------
+    module : str
+        Name of the benchmark.
+    arguments : sequence
+    environment : mapping of str to str
+        Variables besides those of this process.
+    cpu_seconds : int, optional
+        The process ends after that much work, or after `PATIENCE` times that many seconds without.
+
+    Raises
+    ------
+    ChildError
+        If it fails, or ends late.
+    """
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    limit = None
+    if cpu_seconds is not None:
+        limit = partial(resource.setrlimit, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=None if cpu_seconds is None else PATIENCE * cpu_seconds,
+            preexec_fn=limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChildError(f"not done after {error.timeout:g} s", is_late=True) from error
+    if limit is not None and done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise ChildError(f"not done after {cpu_seconds} CPU s", is_late=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])} failed\n{done.stderr}")
+        raise ChildError(
+            f"{' '.join(command[2:])} failed ({done.returncode})\n{done.stderr.strip()}"
+        )
     return json.loads(done.stdout.splitlines()[-1])

@@ -31,8 +31,8 @@ from pymc.distributions.shape_utils import change_dist_size
 # `Model.initial_point` with some of the values given. Instead: a model with initvals of its own.
 from pymc.initial_point import make_initial_point_fn
 
-# Transforms that `isinstance` must tell apart. Instead: they move with `pymc.logprob.transforms`.
-from pymc.logprob.transforms import ChainedTransform, CircularTransform
+# The transform that consists of others. Instead: it moves with `pymc.logprob.transforms`.
+from pymc.logprob.transforms import ChainedTransform
 
 # The Op of PyMC's parameter checks, which become switches here. Instead: any `CheckAndRaise`.
 from pymc.logprob.utils import CheckParameterValue, replace_rvs_by_values
@@ -79,6 +79,10 @@ from pytensor.graph.rewriting.utils import rewrite_graph
 
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
+
+# A loop of scalars, and what else has a graph of scalars inside. Instead: their new places.
+from pytensor.scalar.basic import ScalarInnerGraphOp
+from pytensor.scalar.loop import ScalarLoop
 
 # A loop; models, draws and backends are asked for it. Instead: its name in the new place.
 from pytensor.scan.op import Scan
@@ -144,7 +148,6 @@ __all__ = [
     "CAReduce",
     "ChainedTransform",
     "CheckParameterValue",
-    "CircularTransform",
     "Competence",
     "CumOp",
     "CustomProgress",
@@ -173,6 +176,8 @@ __all__ = [
     "Repeat",
     "Reshape",
     "ScalarFromTensor",
+    "ScalarInnerGraphOp",
+    "ScalarLoop",
     "Scan",
     "Shape",
     "Shape_i",
