@@ -58,6 +58,8 @@ class FieldOptions:
         1 / √effective of its standard deviations.
     most_values : int
         Most values of the round that provides them.
+    seconds_to_fill : float
+        CPU seconds that this round may take.
     formula : str
         The flow over the hyperparameters, where a Gaussian is not enough.
     flow_rounds : int
@@ -107,6 +109,7 @@ class FieldOptions:
     values: int = 256
     effective: int = 4_000
     most_values: int = 8_192
+    seconds_to_fill: float = 8.0
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0

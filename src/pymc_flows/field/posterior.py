@@ -152,6 +152,14 @@ class Posterior:
         with np.errstate(all="ignore"):
             return self._curvature(point)
 
+    def curvatures(self, points: np.ndarray) -> list[scipy.sparse.csc_matrix]:
+        """−∇² log p (n_field, n_field) at each of points (n, dim)."""
+        if not isinstance(self._curvature, Curvature):
+            return [self.curvature(point) for point in points]
+        self.evaluations.curvatures += len(points)
+        with np.errstate(all="ignore"):
+            return self._curvature.many(points)
+
 
 def _untransformed(density: ModelDensity) -> np.ndarray:
     """Which elements of the flat vector (dim,) are values of a variable as they are."""

@@ -102,7 +102,13 @@ class _Rounds:
         proposals = [(proposal, len(values.hyper)) for proposal, values in self.parts]
         return self.log_p - mixture_log_prob(proposals, self.hyper)
 
-    def take(self, proposal: Distribution, most: int, rng: np.random.Generator) -> Quality:
+    def take(
+        self,
+        proposal: Distribution,
+        most: int,
+        rng: np.random.Generator,
+        seconds: float | None = None,
+    ) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
 
         Laplace's approximation is evaluated at all draws, its correction at some of them, and
@@ -111,12 +117,13 @@ class _Rounds:
         """
         draws = proposal.draw(most, rng)
         options = self.options
+        allowed = options.seconds_per_round if seconds is None else seconds
         evaluate = partial(self.marginal.evaluate, corrected=self.marginal.conditional.is_far)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
         n, before = min(most, options.min_values), self.progress.seconds
         values = evaluate(draws[:n], self.progress, stage)
-        seconds = self.progress.seconds - before
-        end = int(np.clip(options.seconds_per_round * n / seconds, n, most)) if seconds else most
+        taken = self.progress.seconds - before
+        end = int(np.clip(allowed * n / taken, n, most)) if taken else most
         if end > n:
             more = evaluate(draws[n:end], self.progress, stage)
             values = MarginalValues.joined([values, more])
@@ -140,9 +147,12 @@ class _Rounds:
         n = min(int(wanted), options.most_values)
         if n < options.min_values:
             return
+        before = {**vars(self), "parts": list(self.parts)}
         if isinstance(first, ProfileProposal):
-            self.take(first, n // TAILS, rng)
-        self.take(proposal, n, rng)
+            self.take(first, n // TAILS, rng, options.seconds_to_fill / TAILS)
+        self.take(proposal, n, rng, options.seconds_to_fill)
+        if self.ess < before["overall"].ess:  # predictions failed, and values were given up
+            vars(self).update(before)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
         """Evaluate the correction where there is weight; whether it may be predicted elsewhere."""
