@@ -13,6 +13,9 @@ from pymc_flows.support.evaluations import Evaluations
 class FieldOptions:
     """Bounds and tolerances; every loop of the fit ends by one of them.
 
+    Seconds are those of a usual core, by the number and the size of evaluations: they do not depend
+    on the machine, and nor does a fit.
+
     Attributes
     ----------
     newton_steps : int
@@ -59,13 +62,13 @@ class FieldOptions:
     most_values : int
         Most values of the round that provides them.
     seconds_to_fill : float
-        CPU seconds that this round may take.
+        What this round may take.
     formula : str
         The flow over the hyperparameters, where a Gaussian is not enough.
     flow_rounds : int
         Most fits of that flow, each with the values that the last one gave.
     seconds_per_round : float
-        A round takes fewer values if it would take longer, in CPU seconds.
+        A round takes fewer values if it would take longer.
     min_values : int
         Fewest values of a round, which show what one costs; and those at which the correction of
         Laplace's approximation is evaluated in the first round.
@@ -83,7 +86,7 @@ class FieldOptions:
     judge_draws : int
         Draws of each group there; eight times as many where some cannot be trusted.
     judge_seconds : float
-        Unless that takes longer than this, in CPU seconds.
+        Unless that takes longer than this.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -125,6 +128,9 @@ class FieldOptions:
     widening: float = 1.1
 
 
+# An evaluation takes so many seconds, and so many more for each number that it goes through.
+SECONDS_EACH, SECONDS_PER_NUMBER = 5e-5, 5e-8
+
 type Report = Callable[[str, Evaluations, float], None]
 
 
@@ -135,12 +141,15 @@ class Progress:
     Parameters
     ----------
     evaluations : Evaluations
+    sizes : tuple of int
+        Numbers that a density or gradient goes through, and that a curvature does besides.
     report : callable, optional
         Called with stage, evaluations and seconds, after each unit of work. An exception that it
         raises ends the fit.
     """
 
     evaluations: Evaluations
+    sizes: tuple[int, int] = (0, 0)
     report: Report | None = None
     started: float = field(default_factory=time.process_time)
     history: list[tuple[str, Evaluations, float]] = field(default_factory=list)
@@ -149,6 +158,15 @@ class Progress:
     def seconds(self) -> float:
         """CPU seconds since the start."""
         return time.process_time() - self.started
+
+    @property
+    def effort(self) -> float:
+        """Seconds that the evaluations so far take on a usual core."""
+        done = self.evaluations
+        points, matrices = done.densities + done.gradients, done.curvatures + done.factors
+        rows, entries = self.sizes
+        numbers = points * rows + matrices * (rows + entries)
+        return SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
 
     def tell(self, stage: str) -> None:
         """Record a unit of work."""

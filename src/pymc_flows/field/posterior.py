@@ -54,6 +54,9 @@ class Posterior:
     locations : ndarray of bool, shape (n_hyper,), optional
         Which hyperparameters were not transformed: fixed effects, means of groups, in the units of
         the data.
+    sizes : tuple of int, optional
+        Numbers that a density or gradient goes through, factors of the log density, and that a
+        curvature does besides, its entries; by default the dimension.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Posterior:
         grouped: Grouped,
         start: np.ndarray,
         locations: np.ndarray | None = None,
+        sizes: tuple[int, int] | None = None,
     ):
         self.hyper = np.asarray(structure.hyperparameters, dtype=int)
         self.field = np.asarray(structure.field, dtype=int)
@@ -71,6 +75,7 @@ class Posterior:
         self.n_groups = int(self.groups.max(initial=-1)) + 1
         self.start = np.asarray(start, dtype=float)
         self.locations = np.zeros(len(self.hyper), bool) if locations is None else locations
+        self.sizes = sizes or (len(self.start), len(self.start))
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
 
@@ -100,13 +105,15 @@ class Posterior:
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
+        curvature = Curvature(density, structure.field, start)
         return cls(
             structure,
             gradient,
-            Curvature(density, structure.field, start),
+            curvature,
             grouped,
             density.start() if start is None else start,
             _untransformed(density)[structure.hyperparameters],
+            (len(structure.factors.index), curvature.pattern.nnz),
         )
 
     @property

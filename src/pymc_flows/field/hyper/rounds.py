@@ -81,6 +81,8 @@ class _Rounds:
         self.correction: Correction | None = None
         # What the correction missed at values that it had not seen, in nats.
         self.missed = 0.0
+        # What a value of the last round has taken.
+        self.seconds_each = 0.0
 
     @property
     def hyper(self) -> np.ndarray:
@@ -120,9 +122,9 @@ class _Rounds:
         allowed = options.seconds_per_round if seconds is None else seconds
         evaluate = partial(self.marginal.evaluate, corrected=self.marginal.conditional.is_far)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        n, before = min(most, options.min_values), self.progress.seconds
+        n, before = min(most, options.min_values), self.progress.effort
         values = evaluate(draws[:n], self.progress, stage)
-        taken = self.progress.seconds - before
+        taken = self.progress.effort - before
         end = int(np.clip(allowed * n / taken, n, most)) if taken else most
         if end > n:
             more = evaluate(draws[n:end], self.progress, stage)
@@ -132,6 +134,7 @@ class _Rounds:
             self._correct_all(stage)
         self.overall, self.log_weights = weigh(self._log_weights())
         values = self.parts[-1][1]
+        self.seconds_each = (self.progress.effort - before) / len(values.hyper)
         quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
         return quality
 
@@ -143,14 +146,15 @@ class _Rounds:
         options, first = self.options, self.parts[0][0]
         if not quality.ess:
             return
-        wanted = (options.effective - self.ess) * quality.n_draws / quality.ess
-        n = min(int(wanted), options.most_values)
+        n = (options.effective - self.ess) * quality.n_draws / quality.ess
         if n < options.min_values:
             return
+        allowed = options.seconds_to_fill / max(self.seconds_each, 1e-9)
+        n = int(min(n, options.most_values, max(allowed, options.min_values)))
         before = {**vars(self), "parts": list(self.parts)}
         if isinstance(first, ProfileProposal):
-            self.take(first, n // TAILS, rng, options.seconds_to_fill / TAILS)
-        self.take(proposal, n, rng, options.seconds_to_fill)
+            self.take(first, n // TAILS, rng, math.inf)
+        self.take(proposal, n, rng, math.inf)
         if self.ess < before["overall"].ess:  # predictions failed, and values were given up
             vars(self).update(before)
 
@@ -182,9 +186,9 @@ class _Rounds:
         """Evaluate the newest values in full, as many as time allows, and give up predictions."""
         proposal, values = self.parts.pop()
         self.parts = [part for part in self.parts if part[1].is_direct.all()]
-        pilot, before = self.options.min_values, self.progress.seconds
+        pilot, before = self.options.min_values, self.progress.effort
         found = self.marginal.evaluate(values.hyper[:pilot], self.progress, stage)
-        each = (self.progress.seconds - before) / len(found.hyper)
+        each = (self.progress.effort - before) / len(found.hyper)
         end = int(np.clip(self.options.seconds_per_round / each, pilot, len(values.hyper)))
         if end > pilot:
             more = self.marginal.evaluate(values.hyper[pilot:end], self.progress, stage)
