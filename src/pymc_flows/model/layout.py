@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -149,10 +150,26 @@ def _transform_name(transform: object) -> str:
     return type(transform).__name__
 
 
+# Functions that compute initial points, and what of a model they were made from. A fit asks several
+# times, each time after data may have changed, and PyMC would compile as often.
+_INITIAL: WeakKeyDictionary[pm.Model, tuple[list[Any], Callable[[int], Point]]]
+_INITIAL = WeakKeyDictionary()
+
+
 def initial_point(model: pm.Model) -> Point:
     """Return the model's initial point: values in the unconstrained space by name."""
-    with no_compiler():
-        return dict(model.initial_point(0))
+    parts = [
+        *model.free_RVs,
+        *model.rvs_to_transforms.values(),
+        *model.rvs_to_initial_values.values(),
+    ]
+    with no_compiler():  # one thread at a time
+        made_from, compute = _INITIAL.get(model, ([], None))
+        same = len(parts) == len(made_from) and all(map(operator.is_, parts, made_from))
+        if compute is None or not same:
+            compute = make_initial_point_fn(model=model, overrides=None, jitter_rvs=set())
+            _INITIAL[model] = parts, compute
+        return dict(compute(0))
 
 
 def rv_shapes(model: pm.Model) -> dict[str, tuple[int, ...]]:

@@ -229,9 +229,9 @@ FILLS_AS_ALLOC = "local_second_to_alloc"
 # PyTensor's: new axes of a result become axes of what it is computed from. Instead: nothing, once
 # `vectorize_graph` takes what it makes of sums that are zero.
 LIFTS_AXES = "local_dimshuffle_lift"
-# PyTensor's: products of matrices become cheaper if one of them is found to be diagonal, or to select
-# rows. Their search takes almost half of the time of rewriting a network. Instead: nothing, once the
-# search is quick.
+# PyTensor's: products with a matrix that is found to be diagonal, or to select rows, get cheaper.
+# The search takes almost half of the time of rewriting a network. Instead: nothing, once it is
+# quick.
 STRUCTURED_PRODUCTS = ("dot_diag_to_elemwise", "selection_dot_to_indexing")
 
 # PyTensor's: named dimensions to axes, as PyMC's own log densities of `pymc.dims` have it. Instead:
