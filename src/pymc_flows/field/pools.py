@@ -24,7 +24,7 @@ POOL, MOST_POOL, OUTER = 8, 64, 8
 ANCHORS, ANCHOR_POOL = 32, 64
 # Share of effective draws of the separator from which on mean and spread say how it differs from
 # the Gaussian.
-EVEN = 0.8
+EVEN = 0.9
 
 # Of a value, by its number and with its Gaussian: noise (repeats, n_field).
 type Noise = Callable[[int, FieldGaussian], np.ndarray]

@@ -27,8 +27,8 @@ from pymc_flows.model.structure import Structure
 
 # Draws behind the moments, and the numbers that may be held for them; the noise is fixed.
 MOMENT_DRAWS, MOMENT_NUMBERS = 4096, 2.5e7
-# Distinct values of the hyperparameters among many draws: each costs a Gaussian over the field. Those
-# of corrected draws are some that were evaluated, many of them only where that is cheap.
+# Distinct values of the hyperparameters among many draws: each costs a Gaussian over the field.
+# Those of corrected draws were evaluated before, many of them only where that is cheap.
 MOST_VALUES, MOST_CORRECTED = 1_000, 4_000
 # A covariance of more coordinates would not fit into memory.
 MAX_COV = 5_000

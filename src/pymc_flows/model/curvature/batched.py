@@ -20,7 +20,7 @@ type Floats = npt.NDArray[np.float64]
 # one, since it is no longer the calls that cost.
 MOST = 200_000
 LARGE = 20_000
-# Relative difference from the values at one point that is rounding.
+# Differences from the values at one point that are rounding, relative to the largest.
 ROUNDING = 1e-8
 
 
@@ -64,7 +64,8 @@ class Batched:
         """Whether it gives these arrays at a point."""
         [found, _] = self(np.stack([point, point]))
         return all(
-            a.shape == b.shape and np.allclose(a, b, rtol=ROUNDING, atol=0, equal_nan=True)
+            a.shape == b.shape
+            and np.allclose(a, b, rtol=0, atol=ROUNDING * np.abs(b).max(initial=0), equal_nan=True)
             for a, b in zip(found, arrays, strict=True)
         )
 
