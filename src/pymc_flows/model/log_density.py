@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
@@ -123,3 +124,13 @@ class LogDensity:
         return _Function(
             shapes, rows, pytensor.function([z], outputs, mode=mode, on_unused_input="ignore")
         )
+
+
+def n_data(density: ModelDensity) -> int:
+    """Numbers in the data that an evaluation goes through."""
+    found = 0
+    for var in graph_inputs(density.terms):
+        value = var.get_value(borrow=True) if isinstance(var, SharedVariable) else None
+        data = getattr(var, "data", value)
+        found += data.size if isinstance(data, np.ndarray) else 0
+    return found
