@@ -154,5 +154,5 @@ def test_large_data_are_evaluated_less_often():
 def test_numbers_in_data_are_counted():
     with pm.Model() as model:
         x = pm.Data("x", np.ones((50, 3)))
-        pm.Normal("y", x @ pm.Normal("b", shape=3), 1, observed=np.zeros(50))
+        pm.Normal("y", x @ pm.Normal("b", shape=3), 1, observed=np.arange(50.0))
     assert 200 <= n_data(density_of(model)) < 260
