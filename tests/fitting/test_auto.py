@@ -45,7 +45,7 @@ def skewed():
     with pm.Model() as model:
         pm.Potential("p", -pm.math.exp(pm.Flat("x")) + 1.5 * model["x"])  # log of a gamma
         pm.Normal("y", model["x"] ** 2, 0.5)
-    return pmf.fit(1_000, model=model, random_seed=3, obj_n_mc=32, **JAX)
+    return pmf.fit(1_000, model=model, random_seed=3, obj_n_mc=32, quality="best", **JAX)
 
 
 def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
@@ -172,6 +172,25 @@ def test_what_is_tried_where_modes_are_apart(monkeypatch):
     np.testing.assert_allclose(np.diag(scale @ scale.T), 6 + 0.4**2, rtol=0.1)
 
 
+def test_a_mixture_that_covers_modes_is_good_for_draws(tmp_path):
+    with pm.Model() as model:
+        modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
+        pm.Mixture("x", np.array([0.5, 0.3, 0.2]), modes, shape=2)
+    approx = pmf.fit(model=model, random_seed=1, progressbar=False)
+    first, second = approx.ladder.rungs
+    assert (first.parts, first.steps, second.steps) == (1, 0, 0)
+    assert second.parts > 2
+    assert approx.ladder.resamples
+    assert f"mixture of {second.parts} scale-loc" in str(approx.ladder)
+    draws = approx.sample(8_000, random_seed=2).posterior["x"].values[0]
+    shares = np.histogram(draws[:, 0], [-9, -1.5, 1.5, 9])[0] / 8_000
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.03)
+    approx.save(tmp_path / "mixture")
+    again = pmf.load(tmp_path / "mixture", model=model)
+    assert str(again.ladder) == str(approx.ladder)
+    np.testing.assert_array_equal(again.log_prob(draws[:9]), approx.log_prob(draws[:9]))
+
+
 def test_formulas_for_modes_that_are_apart_are_formulas():
     for candidate in _candidates.spread():
         Formula(candidate.formula)
@@ -292,7 +311,7 @@ def test_an_end_before_anything_was_fitted_is_an_error(fits, error):
 def test_a_backend_that_is_refused_is_an_error_unless_it_costs_a_fit(fits, caplog):
     fits += [BackendError("no such Op"), 9, BackendError("no such Op")]
     with pytest.raises(BackendError):
-        pmf.fit(9, model=skewed_model(), random_seed=1)
+        pmf.fit(9, model=skewed_model(), random_seed=1, quality="best")
     start = Frame(np.array([0.5]), np.array([0.7]))
     approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)
     assert [r.steps for r in approx.ladder.rungs] == [9]
@@ -412,7 +431,7 @@ def test_a_bad_fit_is_not_called_usable(fits, caplog, monkeypatch):
     fits.append(FitError("100 steps"))
     bad = quality(-np.inf, np.nan, khat=140)
     monkeypatch.setattr(tried, "measure", lambda *_, **__: bad)
-    pmf.fit(9, model=skewed_model(), random_seed=1)
+    pmf.fit(9, model=skewed_model(), random_seed=1, quality="best")
     text = "\n".join(warned(caplog))
     assert "can be used as it is" not in text
     assert "None of 1 flows can be used" in text
