@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ SINGLE_THREAD = {
     "NUMBA_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
+# Of a process on a busy machine.
+PATIENCE = 10
 
 
 @contextmanager
@@ -49,17 +53,61 @@ def empty_caches() -> Iterator[dict[str, str]]:
         }
 
 
-def run_child(module: str, arguments: Sequence[object], environment: Mapping[str, str]) -> Row:
-    """Run a benchmark with arguments under which it prints JSON on its last line; return that."""
+class ChildError(RuntimeError):
+    """A benchmark's process that gave no result.
+
+    Attributes
+    ----------
+    is_late : bool
+        Whether it was ended because it took too long.
+    """
+
+    def __init__(self, message: str, *, is_late: bool = False):
+        super().__init__(message)
+        self.is_late = is_late
+
+
+def run_child(
+    module: str,
+    arguments: Sequence[object],
+    environment: Mapping[str, str],
+    *,
+    cpu_seconds: int | None = None,
+) -> Row:
+    """Run a benchmark with arguments under which it prints JSON on its last line; return that.
+
+    Parameters
+    ----------
+    module : str
+        Name of the benchmark.
+    arguments : sequence
+    environment : mapping of str to str
+        Variables besides those of this process.
+    cpu_seconds : int, optional
+        The process ends after that much work, or after `PATIENCE` times that many seconds without.
+
+    Raises
+    ------
+    ChildError
+        If it fails, or ends late.
+    """
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])} failed\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    pipe, env = subprocess.PIPE, {**os.environ, **environment}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        timeout = None
+        if cpu_seconds is not None:
+            # From here, since a function that runs in the child before the command needs a fork.
+            resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+            timeout = PATIENCE * cpu_seconds
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise ChildError(f"not done after {error.timeout:g} s", is_late=True) from error
+    if cpu_seconds is not None and process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise ChildError(f"not done after {cpu_seconds} CPU s", is_late=True)
+    if process.returncode:
+        raise ChildError(f"{' '.join(command[2:])} failed ({process.returncode})\n{err.strip()}")
+    return json.loads(out.splitlines()[-1])

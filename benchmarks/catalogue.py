@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._common import ROOT, Check, Parser, Report, Row, say, stopwatch
-from benchmarks._process import SINGLE_THREAD
+from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
+from benchmarks._process import SINGLE_THREAD, ChildError, run_child
 
 STEPS, DRAWS, RATE = 500, 8, 0.01
 BACKENDS = ("default", "numba", "jax")
 SHARE = 0.99
 # What became of a fit. The first two are as it should be, if the refusal is right.
-FITS, REFUSED, FAILS, LATE = "fits", "refused", "fails", "late"
+FITS, REFUSED, FAILS, LATE, NOT_BUILT = "fits", "refused", "fails", "late", "not built"
 
 
 # ------------------------------------------------------------------------------- in the child
@@ -58,7 +56,7 @@ def measure(path: Path, backend: str) -> Row:
     try:
         model, start = load_model(path)
     except Exception as error:  # whatever the file needs, it is no fault of a fit
-        return {"outcome": "not built", "why": _first_line(error)}
+        return {"outcome": NOT_BUILT, "why": _first_line(error)}
     with stopwatch() as elapsed:
         try:
             inference = NFVI("scale-loc", model=model, start=start or None, random_seed=1)
@@ -94,26 +92,15 @@ def _first_line(error: BaseException) -> str:
 # ----------------------------------------------------------------------------------- the report
 
 
-def run(path: Path, backend: str, limit: float) -> Row:
-    """Fit the model of a file in a process of its own, which ends after ``limit`` seconds."""
-    command = [sys.executable, "-m", "benchmarks.catalogue", "--measure", str(path), backend]
+def run(path: Path, backend: str, limit: int) -> Row:
+    """Fit the model of a file in a process of its own, which ends after ``limit`` CPU seconds."""
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **SINGLE_THREAD},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=limit,
-        )
-    except subprocess.TimeoutExpired:
-        return {"outcome": LATE, "why": f"not done after {limit:g} s"}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"outcome": FAILS, "why": f"the process ended with {done.returncode}: {last[:200]}"}
-    found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
+        arguments = ["--measure", path, backend]
+        return run_child("catalogue", arguments, SINGLE_THREAD, cpu_seconds=limit)
+    except ChildError as error:
+        if error.is_late:
+            return {"outcome": LATE, "why": str(error)}
+        return {"outcome": FAILS, "why": str(error).splitlines()[-1][:200]}
 
 
 def table(found: dict[str, dict[str, Row]]) -> list[Row]:
@@ -140,7 +127,7 @@ def table(found: dict[str, dict[str, Row]]) -> list[Row]:
 def checks(found: dict[str, dict[str, Row]]) -> list[Check]:
     """Compare with the bar how many models fit, or are refused, by the default choice."""
     runs = [runs["default"] for runs in found.values() if "default" in runs]
-    built = [run for run in runs if run["outcome"] != "not built"]
+    built = [run for run in runs if run["outcome"] != NOT_BUILT]
     if not built:
         return []
     share = sum(run["outcome"] in (FITS, REFUSED) for run in built) / len(built)
@@ -155,12 +142,26 @@ def run_all(arguments: Namespace) -> dict[str, dict[str, Row]]:
     """Outcomes by model and backend, shown as they come."""
     folder = Path(arguments.folder)
     paths = {p.stem: p.resolve() for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"}
-    found: dict[str, dict[str, Row]] = {}
-    for name in arguments.models or paths:
-        found[name] = {}
-        for backend in arguments.backends:
-            found[name][backend] = outcome = run(paths[name], backend, arguments.limit)
-            say(f"{name}, {backend}: {outcome['outcome']} {outcome['why']}".rstrip())
+    kept = Path(arguments.keep) if arguments.keep else None
+    found: dict[str, dict[str, Row]] = {name: {} for name in arguments.models or paths}
+    if kept is not None and kept.exists():
+        for known in map(json.loads, kept.read_text().splitlines()):
+            if known["model"] in found:
+                found[known["model"]][known["asked"]] = known
+    # All by the default choice first, which tells what is the same on a backend that was named.
+    for backend, name in product(arguments.backends, list(found)):
+        runs = found[name]
+        chosen = runs.get("default", {})
+        if backend in runs:
+            continue
+        if chosen.get("backend") == backend or chosen.get("outcome") == NOT_BUILT:
+            runs[backend] = chosen
+            continue
+        runs[backend] = outcome = run(paths[name], backend, arguments.limit)
+        say(f"{name}, {backend}: {outcome['outcome']} {outcome['why']}".rstrip())
+        if kept is not None:
+            with kept.open("a") as file:
+                file.write(json.dumps({"model": name, "asked": backend, **outcome}) + "\n")
     return found
 
 
@@ -170,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
     parser.add_argument("--folder", help="folder of the models, a Python file each")
     parser.add_argument("--models", nargs="*", help="names of files, without .py; default: all")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds per fit")
+    parser.add_argument("--limit", type=int, default=300, help="CPU seconds per fit")
+    parser.add_argument("--keep", help="file of outcomes; those in it are not found out again")
     parser.add_argument("--measure", nargs=2, help="used inside")
     arguments = parser.read(argv)
     if arguments.measure:

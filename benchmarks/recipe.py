@@ -199,7 +199,7 @@ def noise_row(case: Case, start: Mapping[str, np.ndarray]) -> Row:
         inference.fit(
             NOISE_STEPS,
             obj_n_mc=DRAWS,
-            obj_optimizer=pm.sgd(learning_rate=0.0),
+            obj_optimizer=pm.sgd(learning_rate=1e-300),  # it stays where it is
             gradient=gradient,
             callbacks=[tracker],
             progressbar=False,

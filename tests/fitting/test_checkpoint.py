@@ -15,20 +15,21 @@ from numpy.testing import assert_array_equal
 
 import killed_fit
 import pymc_flows as pmf
-from fits import JAX, assert_identical, everything, inference, normal_mean, parameters
+from fits import (
+    JAX,
+    QUIET,
+    all_state,
+    assert_identical,
+    begin,
+    everything,
+    inference,
+    normal_mean,
+    parameters,
+)
 from pymc_flows.errors import ArgumentError, StorageError
 from pymc_flows.fitting import checkpoint as _checkpoint
 from pymc_flows.io import files as _files
 from pymc_flows.io.files import Content
-
-QUIET = {"progressbar": False}
-
-
-def begin(**kwargs):
-    """An inference fitted for 30 steps, unless told otherwise."""
-    inf = inference()
-    inf.fit(**{"n": 30, "random_seed": 5, "obj_n_mc": 4, **JAX, **kwargs})
-    return inf
 
 
 def stop_at(step, error=StopIteration):
@@ -37,18 +38,6 @@ def stop_at(step, error=StopIteration):
             raise error
 
     return callback
-
-
-def all_state(inf):
-    loop = inf.state.loop
-    return [
-        *everything(inf),
-        inf.approx.hist,
-        inf.state.i,
-        loop.state_dict()["noise_rng"],
-        inf.approx.rng.get_state(legacy=False)["state"]["key"],
-        loop.failures,
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +133,7 @@ def test_a_fit_that_a_callback_stopped_has_nothing_left(tmp_path):
 def test_an_interrupt_waits_for_a_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "fit.nc"
 
-    def write(path, content):
+    def write(path, content, *_):
         if content.record["fit"]["done"] == 10:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
@@ -164,7 +153,7 @@ def test_checkpoints_are_written_before_the_first_step_and_at_multiples(
 ):
     written = []
 
-    def write(path, content):
+    def write(path, content, *_):
         _files.write(tmp_path / f"{len(written)}.nc", content)
         fit = content.record["fit"]
         written.append((fit["i"], fit["n"], len(content.arrays["hist"])))

@@ -204,3 +204,15 @@ def test_a_flow_without_an_inverse_is_refused(monkeypatch):
     monkeypatch.setattr(pmf.FLOWS["planar"], "has_inverse", False)
     with pytest.raises(NotInvertibleError, match="planar in 'planar-loc' has no inverse"):
         fit(normal_draws(20), "planar-loc", plane())
+
+
+def test_a_ctrl_c_is_a_warning(monkeypatch, caplog):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeldOut, "act", interrupt)
+    with caplog.at_level(logging.WARNING, "pymc_flows"):
+        approx = fit(normal_draws(100), "loc", plane(), n=40)
+    assert 0 < len(approx.hist) < 40
+    [said] = [m for m in caplog.messages if m.startswith("Interrupted after")]
+    assert "the approximation can be used as it is" in said

@@ -13,7 +13,7 @@ from pymc.variational.callbacks import Tracker as PyMCTracker
 
 import pymc_flows as pmf
 from behind import function_behind
-from fits import ADAM, JAX, Y, assert_identical, inference, normal_mean, parameters
+from fits import ADAM, JAX, STILL, Y, assert_identical, inference, normal_mean, parameters
 from pymc_flows.backends.functions import forget
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import ArgumentError, BackendError
@@ -46,6 +46,10 @@ def test_refine_changes_a_step_size_only_where_there_is_one():
     before = parameters(inf)
     inf.refine(5, progressbar=False, learning_rate=1e-300)
     assert_identical(parameters(inf), before)
+    for rate in (0, 0.0, -0.1, np.nan, np.inf, "0.1"):
+        with pytest.raises(ArgumentError, match="learning_rate must be a positive number"):
+            inf.refine(5, progressbar=False, learning_rate=rate)
+    assert (inf.state.n, inf.state.done) == (5, 5)  # of the last run
 
     def own(grads, params):
         return {p: p - 0.001 * g for p, g in zip(params, grads, strict=True)}
@@ -80,7 +84,7 @@ def test_more_draws_make_the_loss_less_noisy():
     spread = []
     for n in (1, 100):
         inf = inference()
-        inf.fit(200, obj_n_mc=n, obj_optimizer=pm.sgd(learning_rate=0.0), **JAX)
+        inf.fit(200, obj_n_mc=n, obj_optimizer=STILL, **JAX)
         spread.append(inf.hist.std())
     assert 6 < spread[0] / spread[1] < 16
 
@@ -173,7 +177,7 @@ def test_further_updates_are_done_once_per_step():
     inf.fit(
         7,
         more_updates={count: count + 1, total: total + x[0, 0]},
-        obj_optimizer=pm.sgd(learning_rate=0.0),
+        obj_optimizer=STILL,
         **JAX,
     )
     inf.refine(3, progressbar=False)
@@ -328,7 +332,7 @@ def test_the_objective_draws_anew_at_each_evaluation():
 
 def test_the_objective_has_the_level_of_hist():
     inf = inference()
-    inf.fit(400, obj_n_mc=50, obj_optimizer=pm.sgd(learning_rate=0.0), **JAX)
+    inf.fit(400, obj_n_mc=50, obj_optimizer=STILL, **JAX)
     loss = inf.objective(20_000).eval(mode=NUMPY)
     error = inf.hist.std() / math.sqrt(400)
     assert abs(loss - inf.hist.mean()) < 5 * error
@@ -344,7 +348,7 @@ def test_the_objective_of_the_posterior_itself_is_minus_log_z():
     log_z = -0.5 * (quadratic + np.linalg.slogdet(cov)[1] + 10 * math.log(2 * math.pi))
     losses = [inf.objective(1).eval(mode=NUMPY) for _ in range(5)]
     np.testing.assert_allclose(losses, -log_z, rtol=1e-12)
-    inf.fit(50, obj_n_mc=1, obj_optimizer=pm.sgd(learning_rate=0.0), **JAX)
+    inf.fit(50, obj_n_mc=1, obj_optimizer=STILL, **JAX)
     np.testing.assert_allclose(inf.hist, -log_z, rtol=1e-12)
 
 
@@ -352,7 +356,7 @@ def test_a_flow_that_is_the_target_has_no_loss():
     with pm.Model() as model:
         pm.Normal("x", shape=3)
     inf = inference(model, "scale-planar*3-radial*2-loc", jitter=0.0)
-    inf.fit(20, obj_n_mc=1, obj_optimizer=pm.sgd(learning_rate=0.0), **JAX)
+    inf.fit(20, obj_n_mc=1, obj_optimizer=STILL, **JAX)
     np.testing.assert_allclose(inf.hist, 0, atol=1e-12)
 
 

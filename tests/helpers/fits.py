@@ -11,9 +11,12 @@ import pymc as pm
 
 import pymc_flows as pmf
 
-JAX = {"backend": "jax", "progressbar": False}
+QUIET = {"progressbar": False}
+JAX = {"backend": "jax", **QUIET}
 Y = np.array([0.3, 1.2, -0.4, 2.0, 1.1, 0.7, 0.2, 1.6, -0.1, 0.9])
 ADAM = pm.adam(learning_rate=0.02)
+# Steps that are lost in rounding: losses are those of the flow as it is.
+STILL = pm.sgd(learning_rate=1e-300)
 
 
 def normal_mean(mu=0.0):
@@ -47,6 +50,13 @@ def inference(model=None, formula="scale-loc", **kwargs):
     )
 
 
+def begin(**kwargs):
+    """An inference fitted for 30 steps, unless told otherwise."""
+    inf = inference()
+    inf.fit(**{"n": 30, "random_seed": 5, "obj_n_mc": 4, **JAX, **kwargs})
+    return inf
+
+
 def parameters(inf):
     return [p.get_value() for p in inf.approx.params]
 
@@ -54,6 +64,18 @@ def parameters(inf):
 def everything(inf):
     """Losses, parameters and the optimizer's state."""
     return [inf.hist, *parameters(inf), *(v.get_value() for v in inf.state.loop.step.updates)]
+
+
+def all_state(inf):
+    loop = inf.state.loop
+    return [
+        *everything(inf),
+        inf.approx.hist,
+        inf.state.i,
+        loop.state_dict()["noise_rng"],
+        inf.approx.rng.get_state(legacy=False)["state"]["key"],
+        loop.failures,
+    ]
 
 
 def assert_identical(values, expected):

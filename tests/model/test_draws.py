@@ -211,7 +211,7 @@ def test_there_is_no_loop_over_draws(model, name):
     assert looping == set()
 
 
-def test_a_deterministic_with_a_loop(no_compiler):
+def test_a_deterministic_with_a_loop_is_computed_draw_by_draw(no_compiler, caplog):
     with pm.Model() as model:
         x = pm.Normal("x", shape=2)
         path = pytensor.scan(
@@ -227,6 +227,7 @@ def test_a_deterministic_with_a_loop(no_compiler):
     for i in range(4):
         state = 0.5 * state + posterior.x.values[:, 0]
         assert_allclose(posterior.states[:, i], state)
+    assert "Variables of the model are computed draw by draw" in caplog.text
 
 
 def test_an_invalid_draw_does_not_spoil_the_others():

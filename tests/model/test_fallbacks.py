@@ -14,8 +14,10 @@ import pymc_flows as pmf
 from pymc_flows.errors import BackendError
 from pymc_flows.flows import build_chain
 from pymc_flows.model.backend import choose_backend
+from pymc_flows.model.dry_run import DryRun
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.training.loop import TrainingLoop
 
 Y = np.random.default_rng(0).normal(size=12)
 
@@ -154,3 +156,68 @@ def test_masks_that_can_change_run_on_numba(caplog):
     with caplog.at_level(logging.INFO, "pymc_flows"):
         assert choose_backend(None, build_chain("loc", density.dim), density, 4) == "numba"
     assert "JAX cannot run the model: AdvancedSubtensor fails" in caplog.text
+
+
+def lengths_and_masks_of_data():
+    """How long a loop is, a mask, and a size: all of them data that may change."""
+    with pm.Model() as model:
+        n, late = pm.Data("n", np.array(4)), pm.Data("late", Y > 0.3)
+        x, mu = pm.Normal("x"), pm.Normal("mu", shape=12)
+        states = pytensor.scan(
+            lambda s, x: 0.5 * s + x,
+            outputs_info=[pt.zeros(())],
+            non_sequences=[x],
+            n_steps=n.astype("int64"),
+            return_updates=False,
+        )
+        pm.Normal("y", states[-1], 1, observed=1.0)
+        pm.Potential("late_ones", -(mu[late] ** 2).sum())
+    return model
+
+
+def a_size_of_data():
+    with pm.Model() as model:
+        n = pm.Data("n", np.array(5))
+        pm.Normal("y", pm.Normal("x") * pt.arange(n), 1, observed=Y[:5])
+    return model
+
+
+@pytest.mark.parametrize("build", [lengths_and_masks_of_data, a_size_of_data])
+def test_lengths_that_can_change_run_on_numba_by_themselves(build, caplog):
+    density = ModelDensity(build())
+    with caplog.at_level(logging.INFO, "pymc_flows"):
+        assert choose_backend(None, build_chain("loc", density.dim), density, 4) == "numba"
+    assert "JAX cannot run the model" in caplog.text
+
+
+def test_what_jax_cannot_compile_after_all_is_fitted_on_numba(monkeypatch, caplog):
+    """Trying a density out does not see everything that a fit makes of it."""
+    model = a_size_of_data()
+    monkeypatch.setattr(DryRun, "why_not_jax", lambda *_: "")
+    with pytest.raises(NotImplementedError, match="arange"):
+        pmf.NFVI("loc", model=model).fit(3, backend="jax", progressbar=False)
+    inference = pmf.NFVI("loc", model=model, random_seed=1)
+    with caplog.at_level(logging.WARNING, "pymc_flows"):
+        inference.fit(3, obj_n_mc=2, progressbar=False)
+    assert inference.state.config.backend == "numba"
+    assert np.isfinite(inference.hist).all()
+    assert len([m for m in caplog.messages if "JAX cannot compile the fit" in m]) == 1
+
+
+def test_what_jax_cannot_trace_is_compiled_by_numba(monkeypatch, caplog):
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("x"), 1, observed=Y)
+    original = TrainingLoop.compile
+
+    def compile_elsewhere(self):
+        if self.idle_seconds == 0 and self._length is not None:
+            raise TypeError("no concrete value")
+        original(self)
+
+    monkeypatch.setattr(TrainingLoop, "compile", compile_elsewhere)
+    inference = pmf.NFVI("loc", model=model, random_seed=1)
+    with caplog.at_level(logging.WARNING, "pymc_flows"):
+        inference.fit(3, obj_n_mc=2, progressbar=False)
+    assert inference.state.config.backend == "numba"
+    assert len(inference.hist) == 3
+    assert "JAX cannot compile the fit (TypeError: no concrete value)" in caplog.text

@@ -1,17 +1,23 @@
 """log_prob of values by name, in either space; forward and inverse maps of arrays."""
 
+import warnings
+
 import arviz as az
 import numpy as np
 import pymc as pm
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from pymc.distributions import transforms
+from pymc.distributions import transforms as tr
 
 import pymc_flows as pmf
 from models import ZOO
 from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.model.points import to_unconstrained
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "The `pymc.dims` module is experimental")
+    import pymc.dims as pmd
 
 # PyTensor says so when PyMC takes the initial point of an LKJ distribution, where it finds no BLAS.
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -30,7 +36,7 @@ def shapes_model():
         pm.Dirichlet("simplex", np.ones(3), dims="k")
         low = pm.Normal("low", shape=2)
         pm.Uniform("between", low, low + 2)
-        pm.Normal("o", shape=3, transform=transforms.ordered, initval=[0, 1, 2.0])
+        pm.Normal("o", shape=3, transform=tr.ordered, initval=[0, 1, 2.0])
         pm.ZeroSumNormal("z", shape=(2, 4))
         pm.LKJCholeskyCov("chol", eta=2, n=3, sd_dist=pm.Exponential.dist(1.0, shape=3))
         pm.Deterministic("double", 2 * low)
@@ -73,7 +79,7 @@ def test_the_density_of_a_constrained_value_integrates_to_one(distribution, kwar
 
 
 def test_ordered_values_integrate_to_one():
-    approx = one(pm.Normal, shape=2, transform=transforms.ordered, initval=[0, 1.0])
+    approx = one(pm.Normal, shape=2, transform=tr.ordered, initval=[0, 1.0])
     low, gap = np.linspace(-15, 15, 601), np.geomspace(1e-6, 1e6, 801)
     pairs = np.stack([np.add.outer(low, 0 * gap), np.add.outer(low, gap)], axis=-1)
     log_q = approx.log_prob({"x": pairs}, space="constrained")
@@ -156,7 +162,15 @@ def test_outside_of_the_support_there_is_no_density(space):
 def test_a_changed_shape_has_no_density_of_its_own(approx, tree):
     with pytest.raises(ModelError, match=r"'simplex' have no density .* shape \(3,\), and \(2,\)"):
         approx.log_prob(tree, space="constrained")
-    angle = one(pm.VonMises, 0, 1)
+
+
+def chained_angle(name, mu, kappa):
+    pm.VonMises(name, mu, kappa, default_transform=tr.Chain([tr.circular, tr.circular]))
+
+
+@pytest.mark.parametrize("dist", [pm.VonMises, pmd.VonMises, chained_angle])
+def test_an_angle_has_no_density_of_its_own(dist):
+    angle = one(dist, 0, 1)
     assert np.isfinite(angle.log_prob({"x": [0.5]})).all()
     with pytest.raises(ModelError, match="'x' is an angle"):
         angle.log_prob({"x": [0.5]}, space="constrained")

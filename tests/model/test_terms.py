@@ -98,7 +98,7 @@ def test_densities_that_are_not_finite_are_equal_to_themselves(tmp_path):
         pmf.load(path, half(-5.0))
 
 
-def test_a_model_that_cannot_be_evaluated_is_not_compared(tmp_path):
+def test_a_model_that_cannot_be_evaluated_is_not_compared_and_the_log_says_so(tmp_path, caplog):
     def broken(message):
         @wrap_py(itypes=[pt.dscalar], otypes=[pt.dscalar])
         def fail(x):
@@ -112,3 +112,5 @@ def test_a_model_that_cannot_be_evaluated_is_not_compared(tmp_path):
     pmf.NormalizingFlow("scale-loc", model=broken("then")).save(path)
     assert _files.read(path).record["log_density"] is None
     pmf.load(path, broken("now"))
+    [said] = caplog.messages
+    assert said.startswith("The log density of the model could not be evaluated now")

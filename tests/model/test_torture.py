@@ -5,6 +5,7 @@ package.
 """
 
 import numpy as np
+import pandas as pd
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
@@ -107,12 +108,8 @@ def sums_of_zero_over_two_axes():
 
 
 @case
-def one_correlation():
-    pm.LKJCorr("two", n=2, eta=2)  # PyMC itself has none for n=1
-
-
-@case
-def ten_dimensions_of_correlations():
+def correlations_of_two_and_ten_dimensions():
+    pm.LKJCorr("two", n=2, eta=2)
     sd = pm.HalfNormal.dist(shape=10)
     pm.LKJCholeskyCov("ten", n=10, eta=1, sd_dist=sd, compute_corr=False)
 
@@ -141,6 +138,16 @@ def censored_below_above_and_on_both_sides():
 
 
 @case
+def truncated_and_censored_distributions_of_other_kinds():
+    rate = pm.Gamma("rate", 2, 1)
+    pm.Truncated("counts", pm.Poisson.dist(rate), lower=1, observed=COUNTS + 1)
+    pm.Truncated("tail", pm.Exponential.dist(rate), upper=9, observed=COUNTS + 0.5)
+    pm.Censored("late", pm.Weibull.dist(2, rate), lower=None, upper=3, observed=[0.5, 3, 3])
+    pm.Censored("rare", pm.Poisson.dist(rate), lower=1, upper=4, observed=[1, 2, 4])
+    pm.Censored("each", pm.StudentT.dist(4, rate), lower=[0, -1], upper=[1, 2], observed=[1, 0.5])
+
+
+@case
 def a_mixture_of_mixtures():
     inner = pm.NormalMixture.dist([0.3, 0.7], pm.Normal("mu", shape=2), 1)
     pm.Mixture("y", [0.5, 0.5], [inner, pm.StudentT.dist(nu=4, mu=0, sigma=2)], observed=Y)
@@ -149,6 +156,32 @@ def a_mixture_of_mixtures():
 @case
 def an_autoregression():
     pm.AR("y", pm.Normal("rho", shape=2), 1, init_dist=pm.Normal.dist(shape=1), observed=Y)
+
+
+@case
+def a_path_of_a_stochastic_differential_equation():
+    theta = pm.Normal("theta")
+    start = pm.Normal.dist(shape=1)
+
+    def drift_and_noise(x, theta):
+        return theta * x, 0.5
+
+    path = {"steps": 5, "init_dist": start, "initval": np.zeros((1, 6))}
+    pm.EulerMaruyama("path", 0.1, drift_and_noise, [theta], **path)
+
+
+@case
+def a_variance_that_follows_a_recursion():
+    share = pm.Dirichlet("share", np.ones(3))
+    pm.GARCH11("y", pm.HalfNormal("omega"), share[0], share[1], initial_vol=1.0, observed=Y)
+
+
+@case
+def values_that_follow_from_draws():
+    x = pm.Dirichlet("x", np.ones(3), shape=(2, 3))
+    pm.Deterministic("logit", pt.log(x) - pt.log1p(-x))
+    pm.Deterministic("count", (x > 0.3).sum(axis=-1))
+    pm.Deterministic("largest", x.max())
 
 
 @case
@@ -185,6 +218,22 @@ def test_the_log_density_is_that_of_pymc(name):
         assert_allclose(gradient[k], flat, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:Data in .* contains missing values")
+@pytest.mark.parametrize("name", CASES)
+def test_draws_are_what_pymc_makes_of_them(name):
+    """Free variables and what follows from them, at the unconstrained values of the same draw."""
+    model = _model(name)
+    approx = pmf.NormalizingFlow("scale-loc", model=model, jitter=0.3, random_seed=1)
+    draws = approx.sample(2, include_transformed=True, random_seed=2).posterior.isel(chain=0)
+    follow = [v for v in model.unobserved_value_vars if v not in model.value_vars]
+    values = pytensor.function(model.value_vars, follow, mode=NUMPY, on_unused_input="ignore")
+    for k in range(2):
+        given = [np.asarray(draws[v.name][k], dtype=v.dtype) for v in model.value_vars]
+        for variable, expected in zip(follow, values(*given), strict=True):
+            assert_allclose(draws[variable.name][k], expected, rtol=1e-9, atol=1e-12)
+    assert {v.name for v in (*follow, *model.value_vars)} == set(draws)
+
+
 # --------------------------------------------------------------------------- around the density
 
 
@@ -219,12 +268,46 @@ def test_submodels_keep_their_prefixes():
     assert set(approx.sample(3).posterior) == {"first::mu", "second::mu"}
 
 
-def test_a_variable_may_be_called_like_a_dim():
+def test_a_variable_cannot_be_called_like_a_dim():
+    """PyMC refuses it: what draws of the other would be labelled by. So it does a name twice."""
     with pm.Model(coords={"a": list("xyz")}) as model:
         pm.Normal("b", dims="a")
-        pm.Normal("c", dims="a")
-    posterior = pmf.NormalizingFlow("loc", model=model, random_seed=1).sample(3).posterior
-    assert posterior["b"].dims == ("chain", "draw", "a")
+        with pytest.raises(ValueError, match="conflicts with an existing"):
+            pm.Normal("a")
+        with pytest.raises(ValueError, match="conflicts with an existing"):
+            model.add_coord("b", [1, 2])
+        with pytest.raises(ValueError, match="already exists"):
+            pm.Normal("b")
+
+
+@pytest.mark.parametrize("name", ["chain", "draw"])
+def test_a_variable_cannot_be_called_like_what_counts_draws(name):
+    """PyMC would return draws without it."""
+    with pm.Model() as model:
+        pm.Deterministic(name, 2 * pm.Normal("x"))
+    with pytest.raises(ModelError, match=f"'{name}' is the name of a dimension of draws"):
+        pmf.NormalizingFlow("loc", model=model)
+
+
+def test_labels_of_several_levels_are_refused_before_a_fit():
+    """PyMC says so when it has sampled."""
+    levels = pd.MultiIndex.from_product([["a", "b"], [1, 2]])
+    with pm.Model(coords={"pair": levels, "other": [1, 2]}) as model:
+        pm.Normal("x", dims="pair")
+    with pytest.raises(ModelError, match="the labels of 'pair' are a MultiIndex"):
+        pmf.NormalizingFlow("loc", model=model)
+    with pm.Model(coords={"pair": levels}) as unused:
+        pm.Normal("x")
+    assert set(pmf.NormalizingFlow("loc", model=unused).sample(2).posterior) == {"x"}
+
+
+@pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
+def test_a_model_without_an_initial_point_is_refused():
+    """PyMC has none for a matrix of one correlation."""
+    with pm.Model() as model:
+        pm.LKJCorr("one", n=1, eta=1)
+    with pytest.raises(ModelError, match="PyMC finds no initial point of the model: IndexError"):
+        pmf.NormalizingFlow("loc", model=model)
 
 
 def test_coords_may_change_between_fit_and_draws():

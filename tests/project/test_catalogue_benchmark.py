@@ -31,25 +31,60 @@ def test_a_model_is_fitted_refused_or_not_built(bench, folder, monkeypatch):
 
 
 def test_what_ends_late_or_dies_is_said(bench, folder, monkeypatch):
-    assert bench.catalogue.run(folder / "fits.py", "jax", 1e-3)["outcome"] == "late"
-    monkeypatch.setattr(bench.catalogue.sys, "executable", "false")
+    monkeypatch.setattr(bench._process, "PATIENCE", 1_000)
+    monkeypatch.setattr(bench._process.sys, "executable", "false")
     assert bench.catalogue.run(folder / "fits.py", "jax", 60)["outcome"] == "fails"
+    monkeypatch.setattr(bench._process.sys, "executable", str(folder / "python"))
+    (folder / "python").write_text("#!/bin/sh\nwhile :; do :; done\n")
+    (folder / "python").chmod(0o755)
+    found = bench.catalogue.run(folder / "fits.py", "jax", 1)
+    assert (found["outcome"], found["why"]) == ("late", "not done after 1 CPU s")
+    (folder / "python").write_text("#!/bin/sh\nsleep 60\n")
+    monkeypatch.setattr(bench._process, "PATIENCE", 0.05)
+    found = bench.catalogue.run(folder / "fits.py", "jax", 1)
+    assert (found["outcome"], found["why"]) == ("late", "not done after 0.05 s")
 
 
-def test_the_page_has_a_line_per_model(bench, folder, tmp_path, monkeypatch):
+@pytest.fixture
+def runs(bench, monkeypatch):
+    """What was run, where outcomes are known."""
     outcomes = {
         ("fits", "default"): {"outcome": "fits", "why": "", "backend": "jax", "dimensions": 1},
-        ("fits", "jax"): {"outcome": "fits", "why": ""},
+        ("fits", "numba"): {"outcome": "fits", "why": ""},
         ("discrete", "default"): {"outcome": "refused", "why": "'x' is discrete"},
+        ("discrete", "numba"): {"outcome": "refused", "why": "'x' is discrete"},
         ("discrete", "jax"): {"outcome": "refused", "why": "'x' is discrete"},
+        ("broken", "default"): {"outcome": "not built", "why": "no data"},
     }
-    monkeypatch.setattr(bench.catalogue, "run", lambda p, b, _: outcomes[p.stem, b])
-    arguments = ["--folder", str(folder), "--models", "fits", "discrete"]
-    arguments += ["--backends", "default", "jax", "--out", str(tmp_path)]
-    report = bench.catalogue.main(arguments)
-    assert [row["why"] for row in report.tables["Models"]] == ["", "'x' is discrete"]
+    done = []
+
+    def run(path, backend, limit):
+        done.append((path.stem, backend))
+        return outcomes[done[-1]]
+
+    monkeypatch.setattr(bench.catalogue, "run", run)
+    return done
+
+
+def test_the_page_has_a_line_per_model(bench, folder, tmp_path, runs):
+    report = bench.catalogue.main(["--folder", str(folder), "--out", str(tmp_path)])
+    rows = {row["model"]: row for row in report.tables["Models"]}
+    assert rows["discrete"]["why"] == "'x' is discrete"
+    assert rows["fits"]["jax"] == rows["fits"]["numba"] == "fits"
+    assert ("fits", "jax") not in runs  # the default choice is the same fit
+    assert ("broken", "numba") not in runs
     assert [check.holds for check in report.checks] == [True, True]
     assert "| discrete |" in (tmp_path / "catalogue.md").read_text()
+
+
+def test_outcomes_that_are_kept_are_not_found_out_again(bench, folder, tmp_path, runs):
+    arguments = ["--folder", str(folder), "--keep", str(tmp_path / "kept"), "--out", str(tmp_path)]
+    first = bench.catalogue.main([*arguments, "--models", "fits"])
+    n = len(runs)
+    assert bench.catalogue.main([*arguments, "--models", "fits"]).tables == first.tables
+    assert len(runs) == n
+    bench.catalogue.main([*arguments, "--models", "fits", "discrete"])
+    assert {name for name, _ in runs[n:]} == {"discrete"}
 
 
 def test_the_folder_must_exist(bench, capsys):

@@ -116,6 +116,39 @@ def _factor(x):
     return pm.math.stack([zero, pm.math.stack([x[1], x[2]])])
 
 
+# ------------------------------------------------------------------------- fits without a search
+
+
+@pytest.mark.parametrize("build", IMPOSSIBLE)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_fit_without_a_search_begins_near_an_impossible_point(build, caplog):
+    density = ModelDensity(build())
+    with caplog.at_level(logging.WARNING, "pymc_flows"):
+        one, other = (pmf.NFVI("loc", model=density.model, random_seed=1) for _ in range(2))
+    begins = [m for m in caplog.messages if "the fit begins near it, as pm.sample does" in m]
+    assert len(begins) == 2  # once each
+    point = one.approx.flow.center()
+    np.testing.assert_array_equal(point, other.approx.flow.center())
+    assert np.isfinite(LogDensity(density).value(point[None])).all()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_fit_from_an_impossible_point_goes_through():
+    inference = pmf.NFVI("scale-loc", model=ordered_ties(), random_seed=1)
+    inference.fit(20, obj_n_mc=4, **JAX)
+    assert np.isfinite(inference.hist).all()
+
+
+def test_a_fit_leaves_possible_points_and_whole_starts_alone(caplog):
+    model = scale_of_zero()
+    given = pmf.NFVI("loc", model=model, start={"s": 2.0}, jitter=0)
+    np.testing.assert_array_equal(given.approx.flow.center(), [2.0])
+    impossible = pmf.NFVI("loc", model=model, start={"s": 0.0}, jitter=0)
+    with pytest.raises(ModelError, match="y: log density -inf"):
+        impossible.fit(3, **JAX)
+    assert not caplog.messages
+
+
 # ---------------------------------------------------------------------------------- start= is used
 
 

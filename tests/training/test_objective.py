@@ -286,6 +286,25 @@ def test_draws_that_are_not_finite_are_left_out_of_loss_and_gradients(plan, use_
         assert_allclose(a, b, rtol=1e-12)
 
 
+@plans
+def test_draws_that_are_not_finite_are_left_out_of_gradients_of_the_model(plan):
+    """Each stands for itself in the mean, but for the first, which stands for those left out."""
+    noise = np.random.default_rng(3).standard_normal((6, 3))
+    noise[[1, 4], 0] = 5.0
+    found = []
+    for rows in (noise, noise[[0, 0, 0, 2, 3, 5]]):
+        model, sd = regression()
+        with model:
+            pm.Potential("wall", pt.switch(model["x"][0] < 4, 0.0, -np.inf))
+        approx = pmf.NormalizingFlow("scale-loc", model=model, jitter=0)
+        loss = loss_and_gradients(
+            approx.problem(), pt.constant(rows), plan, loop="unroll", extra=[sd]
+        )
+        found.append(pytensor.function([], loss.grads[-1], mode=NUMPY)())
+    assert np.isfinite(found[0])
+    assert_allclose(*found, rtol=1e-12)
+
+
 def test_a_mean_over_fewer_than_half_of_the_draws_is_no_number():
     values = pt.constant([1.0, np.nan, 3.0, np.inf])
     for bad, expected in ((0, 2.0), (1, np.nan)):

@@ -8,8 +8,8 @@ import pytensor
 import pytest
 from pytensor.compile.sharedvalue import SharedVariable
 
-from pymc_flows.errors import FlowError
-from pymc_flows.training.optimizers import Schedule, rated
+from pymc_flows.errors import ArgumentError, FlowError
+from pymc_flows.training.optimizers import ELEMENTWISE, Schedule, rated
 
 
 def test_the_cosine_goes_from_the_peak_to_a_hundredth_and_stays_there():
@@ -52,6 +52,13 @@ def test_a_schedule_of_another_optimizer():
 def test_schedules_that_cannot_be(optimizer, curve, message):
     with pytest.raises(FlowError, match=message):
         rated(optimizer, 70, curve)
+
+
+@pytest.mark.parametrize("rate", [0, 0.0, -0.1, np.float32(-1), np.nan, np.inf, True])
+@pytest.mark.parametrize("optimizer", ELEMENTWISE)
+def test_steps_that_are_not_positive_are_refused(optimizer, rate):
+    with pytest.raises(ArgumentError, match="learning_rate of obj_optimizer must be a positive"):
+        rated(optimizer(learning_rate=rate), 70)
 
 
 def updates_of(optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +27,8 @@ from pymc_flows.model.layout import fingerprint, layout
 from pymc_flows.model.logp import density_of
 from pymc_flows.model.structure import structure
 from pymc_flows.model.terms import different_terms, probe
+
+_log = logging.getLogger(__name__)
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
 _MOST_SHOWN = 10
@@ -218,10 +221,16 @@ def check_log_density(approx: FlowDraws, content: Content) -> None:
     """Raise `StorageError` if the model of a restored approximation has other priors or data.
 
     A minibatch, which is another one each time, is not compared; nor is anything if the model could
-    not be evaluated when it was saved, or cannot be now.
+    not be evaluated when it was saved, or cannot be now: the log says so.
     """
     found, expected = content.record.get("log_density"), _log_density(approx)
     if found is None or expected is None:
+        when = "now" if expected is None else "when the file was written"
+        _log.warning(
+            "The log density of the model could not be evaluated %s, so that nothing tells whether "
+            "the file belongs to these data and priors.",
+            when,
+        )
         return
     try:
         lines = different_terms(found, expected)

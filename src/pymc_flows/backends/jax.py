@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import RLock
 
 import numpy as np
 import pytensor
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import graph_inputs, toposort
 from pytensor.tensor.variable import TensorVariable
 
@@ -80,6 +80,8 @@ _SAFE_IF_STATIC = (
     AdvancedSubtensor,
     AdvancedIncSubtensor,
 )
+# Of these, scalars and vectors of integers are lengths, shapes or places of slices.
+_TAKES_SHAPES = (Alloc, AllocEmpty, ARange, Reshape, Split, Subtensor, IncSubtensor)
 _SAFE_BLOCKWISE_IF_STATIC = (*_SAFE_BLOCKWISE, AllocEmpty, Subtensor, IncSubtensor)
 
 # What compiles faster is not kept.
@@ -97,16 +99,26 @@ def is_plain(outputs: Sequence[Variable]) -> bool:
     """Whether a graph has only Ops of which it is certain that JAX runs them."""
     roots = [v for v in graph_inputs(outputs) if isinstance(v, TensorVariable)]
     static = all(None not in v.type.shape for v in roots)
-    return all(_is_plain(node, static=static) for node in toposort(outputs))
+    nodes = list(toposort(outputs))
+    # All that values decide, and not shapes and constants alone.
+    variable = {v for v in roots if not isinstance(v, Constant)}
+    for node in nodes:
+        if not isinstance(node.op, Shape | Shape_i) and not variable.isdisjoint(node.inputs):
+            variable.update(node.outputs)
+    return all(_is_plain(node, variable, static=static) for node in nodes)
 
 
-def _is_plain(node: Apply, *, static: bool) -> bool:
+def _is_plain(node: Apply, variable: Set[Variable], *, static: bool) -> bool:
     safe: tuple[type, ...] = _SAFE_IF_STATIC if static else _SAFE
     if isinstance(node.op, Blockwise):
         safe = _SAFE_BLOCKWISE_IF_STATIC if static else _SAFE_BLOCKWISE
     op, *inner = ops_inside(node.op)
     if not all(isinstance(x, safe) for x in inner or [op]):
         return False
+    if isinstance(op, _TAKES_SHAPES):
+        shapes = [v for v in node.inputs if v.type.ndim < 2 and v.type.dtype.startswith("int")]
+        if not variable.isdisjoint(shapes):
+            return False
     # The length of x[mask] depends on the values of the mask.
     indexed = isinstance(op, AdvancedSubtensor | AdvancedIncSubtensor)
     return not (indexed and any(v.type.dtype == "bool" for v in node.inputs[1:]))

@@ -20,6 +20,7 @@ from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     CHECKS_AS_SWITCHES,
     FILLS_AS_ALLOC,
+    STRUCTURED_PRODUCTS,
     Function,
     FunctionMaker,
     JITLinker,
@@ -39,10 +40,12 @@ _BUILDING = RLock()
 def no_compiler() -> Iterator[None]:
     """Keep PyTensor from compiling C code, which takes a second or two for each new Op.
 
-    The setting is global. So one thread at a time may be in such a block: two that overlap would
+    It also keeps no stack trace of the variables that rewrites make, which name no line of a user.
+
+    The settings are global. So one thread at a time may be in such a block: two that overlap would
     each put back what they found, and the compiler would stay switched off.
     """
-    with _BUILDING, pytensor.config.change_flags(cxx=""):
+    with _BUILDING, pytensor.config.change_flags(cxx="", traceback__limit=0):
         yield
 
 
@@ -107,7 +110,8 @@ class _Mode(Mode):
 NUMPY = _Mode(
     linker="py",
     optimizer=RewriteDatabaseQuery(
-        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"], TAGS["python"]]
+        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"], TAGS["python"]],
+        exclude=STRUCTURED_PRODUCTS,
     ),
 )
 # The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do

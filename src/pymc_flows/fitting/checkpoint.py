@@ -13,6 +13,7 @@ import numpy as np
 from pymc_flows.approximation import NormalizingFlow, contents, versions
 from pymc_flows.errors import ArgumentError, StorageError
 from pymc_flows.io.files import Content, write
+from pymc_flows.io.growing import Growing
 from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.annealing import Anneal
@@ -33,8 +34,12 @@ def save_fit(
     hist: np.ndarray,
     *,
     every: int,
+    growing: Growing | None = None,
 ) -> None:
-    """Write an approximation and the state of its fit; a Ctrl-C waits until that is done."""
+    """Write an approximation and the state of its fit; a Ctrl-C waits until that is done.
+
+    With ``growing`` the losses go into a file of their own, if there are many.
+    """
     content = contents(approx, hist)
     kept = state.state_dict()
     arrays = {**content.arrays, **kept.pop("arrays")}
@@ -47,7 +52,7 @@ def save_fit(
     }
     record = {**content.record, "fit": fit}
     with Interrupts(deferred=True):
-        write(path, replace(content, arrays=arrays, record=record))
+        write(path, replace(content, arrays=arrays, record=record), growing)
 
 
 def read_config(content: Content, given: Mapping[str, Any], **more: Any) -> tuple[FitConfig, float]:

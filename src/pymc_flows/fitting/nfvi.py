@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pymc as pm
@@ -20,6 +20,9 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.checkpoint import save_fit
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.io.growing import Growing
+from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.start.point import possible_start
 from pymc_flows.support.arguments import check_integer, renamed
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
@@ -47,8 +50,10 @@ class NFVI(KLqp):
     jitter : float
         Standard deviation of the noise on the raw start parameters.
     start : dict of str to array-like or Frame, optional
-        Start point; defaults to ``model.initial_point()``. A `Frame`, such as `find_frame` returns,
-        gives fixed coordinates in which the flow works.
+        Start point; defaults to ``model.initial_point()``. Where the log density is not finite
+        there, what ``start`` does not give is moved, by up to 1 in the unconstrained space and up
+        to 10 times, as `pymc.sample` does; the log says so. A `Frame`, such as `find_frame`
+        returns, gives fixed coordinates in which the flow works.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer; see `NormalizingFlow`.
     random_seed : int, Generator, RandomState, optional
@@ -86,8 +91,13 @@ class NFVI(KLqp):
         params: Mapping[int, Mapping[str, ArrayLike]] | None = None,
         random_seed: RandomState = None,
     ):
+        model, begin = model_or_context(model), cast("Any", start)
+        if not isinstance(start, Frame):
+            with Interrupts(deferred=False):
+                density = density_of(model)  # held, so that the flow finds it again
+                begin = possible_start(density, start, lambda: integer_seed(random_seed))
         approx = NormalizingFlow(
-            flow, model=model, jitter=jitter, start=start, params=params, random_seed=random_seed
+            flow, model=model, jitter=jitter, start=begin, params=params, random_seed=random_seed
         )
         Inference.__init__(self, FlowKL, approx, None, beta=1.0)
 
@@ -164,7 +174,8 @@ class NFVI(KLqp):
             File that keeps the fit, for `pymc_flows.resume` after a crash. It is written before
             the first step, in place of a file that is there, then as ``every`` says, and when the
             fit ends, is interrupted or fails; also by `refine`. A process that is killed while it
-            writes leaves the last whole file, and a hidden one, ``.*.tmp``, beside it.
+            writes leaves the last whole file, and a hidden one, ``.*.tmp``, beside it. More than
+            100,000 losses are in a second file, ``fit.nc.hist-…``, until the fit ends.
         every : int, optional
             Steps between checkpoints; default 1,000.
         obj_n_mc : int, optional
@@ -342,10 +353,12 @@ class NFVI(KLqp):
         split = len(self.hist) - (state.done if state.config.score else 0)
         before, earlier = self.hist[:split], self.hist[split:]
 
-        def save(losses: np.ndarray) -> None:
+        growing = state.checkpoint and Growing(state.checkpoint, "hist")
+
+        def save(losses: np.ndarray, growing: Growing | None = growing) -> None:
             if state.checkpoint is not None:
                 hist = np.concatenate([before, losses])
-                save_fit(state.checkpoint, approx, state, hist, every=state.every)
+                save_fit(state.checkpoint, approx, state, hist, every=state.every, growing=growing)
 
         hooks = [
             Settling(state),
@@ -361,4 +374,6 @@ class NFVI(KLqp):
             return replace(trainer.run(theme, show=show), go_on=go_on)
         finally:
             self.hist = approx.hist = np.concatenate([before, trainer.losses])
-            save(trainer.losses)
+            save(trainer.losses, None)
+            if growing is not None:
+                growing.remove()

@@ -4,5 +4,6 @@ What the arrays and the record in a file mean is known to those who write it.
 """
 
 from pymc_flows.io.files import Content, check_target, read, require_netcdf, write
+from pymc_flows.io.growing import Growing
 
-__all__ = ["Content", "check_target", "read", "require_netcdf", "write"]
+__all__ = ["Content", "Growing", "check_target", "read", "require_netcdf", "write"]

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ import xarray as xr
 
 from pymc_flows.errors import StorageError
 from pymc_flows.formula import MAX_CHARACTERS
+from pymc_flows.io.growing import Growing, read_growing
 
 MARK = b"\npymc-flows sha256 "
 _END = re.compile(re.escape(MARK) + rb"([0-9a-f]{64})\n")
 _END_BYTES = len(MARK) + 65
 FORMAT = 1
+# What the record says of an array that is in a file beside.
+BESIDE = "beside"
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,18 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write(path: str | os.PathLike[str], content: Content) -> None:
+def write(path: str | os.PathLike[str], content: Content, growing: Growing | None = None) -> None:
     """Write a file, or leave what is there as it is.
 
     The bytes go to a hidden file in the same folder, which takes the place of the other one when
     all of them are on the disk. A process that is killed meanwhile leaves the hidden one behind.
+
+    Parameters
+    ----------
+    path : str or path-like
+    content : Content
+    growing : Growing, optional
+        Keeps one of the arrays in a file beside, if it is long.
 
     Raises
     ------
@@ -118,6 +128,10 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
         As `check_target`.
     """
     target = check_target(path)
+    said = growing and growing.extend(content.arrays[growing.name])
+    if growing is not None and said is not None:
+        arrays = {k: v for k, v in content.arrays.items() if k != growing.name}
+        content = replace(content, arrays=arrays, record={**content.record, BESIDE: said})
     part = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
     try:
         _dataset(content).to_netcdf(part, engine="h5netcdf")
@@ -180,7 +194,13 @@ def read(path: str | os.PathLike[str]) -> Content:
             "its end"
         )
     try:
-        return _content(data)
+        content = _content(data)
+        said = content.record.get(BESIDE)
+        if said is None:
+            return content
+        return replace(
+            content, arrays={**content.arrays, str(said["name"]): read_growing(path, said)}
+        )
     except StorageError:
         raise
     # Whatever HDF5 and what reads it raise. What has the right digest gets here only if it was made

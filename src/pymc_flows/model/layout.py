@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import PLAIN, no_compiler
+from pymc_flows.backends.ops import first_line
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.support.compat import (
     LOWER_NAMES,
@@ -34,6 +36,7 @@ type Point = dict[str, np.ndarray]
 # Values of variables, or how to find them, by name or variable, as in `pymc.sample`'s initvals.
 type Start = Mapping[str, object] | Mapping[Variable, object]
 
+DIMS_OF_DRAWS = ("chain", "draw")
 STRATEGIES = ("support_point", "prior")
 
 
@@ -53,10 +56,21 @@ def layout(model: pm.Model) -> tuple[Slot, ...]:
     Raises
     ------
     ModelError
-        If there is nothing to lay out, or a free variable is discrete.
+        If there is nothing to lay out, a free variable is discrete, the model has no initial point,
+        or draws could not be returned with its names or labels.
     """
     _check_free_variables(model)
-    point = initial_point(model)
+    _check_labels(model)
+    try:
+        point = initial_point(model)
+    except Warning:  # which a user has made an error
+        raise
+    except Exception as error:  # whatever PyMC and the model's Ops raise
+        raise ModelError(
+            f"PyMC finds no initial point of the model: {type(error).__name__}: "
+            f"{first_line(error)}\n"
+            "model.initial_point() must work; initval= of a variable may help."
+        ) from error
     slots, begin = [], 0
     for value in model.value_vars:
         array = np.asarray(point[value.name])
@@ -86,6 +100,23 @@ def _check_free_variables(model: pm.Model) -> None:
                 f"free variable {rv.name!r} is discrete ({rv.dtype})\n"
                 "A flow needs continuous variables: marginalise it out "
                 "(pymc_extras.marginalize does that for finite ones) or sample it with MCMC."
+            )
+
+
+def _check_labels(model: pm.Model) -> None:
+    """Refuse what draws could not be returned with, before a fit rather than after it."""
+    for variable in model.unobserved_RVs:
+        if variable.name in DIMS_OF_DRAWS:
+            raise ModelError(
+                f"{variable.name!r} is the name of a dimension of draws, and of a variable of the "
+                "model\nRename the variable: draws would come without it."
+            )
+    dims = {dim for of_one in model.named_vars_to_dims.values() for dim in of_one}
+    for dim in sorted(map(str, dims)):
+        if any(isinstance(label, tuple) for label in model.coords.get(dim) or ()):
+            raise ModelError(
+                f"the labels of {dim!r} are a MultiIndex, with which PyMC cannot return draws\n"
+                "Give labels of one level, such as [f'{a} {b}' for a, b in index]."
             )
 
 
@@ -119,10 +150,26 @@ def _transform_name(transform: object) -> str:
     return type(transform).__name__
 
 
+# Functions that compute initial points, and what of a model they were made from. A fit asks several
+# times, each time after data may have changed, and PyMC would compile as often.
+_INITIAL: WeakKeyDictionary[pm.Model, tuple[list[Any], Callable[[int], Point]]]
+_INITIAL = WeakKeyDictionary()
+
+
 def initial_point(model: pm.Model) -> Point:
     """Return the model's initial point: values in the unconstrained space by name."""
-    with no_compiler():
-        return dict(model.initial_point(0))
+    parts = [
+        *model.free_RVs,
+        *model.rvs_to_transforms.values(),
+        *model.rvs_to_initial_values.values(),
+    ]
+    with no_compiler():  # one thread at a time
+        made_from, compute = _INITIAL.get(model, ([], None))
+        same = len(parts) == len(made_from) and all(map(operator.is_, parts, made_from))
+        if compute is None or not same:
+            compute = make_initial_point_fn(model=model, overrides=None, jitter_rvs=set())
+            _INITIAL[model] = parts, compute
+        return dict(compute(0))
 
 
 def rv_shapes(model: pm.Model) -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ from pymc_flows.errors import ArgumentError, FlowShapeError, ModelError
 from pymc_flows.model.batching import batched_draws, compiled
 from pymc_flows.model.layout import rv_shapes, tensors, with_names_of
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.support.compat import CircularTransform
+from pymc_flows.support.compat import ChainedTransform
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _check_has_density(density: ModelDensity) -> None:
     shapes = rv_shapes(density.model)
     for rv, slot in zip(density.model.free_RVs, density.slots, strict=True):
         shape = tuple(map(int, shapes[rv.name]))
-        if isinstance(density.model.rvs_to_transforms[rv], CircularTransform):
+        if _is_circular(density.model.rvs_to_transforms[rv]):
             raise ModelError(
                 f"{rv.name!r} is an angle: each of its values stands for many points of the "
                 "unconstrained space\nUse space='unconstrained'."
@@ -210,6 +210,16 @@ def _check_has_density(density: ModelDensity) -> None:
                 f"and {slot.shape} in the unconstrained space\n"
                 "A simplex, say, has no volume among all vectors. Use space='unconstrained'."
             )
+
+
+def _is_circular(transform: Any) -> bool:
+    """Whether a transform, or one in a chain, wraps the real line around a circle.
+
+    By its name: `pymc.dims` has a class of its own for that.
+    """
+    if isinstance(transform, ChainedTransform):
+        return any(map(_is_circular, transform.transform_list))
+    return getattr(transform, "name", None) == "circular"
 
 
 def _function_of(density: ModelDensity, names: tuple[str, ...], *, with_log_det: bool) -> _Map:

@@ -31,7 +31,6 @@ _FUNCTIONS = WeakKeyDictionary()
 # Relative differences of a term beyond these are no rounding: other machines and versions sum in
 # other orders.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
-N_POINTS = 3
 
 
 def terms_at(

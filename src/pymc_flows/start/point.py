@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,13 +56,39 @@ def find_start(density: ModelDensity, start: Start | None, rng: np.random.Genera
             near = np.where(moves, middle + noise, point).astype(point.dtype)
             if _is_possible(attempt, near):
                 _log.warning(
-                    "The log density is not finite at the model's initial point: the search begins "
+                    "The log density is not finite at the model's initial point: the fit begins "
                     "near it, as pm.sample does. Pass start= to choose the point."
                 )
                 return near
     check_finite({slot.name: point[slot.slice] for slot in density.slots})
     tried = f"Nor is it at {RETRIES} points near that one." if moves.any() else ""
     raise ModelError("\n".join(filter(None, [blame(density, point), tried])))
+
+
+def possible_start(
+    density: ModelDensity, start: Start | None, seed: Callable[[], int]
+) -> Start | None:
+    """Return ``start``, or all of what `find_start` finds if the log density is not finite there.
+
+    Where that finds nothing, ``start`` stays as it is: the fit, if there is one, says what is
+    wrong.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    start : mapping, optional
+        As for `ModelDensity.start`.
+    seed : callable
+        Asked for the seed of `find_start`, if that is needed.
+    """
+    try:
+        point = density.start(start, finite=False)
+        if np.isfinite(point).all() and _is_possible(dry_run(density), point):
+            return start
+        point = find_start(density, start, np.random.default_rng(seed()))
+    except ModelError:
+        return start
+    return {slot.name: point[slot.slice].reshape(slot.shape) for slot in density.slots}
 
 
 def _is_finite(values: list[float]) -> bool:

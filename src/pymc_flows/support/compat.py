@@ -31,8 +31,8 @@ from pymc.distributions.shape_utils import change_dist_size
 # `Model.initial_point` with some of the values given. Instead: a model with initvals of its own.
 from pymc.initial_point import make_initial_point_fn
 
-# Transforms that `isinstance` must tell apart. Instead: they move with `pymc.logprob.transforms`.
-from pymc.logprob.transforms import ChainedTransform, CircularTransform
+# The transform that consists of others. Instead: it moves with `pymc.logprob.transforms`.
+from pymc.logprob.transforms import ChainedTransform
 
 # The Op of PyMC's parameter checks, which become switches here. Instead: any `CheckAndRaise`.
 from pymc.logprob.utils import CheckParameterValue, replace_rvs_by_values
@@ -87,6 +87,10 @@ from pytensor.link.basic import JITLinker
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
 
+# A loop of scalars, and what else has a graph of scalars inside. Instead: their new places.
+from pytensor.scalar.basic import ScalarInnerGraphOp
+from pytensor.scalar.loop import ScalarLoop
+
 # A loop; models, draws and backends are asked for it. Instead: its name in the new place.
 from pytensor.scan.op import Scan
 
@@ -140,6 +144,7 @@ __all__ = [
     "KL",
     "LIFTS_AXES",
     "LOWER_NAMES",
+    "STRUCTURED_PRODUCTS",
     "ARange",
     "AdvancedIncSubtensor",
     "AdvancedSubtensor",
@@ -150,7 +155,6 @@ __all__ = [
     "CAReduce",
     "ChainedTransform",
     "CheckParameterValue",
-    "CircularTransform",
     "Competence",
     "CumOp",
     "CustomProgress",
@@ -180,6 +184,8 @@ __all__ = [
     "Repeat",
     "Reshape",
     "ScalarFromTensor",
+    "ScalarInnerGraphOp",
+    "ScalarLoop",
     "Scan",
     "Shape",
     "Shape_i",
@@ -232,6 +238,11 @@ FILLS_AS_ALLOC = "local_second_to_alloc"
 # PyTensor's: new axes of a result become axes of what it is computed from. Instead: nothing, once
 # `vectorize_graph` takes what it makes of sums that are zero.
 LIFTS_AXES = "local_dimshuffle_lift"
+# PyTensor's: products with a matrix that is found to be diagonal, or to select rows, get cheaper.
+# The search takes almost half of the time of rewriting a network. Instead: nothing, once it is
+# quick.
+STRUCTURED_PRODUCTS = ("dot_diag_to_elemwise", "selection_dot_to_indexing")
+
 # PyTensor's: named dimensions to axes, as PyMC's own log densities of `pymc.dims` have it. Instead:
 # the lowering of each Op.
 LOWER_NAMES = "+lower_xtensor"

@@ -15,6 +15,7 @@ from pymc.variational import updates as pymc_updates
 from pytensor.compile.sharedvalue import SharedVariable
 
 from pymc_flows.errors import ArgumentError
+from pymc_flows.support.arguments import check_positive
 
 # All of PyMC's.
 ELEMENTWISE = (
@@ -143,7 +144,8 @@ def rated(optimizer: Optimizer | None, n: int, curve: str | None = None) -> Rate
         if isinstance(learning_rate, int | float | np.number):
             value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
             rate = pytensor.shared(value, name="learning_rate", shape=())
-            schedule = Schedule(_checked(learning_rate), n, curve or CONSTANT)
+            peak = check_positive("learning_rate of obj_optimizer", learning_rate)
+            schedule = Schedule(peak, n, curve or CONSTANT)
             optimizer = partial(made, learning_rate=rate)
             return Rated(optimizer, rate, schedule, is_elementwise=True, recipe=recipe)
         _refuse_schedule(given)
@@ -188,10 +190,3 @@ def from_recipe(recipe: dict[str, Any]) -> Optimizer:
         if name not in known or not _is_number(value):
             raise ValueError(f"{recipe['name']} takes no {name}={value!r}")
     return partial(function, **keywords)
-
-
-def _checked(rate: Any) -> float:
-    """Refuse steps uphill; with steps of 0 a fit measures the loss where it stands."""
-    if not 0 <= rate < np.inf:
-        raise ArgumentError(f"learning_rate of obj_optimizer must be at least 0, got {rate!r}")
-    return float(rate)

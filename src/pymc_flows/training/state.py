@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, replace
@@ -13,11 +14,14 @@ import numpy as np
 from pymc_flows.support.arguments import as_count, check_positive
 from pymc_flows.training.annealing import CURVES, Ramp
 from pymc_flows.training.config import FitConfig, call_interval
-from pymc_flows.training.loop import MAX_CHUNK, MAX_FAILURES, Chunk, TrainingLoop
+from pymc_flows.training.loop import MAX_CHUNK, MAX_FAILURES, Chunk, Step, TrainingLoop
 from pymc_flows.training.objectives import Objective
+from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.optimizers import CURVES as SCHEDULES
 from pymc_flows.training.optimizers import Schedule
 from pymc_flows.training.stopping import Plateau
+
+_log = logging.getLogger(__name__)
 
 # An interrupt waits for the end of a call, so a call should take about this long.
 CHUNK_SECONDS = 0.25
@@ -71,6 +75,8 @@ class FitState:
         self.checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
         self.every = 0 if self.checkpoint is None else config.every
         self.is_interrupted = False
+        # Makes the loop on another backend, until the first call.
+        self._instead: Callable[[Exception], tuple[FitConfig, TrainingLoop]] | None = None
 
     @classmethod
     def prepare(
@@ -92,18 +98,50 @@ class FitState:
             Upper bound of the steps of one call; by default callbacks set it.
         """
         every = call_interval(config.step_callbacks)
-        config, step = objective.step(config)
-        noise_seed, model_seed = np.random.SeedSequence(entropy()).spawn(2)
-        loop = TrainingLoop(
-            step,
-            backend=str(config.backend),
-            noise_seed=noise_seed,
-            model_seed=model_seed,
-            max_chunk=max_chunk or every or MAX_CHUNK,
-            compile_kwargs=config.compile_kwargs,
-            source=objective.source,
-        )
-        return cls(objective, config, loop)
+        chosen, step = objective.step(config)
+        seed = entropy()
+
+        def loop_of(config: FitConfig, step: Step) -> TrainingLoop:
+            noise_seed, model_seed = np.random.SeedSequence(seed).spawn(2)
+            return TrainingLoop(
+                step,
+                backend=str(config.backend),
+                noise_seed=noise_seed,
+                model_seed=model_seed,
+                max_chunk=max_chunk or every or MAX_CHUNK,
+                compile_kwargs=config.compile_kwargs,
+                source=objective.source,
+            )
+
+        def on_numba(error: Exception) -> tuple[FitConfig, TrainingLoop]:
+            _log.warning(
+                "JAX cannot compile the fit (%s). Numba does, which takes longer.", brief(error)
+            )
+            other, step = objective.step(replace(config, backend="numba"))
+            return other, loop_of(other, step)
+
+        is_open = config.backend is None and "mode" not in config.compile_kwargs
+        instead = on_numba if is_open and chosen.backend == "jax" else None
+        try:
+            loop = loop_of(chosen, step)
+        except Exception as error:  # whatever JAX or its conversion raises
+            if instead is None:
+                raise
+            chosen, loop = instead(error)
+        state = cls(objective, chosen, loop)
+        state._instead = instead
+        return state
+
+    def compile(self) -> None:
+        """Compile the loop: on numba, if JAX was not asked for and fails; the log says so."""
+        instead, self._instead = self._instead, None
+        try:
+            self.loop.compile()
+        except Exception as error:  # whatever JAX raises
+            if instead is None or self.loop.is_compiled:
+                raise
+            self.config, self.loop = instead(error)
+            self.loop.compile()
 
     @property
     def has_rate(self) -> bool:
@@ -125,9 +163,9 @@ class FitState:
 
     def begin(self, n: int, learning_rate: float | None = None) -> None:
         """Plan ``n`` further steps, at a constant step size if one is given."""
-        self.n, self.done, self.failed, self.lost = n, 0, 0, 0
         if learning_rate is not None:
             self.schedule = Schedule(check_positive("learning_rate", learning_rate))
+        self.n, self.done, self.failed, self.lost = n, 0, 0, 0
 
     def go_on(self) -> None:
         """Begin, or go on with, the steps that are planned."""
@@ -221,7 +259,7 @@ class FitState:
 
     def __getstate__(self) -> dict[str, object]:
         """Let a copy keep away from the file."""
-        return {**self.__dict__, "checkpoint": None, "every": 0}
+        return {**self.__dict__, "checkpoint": None, "every": 0, "_instead": None}
 
 
 def as_ramp(steps: object, start: object, curve: Any) -> Ramp:

@@ -138,7 +138,7 @@ class Trainer:
         """
         state, hooks = self._state, self._hooks
         if state.done < state.n:
-            state.loop.compile()
+            state.compile()
         bar.begin()
         with Interrupts(deferred=False) as interrupts:
             while state.done < state.n:

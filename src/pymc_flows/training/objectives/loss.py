@@ -112,6 +112,11 @@ def mean_of_finite(
     return pt.switch(enough, mean, np.asarray(np.nan, values.dtype)), n_draws - n_finite
 
 
+def _with_others(rows: TensorVariable, usable: TensorVariable) -> TensorVariable:
+    """The first usable row in the place of each that is not: a draw from the same distribution."""
+    return pt.switch(usable[:, None], rows, rows[pt.argmax(usable)])
+
+
 def loss_graph(
     problem: Problem,
     z0: TensorVariable,
@@ -156,7 +161,9 @@ def loss_and_gradients(
 
     Draws are left out where the log density, its squared gradient or the log-determinant is not
     finite; loss and gradients are means over the others. The gradients w.r.t. ``extra`` are sums
-    over all draws before that is known, so there one such draw costs the step.
+    over draws, taken a second time with the first of the others in the place of those. A draw for
+    which the flow itself overflows costs the step: its gradient is 0 · ∞, and to know it before
+    would take every step a further pass through the flow.
 
     With an ``estimator`` the gradients w.r.t. the flow are another estimate of their expectation,
     or those of a tempered density; the loss is the same. With ``theta`` (n,), a vector of all
@@ -181,16 +188,21 @@ def loss_and_gradients(
     n_draws = z0.type.shape[0]
     # Those of the mean loss: what is multiplied here costs no pass over the gradient afterwards.
     weights = [-problem.kl_weight / problem.scale / n_draws, -1.0 / problem.scale / n_draws]
-    (prior, data), z_grad, extra_grads = problem.density.value_and_grad(
-        z,
-        weights=weights,
-        micro_batch=plan.micro_batch,
-        extra=extra,
-        replacements=replacements,
+    (prior, data), z_grad, _ = problem.density.value_and_grad(
+        z, weights=weights, micro_batch=plan.micro_batch, replacements=replacements
     )
     z_grad = z_grad.astype(z.dtype)
     # Squares, because optimizers take them.
     finite = pt.isfinite(prior + data - log_det + pt.sqr(z_grad).sum(axis=1))
+    extra_grads: list[TensorVariable] = []
+    if extra:
+        _, _, extra_grads = problem.density.value_and_grad(
+            pt.tensor_copy(_with_others(z, finite)),
+            weights=weights,
+            micro_batch=plan.micro_batch,
+            extra=extra,
+            replacements=replacements,
+        )
     log_q = base_log_prob(z0) - log_det
     loss, lost = mean_of_finite(problem.kl_weight * (log_q - prior) - data, finite)
     loss = loss / problem.scale
