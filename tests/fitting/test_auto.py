@@ -43,7 +43,7 @@ def skewed():
     with pm.Model() as model:
         pm.Potential("p", -pm.math.exp(pm.Flat("x")) + 1.5 * model["x"])  # log of a gamma
         pm.Normal("y", model["x"] ** 2, 0.5)
-    return pmf.fit(1_000, model=model, random_seed=3, obj_n_mc=32, **JAX)
+    return pmf.fit(1_000, model=model, random_seed=3, obj_n_mc=32, quality="best", **JAX)
 
 
 def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
@@ -168,6 +168,25 @@ def test_what_is_tried_where_modes_are_apart(monkeypatch):
     scale = approx.q.frame.scale
     scale = np.diag(scale) if scale.ndim == 1 else scale
     np.testing.assert_allclose(np.diag(scale @ scale.T), 6 + 0.4**2, rtol=0.1)
+
+
+def test_a_mixture_that_covers_modes_is_good_for_draws(tmp_path):
+    with pm.Model() as model:
+        modes = [pm.Normal.dist(x, 0.4, shape=2) for x in (-3, 0, 3)]
+        pm.Mixture("x", np.array([0.5, 0.3, 0.2]), modes, shape=2)
+    approx = pmf.fit(model=model, random_seed=1, progressbar=False)
+    first, second = approx.ladder.rungs
+    assert (first.parts, first.steps, second.steps) == (1, 0, 0)
+    assert second.parts > 2
+    assert approx.ladder.resamples
+    assert f"mixture of {second.parts} scale-loc" in str(approx.ladder)
+    draws = approx.sample(8_000, random_seed=2).posterior["x"].values[0]
+    shares = np.histogram(draws[:, 0], [-9, -1.5, 1.5, 9])[0] / 8_000
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.03)
+    approx.save(tmp_path / "mixture")
+    again = pmf.load(tmp_path / "mixture", model=model)
+    assert str(again.ladder) == str(approx.ladder)
+    np.testing.assert_array_equal(again.log_prob(draws[:9]), approx.log_prob(draws[:9]))
 
 
 def test_formulas_for_modes_that_are_apart_are_formulas():

@@ -86,7 +86,7 @@ def test_an_end_before_anything_was_fitted_is_an_error(fits, error):
 def test_a_backend_that_is_refused_is_an_error_unless_it_costs_a_fit(fits, caplog):
     fits += [BackendError("no such Op"), 9, BackendError("no such Op")]
     with pytest.raises(BackendError):
-        pmf.fit(9, model=skewed_model(), random_seed=1)
+        pmf.fit(9, model=skewed_model(), random_seed=1, quality="best")
     start = Frame(np.array([0.5]), np.array([0.7]))
     approx = pmf.fit(9, model=skewed_model(), start=start, random_seed=1)
     assert [r.steps for r in approx.ladder.rungs] == [9]
@@ -114,7 +114,7 @@ def test_a_bad_fit_is_not_called_usable(fits, caplog, monkeypatch):
     fits.append(FitError("100 steps"))
     bad = Quality(4_000, -np.inf, np.nan, 140, 1_000.0, -np.inf, np.nan)
     monkeypatch.setattr(tried, "measure", lambda *_, **__: bad)
-    pmf.fit(9, model=skewed_model(), random_seed=1)
+    pmf.fit(9, model=skewed_model(), random_seed=1, quality="best")
     text = "\n".join(warned(caplog))
     assert "can be used as it is" not in text
     assert "None of 1 flows can be used" in text

@@ -8,6 +8,7 @@ log densities) runs on `NUMPY`: no compilation, one NumPy call per node, all dra
 import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import RLock
 from typing import Any
 
@@ -22,6 +23,7 @@ from pymc_flows.support.compat import (
     STRUCTURED_PRODUCTS,
     Function,
     FunctionMaker,
+    JITLinker,
     VMLinker,
     query_of_mode,
 )
@@ -126,6 +128,19 @@ def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
     return _Mode(linker, query_of_mode(mode))
 
 
+def is_compiled(mode: Mode | str) -> bool:
+    """Whether a mode turns the whole graph into machine code, which runs beside Python."""
+    return isinstance(get_mode(mode).linker, JITLinker)
+
+
+def is_of_jax(mode: Mode | str) -> bool:
+    """Whether functions of a mode run on JAX."""
+    from pymc_flows.support.compat import JAXLinker
+
+    return isinstance(get_mode(mode).linker, JAXLinker)
+
+
+@lru_cache
 def training_mode(backend: str) -> Mode:
     """Return the mode that compiles the training loop on ``backend`` ("numba" or "jax")."""
     mode = get_mode(backend.upper())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.approximation import MixtureState, NormalizingFlow
 from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.ladder import Ladder, Rung
@@ -55,6 +55,7 @@ class Tried:
         What was left out, and what failed.
     counts : Evaluations
         Of the running rung.
+    resamples : bool
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tried:
         self.deadline, self.bar = deadline, bar
         self.start_rung()
         self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
-        self._seeds, self._resamples = seeds, resamples
+        self._seeds, self.resamples = seeds, resamples
 
     @property
     def seconds(self) -> float:
@@ -107,7 +108,9 @@ class Tried:
         self, approx: NormalizingFlow, quality: Quality, steps: int, warnings: Sequence[str]
     ) -> Quality:
         self._fitted.append((approx, warnings))
-        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, self.counts.copy()))
+        parts = len(approx.q.parts) if isinstance(approx.q, MixtureState) else 1
+        counts = self.counts.copy()
+        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, counts, parts))
         self.bar.reach(gap(self.rungs))
         _log.info(
             "%s: ELBO %.5g, k-hat %.2f; %s in %.1f s.",
@@ -121,7 +124,12 @@ class Tried:
 
     def is_enough(self, enough: float) -> bool:
         """Whether the last fit has that gap, or one of them draws that can be resampled."""
-        return is_good(self.rungs, enough) or self._safest is not None
+        return is_good(self.rungs, enough) or self.has_draws
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether one of them has draws that can be resampled, if that is enough."""
+        return self._safest is not None
 
     @staticmethod
     def _is_near(quality: Quality) -> bool:
@@ -132,7 +140,7 @@ class Tried:
     @property
     def _safest(self) -> int | None:
         """The flow whose draws are resampled, if that is enough."""
-        if not self._resamples or any(isinstance(a.q, FieldState) for a, _ in self._fitted):
+        if not self.resamples or any(isinstance(a.q, FieldState) for a, _ in self._fitted):
             return None
         return safest_of([rung.quality for rung in self.rungs if rung.quality is not None])
 

@@ -13,6 +13,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.backends.ops import has_loop
@@ -121,9 +122,7 @@ class LogDensity:
             evaluate = density.looped if plan.micro_batch is None else density.batched
             outputs = [sum(evaluate(z))]
         mode = training_mode(backend) if backend else NUMPY
-        return _Function(
-            shapes, rows, pytensor.function([z], outputs, mode=mode, on_unused_input="ignore")
-        )
+        return _Function(shapes, rows, function_of([z], outputs, mode=mode))
 
 
 def n_data(density: ModelDensity) -> int:

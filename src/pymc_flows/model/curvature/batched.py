@@ -10,6 +10,7 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.model.batching import vectorized
 from pymc_flows.model.logp import ModelDensity
@@ -78,7 +79,5 @@ class Batched:
             batch = vectorized(outputs, density.unpack(z), "the curvature")
             if isinstance(batch, str) or batch.reason:
                 return None
-            found: Callable[[Floats], list[Floats]] = pytensor.function(
-                [z], batch.outputs, mode=NUMPY, on_unused_input="ignore"
-            )
+            found: Callable[[Floats], list[Floats]] = function_of([z], batch.outputs, mode=NUMPY)
             return found

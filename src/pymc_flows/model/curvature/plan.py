@@ -15,6 +15,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.backends.simplify import simplify
@@ -161,7 +162,7 @@ class Plan:
         total = sum(term.sum() for term in terms)
         values = self._density.values
         outputs = pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
-        self._gradient = pytensor.function(values, outputs, mode=NUMPY, on_unused_input="ignore")
+        self._gradient = function_of(values, outputs, mode=NUMPY)
         return self._coloured.row.astype(np.intp) * len(self._field) + self._coloured.column
 
     # -------------------------------------------------------------------------------------- using
@@ -229,9 +230,7 @@ class Plan:
             outputs = [total]
             if with_grad:
                 outputs += pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
-            return pytensor.function(
-                values, [*outputs, *self._slots], mode=NUMPY, on_unused_input="ignore"
-            )
+            return function_of(values, [*outputs, *self._slots], mode=NUMPY)
 
     def _flat(self, arrays: Sequence[Floats]) -> Floats:
         """Gradients by the inputs as one by the field."""
