@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from benchmarks._common import ROOT, Row
 
@@ -93,26 +92,22 @@ def run_child(
         If it fails, or ends late.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    limit = None
-    if cpu_seconds is not None:
-        limit = partial(resource.setrlimit, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=None if cpu_seconds is None else PATIENCE * cpu_seconds,
-            preexec_fn=limit,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ChildError(f"not done after {error.timeout:g} s", is_late=True) from error
-    if limit is not None and done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    pipe, env = subprocess.PIPE, {**os.environ, **environment}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        timeout = None
+        if cpu_seconds is not None:
+            # From here, since a function that runs in the child before the command needs a fork.
+            resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+            timeout = PATIENCE * cpu_seconds
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise ChildError(f"not done after {error.timeout:g} s", is_late=True) from error
+    if cpu_seconds is not None and process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise ChildError(f"not done after {cpu_seconds} CPU s", is_late=True)
-    if done.returncode:
-        raise ChildError(
-            f"{' '.join(command[2:])} failed ({done.returncode})\n{done.stderr.strip()}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise ChildError(f"{' '.join(command[2:])} failed ({process.returncode})\n{err.strip()}")
+    return json.loads(out.splitlines()[-1])

@@ -1,8 +1,6 @@
 """The report on an approximation, where the truth is known."""
 
-import html
 import math
-from html.parser import HTMLParser
 
 import numpy as np
 import pymc as pm
@@ -13,23 +11,13 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 import pymc_flows as pmf
+from conjugate import conjugate, conjugate_model, gaussian
 from pymc_flows.approximation import draws as _draws
 from pymc_flows.diagnostics import coverage as _coverage
 from pymc_flows.diagnostics.quality import measure
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.fitting.ladder import Ladder, Rung
-from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality
-
-
-def conjugate(y, sd=2.0):
-    """A prior N(0, 3²) and data N(mu, sd²): mean, sd and log evidence of the posterior."""
-    n = len(y)
-    precision = 1 / 9 + n / sd**2
-    mean = y.sum() / sd**2 / precision
-    cov = sd**2 * np.eye(n) + 9 * np.ones((n, n))
-    _, log_det = np.linalg.slogdet(2 * np.pi * cov)
-    return mean, precision**-0.5, -0.5 * (log_det + y @ np.linalg.solve(cov, y))
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +27,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def model(data):
-    with pm.Model() as model:
-        mu = pm.Normal("mu", 0, 3)
-        pm.Normal("y", mu, 2, observed=data)
-    return model
-
-
-def gaussian(model, mean, sd):
-    frame = Frame(np.atleast_1d(mean).astype(float), np.atleast_1d(sd).astype(float))
-    return pmf.NormalizingFlow("scale-loc", model=model, jitter=0, start=frame, random_seed=1)
+    return conjugate_model(data)
 
 
 def schools():
@@ -361,41 +341,3 @@ def test_single_precision(rng):
         )
     assert found.status == "good"
     assert found.quality.khat == -math.inf
-
-
-# --------------------------------------------------------------------------------- display
-
-
-class Words(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.open, self.text = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        assert not {"color", "background"} & {k for k, _ in attrs}
-        assert all("color" not in value for _, value in attrs)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_notebook_shows_what_the_text_says(model, data, rng):
-    mean, sd, _ = conjugate(data)
-    approx = gaussian(model, mean, 1.2 * sd)
-    for reference in (None, {"mu": rng.normal(mean, sd, size=(1, 300))}):
-        found = pmf.report(approx, 500, reference=reference, random_seed=1)
-        words = Words()
-        words.feed(found._repr_html_())
-        assert words.open == []
-        shown = " ".join(words.text)
-        assert html.unescape(found.verdict) in shown
-        text = str(found).replace("\n", " ")
-        for value in ("Pareto k-hat", "effective draws", "ELBO", "mu", "never visited"):
-            assert value in shown
-            assert value in text
-        assert repr(found) == str(found)
-        assert max(map(len, str(found).splitlines())) < 130

@@ -66,7 +66,8 @@ CASES = [
     (full, 200, DenseFactoring),
     (banded, 200, SparseFactoring),
     (blocks, 60, BlockFactoring),
-    (bordered, 60, BorderedFactoring),
+    (bordered, 60, DenseFactoring),
+    (bordered, 120, BorderedFactoring),
     (bordered_band, 220, BorderedFactoring),
 ]
 

@@ -9,7 +9,7 @@ from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field
 from pymc_flows.field.conditional.judge import judge
 
-OPTIONS = FieldOptions(rounds=(64, 64), values=128)
+OPTIONS = FieldOptions(rounds=(64, 64), values=128, effective=1_000, most_values=1_000)
 QUICK = replace(OPTIONS, rounds=(32, 32), values=32, flow_rounds=0)
 
 
@@ -171,7 +171,7 @@ def test_a_fit_repeats_itself_and_reports_what_it_does():
 
 def test_evaluations_are_bounded(plated):
     _, found = plated
-    rounds = 64 + 64 + 128 * (1 + OPTIONS.flow_rounds)
+    rounds = 64 + 64 + 128 * (1 + OPTIONS.flow_rounds) + 1.25 * OPTIONS.most_values
     # A Gaussian field takes one curvature per value of the hyperparameters.
     assert found.evaluations.curvatures < rounds + 120
     assert found.evaluations.gradients < 2 * rounds + 500

@@ -1,11 +1,9 @@
-from collections import Counter
-
 import numpy as np
 import pytest
-from scipy import sparse, stats
+from scipy import stats
 
-from posteriors import LinearMixed, Parts, normal
-from pymc_flows.field import FieldOptions, Posterior, fit_field
+from posteriors import Counts, LinearMixed, normal
+from pymc_flows.field import FieldOptions, fit_field
 from pymc_flows.field.conditional.judge import judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
@@ -16,49 +14,7 @@ from pymc_flows.field.factors import factoring
 from pymc_flows.field.record import arrays_of, restored
 from pymc_flows.formula import Formula
 
-OPTIONS = FieldOptions(rounds=(32, 32), values=32, flow_rounds=0)
-
-
-class Counts:
-    """One Poisson count in each group, of rate exp(g_0 + exp(g_1) x_i); standard normal x and g."""
-
-    def __init__(self, counts):
-        self.k = np.asarray(counts, float)
-
-    def by_group(self, points):
-        eta = points[:, :1] + np.exp(points[:, 1:2]) * points[:, 2:]
-        own = self.k * eta - np.exp(eta) + normal(points[:, 2:], 1)
-        return normal(points[:, :2], 1).sum(axis=1), own
-
-    def value_and_grad(self, points):
-        shared, own = self.by_group(points)
-        x, scale = points[:, 2:], np.exp(points[:, 1:2])
-        slope = self.k - np.exp(points[:, :1] + scale * x)
-        gradient = np.empty_like(points)
-        gradient[:, 2:] = slope * scale - x
-        gradient[:, 0] = slope.sum(axis=1) - points[:, 0]
-        gradient[:, 1] = (slope * scale * x).sum(axis=1) - points[:, 1]
-        return shared + own.sum(axis=1), gradient
-
-    def curvature(self, point):
-        rate = np.exp(point[0] + np.exp(point[1]) * point[2:])
-        return sparse.diags(1 + np.exp(2 * point[1]) * rate, format="csc")
-
-    def log_marginal(self, g):
-        """Log density (n,) of g (n, 2) and the counts, by the trapezoid rule in each group."""
-        x, step = np.linspace(-12, 12, 6001, retstep=True)
-        eta = g[:, :1] + np.exp(g[:, 1:]) * x
-        total = normal(g, 1).sum(axis=1)
-        for k, count in Counter(self.k).items():
-            with np.errstate(over="ignore"):
-                density = np.exp(k * eta - np.exp(eta) + normal(x, 1))
-            total += count * np.log(density.sum(axis=1) * step)
-        return total
-
-    def posterior(self):
-        structure = Parts.of(2, np.arange(len(self.k)))
-        start = np.zeros(2 + len(self.k))
-        return Posterior(structure, self.value_and_grad, self.curvature, self.by_group, start)
+OPTIONS = FieldOptions(rounds=(32, 32), values=32, flow_rounds=0, effective=64)
 
 
 def gaussian_at(posterior, g, rng):
@@ -148,7 +104,7 @@ def test_resampled_draws_come_from_the_tail_as_often_as_they_should(counts, rng)
     noise = NormalNoise.make(posterior.groups, 1024, rng)
     gaussian = gaussian_at(posterior, g, rng)
     weights = weigh_groups(posterior, gaussian, noise, wide=np.ones(40, bool), keep=True)
-    draws = weights.resample(4096, rng, posterior.groups)[:, :20]  # groups with a count of 0
+    draws = gaussian.place(weights.resample(4096, rng, posterior.groups))[:, :20]  # counts of 0
     x = np.linspace(-12, 6, 6001)
     p = np.exp(-np.exp(g[0] + np.exp(g[1]) * x) + normal(x, 1))
     p /= p.sum()

@@ -45,7 +45,7 @@ def test_resampled_groups_have_the_moments_of_the_posterior(two_rows, rng):
     [gaussian] = conditional_of(posterior, rng).at(g[None])
     noise = NormalNoise.make(posterior.groups, 2048, rng)
     weights = weigh_groups(posterior, gaussian, noise, keep=True)
-    draws = weights.resample(4096, rng, posterior.groups)
+    draws = gaussian.place(weights.resample(4096, rng, posterior.groups))
     x = np.linspace(-8, 8, 4001)
     eta = g[0] + np.exp(g[1]) * x[:, None]
     log_p = two_rows.k * eta - two_rows.n * np.logaddexp(0, eta) + stats.norm.logpdf(x[:, None])

@@ -1,11 +1,14 @@
 """Which fits are equal to the last bit, and where `refine` and a further fit go on."""
 
 import numpy as np
+import pymc as pm
 import pytest
 from pymc.variational.callbacks import CheckParametersConvergence
 
 import pymc_flows as pmf
 from fits import ADAM, JAX, assert_identical, everything, inference, minibatch_model, parameters
+from pymc_flows.backends.functions import counts, forget
+from pymc_flows.flows.frame import Frame
 from pymc_flows.training import state as _state
 
 # ------------------------------------------------------------------------- same seed, same bits
@@ -118,3 +121,26 @@ def test_no_step_and_one_step():
     inf.fit(1, **JAX)
     assert len(inf.hist) == 2
     assert np.isfinite(inf.hist).all()
+
+
+# ------------------------------------------------------- what an earlier fit has compiled
+
+
+def test_a_fit_to_other_data_compiles_nothing_and_has_the_bits_that_it_has_alone():
+    def fit(shift):
+        with pm.Model() as model:
+            x = pm.Normal("x", 0, 3, shape=2)
+            pm.Normal("y", x[[0, 1, 1]] * [1.0, 2.0, shift], 1, observed=np.arange(3) + shift)
+        frame = Frame(np.full(2, shift), np.array([[0.7, 0.0], [0.1 * shift, 0.9]]))
+        inf = pmf.NFVI("planar*2", model=model, random_seed=1, start=frame)
+        inf.fit(20, **JAX)
+        return everything(inf)
+
+    forget()
+    alone = fit(3.0)
+    forget()
+    assert not np.allclose(fit(0.5)[0], alone[0])
+    before = counts().made
+    after_another = fit(3.0)
+    assert counts().made == before
+    assert_identical(after_another, alone)

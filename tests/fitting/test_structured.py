@@ -11,6 +11,7 @@ import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, ModelError, NotInvertibleError, StorageError
 from pymc_flows.field.gradient import BatchedGradient
 from pymc_flows.field.state import FieldState
+from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, structure
@@ -264,3 +265,36 @@ def test_a_structure_that_cannot_be_read_is_no_end(monkeypatch, model, caplog):
 
 def _stop(*_, **__):
     raise StopIteration
+
+
+@pytest.mark.parametrize(("family", "hyper"), [("normal", ("tau",)), ("bernoulli", ("mu", "tau"))])
+def test_fixed_effects_belong_to_a_field_that_is_gaussian_with_them(family, hyper):
+    found = fit_structured(model=hierarchy(family=family), random_seed=1).q.structure
+    assert found.hyper_names == hyper
+    assert ("mu" in found.field_names) == (family == "normal")
+
+
+def test_a_fixed_effect_of_few_groups_has_its_wide_tails():
+    """Its standard deviation grows with the scale, which five groups hardly bound."""
+    rng = np.random.default_rng(8)
+    group = np.repeat(np.arange(5), 20)
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 10)
+        tau = pm.HalfCauchy("tau", 1)
+        a = pm.Normal("a", mu, tau, shape=5)
+        observed = rng.normal(rng.normal(0, 0.7, 5)[group], 0.5)
+        pm.Normal("y", a[group], 0.5, observed=observed)
+    means, noise = observed.reshape(5, 20).mean(axis=1), 0.25 / 20
+    log_tau = np.linspace(-8, 8, 3201)
+    v = np.exp(2 * log_tau) + noise
+    precision = 5 / v + 0.01
+    m_mu = means.sum() / v / precision
+    log_p = -2.5 * np.log(v) - 0.5 * (means**2).sum() / v - 0.5 * np.log(precision)
+    log_p += 0.5 * m_mu**2 * precision + log_tau - np.log1p(np.exp(2 * log_tau))
+    w = np.exp(log_p - log_p.max())
+    w /= w.sum()
+    mean = w @ m_mu
+    sd = np.sqrt(w @ (1 / precision + (m_mu - mean) ** 2))
+    draws = fit_structured(model=model, random_seed=1).sample(4_000, random_seed=1).posterior
+    assert abs(draws["mu"].values.mean() - mean) < 0.06 * sd
+    assert abs(draws["mu"].values.std() / sd - 1) < 0.08

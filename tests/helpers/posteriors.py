@@ -153,6 +153,48 @@ class Bernoulli:
         return Posterior(structure, self.value_and_grad, self.curvature, self.by_group, start)
 
 
+class Counts:
+    """One Poisson count in each group, of rate exp(g_0 + exp(g_1) x_i); standard normal x and g."""
+
+    def __init__(self, counts):
+        self.k = np.asarray(counts, float)
+
+    def by_group(self, points):
+        eta = points[:, :1] + np.exp(points[:, 1:2]) * points[:, 2:]
+        own = self.k * eta - np.exp(eta) + normal(points[:, 2:], 1)
+        return normal(points[:, :2], 1).sum(axis=1), own
+
+    def value_and_grad(self, points):
+        shared, own = self.by_group(points)
+        x, scale = points[:, 2:], np.exp(points[:, 1:2])
+        slope = self.k - np.exp(points[:, :1] + scale * x)
+        gradient = np.empty_like(points)
+        gradient[:, 2:] = slope * scale - x
+        gradient[:, 0] = slope.sum(axis=1) - points[:, 0]
+        gradient[:, 1] = (slope * scale * x).sum(axis=1) - points[:, 1]
+        return shared + own.sum(axis=1), gradient
+
+    def curvature(self, point):
+        rate = np.exp(point[0] + np.exp(point[1]) * point[2:])
+        return sparse.diags(1 + np.exp(2 * point[1]) * rate, format="csc")
+
+    def log_marginal(self, g):
+        """Log density (n,) of g (n, 2) and the counts, by the trapezoid rule in each group."""
+        x, step = np.linspace(-12, 12, 6001, retstep=True)
+        eta = g[:, :1] + np.exp(g[:, 1:]) * x
+        total = normal(g, 1).sum(axis=1)
+        for k, count in Counter(self.k).items():
+            with np.errstate(over="ignore"):
+                density = np.exp(k * eta - np.exp(eta) + normal(x, 1))
+            total += count * np.log(density.sum(axis=1) * step)
+        return total
+
+    def posterior(self):
+        structure = Parts.of(2, np.arange(len(self.k)))
+        start = np.zeros(2 + len(self.k))
+        return Posterior(structure, self.value_and_grad, self.curvature, self.by_group, start)
+
+
 class Funnel:
     """Neal's: v ~ N(0, 3²), x_i ~ N(0, exp(v))."""
 

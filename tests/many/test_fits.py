@@ -7,6 +7,7 @@ import pymc as pm
 import pytest
 
 import pymc_flows as pmf
+from pymc_flows.backends.functions import counts
 from pymc_flows.errors import ArgumentError
 
 Y = np.array([[0.3, 1.2, -0.4, 2.0], [5.0, 4.0, 6.5, 5.5], [-2.0, -3.0, -2.5, -1.0]])
@@ -28,6 +29,15 @@ def exact(y):
 @pytest.fixture(scope="module")
 def many():
     return pmf.fit_many(build, Y, draws=2_000, random_seed=1, progressbar=False)
+
+
+@pytest.mark.jax
+def test_a_trained_formula_is_compiled_for_the_first_fit_alone():
+    given = {"formula": "tril-loc", "n": 5, "draws": 10, "random_seed": 1, "progressbar": False}
+    pmf.fit_many(build, Y[:1], **given)
+    before = counts().made
+    assert len(pmf.fit_many(build, Y[1:], **given).errors) == 0
+    assert counts().made == before
 
 
 def test_each_fit_is_the_posterior_of_its_data(many):

@@ -13,7 +13,9 @@ from pymc.backends.base import MultiTrace
 from pytensor.tensor.blockwise import Blockwise
 
 import pymc_flows as pmf
+from behind import function_behind
 from models import ZOO
+from pymc_flows.backends.functions import Bound
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.model import draws
@@ -189,9 +191,9 @@ def compiled(model):
     (fn,) = [
         cell.cell_contents
         for cell in draws.draws_function(model, shapes).__closure__
-        if hasattr(cell.cell_contents, "maker")
+        if isinstance(cell.cell_contents, Bound)
     ]
-    return fn.maker.fgraph.toposort()
+    return function_behind(fn).maker.fgraph.toposort()
 
 
 # A Cholesky factor and a masked assignment: NumPy has no function for a stack of these.

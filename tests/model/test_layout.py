@@ -1,5 +1,8 @@
 """The flat vector, and start points in it."""
 
+import gc
+import weakref
+
 import numpy as np
 import pymc as pm
 import pytensor
@@ -11,7 +14,7 @@ from pymc.distributions import transforms as tr
 from models import ZOO
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ModelError
-from pymc_flows.model.layout import Slot
+from pymc_flows.model.layout import Slot, initial_point
 from pymc_flows.model.logp import ModelDensity
 
 
@@ -127,6 +130,28 @@ def test_the_default_start_is_the_initial_point(schools):
     expected = [point["mu"], point["tau_log__"], *point["raw"]]
     assert_allclose(schools.start(), expected, rtol=1e-15)
     assert schools.start().dtype == np.float64
+
+
+def test_an_initial_point_is_compiled_once_and_follows_the_model(monkeypatch):
+    with pm.Model() as model:
+        level = pm.Data("level", 1.0)
+        pm.Normal("x", level, 1)
+        y = pm.Normal("y")
+    assert initial_point(model) == {"x": 1, "y": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr("pymc_flows.model.layout.make_initial_point_fn", None)
+        with model:
+            pm.set_data({"level": 2.0})
+        assert initial_point(model) == {"x": 2, "y": 0}
+    model.set_initval(y, 3.0)
+    assert initial_point(model) == {"x": 2, "y": 3}
+    with model:
+        pm.HalfNormal("z")
+    assert list(initial_point(model)) == ["x", "y", "z_log__"]
+    known = weakref.ref(model)
+    del model, level, y
+    gc.collect()
+    assert known() is None
 
 
 def test_starts_are_laid_over_the_initial_point(schools):

@@ -26,7 +26,7 @@ def large_constants(fn):
     return [
         var
         for var in fn.maker.fgraph.variables
-        if isinstance(var, TensorConstant) and var.data.size > MAX_CONSTANT_SIZE
+        if isinstance(var, TensorConstant) and var.data.size >= N
     ]
 
 

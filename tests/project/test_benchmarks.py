@@ -186,12 +186,12 @@ def test_kills(bench, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def write(path, content):
+    def write(path, content, growing=None):
         if left and content.record["fit"]["done"] == 40:
             left.pop()
             path.with_name(f".{path.name}.part.tmp").touch()
             raise Killed
-        _files.write(path, content)
+        _files.write(path, content, growing)
 
     def run(path, seconds, *, building=True):
         if fills_the_cache:

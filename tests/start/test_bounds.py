@@ -112,5 +112,4 @@ def test_seconds_that_are_no_time(seconds):
 def test_evaluations_add_up():
     one, other = Evaluations(1, 2, 3, 4), Evaluations(10, 20, 30, 40)
     assert one + other == Evaluations(11, 22, 33, 44)
-    assert (one + other).since(one) == other
     assert str(Evaluations(1_000, 2, 3)) == "1,000 densities, 2 gradients, 3 Hessians"

@@ -10,22 +10,17 @@ import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.graph.replace import clone_replace, graph_replace, vectorize_graph
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
-from pytensor.tensor import TensorConstant
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of, is_array
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.backends.ops import ops_inside
+from pymc_flows.backends.ops import is_elementwise_graph, ops_inside, values_needed
 from pymc_flows.support.compat import (
-    AdvancedSubtensor,
     Blockwise,
-    CAReduce,
     CheckParameterValue,
-    DimShuffle,
-    Dot,
-    Elemwise,
     Join,
     ScalarFromTensor,
     Scan,
@@ -34,21 +29,10 @@ from pymc_flows.support.compat import (
     rebuild_scan,
 )
 
-# Constants with more elements than this become function inputs: compilers embed constants in
-# the code they generate, which takes seconds and memory for data of real size.
-MAX_CONSTANT_SIZE = 1_000
-
-# Ops that never need the value of an integer input while the graph is compiled: it is not a shape.
-_VALUE_FREE_OPS = (
-    Elemwise,
-    DimShuffle,
-    CAReduce,
-    Dot,
-    Blockwise,
-    AdvancedSubtensor,
-    OpFromGraph,
-    Scan,
-)
+# Constants with more elements than this become function inputs: what is compiled then serves other
+# data of the same shape. And compilers embed constants in the code they generate, which takes
+# seconds and memory for data of real size.
+MAX_CONSTANT_SIZE = 1
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -151,6 +135,26 @@ def join_batches(outputs: Sequence[Variable]) -> list[Variable]:
     return list(fgraph.outputs)
 
 
+def open_batches(outputs: Sequence[Variable]) -> list[Variable]:
+    """Put the inner graphs of elementwise Ops in the place of batches of these.
+
+    PyTensor has some Ops that are graphs of elementwise ones, such as the log of a sum of two
+    exponentials. It vectorises one as a loop over draws; its inner graph takes all of them at once.
+    """
+    fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
+    for node in fgraph.toposort():
+        op = node.op.core_op if isinstance(node.op, Blockwise) else None
+        if op is None or not is_elementwise_graph(op):
+            continue
+        inner = op.fgraph.unfreeze()
+        if any(v.type.ndim for v in inner.inputs):
+            continue
+        opened = vectorize_graph(inner.outputs, dict(zip(inner.inputs, node.inputs, strict=True)))
+        for old, new in zip(node.outputs, opened, strict=True):
+            fgraph.replace(old, new, import_missing=True, reason="elementwise Op")
+    return list(fgraph.outputs)
+
+
 def _static_shape(var: TensorVariable) -> tuple[TensorVariable | int, ...]:
     return tuple(var.shape[i] if n is None else n for i, n in enumerate(var.type.shape))
 
@@ -214,7 +218,7 @@ def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
             found.update(dict.fromkeys(v for v in node.inputs if v in constant))
     if not found:
         return list(outputs)
-    values = pytensor.function([], list(found), mode=NUMPY)()
+    values = function_of([], list(found), mode=NUMPY)()
     known = {v: pt.constant(x, dtype="int64") for v, x in zip(found, values, strict=True)}
     return clone_replace(list(outputs), known, rebuild_strict=False)
 
@@ -239,13 +243,15 @@ def lift_constants(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     folded = _large_constant_parts(fgraph.outputs)
     if folded:
-        values = pytensor.function([], folded, mode=NUMPY)()
+        values = function_of([], folded, mode=NUMPY)()
         for var, value in zip(folded, values, strict=True):
-            constant = pt.constant(np.asarray(value), dtype=var.dtype)
-            fgraph.replace(var, constant, import_missing=True, reason="constant part")
+            part = np.asarray(value, dtype=var.dtype)
+            held = pytensor.shared(part, "part", shape=part.shape, borrow=True)
+            fgraph.replace(var, held, import_missing=True, reason="part of data alone")
     lifted: dict[object, Variable] = {}  # equal data once, as compilers would merge constants
+    needed = values_needed(fgraph.outputs)
     for var in list(fgraph.variables):
-        if _is_large(var) and _may_vary(var, fgraph):
+        if _is_large(var) and var not in needed:
             key = var.signature()
             if key not in lifted:
                 name = var.name or "data"
@@ -255,20 +261,7 @@ def lift_constants(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 
 
 def _is_large(var: Variable) -> bool:
-    return isinstance(var, TensorConstant) and var.data.size > MAX_CONSTANT_SIZE
-
-
-def _may_vary(var: TensorConstant, fgraph: FunctionGraph) -> bool:
-    """Whether no Op needs the value at compile time, as for a shape or a mask.
-
-    Neither is ever a float.
-    """
-    if var.dtype.startswith(("float", "complex")):
-        return True
-    ops = [node.op for node, _ in fgraph.clients[var]]
-    if var.dtype == "bool":  # the number of its True is a shape
-        return all(isinstance(op, Elemwise | DimShuffle | CAReduce) for op in ops)
-    return all(isinstance(op, _VALUE_FREE_OPS) for op in ops)
+    return is_array(var) and var.data.size > MAX_CONSTANT_SIZE
 
 
 def _large_constant_parts(outputs: Sequence[Variable]) -> list[TensorVariable]:

@@ -8,6 +8,7 @@ log densities) runs on `NUMPY`: no compilation, one NumPy call per node, all dra
 import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import RLock
 from typing import Any
 
@@ -19,8 +20,10 @@ from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     CHECKS_AS_SWITCHES,
     FILLS_AS_ALLOC,
+    STRUCTURED_PRODUCTS,
     Function,
     FunctionMaker,
+    JITLinker,
     VMLinker,
     query_of_mode,
 )
@@ -37,10 +40,12 @@ _BUILDING = RLock()
 def no_compiler() -> Iterator[None]:
     """Keep PyTensor from compiling C code, which takes a second or two for each new Op.
 
-    The setting is global. So one thread at a time may be in such a block: two that overlap would
+    It also keeps no stack trace of the variables that rewrites make, which name no line of a user.
+
+    The settings are global. So one thread at a time may be in such a block: two that overlap would
     each put back what they found, and the compiler would stay switched off.
     """
-    with _BUILDING, pytensor.config.change_flags(cxx=""):
+    with _BUILDING, pytensor.config.change_flags(cxx="", traceback__limit=0):
         yield
 
 
@@ -105,7 +110,8 @@ class _Mode(Mode):
 NUMPY = _Mode(
     linker="py",
     optimizer=RewriteDatabaseQuery(
-        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"], TAGS["python"]]
+        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"], TAGS["python"]],
+        exclude=STRUCTURED_PRODUCTS,
     ),
 )
 # The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do
@@ -122,6 +128,19 @@ def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
     return _Mode(linker, query_of_mode(mode))
 
 
+def is_compiled(mode: Mode | str) -> bool:
+    """Whether a mode turns the whole graph into machine code, which runs beside Python."""
+    return isinstance(get_mode(mode).linker, JITLinker)
+
+
+def is_of_jax(mode: Mode | str) -> bool:
+    """Whether functions of a mode run on JAX."""
+    from pymc_flows.support.compat import JAXLinker
+
+    return isinstance(get_mode(mode).linker, JAXLinker)
+
+
+@lru_cache
 def training_mode(backend: str) -> Mode:
     """Return the mode that compiles the training loop on ``backend`` ("numba" or "jax")."""
     mode = get_mode(backend.upper())

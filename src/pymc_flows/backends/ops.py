@@ -5,29 +5,64 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import HasInnerGraph, Op
 from pytensor.graph.traversal import graph_inputs, toposort
+from pytensor.raise_op import CheckAndRaise
 
-from pymc_flows.support.compat import Blockwise, RandomGeneratorType, Scan
+from pymc_flows.support.compat import (
+    AdvancedSubtensor,
+    Blockwise,
+    CAReduce,
+    DimShuffle,
+    Dot,
+    Elemwise,
+    Join,
+    MakeVector,
+    RandomGeneratorType,
+    ScalarFromTensor,
+    Scan,
+    TensorFromScalar,
+)
 
 __all__ = [
     "failing_op",
     "first_line",
     "has_loop",
+    "is_elementwise_graph",
     "loops_in_batches",
     "op_name",
     "ops_inside",
     "ops_of",
     "random_inputs",
+    "values_needed",
 ]
 
+# Ops that compute the same whatever the values are: of anything, and of what is not a mask.
+_OF_ANY_VALUES = (
+    Elemwise,
+    DimShuffle,
+    CAReduce,
+    MakeVector,
+    Join,
+    CheckAndRaise,
+    ScalarFromTensor,
+    TensorFromScalar,
+)
+_OF_ANY_NUMBERS = (*_OF_ANY_VALUES, Dot, Blockwise, AdvancedSubtensor, Scan)
 
-def ops_inside(op: Op) -> list[Op]:
-    """The Op itself, or the one that a Blockwise repeats, and all Ops of its inner graph."""
+
+def ops_inside(op: Op, *, scalars: bool = False) -> list[Op]:
+    """The Op itself, or the one that a Blockwise repeats, and all Ops of its inner graph.
+
+    With ``scalars`` also those that an Elemwise applies to each entry.
+    """
     op = op.core_op if isinstance(op, Blockwise) else op
     inner = [node.op for node in op.fgraph.toposort()] if isinstance(op, HasInnerGraph) else []
-    return [op, *(found for other in inner for found in ops_inside(other))]
+    if scalars and isinstance(op, Elemwise):
+        inner.append(op.scalar_op)
+    return [op, *(found for other in inner for found in ops_inside(other, scalars=scalars))]
 
 
 def ops_of(outputs: Sequence[Variable]) -> list[Op]:
@@ -57,6 +92,33 @@ def random_inputs(outputs: Sequence[Variable]) -> list[Variable]:
     Minibatches, simulators and other random variables all draw from a generator.
     """
     return [v for v in graph_inputs(outputs) if isinstance(v.type, RandomGeneratorType)]
+
+
+def values_needed(outputs: Sequence[Variable]) -> set[Variable]:
+    """Variables of a graph whose values an Op needs while it is compiled.
+
+    Shapes, masks, and what these are computed from: with other values the graph is another one.
+    """
+    found: set[Variable] = set()
+    for node in reversed(list(toposort(outputs))):
+        for var in node.inputs:
+            if not hasattr(var.type, "dtype"):
+                continue
+            safe = _OF_ANY_VALUES if var.type.dtype == "bool" else _OF_ANY_NUMBERS
+            if isinstance(node.op, safe) or is_elementwise_graph(node.op):
+                is_needed = not found.isdisjoint(node.outputs)
+            else:  # no float is a shape
+                is_needed = not var.type.dtype.startswith(("float", "complex"))
+            if is_needed:
+                found.add(var)
+    return found
+
+
+def is_elementwise_graph(op: Op) -> bool:
+    """Whether an Op is a graph of elementwise ones."""
+    return isinstance(op, OpFromGraph) and all(
+        isinstance(node.op, Elemwise) for node in op.fgraph.toposort()
+    )
 
 
 def op_name(op: Op) -> str:

@@ -1,4 +1,4 @@
-"""Rewrites of a graph for one backend, where PyTensor's own form is slow there."""
+"""What steers a backend: rewrites where PyTensor's own form is slow, and an Op that none passes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.support.compat import Dot, Elemwise, ScalarInnerGraphOp, ScalarLoop
@@ -50,6 +51,38 @@ class QuickDot(Op):
     def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
         """Multiply in NumPy."""
         output_storage[0][0] = np.dot(*inputs)
+
+
+class Materialize(Op):
+    """Return the input, computed as it is and no differently for what it is used for.
+
+    Whether a gradient is recorded or not changes which operations are fused around it, and with
+    them the last bit of the step. Behind this Op nothing is.
+    """
+
+    __props__ = ()
+    view_map = {0: [0]}  # noqa: RUF012 - the name and kind that PyTensor reads
+
+    def make_node(self, x: Any) -> Apply:
+        """Same type out as in."""
+        x = pt.as_tensor_variable(x)
+        return Apply(self, [x], [x.type()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Same shape out as in."""
+        return list(shapes)
+
+    def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
+        """Hand the array on."""
+        output_storage[0][0] = inputs[0]
+
+
+_materialize = Materialize()
+
+
+def materialize(x: Variable) -> TensorVariable:
+    """Return ``x`` behind an identity that compilers do not look through."""
+    return _materialize(x)
 
 
 @node_rewriter([Dot])
@@ -312,10 +345,19 @@ def _register_numba() -> None:
     def _(op: QuickDot, node: Apply, **_: Any) -> tuple[Any, str]:
         return product, f"QuickDot {source_key(__name__)}"
 
+    @numba_njit
+    def identity(x):  # type: ignore[no-untyped-def]
+        return x
+
+    @register_funcify_and_cache_key(Materialize)
+    def _(op: Materialize, node: Apply, **_: Any) -> tuple[Any, str]:
+        return identity, f"Materialize {source_key(__name__)}"
+
 
 @on_first_use("jax")
 def _register_jax() -> None:
     import jax.numpy as jnp
+    from jax.lax import optimization_barrier
 
     from pymc_flows.support.compat import jax_funcify
 
@@ -333,3 +375,7 @@ def _register_jax() -> None:
     @jax_funcify.register(PlainSigmoid)
     def _(op: PlainSigmoid, **_: Any) -> Any:
         return sigmoid
+
+    @jax_funcify.register(Materialize)
+    def _(op: Materialize, **_: Any) -> Any:
+        return optimization_barrier

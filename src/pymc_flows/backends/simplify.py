@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.traversal import ancestors
+from pytensor.graph.traversal import ancestors, graph_inputs
 from pytensor.tensor import get_underlying_scalar_constant_value
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.support.compat import All, DimShuffle, Elemwise, MakeVector, NotScalarConstantError
 
@@ -69,16 +69,22 @@ def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> lis
 
 
 def _decided(node: Apply) -> TensorVariable | None:
-    """switch(condition, a, b) with a condition that is the same for all of the data."""
+    """switch(condition, a, b) with a condition that is the same for all of the data.
+
+    A choice between constants stays: it is data, too, which other data of the same model make
+    otherwise.
+    """
     if not is_elementwise(node, ps.Switch):
         return None
     condition, if_true, if_false = node.inputs
+    if all(isinstance(v, Constant) for v in graph_inputs([if_true, if_false])):
+        return None
     if not all(
         isinstance(v, Constant) if v.owner is None else isinstance(v.owner.op, _LOGICAL)
         for v in ancestors([condition])
     ):
         return None
-    value = pytensor.function([], condition, mode=NUMPY)()
+    value = function_of([], condition, mode=NUMPY)()
     if value.all():
         return if_true
     return None if value.any() else if_false

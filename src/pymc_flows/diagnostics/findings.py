@@ -231,6 +231,12 @@ class Report:
                 "after a check against draws from elsewhere if the posterior may have several "
                 "modes."
             )
+        if self.groups is not None and coverage is None:
+            return (
+                "Good where it has draws, which sample() weighs: use these, after a check against "
+                "draws from elsewhere if the posterior may have several modes. Means of hyper"
+                f"parameters are known to {1 / math.sqrt(quality.ess):.2g} standard deviations."
+            )
         if coverage is None:
             return (
                 "Good where it has draws: use it as it is, after a check against draws from "

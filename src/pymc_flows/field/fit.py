@@ -68,7 +68,7 @@ def fit_field(
     """
     options = options or FieldOptions()
     rng = np.random.default_rng(random_seed)
-    progress = Progress(posterior.evaluations, report)
+    progress = Progress(posterior.evaluations, posterior.sizes, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
     mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], options, progress)
@@ -170,9 +170,9 @@ def _groups(
             n, np.full(posterior.n_groups, float(n)), np.full(posterior.n_groups, -np.inf)
         )
     hyper = values.hyper[systematic(np.exp(values.log_weights), options.judged, rng)]
-    before = progress.seconds
+    before = progress.effort
     found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
-    seconds = MORE * (progress.seconds - before)
+    seconds = MORE * (progress.effort - before)
     if not found.is_trusted and seconds <= options.judge_seconds:
         # Of few draws, k-hat is noise: of 1,000 good groups some would be called bad.
         n_draws = MORE * options.judge_draws

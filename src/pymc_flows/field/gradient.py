@@ -13,6 +13,7 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.mode import Mode
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import BackendError
@@ -113,7 +114,7 @@ class BatchedGradient:
         z = pt.matrix("z", shape=(rows, density.dim), dtype=pytensor.config.floatX)
         total = sum(density.batched(z))
         gradient = pytensor.grad(total.sum(), z, disconnected_inputs="ignore")
-        return pytensor.function([z], [total, gradient], mode=mode)
+        return function_of([z], [total, gradient], mode=mode)
 
 
 def _in_parts(function: Any, points: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -86,11 +86,15 @@ class Marginal:
         n_groups = conditional.modes.posterior.n_groups
         self.wide = np.zeros(n_groups, bool) if wide is None else wide
 
-    def gaussians(self, hyper: np.ndarray) -> Iterator[tuple[int, FieldGaussian | None]]:
+    def gaussians(
+        self, hyper: np.ndarray, *, tolerance: float | None = None
+    ) -> Iterator[tuple[int, FieldGaussian | None]]:
         """Gaussians over the field at values (n, n_hyper), few of them held at once."""
         size = self.conditional.chunk
         for begin in range(0, len(hyper), size):
-            yield from enumerate(self.conditional.at(hyper[begin : begin + size]), begin)
+            yield from enumerate(
+                self.conditional.at(hyper[begin : begin + size], tolerance=tolerance), begin
+            )
 
     def weigh(self, gaussian: FieldGaussian) -> GroupWeights:
         """Weights of draws of the field by group."""

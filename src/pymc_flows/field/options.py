@@ -13,6 +13,9 @@ from pymc_flows.support.evaluations import Evaluations
 class FieldOptions:
     """Bounds and tolerances; every loop of the fit ends by one of them.
 
+    Seconds are those of a usual core, by the number and the size of evaluations: they do not depend
+    on the machine, and nor does a fit.
+
     Attributes
     ----------
     newton_steps : int
@@ -53,12 +56,19 @@ class FieldOptions:
         Values of the hyperparameters in each round of adaptive importance sampling.
     values : int
         Values of the rounds that judge a Gaussian or a flow over the hyperparameters.
+    effective : int
+        Effective values from which draws are chosen: the mean of a hyperparameter is known to
+        1 / √effective of its standard deviations.
+    most_values : int
+        Most values of the round that provides them.
+    seconds_to_fill : float
+        What this round may take.
     formula : str
         The flow over the hyperparameters, where a Gaussian is not enough.
     flow_rounds : int
         Most fits of that flow, each with the values that the last one gave.
     seconds_per_round : float
-        A round takes fewer values if it would take longer, in CPU seconds.
+        A round takes fewer values if it would take longer.
     min_values : int
         Fewest values of a round, which show what one costs; and those at which the correction of
         Laplace's approximation is evaluated in the first round.
@@ -76,7 +86,7 @@ class FieldOptions:
     judge_draws : int
         Draws of each group there; eight times as many where some cannot be trusted.
     judge_seconds : float
-        Unless that takes longer than this, in CPU seconds.
+        Unless that takes longer than this.
     degrees : float
         Degrees of freedom of the Student-t from which values are drawn.
     widening : float
@@ -100,6 +110,9 @@ class FieldOptions:
     max_axes: int = 16
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256
+    effective: int = 4_000
+    most_values: int = 8_192
+    seconds_to_fill: float = 8.0
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0
@@ -115,6 +128,9 @@ class FieldOptions:
     widening: float = 1.1
 
 
+# An evaluation takes so many seconds, and so many more for each number that it goes through.
+SECONDS_EACH, SECONDS_PER_NUMBER = 5e-5, 5e-8
+
 type Report = Callable[[str, Evaluations, float], None]
 
 
@@ -125,12 +141,15 @@ class Progress:
     Parameters
     ----------
     evaluations : Evaluations
+    sizes : tuple of int
+        Numbers that a density or gradient goes through, and that a curvature does besides.
     report : callable, optional
         Called with stage, evaluations and seconds, after each unit of work. An exception that it
         raises ends the fit.
     """
 
     evaluations: Evaluations
+    sizes: tuple[int, int] = (0, 0)
     report: Report | None = None
     started: float = field(default_factory=time.process_time)
     history: list[tuple[str, Evaluations, float]] = field(default_factory=list)
@@ -139,6 +158,15 @@ class Progress:
     def seconds(self) -> float:
         """CPU seconds since the start."""
         return time.process_time() - self.started
+
+    @property
+    def effort(self) -> float:
+        """Seconds that the evaluations so far take on a usual core."""
+        done = self.evaluations
+        points, matrices = done.densities + done.gradients, done.curvatures + done.factors
+        rows, entries = self.sizes
+        numbers = points * rows + matrices * (rows + entries)
+        return SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
 
     def tell(self, stage: str) -> None:
         """Record a unit of work."""

@@ -54,6 +54,9 @@ class Posterior:
     locations : ndarray of bool, shape (n_hyper,), optional
         Which hyperparameters were not transformed: fixed effects, means of groups, in the units of
         the data.
+    sizes : tuple of int, optional
+        Numbers that a density or gradient goes through, factors of the log density, and that a
+        curvature does besides, its entries; by default the dimension.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Posterior:
         grouped: Grouped,
         start: np.ndarray,
         locations: np.ndarray | None = None,
+        sizes: tuple[int, int] | None = None,
     ):
         self.hyper = np.asarray(structure.hyperparameters, dtype=int)
         self.field = np.asarray(structure.field, dtype=int)
@@ -71,12 +75,17 @@ class Posterior:
         self.n_groups = int(self.groups.max(initial=-1)) + 1
         self.start = np.asarray(start, dtype=float)
         self.locations = np.zeros(len(self.hyper), bool) if locations is None else locations
+        self.sizes = sizes or (len(self.start), len(self.start))
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
 
     @classmethod
     def of(
-        cls, density: ModelDensity, structure: Structure, start: np.ndarray | None = None
+        cls,
+        density: ModelDensity,
+        structure: Structure,
+        start: np.ndarray | None = None,
+        gradient: Gradient | None = None,
     ) -> Posterior:
         """The posterior of a model.
 
@@ -87,20 +96,24 @@ class Posterior:
             Of the same model.
         start : ndarray, shape (dim,), optional
             By default the model's initial point.
+        gradient : callable, optional
+            Log density and gradient at points, if there is one already.
         """
-        gradient: Gradient = BatchedGradient(density)
+        gradient = gradient or BatchedGradient(density)
         grouped: Grouped = GroupedDensity(density, structure)
         shared = SharedDensity(density, structure.hyperparameters)
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
+        curvature = Curvature(density, structure.field, start)
         return cls(
             structure,
             gradient,
-            Curvature(density, structure.field, start),
+            curvature,
             grouped,
             density.start() if start is None else start,
             _untransformed(density)[structure.hyperparameters],
+            (len(structure.factors.index), curvature.pattern.nnz),
         )
 
     @property
@@ -145,6 +158,14 @@ class Posterior:
         self.evaluations.curvatures += 1
         with np.errstate(all="ignore"):
             return self._curvature(point)
+
+    def curvatures(self, points: np.ndarray) -> list[scipy.sparse.csc_matrix]:
+        """−∇² log p (n_field, n_field) at each of points (n, dim)."""
+        if not isinstance(self._curvature, Curvature):
+            return [self.curvature(point) for point in points]
+        self.evaluations.curvatures += len(points)
+        with np.errstate(all="ignore"):
+            return self._curvature.many(points)
 
 
 def _untransformed(density: ModelDensity) -> np.ndarray:

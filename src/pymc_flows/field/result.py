@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pymc_flows.field.conditional.judge import GroupQuality
-from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
+from pymc_flows.field.pools import field_noise
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.importance import systematic
 from pymc_flows.support.evaluations import Evaluations
 
-# Draws of a group given hyperparameters, from which some are chosen: fewest and most of them; and
-# most draws of the separator.
-POOL, MOST_POOL, OUTER = 8, 64, 8
+# Newton decrement, in nats, at which the mode of a field is good enough for a draw.
+DRAWN = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,30 +124,12 @@ class FieldApproximation:
         values, repeats = np.unique(
             np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
         )
-        n_outer, n_inner = self._pool(n / len(values))
-        noise = NormalNoise.make(posterior.groups, n_outer * n_inner, rng)
-        points = []
-        for i, gaussian in marginal.gaussians(self.values.hyper[values]):
-            if gaussian is None:
-                continue
-            if marginal.is_gaussian:
-                field = gaussian.place(rng.standard_normal((repeats[i], posterior.n_field)))
-            else:  # with other draws at each value of the hyperparameters
-                other = noise.shifted(rng)
-                weights = marginal.weigh_others(gaussian, other, n_outer=n_outer, keep=True)
-                field = weights.resample(repeats[i], rng, posterior.groups)
-            points.append(posterior.join(gaussian.hyper, field))
+        hyper = self.values.hyper[values]
+        share = self.groups.smallest_ess / self.groups.n_draws
+        noise = field_noise(marginal, hyper, repeats, share, rng)
+        points = [
+            posterior.join(gaussian.hyper, gaussian.place(noise(i, gaussian)))
+            for i, gaussian in marginal.gaussians(hyper, tolerance=DRAWN)
+            if gaussian is not None
+        ]
         return np.concatenate(points)
-
-    def _pool(self, n: float) -> tuple[int, int]:
-        """Draws of the separator, and of the groups given each, from which n are chosen.
-
-        Of what the weights correct, a share is lost of 1 / (effective number of these draws). Where
-        weights are nearly even, there is little to correct, and few of them do.
-        """
-        share = max(self.groups.smallest_ess / self.groups.n_draws, 1e-2)
-        wanted = 2 ** int(np.ceil(np.log2(max(POOL, 2 * n) / share**2)))
-        if (self.posterior.groups >= 0).all():
-            return 1, min(wanted, MOST_POOL)
-        n_outer = min(wanted // 2, OUTER)
-        return n_outer, min(wanted // n_outer, MOST_POOL // OUTER)

@@ -18,6 +18,7 @@ from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.model.batching import Batch, vectorized
 from pymc_flows.model.logp import ModelDensity
@@ -141,7 +142,7 @@ class SharedDensity:
             outputs = [total]
             if grad:
                 outputs += pytensor.grad(total.sum(), [points, first], disconnected_inputs="ignore")
-            return pytensor.function([first, points], outputs, mode=NUMPY, on_unused_input="ignore")
+            return function_of([first, points], outputs, mode=NUMPY)
 
 
 def _points(density: ModelDensity) -> TensorVariable:

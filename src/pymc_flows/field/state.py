@@ -28,7 +28,8 @@ from pymc_flows.model.structure import Structure
 # Draws behind the moments, and the numbers that may be held for them; the noise is fixed.
 MOMENT_DRAWS, MOMENT_NUMBERS = 4096, 2.5e7
 # Distinct values of the hyperparameters among many draws: each costs a Gaussian over the field.
-MOST_VALUES = 1_000
+# Those of corrected draws were evaluated before, many of them only where that is cheap.
+MOST_VALUES, MOST_CORRECTED = 1_000, 4_000
 # A covariance of more coordinates would not fit into memory.
 MAX_COV = 5_000
 # A draw without a Gaussian over the field is drawn again, this many times.
@@ -125,7 +126,7 @@ class FieldState:
             "smallest_group_ess": groups.smallest_ess,
             "largest_group_khat": groups.largest_khat,
         }
-        return self.found.corrected(n, rng, n_hyper=min(n, MOST_VALUES)), attrs
+        return self.found.corrected(n, rng, n_hyper=min(n, MOST_CORRECTED)), attrs
 
     def center(self) -> np.ndarray:
         """The mode (dim,) over hyperparameters, and the mean of the field there."""
@@ -204,7 +205,7 @@ class FieldState:
         """Draws of the posterior in parts, always the same."""
         n = int(np.clip(MOMENT_NUMBERS // self.dim, 64, MOMENT_DRAWS))
         rng = np.random.default_rng(0)
-        yield self.found.corrected(n, rng, n_hyper=min(n, MOST_VALUES))
+        yield self.found.corrected(n, rng, n_hyper=min(n, MOST_CORRECTED))
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:

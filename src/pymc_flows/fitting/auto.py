@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
-from pymc_flows.fitting.candidates import GAUSSIAN, ON_NUMBA, Candidate, richer, spread
+from pymc_flows.fitting.candidates import (
+    GAUSSIAN,
+    ON_NUMBA,
+    Candidate,
+    closed_forms,
+    counted,
+    richer,
+    spread,
+)
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.structured import fit_structured
@@ -25,11 +33,11 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import check_has_weights
-from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.log_density import n_data
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.model.structure import structure
-from pymc_flows.start.copula import DRAWS, WIDER, copulas
-from pymc_flows.start.moments import Weighted, match_moments
+from pymc_flows.start.moments import match_moments
+from pymc_flows.start.options import share_of_draws
 from pymc_flows.start.search import seek_frame
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
@@ -74,10 +82,11 @@ def climb(
     else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of
     `find_frame`, with the moments of its weighted draws. If its importance weights say that there
     is something to gain, Gaussian copulas with spline marginals follow, by the quantiles of such
-    draws. Unless the best is asked for, the search ends with the first whose draws, resampled by
-    their weights, are good ones. Otherwise flows are trained, in the coordinates of the Gaussian;
-    the first of them a Gaussian again, if no weights can be trusted so far, and then others with
-    more layers, each the identity at its start.
+    draws, and mixtures of many Gaussians; these come first where modes are apart. Unless the best
+    is asked for, the search ends with the first whose draws, resampled by their weights, are good
+    ones. Otherwise flows are trained, in the coordinates of the Gaussian; the first of them a
+    Gaussian again, if no weights can be trusted so far, and then others with more layers, each the
+    identity at its start.
     Where weights that can be trusted say that the posterior has modes that are apart, or follows a
     curve, these are flows for that, with annealing. The one with the best ELBO is taken, the
     simpler one where the difference is within the noise. A Ctrl-C, or a fit that fails, ends the
@@ -148,7 +157,7 @@ def _backend(approx: NormalizingFlow, kwargs: Mapping[str, Any]) -> str:
 def _cheap(
     tried: Tried, gaussian: NormalizingFlow, seeds: Iterator[Any]
 ) -> tuple[list[Candidate], float]:
-    """Judge what nothing is compiled for: a Gaussian, and copulas with its weighted draws.
+    """Judge what nothing is compiled for: a Gaussian, then copulas and mixtures by its draws.
 
     Returns
     -------
@@ -166,7 +175,7 @@ def _cheap(
         if is_good(tried.rungs, enough):
             return [], enough
         if gaussian.flow.frame.scale is not None and not tried.deadline.has_passed:
-            for approx in _copulas(tried, gaussian, seeds):
+            for approx in closed_forms(gaussian, tried, seeds, is_spread=is_spread):
                 tried.judge(approx, 0)
                 if is_good(tried.rungs, enough):
                     return [], enough
@@ -176,38 +185,6 @@ def _cheap(
         return spread(), enough
     is_known = any(r.quality is not None and r.quality.is_trusted for r in tried.rungs)
     return [*([] if is_known else [Candidate(GAUSSIAN)]), *richer(dim)], enough
-
-
-def _copulas(
-    tried: Tried, gaussian: NormalizingFlow, seeds: Iterator[Any]
-) -> Iterator[NormalizingFlow]:
-    """Splines of single coordinates and a matrix, by weighted draws of a wider Gaussian."""
-    tried.start_rung()
-    tried.bar.say("Fitting copulas to weighted draws")
-    rng = np.random.default_rng(int(next(seeds)))
-    wider = gaussian.flow.frame.widened(WIDER)
-    draws = Weighted.draws(_counted(gaussian, tried), wider, DRAWS, rng)
-    for copula in copulas(draws):
-        yield NormalizingFlow(
-            copula.formula,
-            model=gaussian.model,
-            start=copula.frame,
-            params=copula.params,
-            jitter=0.0,
-            random_seed=int(next(seeds)),
-        )
-        tried.start_rung()
-
-
-def _counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.ndarray]:
-    """The log density (n,) of the model at points (n, dim), which counts them."""
-    log_density = LogDensity(approx.density)
-
-    def value(points: np.ndarray) -> np.ndarray:
-        tried.counts.densities += len(points)
-        return log_density.value(points)
-
-    return value
 
 
 class _Trainer:
@@ -364,7 +341,8 @@ def _gaussian(
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     tried.bar.say("Matching the moments of weighted draws")
-    return of(match_moments(_counted(approx, tried), found, rng))
+    share = share_of_draws(n_data(approx.density))
+    return of(match_moments(counted(approx, tried), found, rng, share=share))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

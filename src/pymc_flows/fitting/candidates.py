@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pymc as pm
 
+from pymc_flows.approximation import MixtureState, NormalizingFlow
+from pymc_flows.fitting.tried import Tried
+from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.start.copula import DRAWS, WIDER, copulas
+from pymc_flows.start.cover import cover
+from pymc_flows.start.moments import Weighted
 from pymc_flows.start.options import MAX_DENSE
 
 GAUSSIAN = "scale-loc"
@@ -83,3 +91,92 @@ def spread() -> list[Candidate]:
         Candidate("spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)", 0.3, 128, 0.003),
         Candidate("nsf(bins=16)*4", 0.8, 256, 0.003),
     ]
+
+
+# ------------------------------------------------------------------ what nothing is compiled for
+
+
+def closed_forms(
+    gaussian: NormalizingFlow, tried: Tried, seeds: Iterator[Any], *, is_spread: bool
+) -> Iterator[NormalizingFlow]:
+    """Fit copulas and mixtures of Gaussians to weighted draws of a wider Gaussian.
+
+    Parameters
+    ----------
+    gaussian : NormalizingFlow
+    tried : Tried
+        Counts the draws.
+    seeds : iterator of int
+    is_spread : bool
+        Whether the posterior follows a curve or has modes that are apart: a mixture comes first.
+
+    Yields
+    ------
+    NormalizingFlow
+    """
+    tried.start_rung()
+    tried.bar.say("Fitting copulas to weighted draws")
+    rng = np.random.default_rng(int(next(seeds)))
+    log_density = counted(gaussian, tried)
+    draws = Weighted.draws(log_density, gaussian.flow.frame.widened(WIDER), DRAWS, rng)
+    kinds = [_copulas]
+    if tried.resamples:  # with wide Gaussians in it, a mixture is never the posterior itself
+        kinds.insert(0 if is_spread else 1, _mixture)
+    for i, fit in enumerate(kinds):
+        if i and tried.has_draws:
+            break
+        for approx in fit(gaussian.model, draws, log_density, tried, seeds):
+            yield approx
+            tried.start_rung()
+
+
+def counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.ndarray]:
+    """The log density (n,) of the model at points (n, dim), which counts them."""
+    log_density = LogDensity(approx.density)
+
+    def value(points: np.ndarray) -> np.ndarray:
+        tried.counts.densities += len(points)
+        return log_density.value(points)
+
+    return value
+
+
+def _copulas(
+    model: pm.Model,
+    draws: Weighted,
+    log_density: Callable[[np.ndarray], np.ndarray],
+    tried: Tried,
+    seeds: Iterator[Any],
+) -> Iterator[NormalizingFlow]:
+    """Splines of single coordinates and a matrix."""
+    for copula in copulas(draws):
+        yield NormalizingFlow(
+            copula.formula,
+            model=model,
+            start=copula.frame,
+            params=copula.params,
+            jitter=0.0,
+            random_seed=int(next(seeds)),
+        )
+
+
+def _mixture(
+    model: pm.Model,
+    draws: Weighted,
+    log_density: Callable[[np.ndarray], np.ndarray],
+    tried: Tried,
+    seeds: Iterator[Any],
+) -> Iterator[NormalizingFlow]:
+    """Many Gaussians."""
+    tried.bar.say("Fitting a mixture to weighted draws")
+    found = cover(log_density, draws, np.random.default_rng(int(next(seeds))))
+    if found is not None:
+        seed = int(next(seeds))
+        parts = [_gaussian_of(model, frame, seed) for frame in found.frames]
+        yield NormalizingFlow.of(
+            MixtureState([part.flow for part in parts], found.weights), model, seed
+        )
+
+
+def _gaussian_of(model: pm.Model, frame: Frame, seed: int) -> NormalizingFlow:
+    return NormalizingFlow(GAUSSIAN, model=model, start=frame, jitter=0.0, random_seed=seed)

@@ -71,9 +71,9 @@ def fit(
         Formula of the flow. Default ``'auto'``: for a hierarchy (`pymc_flows.structure`) a flow
         over its hyperparameters and a Gaussian field given them; for other models, or if its
         weights cannot be trusted, a Gaussian with the moments of the posterior, a Gaussian copula
-        with spline marginals, then richer and richer flows, as ``quality`` asks. The first three
-        take no steps and leave ``hist`` empty. The approximation's attribute ``ladder`` is the
-        table of what was tried.
+        with spline marginals, a mixture of Gaussians, then richer and richer flows, as ``quality``
+        asks. What comes before these takes no steps and leaves ``hist`` empty. The approximation's
+        attribute ``ladder`` is the table of what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional

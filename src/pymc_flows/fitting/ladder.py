@@ -44,6 +44,8 @@ class Rung:
     evaluations : Evaluations or None
         Of the model, for its fit and for the draws that judge it; None in files of earlier
         versions.
+    parts : int
+        Of a mixture: so many with this formula.
     """
 
     formula: Formula
@@ -51,6 +53,12 @@ class Rung:
     seconds: float
     steps: int
     evaluations: Evaluations | None = None
+    parts: int = 1
+
+    @property
+    def label(self) -> str:
+        """The formula, and of how many it is a mixture."""
+        return str(self.formula) if self.parts == 1 else f"mixture of {self.parts} {self.formula}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,6 +124,7 @@ class Ladder:
                 "seconds": rung.seconds,
                 "steps": rung.steps,
                 "evaluations": None if rung.evaluations is None else asdict(rung.evaluations),
+                "parts": rung.parts,
             }
             for rung in self.rungs
         ]
@@ -145,6 +154,7 @@ class Ladder:
                     float(rung["seconds"]),
                     int(rung["steps"]),
                     None if rung.get("evaluations") is None else Evaluations(**rung["evaluations"]),
+                    int(rung.get("parts", 1)),
                 )
                 for rung in record["rungs"]
             )
@@ -178,7 +188,7 @@ class Ladder:
                 e = rung.evaluations
                 counts = (f"{e.gradients:,}", f"{e.curvatures:,}")
             steps = f"{rung.steps:,}"
-            rows.append((str(rung.formula), steps, *counts, *numbers, f"{rung.seconds:.1f}", mark))
+            rows.append((rung.label, steps, *counts, *numbers, f"{rung.seconds:.1f}", mark))
         return rows
 
     def __str__(self) -> str:

@@ -11,17 +11,20 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ModelError
-from pymc_flows.field import FieldOptions, Posterior, fit_field
+from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, fit_field
 from pymc_flows.field.options import Report
 from pymc_flows.field.state import FieldState
 from pymc_flows.formula import Formula
 from pymc_flows.model.examine import check_has_weights
 from pymc_flows.model.logp import density_of
-from pymc_flows.model.structure import Structure, structure
+from pymc_flows.model.structure import Structure, structure, structure_of
 from pymc_flows.start.point import find_start
 from pymc_flows.support.seeds import RandomState, integer_seeds
 
 _log = logging.getLogger(__name__)
+
+# Second differences of a gradient below this share of it are rounding.
+ROUNDING = 1e-8
 
 
 def fit_structured(
@@ -79,9 +82,30 @@ def fit_structured(
     seed, approx_seed = integer_seeds(random_seed, 2)
     point = find_start(density, start, np.random.default_rng(seed))
     options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
-    fitted = fit_field(
-        Posterior.of(density, found, point), options=options, random_seed=seed, report=report
-    )
+    gradient = BatchedGradient(density)
+    effects = found.names.covering(found.effects)
+    if effects and _is_gaussian(gradient, found, point):
+        _log.info("Gaussian given the others, and so part of the field: %s.", ", ".join(effects))
+        found = structure_of(density, hyper=hyper, field=[*field, *effects], near=point)
+    posterior = Posterior.of(density, found, point, gradient)
+    fitted = fit_field(posterior, options=options, random_seed=seed, report=report)
     approx = NormalizingFlow.of(FieldState(fitted, found), model, approx_seed)
     _log.info("%s: %s", approx.formula, fitted.evaluations)
     return approx
+
+
+def _is_gaussian(gradient: BatchedGradient, found: Structure, point: np.ndarray) -> bool:
+    """Whether the field and the fixed effects are Gaussian together, given everything else.
+
+    Fixed effects then belong to the field, whose distribution is exact, where a flow would have to
+    learn that their standard deviations grow with the scales of the others. The log density is
+    quadratic: its gradient has no second differences.
+    """
+    together = np.concatenate([found.field, found.effects])
+    steps = np.zeros((2, found.dim))
+    steps[:, together] = np.random.default_rng(0).standard_normal((2, len(together)))
+    points = point + np.stack([0 * steps[0], *steps, steps.sum(axis=0)])
+    with np.errstate(all="ignore"):
+        gradients = gradient(points)[1][:, together]
+        bent = np.abs(gradients[3] - gradients[1] - gradients[2] + gradients[0]).max()
+    return bool(bent <= ROUNDING * np.abs(gradients).max())

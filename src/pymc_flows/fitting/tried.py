@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.approximation import MixtureState, NormalizingFlow
 from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.importance import EVEN_GAP, LACKING, N_ERRORS, known_evidence
+from pymc_flows.model.log_density import n_data
+from pymc_flows.start.options import share_of_draws
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
@@ -25,7 +27,7 @@ from pymc_flows.training.trainer import Outcome
 
 _log = logging.getLogger(__name__)
 
-# Draws that judge a fit.
+# Draws that judge a fit; fewer where an evaluation is dear.
 JUDGED_BY = 4_000
 # Differences between smaller k-hats are noise.
 SMALL = 0.3
@@ -53,6 +55,7 @@ class Tried:
         What was left out, and what failed.
     counts : Evaluations
         Of the running rung.
+    resamples : bool
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Tried:
         self.deadline, self.bar = deadline, bar
         self.start_rung()
         self._fitted: list[tuple[NormalizingFlow, Sequence[str]]] = []
-        self._seeds, self._resamples = seeds, resamples
+        self._seeds, self.resamples = seeds, resamples
 
     @property
     def seconds(self) -> float:
@@ -90,8 +93,9 @@ class Tried:
     def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
         """Measure a fit with these convergence warnings."""
         with Interrupts(deferred=False):
-            quality = measure(approx, JUDGED_BY, random_seed=int(next(self._seeds)))
-        self.counts.densities += JUDGED_BY
+            n = int(share_of_draws(n_data(approx.density)) * JUDGED_BY)
+            quality = measure(approx, n, random_seed=int(next(self._seeds)))
+        self.counts.densities += n
         return self._add(approx, quality, steps, warnings)
 
     def judge_structured(self, approx: NormalizingFlow) -> Quality:
@@ -104,7 +108,9 @@ class Tried:
         self, approx: NormalizingFlow, quality: Quality, steps: int, warnings: Sequence[str]
     ) -> Quality:
         self._fitted.append((approx, warnings))
-        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, self.counts.copy()))
+        parts = len(approx.q.parts) if isinstance(approx.q, MixtureState) else 1
+        counts = self.counts.copy()
+        self.rungs.append(Rung(approx.formula, quality, self.seconds, steps, counts, parts))
         self.bar.reach(gap(self.rungs))
         _log.info(
             "%s: ELBO %.5g, k-hat %.2f; %s in %.1f s.",
@@ -118,7 +124,12 @@ class Tried:
 
     def is_enough(self, enough: float) -> bool:
         """Whether the last fit has that gap, or one of them draws that can be resampled."""
-        return is_good(self.rungs, enough) or self._safest is not None
+        return is_good(self.rungs, enough) or self.has_draws
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether one of them has draws that can be resampled, if that is enough."""
+        return self._safest is not None
 
     @staticmethod
     def _is_near(quality: Quality) -> bool:
@@ -129,7 +140,7 @@ class Tried:
     @property
     def _safest(self) -> int | None:
         """The flow whose draws are resampled, if that is enough."""
-        if not self._resamples or any(isinstance(a.q, FieldState) for a, _ in self._fitted):
+        if not self.resamples or any(isinstance(a.q, FieldState) for a, _ in self._fitted):
             return None
         return safest_of([rung.quality for rung in self.rungs if rung.quality is not None])
 

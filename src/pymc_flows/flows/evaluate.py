@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows import base
@@ -146,7 +146,7 @@ def _stage_function(
         one = layer.inverse_and_log_det if inverse else layer.forward_and_log_det
         outputs = one(points, params)
     inputs = [points, *raw.values()]
-    return pytensor.function(inputs, outputs, mode=NUMPY, on_unused_input="ignore")
+    return function_of(inputs, outputs, mode=NUMPY)
 
 
 def _constrain_at(layer: Flow, raw: base.Params, place: int) -> base.Params:

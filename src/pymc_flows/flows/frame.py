@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor import TensorVariable
 from pytensor.tensor.linalg import solve_triangular
@@ -73,6 +74,19 @@ class Frame:
             return z * self.scale + self.center
         return z @ self.scale.T + self.center
 
+    def graph(self, z: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+        """The map of points (..., dim) and its log_det () as graphs, whose numbers are data.
+
+        What is compiled with one frame then serves all others of its form.
+        """
+        center = _data("center", self.center)
+        log_det = _data("log_det", np.asarray(self.log_det, self.center.dtype))
+        if self.scale is None:
+            return z + center, log_det
+        if self.is_elementwise:
+            return z * _data("scale", self.scale) + center, log_det
+        return z @ _data("scale", self.scale.T) + center, log_det
+
     def pullback(self, gradients: np.ndarray) -> np.ndarray:
         """Turn gradients (..., dim) by values of the map into gradients by its points."""
         if self.scale is None:
@@ -93,6 +107,10 @@ class Frame:
                 self.scale, z.reshape(-1, z.shape[-1]).T, lower=True
             ).T.reshape(z.shape)
         return solve_triangular(pt.constant(self.scale), z[..., None], lower=True, b_ndim=2)[..., 0]
+
+
+def _data(name: str, value: np.ndarray) -> TensorVariable:
+    return pytensor.shared(np.asarray(value, order="C"), name, shape=value.shape, borrow=True)
 
 
 def _diagonal(scale: np.ndarray) -> np.ndarray:

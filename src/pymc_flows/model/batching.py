@@ -13,7 +13,8 @@ from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.graphs import frontier, join_batches, switch_parameter_checks
+from pymc_flows.backends.functions import function_of
+from pymc_flows.backends.graphs import frontier, join_batches, open_batches, switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, locked
 from pymc_flows.backends.ops import failing_op, has_loop, loops_in_batches, op_name
 from pymc_flows.support.compat import RandomVariable, change_dist_size
@@ -64,7 +65,7 @@ def vectorized(
         With a reason, if it is better to loop over draws: it repeats a loop for each of them.
     """
     try:
-        found = join_batches(vectorize_graph(list(outputs), dict(rows)))
+        found = open_batches(join_batches(vectorize_graph(list(outputs), dict(rows))))
     except Exception as error:  # whatever an Op raises, draws can be looped over
         return f"vectorised over draws, {failing_op(error)}"
     loops = loops_in_batches(found)
@@ -248,5 +249,5 @@ def compiled(
     Nothing is compiled, but for a loop: the one thing that NumPy cannot run for all draws at once.
     """
     if not has_loop(outputs):
-        return pytensor.function(inputs, outputs, mode=NUMPY, on_unused_input="ignore")
+        return function_of(inputs, outputs, mode=NUMPY)
     return locked(pytensor.function(inputs, outputs, on_unused_input="ignore"))

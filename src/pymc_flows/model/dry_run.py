@@ -18,6 +18,7 @@ from pytensor.graph.traversal import graph_inputs, toposort
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends import jax as _jax
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY, PLAIN, metered
 from pymc_flows.backends.ops import failing_op, first_line
 from pymc_flows.errors import ModelError
@@ -78,9 +79,7 @@ class DryRun:
         try:
             prior, data, _ = self._evaluate(point)
             if not np.isfinite([prior, data]).all():  # the stable form of the graph may be finite
-                fn = pytensor.function(
-                    [self._row], self._one[:2], mode=NUMPY, on_unused_input="ignore"
-                )
+                fn = function_of([self._row], self._one[:2], mode=NUMPY)
                 prior, data = fn(point)
         except Exception as error:
             raise ModelError(
@@ -182,7 +181,7 @@ class DryRun:
         points = (point + 0.1 * noise).astype(point.dtype)
         expected = [np.stack(x) for x in zip(*map(self._evaluate, points), strict=True)]
         try:
-            found = pytensor.function([self._draws], self._batch, mode=self._mode)(points)
+            found = function_of([self._draws], self._batch, mode=self._mode)(points)
         except Exception as error:  # whatever an Op raises, draws can be looped over
             return f"vectorised over draws, {failing_op(error)}"
         with np.errstate(invalid="ignore"):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pymc as pm
-import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.mode import optdb
 from pytensor.compile.sharedvalue import SharedVariable
@@ -20,6 +20,7 @@ from pytensor.graph.traversal import graph_inputs, toposort
 from pytensor.tensor import TensorConstant
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import PLAIN, no_compiler
 from pymc_flows.backends.ops import first_line
 from pymc_flows.errors import ArgumentError, ModelError
@@ -149,10 +150,26 @@ def _transform_name(transform: object) -> str:
     return type(transform).__name__
 
 
+# Functions that compute initial points, and what of a model they were made from. A fit asks several
+# times, each time after data may have changed, and PyMC would compile as often.
+_INITIAL: WeakKeyDictionary[pm.Model, tuple[list[Any], Callable[[int], Point]]]
+_INITIAL = WeakKeyDictionary()
+
+
 def initial_point(model: pm.Model) -> Point:
     """Return the model's initial point: values in the unconstrained space by name."""
-    with no_compiler():
-        return dict(model.initial_point(0))
+    parts = [
+        *model.free_RVs,
+        *model.rvs_to_transforms.values(),
+        *model.rvs_to_initial_values.values(),
+    ]
+    with no_compiler():  # one thread at a time
+        made_from, compute = _INITIAL.get(model, ([], None))
+        same = len(parts) == len(made_from) and all(map(operator.is_, parts, made_from))
+        if compute is None or not same:
+            compute = make_initial_point_fn(model=model, overrides=None, jitter_rvs=set())
+            _INITIAL[model] = parts, compute
+        return dict(compute(0))
 
 
 def rv_shapes(model: pm.Model) -> dict[str, tuple[int, ...]]:
@@ -373,7 +390,7 @@ def _check_support(
     values = tensor_values(model, [slot.shape for slot in slots])
     named = dict(zip(model.value_vars, values, strict=True))
     outputs = tensors(model.replace_rvs_by_values(rvs), named)
-    fn = pytensor.function(values, outputs, mode=PLAIN, on_unused_input="ignore")
+    fn = function_of(values, outputs, mode=PLAIN)
     back = fn(*(np.asarray(point[v.name], v.dtype) for v in values))
     for rv, value in zip(rvs, back, strict=True):
         if not np.allclose(value, given[rv.name], rtol=1e-4, atol=1e-6):

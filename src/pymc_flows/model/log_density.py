@@ -9,9 +9,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.backends.ops import has_loop
@@ -120,6 +122,14 @@ class LogDensity:
             evaluate = density.looped if plan.micro_batch is None else density.batched
             outputs = [sum(evaluate(z))]
         mode = training_mode(backend) if backend else NUMPY
-        return _Function(
-            shapes, rows, pytensor.function([z], outputs, mode=mode, on_unused_input="ignore")
-        )
+        return _Function(shapes, rows, function_of([z], outputs, mode=mode))
+
+
+def n_data(density: ModelDensity) -> int:
+    """Numbers in the data that an evaluation goes through."""
+    found = 0
+    for var in graph_inputs(density.terms):
+        value = var.get_value(borrow=True) if isinstance(var, SharedVariable) else None
+        data = getattr(var, "data", value)
+        found += data.size if isinstance(data, np.ndarray) else 0
+    return found

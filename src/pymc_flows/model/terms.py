@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytensor
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.model.logp import ModelDensity
@@ -30,7 +31,6 @@ _FUNCTIONS = WeakKeyDictionary()
 # Relative differences of a term beyond these are no rounding: other machines and versions sum in
 # other orders.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
-N_POINTS = 3
 
 
 def terms_at(
@@ -70,7 +70,7 @@ def _function(density: ModelDensity, *, without_random: bool) -> tuple[list[str]
         if not (without_random and random_inputs([term]))
     }
     inputs = density.values
-    fn = pytensor.function(inputs, list(terms.values()), mode=NUMPY, on_unused_input="ignore")
+    fn = function_of(inputs, list(terms.values()), mode=NUMPY)
     return list(terms), fn
 
 

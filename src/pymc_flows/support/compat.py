@@ -71,11 +71,18 @@ from pytensor.compile.ops import TypeCastingOp, ViewOp
 # Inner graph of an `OpFromGraph` node in place of the node. Instead: `graph_replace` of its graph.
 from pytensor.compile.rewriting import inline_ofg_node
 
+# Graphs that are equal if their nodes, constants and types are, made by `frozen_graph`. Instead: a
+# key of one's own from a walk through the graph.
+from pytensor.graph.fg import FrozenFunctionGraph
+
 # Registers a vectorisation of an Op, and the general one. Instead: an Op's ``gufunc_signature``.
 from pytensor.graph.replace import _vectorize_node as vectorize_node
 
 # Rewrites a graph by a query. Instead: a `FunctionGraph`, and `optdb.query(...).rewrite` of it.
 from pytensor.graph.rewriting.utils import rewrite_graph
+
+# Tells which modes compile. Instead: the names of modes, where users give no mode of their own.
+from pytensor.link.basic import JITLinker
 
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
@@ -137,6 +144,7 @@ __all__ = [
     "KL",
     "LIFTS_AXES",
     "LOWER_NAMES",
+    "STRUCTURED_PRODUCTS",
     "ARange",
     "AdvancedIncSubtensor",
     "AdvancedSubtensor",
@@ -158,6 +166,7 @@ __all__ = [
     "Function",
     "FunctionMaker",
     "IncSubtensor",
+    "JITLinker",
     "Join",
     "LogSoftmax",
     "LogSumExp",
@@ -199,6 +208,7 @@ __all__ = [
     "collect_default_updates",
     "compiled_graph",
     "default_progress_theme",
+    "frozen_graph",
     "get_random_generator",
     "inline_ofg_node",
     "jax_function",
@@ -228,6 +238,11 @@ FILLS_AS_ALLOC = "local_second_to_alloc"
 # PyTensor's: new axes of a result become axes of what it is computed from. Instead: nothing, once
 # `vectorize_graph` takes what it makes of sums that are zero.
 LIFTS_AXES = "local_dimshuffle_lift"
+# PyTensor's: products with a matrix that is found to be diagonal, or to select rows, get cheaper.
+# The search takes almost half of the time of rewriting a network. Instead: nothing, once it is
+# quick.
+STRUCTURED_PRODUCTS = ("dot_diag_to_elemwise", "selection_dot_to_indexing")
+
 # PyTensor's: named dimensions to axes, as PyMC's own log densities of `pymc.dims` have it. Instead:
 # the lowering of each Op.
 LOWER_NAMES = "+lower_xtensor"
@@ -235,6 +250,8 @@ LOWER_NAMES = "+lower_xtensor"
 # ------------------------------------------------------- names whose modules import numba or JAX
 
 _LAZY = {
+    # Tells functions that run on JAX. Instead: the name of the mode.
+    "JAXLinker": "pytensor.link.jax.linker",
     # Register the implementation of an Op. Instead: PyTensor's page on extending a backend.
     "jax_funcify": "pytensor.link.jax.dispatch",
     "jax_typify": "pytensor.link.jax.dispatch",
@@ -259,6 +276,14 @@ def compiled_graph(function: Any) -> Any:
     Instead of its ``maker``: rewrite the graph oneself, with `pytensor.graph.rewrite_graph`.
     """
     return function.maker.fgraph
+
+
+def frozen_graph(inputs: Sequence[Any], outputs: Sequence[Any]) -> FrozenFunctionGraph:
+    """A graph that hashes, and equals another one if it computes the same by the same nodes.
+
+    Inputs may be constants or shared variables: of these, only the types count then.
+    """
+    return FrozenFunctionGraph.from_io(inputs, outputs)
 
 
 def query_of_mode(mode: Any) -> Any:

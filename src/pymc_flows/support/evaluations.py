@@ -35,11 +35,6 @@ class Evaluations:
         names = [field.name for field in fields(self)]
         return Evaluations(*(getattr(self, name) + getattr(other, name) for name in names))
 
-    def since(self, earlier: Evaluations) -> Evaluations:
-        """What has been counted after a copy was taken."""
-        names = [field.name for field in fields(self)]
-        return Evaluations(*(getattr(self, name) - getattr(earlier, name) for name in names))
-
     def __str__(self) -> str:
         """The counts in words."""
         return (

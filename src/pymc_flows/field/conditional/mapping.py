@@ -134,7 +134,12 @@ class ConditionalField:
         return int(np.clip(BYTES // (8 * pattern), 1, MANY))
 
     def at(
-        self, hyper: np.ndarray, start: np.ndarray | None = None, *, steps: int | None = None
+        self,
+        hyper: np.ndarray,
+        start: np.ndarray | None = None,
+        *,
+        steps: int | None = None,
+        tolerance: float | None = None,
     ) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper); None where there is none.
 
@@ -145,11 +150,13 @@ class ConditionalField:
             Where the modes are sought from; by default where the surface says.
         steps : int, optional
             Most steps of Newton's method.
+        tolerance : float, optional
+            Newton decrement at which a mode is found, in nats.
         """
         start = self.surface(hyper) if start is None else start
         if self.is_far and self.surface.excess is not None:
             return self._predicted(hyper, start)
-        found = self._modes(hyper, start, steps)
+        found = self._modes(hyper, start, steps, tolerance)
         if self.is_far:
             return [None if g is None else self.nearest(g) for g in found]
         if self.shift is None or not self.corrects:
@@ -181,10 +188,14 @@ class ConditionalField:
         return [g and next(done) for g in found]
 
     def _modes(
-        self, hyper: np.ndarray, start: np.ndarray, steps: int | None
+        self,
+        hyper: np.ndarray,
+        start: np.ndarray,
+        steps: int | None,
+        tolerance: float | None = None,
     ) -> list[FieldGaussian | None]:
         steps = self.options.newton_steps if steps is None else steps
-        tolerance = self.options.newton_tolerance
+        tolerance = self.options.newton_tolerance if tolerance is None else tolerance
         return self.modes.find(hyper, start, steps=steps, tolerance=tolerance)
 
     def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:

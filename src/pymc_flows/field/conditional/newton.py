@@ -96,6 +96,7 @@ class FieldModes:
         for climb in climbs:
             climb.done = not np.isfinite(climb.value)
         for _ in range(steps):
+            self._bend([climb for climb in climbs if not climb.done])
             for climb in climbs:
                 if not climb.done:
                     self._aim(climb, tolerance)
@@ -126,10 +127,17 @@ class FieldModes:
         values = np.where(np.isfinite(gradients).all(axis=1), values, -np.inf)
         return values, gradients
 
+    def _bend(self, climbs: list[_Climb]) -> None:
+        """Compute the curvatures that are missing."""
+        missing = [climb for climb in climbs if climb.matrix is None]
+        if missing:
+            hyper, field = (np.stack([getattr(c, k) for c in missing]) for k in ("hyper", "field"))
+            matrices = self.posterior.curvatures(self.posterior.join(hyper, field))
+            for climb, matrix in zip(missing, matrices, strict=True):
+                climb.matrix = matrix
+
     def _aim(self, climb: _Climb, tolerance: float) -> None:
         """Compute the next step, damped as far as needed; done if there is none to take."""
-        if climb.matrix is None:
-            climb.matrix = self.curvature(climb.hyper, climb.field)
         if climb.factor is None:
             self._damp(climb)
         if climb.factor is None:

@@ -30,8 +30,8 @@ class GroupWeights:
 
     Attributes
     ----------
-    field : ndarray, shape (n_outer, n_inner, n_field), or None
-        The draws, if they were kept.
+    noise : ndarray, shape (n_outer, n_inner, n_field), or None
+        The draws in the coordinates of the noise, if they were kept.
     shared : ndarray, shape (n_outer,)
         Log weight of what no group owns, in nats: the separator and the hyperparameters.
     by_group : ndarray, shape (n_outer, n_inner, n_groups)
@@ -40,7 +40,7 @@ class GroupWeights:
         What log weights of Gaussian groups would be, if not 0 because of wider tails.
     """
 
-    field: np.ndarray | None
+    noise: np.ndarray | None
     shared: np.ndarray
     by_group: np.ndarray
     even: np.ndarray | None = None
@@ -96,7 +96,7 @@ class GroupWeights:
         return bool(spread < rounding and np.ptp(self.outer) < rounding)
 
     def resample(self, n: int, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
-        """Draws (n, n_field) of the field given the hyperparameters, as good as the weights are.
+        """Noise (n, n_field) of draws given the hyperparameters, as good as the weights are.
 
         Each group is drawn for itself from its ``n_inner`` draws.
 
@@ -106,17 +106,17 @@ class GroupWeights:
         rng : Generator
         groups : ndarray of int, shape (n_field,)
         """
-        if self.field is None:
+        if self.noise is None:
             raise RuntimeError("the draws behind these weights were not kept")
         outer = np.exp(self.outer - self.outer.max())
         blocks = _systematic(outer[None] / outer.sum(), n, rng)[0]
-        found = np.empty((n, self.field.shape[2]))
+        found = np.empty((n, self.noise.shape[2]))
         for block in np.unique(blocks):
             rows = np.flatnonzero(blocks == block)
             weights = np.exp(self.by_group[block] - self.by_group[block].max(axis=0)).T
             chosen = _systematic(weights / weights.sum(axis=1, keepdims=True), len(rows), rng)
             chosen = rng.permuted(chosen, axis=1)  # groups are independent
-            inner = self.field[block]
+            inner = self.noise[block]
             element = np.where(groups >= 0, groups, 0)
             picked = chosen[element] if len(chosen) else np.zeros((len(groups), len(rows)), int)
             found[rows] = np.take_along_axis(inner, picked.T, axis=0)
@@ -146,7 +146,7 @@ def weigh_groups(
     wide : ndarray of bool, shape (n_groups,), optional
         Groups whose proposal has wider tails, see `tails`; by default none.
     keep : bool
-        Whether to keep the draws of the field.
+        Whether to keep the noise of the draws.
     """
     groups = posterior.groups
     in_group = groups >= 0
@@ -177,7 +177,7 @@ def weigh_groups(
                 log_q = -0.5 * np.square(separator).sum()
                 shared.append(common[0] - log_q)
             if keep:
-                kept.append(field)
+                kept.append(white)
         by_group.append(np.concatenate(parts))
         even.append(-np.concatenate(mixtures))
     return GroupWeights(

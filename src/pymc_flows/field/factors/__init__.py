@@ -18,6 +18,8 @@ __all__ = ["Factor", "Factoring", "NotPositiveDefinite", "factoring"]
 
 # A dense Cholesky factor is the fastest up to this size.
 DENSE = 150
+# With a separator, whose parts are many arrays, up to this size.
+DENSE_BORDERED = 100
 # Blocks of the field up to this size are factored in batches.
 MAX_BLOCK = 64
 # A matrix with a larger share of non-zeros gains nothing from being scipy.sparse.
@@ -46,8 +48,8 @@ def factoring(pattern: scipy.sparse.csc_matrix, groups: np.ndarray | None = None
     if groups is None or (groups >= 0).all():
         return _without_separator(pattern)
     rest, separator = np.flatnonzero(groups >= 0), np.flatnonzero(groups < 0)
-    if len(rest) == 0 or n == 0:
-        return DenseFactoring(n)
+    if n <= DENSE_BORDERED or len(rest) == 0:
+        return DenseFactoring(np.concatenate([rest, separator]))
     inner = pattern[rest][:, rest]
     inner.sort_indices()
     return BorderedFactoring(pattern, rest, separator, _without_separator(inner))
@@ -60,5 +62,5 @@ def _without_separator(pattern: scipy.sparse.csc_matrix) -> Factoring:
     if n_blocks > 1 and largest <= MAX_BLOCK:
         return BlockFactoring(pattern, labels)
     if n <= DENSE or pattern.nnz > DENSE_SHARE * n * n:
-        return DenseFactoring(n)
+        return DenseFactoring()
     return SparseFactoring(n)

@@ -12,6 +12,7 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import PLAIN, no_compiler
 from pymc_flows.field.conditional.noise import sobol
 from pymc_flows.flows import build_chain
@@ -157,7 +158,7 @@ _functions = lru_cache(maxsize=32)(_Functions)
 
 def _function(inputs: list[TensorVariable], outputs: Any) -> Any:
     with no_compiler():
-        return pytensor.function(inputs, outputs, mode=PLAIN, on_unused_input="ignore")
+        return function_of(inputs, outputs, mode=PLAIN)
 
 
 def _reference(chain: Chain) -> np.ndarray:

@@ -3,6 +3,9 @@
 A scale that the data leave near 0 has a marginal with an exponential tail in its logarithm, much
 of the mass far from the mode, where draws of a Gaussian or a Student-t at the mode do not get. So
 the marginal is followed along each axis as far as it matters.
+
+Correlations are those around the mode, and tails seldom go on in their direction: where a scale no
+longer matters, the others stay where they are. So they follow an axis only as far as `NEAR`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from pymc_flows.field.options import Progress
 
 # Distances from the mode, in standard deviations.
 KNOTS = (0.75, 1.5, 2.5, 4.0, 6.0, 9.0, 13.0, 18.0, 25.0, 35.0, 50.0)
+# How far other hyperparameters follow an axis, in standard deviations.
+NEAR = 2.0
 # An axis is followed until the log marginal has fallen by this, in nats.
 DEPTH = 8.0
 # Slopes of the tails are at least this, in nats per standard deviation.
@@ -90,7 +95,7 @@ class PiecewiseExponential:
 
 @dataclass(frozen=True, eq=False)
 class ProfileProposal:
-    """g = loc + L z with independent z, each with the profile along its axis.
+    """g = loc + L z near the mode, with independent z, each with the profile along its axis.
 
     Attributes
     ----------
@@ -107,17 +112,24 @@ class ProfileProposal:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
         uniform = sobol(n, len(self.loc), rng)
         z = [axis.quantile(u) for axis, u in zip(self.axes, uniform.T, strict=True)]
-        return self.loc + np.reshape(z, (len(self.loc), n)).T @ self.lower.T
+        return self.loc + _bent(np.reshape(z, (len(self.loc), n)).T, self.lower)
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:
         """Log density (n,) at points (n, n_hyper), in nats."""
-        from scipy.linalg import solve_triangular
-
         if not len(self.loc):
             return np.zeros(len(hyper))
-        z = solve_triangular(self.lower, (hyper - self.loc).T, lower=True)
+        z = np.empty((len(self.loc), len(hyper)))
+        for i, row in enumerate(self.lower):
+            left = hyper[:, i] - self.loc[i] - row[:i] @ np.clip(z[:i], -NEAR, NEAR)
+            z[i] = left / row[i]
         parts = [axis.log_prob(x) for axis, x in zip(self.axes, z, strict=True)]
         return np.sum(parts, axis=0) - float(np.log(np.diagonal(self.lower)).sum())
+
+
+def _bent(z: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """L z (n, n_hyper) of rows z, but for what an axis adds to others, which is bounded."""
+    scale = np.diagonal(lower)
+    return z * scale + np.clip(z, -NEAR, NEAR) @ (lower - np.diag(scale)).T
 
 
 @dataclass
@@ -145,15 +157,15 @@ def follow_axes(
     lower = lower_factor(mode.covariance)
     loc, top = mode.gaussian.hyper, mode.gaussian.log_marginal
     walks = [
-        _Walk(sign * column, mode.gaussian.mode, [0.0], [0.0])
-        for column in lower.T
+        _Walk(sign * axis, mode.gaussian.mode, [0.0], [0.0])
+        for axis in np.eye(len(loc))
         for sign in (-1.0, 1.0)
     ]
     for distance in KNOTS:
         active = [walk for walk in walks if not walk.done]
         for begin in range(0, len(active), conditional.chunk):
             part = active[begin : begin + conditional.chunk]
-            hyper = np.stack([loc + distance * walk.direction for walk in part])
+            hyper = loc + _bent(distance * np.stack([walk.direction for walk in part]), lower)
             found = conditional.at(hyper, np.stack([walk.field for walk in part]))
             for walk, gaussian in zip(part, found, strict=True):
                 value = -math.inf if gaussian is None else gaussian.log_marginal - top

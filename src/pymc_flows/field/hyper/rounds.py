@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
+# One of so many of the last values comes from the profiles.
+TAILS = 4
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
@@ -79,6 +81,8 @@ class _Rounds:
         self.correction: Correction | None = None
         # What the correction missed at values that it had not seen, in nats.
         self.missed = 0.0
+        # What a value of the last round has taken.
+        self.seconds_each = 0.0
 
     @property
     def hyper(self) -> np.ndarray:
@@ -100,7 +104,13 @@ class _Rounds:
         proposals = [(proposal, len(values.hyper)) for proposal, values in self.parts]
         return self.log_p - mixture_log_prob(proposals, self.hyper)
 
-    def take(self, proposal: Distribution, most: int, rng: np.random.Generator) -> Quality:
+    def take(
+        self,
+        proposal: Distribution,
+        most: int,
+        rng: np.random.Generator,
+        seconds: float | None = None,
+    ) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
 
         Laplace's approximation is evaluated at all draws, its correction at some of them, and
@@ -109,12 +119,13 @@ class _Rounds:
         """
         draws = proposal.draw(most, rng)
         options = self.options
+        allowed = options.seconds_per_round if seconds is None else seconds
         evaluate = partial(self.marginal.evaluate, corrected=self.marginal.conditional.is_far)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        n, before = min(most, options.min_values), self.progress.seconds
+        n, before = min(most, options.min_values), self.progress.effort
         values = evaluate(draws[:n], self.progress, stage)
-        seconds = self.progress.seconds - before
-        end = int(np.clip(options.seconds_per_round * n / seconds, n, most)) if seconds else most
+        taken = self.progress.effort - before
+        end = int(np.clip(allowed * n / taken, n, most)) if taken else most
         if end > n:
             more = evaluate(draws[n:end], self.progress, stage)
             values = MarginalValues.joined([values, more])
@@ -123,8 +134,29 @@ class _Rounds:
             self._correct_all(stage)
         self.overall, self.log_weights = weigh(self._log_weights())
         values = self.parts[-1][1]
+        self.seconds_each = (self.progress.effort - before) / len(values.hyper)
         quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
         return quality
+
+    def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
+        """Evaluate more draws of a distribution, until enough of all values are effective.
+
+        Some come from the first distribution, the profiles, whose tails are never too short.
+        """
+        options, first = self.options, self.parts[0][0]
+        if not quality.ess:
+            return
+        n = (options.effective - self.ess) * quality.n_draws / quality.ess
+        if n < options.min_values:
+            return
+        allowed = options.seconds_to_fill / max(self.seconds_each, 1e-9)
+        n = int(min(n, options.most_values, max(allowed, options.min_values)))
+        before = {**vars(self), "parts": list(self.parts)}
+        if isinstance(first, ProfileProposal):
+            self.take(first, n // TAILS, rng, math.inf)
+        self.take(proposal, n, rng, math.inf)
+        if self.ess < before["overall"].ess:  # predictions failed, and values were given up
+            vars(self).update(before)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
         """Evaluate the correction where there is weight; whether it may be predicted elsewhere."""
@@ -154,9 +186,9 @@ class _Rounds:
         """Evaluate the newest values in full, as many as time allows, and give up predictions."""
         proposal, values = self.parts.pop()
         self.parts = [part for part in self.parts if part[1].is_direct.all()]
-        pilot, before = self.options.min_values, self.progress.seconds
+        pilot, before = self.options.min_values, self.progress.effort
         found = self.marginal.evaluate(values.hyper[:pilot], self.progress, stage)
-        each = (self.progress.seconds - before) / len(found.hyper)
+        each = (self.progress.effort - before) / len(found.hyper)
         end = int(np.clip(self.options.seconds_per_round / each, pilot, len(values.hyper)))
         if end > pilot:
             more = self.marginal.evaluate(values.hyper[pilot:end], self.progress, stage)
@@ -276,6 +308,7 @@ def sample_hyper(
             "the marginal of the hyperparameters is not finite at any of "
             f"{len(rounds.hyper)} values\nGive other starting values."
         )
+    rounds.fill(best, quality, rng)
     return HyperValues(
         best, quality, rounds.hyper, rounds.log_weights, rounds.judged(), rounds.error
     )

@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-import pytensor
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -19,6 +18,7 @@ from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar import Switch
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import as_tensor_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.backends.simplify import simplify
@@ -218,7 +218,7 @@ def _evaluated(
     if not outputs:
         return []
     inputs = density.values
-    fn = pytensor.function(inputs, list(outputs), mode=NUMPY, on_unused_input="ignore")
+    fn = function_of(inputs, list(outputs), mode=NUMPY)
     with np.errstate(all="ignore"):
         point = density.start() if near is None else near
         found: list[Any] = fn(*split_point(density, point))

@@ -15,6 +15,7 @@ from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import join_batches
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.errors import ArgumentError
@@ -109,7 +110,7 @@ class GroupedDensity:
                 z = pt.matrix("z", shape=(None, density.dim), dtype=pytensor.config.floatX)
                 inputs = [z]
                 outputs = join_batches(vectorize_graph(outputs, density.unpack(z)))
-            return pytensor.function(inputs, outputs, mode=NUMPY, on_unused_input="ignore")
+            return function_of(inputs, outputs, mode=NUMPY)
 
     def _sums(self, z: Floats) -> Floats:
         """Sums by group (n_groups + 1, n), what belongs to none last."""

@@ -76,6 +76,7 @@ def structure_of(
     pattern = pattern_of(factors.distinct[:, rest])
     hubs = hubs_of(pattern)
     moved = _moved(pattern, hubs, owner[rest], int(is_hyper.sum()), _fixed(density, field))
+    effects = rest[moved]
     is_hyper[rest[moved]] = True
     kept = ~moved
     rest, hubs, pattern = rest[kept], hubs[kept], pattern[kept][:, kept] if moved.any() else pattern
@@ -88,6 +89,7 @@ def structure_of(
         hyper_names=_names(density, owner[is_hyper]),
         field_names=_names(density, owner[rest]),
         hyperparameters=np.flatnonzero(is_hyper),
+        effects=effects,
         field=rest,
         hubs=rest[hubs],
         separator=rest[label < 0],

@@ -137,6 +137,9 @@ class Structure:
         Free variables by role; one that is in part a hub is in both.
     hyperparameters, field : ndarray of int
         Flat indices, ascending.
+    effects : ndarray of int
+        Flat indices of hyperparameters that scale nothing: fixed effects, means of groups. They are
+        no part of the field because they are few, and the mode of a skewed field is not its mean.
     hubs : ndarray of int
         Flat indices of elements of the field that are connected to at least a fifth of the others:
         fixed effects, levels of crossed factors.
@@ -162,6 +165,7 @@ class Structure:
     hyper_names: tuple[str, ...]
     field_names: tuple[str, ...]
     hyperparameters: Ints
+    effects: Ints
     field: Ints
     hubs: Ints
     separator: Ints

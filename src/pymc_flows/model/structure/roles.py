@@ -12,6 +12,7 @@ from pymc.distributions.transforms import ZeroSumTransform
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.logp import ModelDensity
@@ -125,7 +126,7 @@ def _scaling(
             pairs.extend((i, j) for j in mine)
     if not pairs:
         return set()
-    fn = pytensor.function(values, list(curvatures.values()), mode=NUMPY, on_unused_input="ignore")
+    fn = function_of(values, list(curvatures.values()), mode=NUMPY)
     return _changed(density, fn, list(curvatures), pairs, near)
 
 

@@ -118,7 +118,7 @@ class TrainingLoop:
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
         self._length = max(2, self.max_chunk) if backend == "jax" else None
-        kwargs = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
+        kwargs: dict[str, Any] = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
         self._precision = partial(precision, self._dtype) if backend == "jax" else nullcontext
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]

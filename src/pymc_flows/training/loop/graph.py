@@ -22,6 +22,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.rngs import choose_generator
 from pymc_flows.training.loop.packing import Packing
 
@@ -89,7 +90,7 @@ class Step:
 def compile_steps(
     step: Step,
     rngs: Mapping[Variable, Variable],
-    kwargs: Mapping[str, object],
+    kwargs: Mapping[str, Any],
     *,
     skips: bool,
 ) -> Any:
@@ -140,11 +141,10 @@ def compile_steps(
     with warnings.catch_warnings():
         # Some Elemwise stays unfused if a formula has very many blocks: nothing to act on.
         warnings.filterwarnings("ignore", "Loop fusion failed")
-        return pytensor.function(
+        return function_of(
             [pytensor.In(x, borrow=True) for x in [noise, settings, n_active, *state]],
             [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
             trust_input=True,
-            on_unused_input="ignore",
             **kwargs,
         )
 

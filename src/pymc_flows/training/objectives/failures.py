@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytensor
 
+from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.ops import has_loop
 from pymc_flows.flows.chain import Chain
@@ -43,7 +43,7 @@ def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacem
     outputs = [step.loss, *step.grads.values()]
     mode = loop.mode if has_loop(outputs) else NUMPY
     try:
-        replay = pytensor.function([step.noise], outputs, mode=mode, on_unused_input="ignore")
+        replay = function_of([step.noise], outputs, mode=mode)
         loss, *grads = replay(noise)
         if not np.isfinite(loss):
             return _why_too_few(density.replaced(replacements), z)

@@ -81,4 +81,4 @@ def loss_and_lost(
     """The loss without the draws whose density is not finite, and how many these are."""
     z0, log_det = q.chain.inverse_and_log_det(rows, q.blocks, loop=loop)
     log_q = base_log_prob(z0) - log_det
-    return mean_of_finite(q.frame.log_det - log_q, pt.isfinite(log_q))
+    return mean_of_finite(q.frame.graph(rows)[1] - log_q, pt.isfinite(log_q))

@@ -182,8 +182,9 @@ def loss_and_gradients(
     estimator = estimator or Estimator()
     inside, log_det = q.chain.forward_and_log_det(z0, q.blocks, loop=loop)
     # Variables of their own, whose gradients are known below.
-    inside, log_det = pt.tensor_copy(inside), pt.tensor_copy(log_det + q.frame.log_det)
-    z = pt.tensor_copy(q.frame.forward(inside))
+    inside = pt.tensor_copy(inside)
+    z, frame_log_det = q.frame.graph(inside)
+    z, log_det = pt.tensor_copy(z), pt.tensor_copy(log_det + frame_log_det)
     n_draws = z0.type.shape[0]
     # Those of the mean loss: what is multiplied here costs no pass over the gradient afterwards.
     weights = [-problem.kl_weight / problem.scale / n_draws, -1.0 / problem.scale / n_draws]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pymc as pm
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.materialize import materialize
+from pymc_flows.backends.rewrites import materialize
 from pymc_flows.flows.state import FlowState
 from pymc_flows.training.config import FitConfig
 from pymc_flows.training.loop import Packing, Step

@@ -1,0 +1,289 @@
+"""Where the parts of a Hessian come from, and where they go: found once for a density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytensor
+import pytensor.tensor as pt
+import scipy
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import graph_inputs
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_flows.backends.functions import function_of
+from pymc_flows.backends.graphs import switch_parameter_checks
+from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.simplify import simplify
+from pymc_flows.backends.stable import stabilize
+from pymc_flows.model.curvature.assembly import Assembly, Product
+from pymc_flows.model.curvature.batched import LARGE, MOST, Batched
+from pymc_flows.model.curvature.coloured import ColouredHessian
+from pymc_flows.model.curvature.expand import expanded, live_nodes
+from pymc_flows.model.curvature.jacobians import Matrix
+from pymc_flows.model.curvature.numbers import Jacobians, Slots, covers
+from pymc_flows.model.curvature.regions import Cut, cut
+from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.factors import incidence
+from pymc_flows.model.structure.graph import (
+    Facts,
+    dependents,
+    facts,
+    is_elementwise,
+    prepared,
+    split_point,
+    values_of,
+)
+from pymc_flows.model.structure.groups import pattern_of
+from pymc_flows.model.structure.relations import op_name, relations
+from pymc_flows.model.structure.rows import Pattern, Rows, identity, spread, stacked
+
+type Floats = npt.NDArray[np.float64]
+type Ints = npt.NDArray[np.intp]
+
+
+class Plan:
+    """All that is found once: what to evaluate, and where its numbers go."""
+
+    def __init__(self, density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None):
+        self._density, self._field, self._near = density, field, near
+        self._column = np.full(density.dim, -1, dtype=np.intp)
+        self._column[field] = np.arange(len(field))
+        pairs = zip(density.values, density.slots, strict=True)
+        self._inputs = {v: slot for v, slot in pairs if (self._column[slot.slice] >= 0).any()}
+        self._data = [
+            (v, v.container.storage[0])
+            for v in graph_inputs(list(density.named_terms.values()))
+            if isinstance(v, SharedVariable)
+        ]
+        named = prepared(density).terms
+        stable = stabilize(list(named.values()))
+        terms = dict(zip(named, expanded(stable, self._inputs), strict=True))
+        nodes = live_nodes(list(terms.values()), self._inputs)
+        live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
+        known = facts(density, nodes, live, [*terms.values()], near)
+        self._opaque: dict[str, list[str]] = {}
+        covered = []
+        for name, term in terms.items():
+            if term in live:
+                ops = _uncovered(term, self._inputs, known, live)
+                if ops:
+                    self._opaque[name] = ops
+                else:
+                    covered.append(term)
+        slots = Slots()
+        products = self._products(covered, known, slots)
+        extra = self._differences([named[name] for name in self._opaque])
+        self.assembly = Assembly(products, len(field), extra)
+        self._slots = list(slots.outputs)
+        self._functions: dict[bool, Any] = {}
+        self._batched: Batched | None = None
+        self._places = self.assembly.positions(extra)
+
+    # ------------------------------------------------------------------------------------- making
+
+    def _products(
+        self, terms: Sequence[TensorVariable], known: Facts, slots: Slots
+    ) -> list[Product]:
+        """Products of Jacobians whose sum is the Hessian of the terms."""
+        graph = cut(terms, self._inputs, known)
+        known = known.joined(self._coefficients(graph))
+        jacobians = Jacobians(graph, self._rows(), known, slots, len(self._field))
+        sinks = list(graph.regions)
+        total = pt.add(*(t.sum() for t in terms)) if len(terms) > 1 else None
+        total = terms[0].sum() if len(terms) == 1 else total
+        adjoints = dict(
+            zip(
+                sinks,
+                pytensor.grad(total, sinks, disconnected_inputs="ignore") if sinks else [],
+                strict=True,
+            )
+        )
+        needed = _needed(graph, terms)
+        products: list[Product] = []
+        for node in graph.nodes:
+            for output in node.outputs:
+                region = graph.regions.get(output)
+                if region is None:
+                    continue
+                shape = known.shapes[output]
+                first, second = region.derivatives(shape)
+                for (i, j), derivative in second.items():
+                    weight = adjoints[output] * derivative
+                    rows = [
+                        _spread_rows(jacobians[region.leaves[k]], known, region.leaves[k], shape)
+                        for k in (i, j)
+                    ]
+                    if all(len(r.matrix.pattern.indices) for r in rows):
+                        products.append(Product(rows[0], rows[1], slots.add(weight), i == j))
+                if output in needed:
+                    jacobians.of_region(region, first)
+            if node.outputs[0] in graph.regions or not needed.intersection(node.outputs):
+                continue
+            if node in graph.linear:
+                jacobians.of_linear(node, graph.linear[node])
+            elif not is_elementwise(node):
+                jacobians.of_node(node)
+        self._matrices = jacobians.matrices
+        return products
+
+    def _rows(self) -> dict[Variable, Rows[Matrix]]:
+        found = {}
+        for value, slot in self._inputs.items():
+            rows = identity(self._column[slot.slice], len(self._field))
+            found[value] = Rows(rows.index, Matrix(rows.matrix, np.ones(len(rows.matrix.indices))))
+        return found
+
+    def _coefficients(self, graph: Cut) -> Facts:
+        given = {c for coefs in graph.linear.values() for c in coefs.values()}
+        return values_of(self._density, [c for c in given if isinstance(c, Variable)], self._near)
+
+    def _differences(self, terms: Sequence[TensorVariable]) -> Ints:
+        """Prepare the differences of terms that are not covered; entries of their Hessian."""
+        self._coloured: ColouredHessian | None = None
+        self.n_gradients = 0
+        if not terms:
+            return np.zeros(0, dtype=np.intp)
+        nodes = dependents(terms, self._inputs)
+        live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
+        known = facts(self._density, nodes, live, terms, self._near)
+        columns = {
+            value: identity(self._column[slot.slice], len(self._field))
+            for value, slot in self._inputs.items()
+        }
+        sets, _ = incidence(nodes, columns, known)
+        joined = stacked([sets[term] for term in terms]).matrix
+        self._coloured = ColouredHessian(pattern_of(_csr(joined)))
+        self.n_gradients = 2 * self._coloured.n_colours
+        total = sum(term.sum() for term in terms)
+        values = self._density.values
+        outputs = pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
+        self._gradient = function_of(values, outputs, mode=NUMPY)
+        return self._coloured.row.astype(np.intp) * len(self._field) + self._coloured.column
+
+    # -------------------------------------------------------------------------------------- using
+
+    @property
+    def differenced(self) -> tuple[str, ...]:
+        """Terms whose curvature is differenced."""
+        return tuple(self._opaque)
+
+    def reason(self) -> str:
+        """Why some terms are differenced, and what that costs."""
+        ops = sorted({op for found in self._opaque.values() for op in found})
+        return (
+            f"The curvature of {', '.join(self._opaque)} is computed by differences, "
+            f"{self.n_gradients} gradients each time: no exact one for {', '.join(ops)}."
+        )
+
+    def is_current(self) -> bool:
+        """Whether the data are those that the patterns were found with."""
+        return all(v.container.storage[0] is data for v, data in self._data)
+
+    def evaluate(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, list[Floats]]:
+        """Log density, gradient (of the field; empty if not asked for) and slots at z."""
+        fn = self._functions.get(with_grad)
+        if fn is None:
+            fn = self._functions[with_grad] = self._compile(with_grad=with_grad)
+        found = fn(*split_point(self._density, z))
+        n = len(self._inputs) if with_grad else 0
+        gradient = self._flat(found[1 : 1 + n]) if with_grad else np.zeros(0)
+        return float(found[0]), gradient, [np.asarray(a, float).ravel() for a in found[1 + n :]]
+
+    def evaluate_many(self, points: Floats) -> Iterator[list[Floats]]:
+        """Log density and slots at each of points (n, dim)."""
+        if not len(points):
+            return
+        value, _, slots = self.evaluate(points[0], with_grad=False)
+        first = [np.array([value]), *slots]
+        size = sum(map(len, first))
+        if len(points) > 1 and size <= LARGE and self._batched is None:
+            self._batched = Batched(self._density, [self._total(), *self._slots])
+            if self._batched.exists and not self._batched.agrees(points[0], first):
+                self._batched = None
+        yield first
+        batched, rows = self._batched, max(1, MOST // size)
+        for begin in range(1, len(points), rows):
+            part = points[begin : begin + rows]
+            if batched is not None and batched.exists and len(part) > 1:
+                yield from batched(part)
+                continue
+            for z in part:
+                value, _, slots = self.evaluate(z, with_grad=False)
+                yield [np.array([value]), *slots]
+
+    def _total(self) -> TensorVariable:
+        density = self._density
+        terms = switch_parameter_checks(
+            list(density.named_terms.values()), density.values, keep=density.model.check_bounds
+        )
+        return sum(term.sum() for term in stabilize(simplify(terms)))
+
+    def _compile(self, *, with_grad: bool) -> Callable[..., list[Floats]]:
+        values = self._density.values
+        with no_compiler():
+            total = self._total()
+            outputs = [total]
+            if with_grad:
+                outputs += pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
+            return function_of(values, [*outputs, *self._slots], mode=NUMPY)
+
+    def _flat(self, arrays: Sequence[Floats]) -> Floats:
+        """Gradients by the inputs as one by the field."""
+        flat = np.zeros(self._density.dim)
+        for slot, array in zip(self._inputs.values(), arrays, strict=True):
+            flat[slot.slice] = np.ravel(array)
+        return flat[self._field]
+
+    def lower(self, z: Floats, slots: Sequence[Floats]) -> Floats:
+        """Entries of the Hessian's lower triangle."""
+        for matrix in self._matrices:
+            matrix.update(slots)
+        found = self.assembly.lower(slots)
+        if self._coloured is not None:
+
+            def gradient(x: Floats) -> Floats:
+                at = z.copy()
+                at[self._field] = x
+                return self._flat(self._gradient(*split_point(self._density, at)))
+
+            found[self._places] += self._coloured(gradient, z[self._field])
+        return found
+
+
+def _uncovered(
+    term: TensorVariable, inputs: Iterable[Variable], known: Facts, live: set[Variable]
+) -> list[str]:
+    """Names of the Ops of a term whose second derivatives are not known."""
+    return [
+        op_name(node)
+        for node in live_nodes([term], inputs)
+        if not is_elementwise(node) and not covers(node, relations(node, 0, known, live))
+    ]
+
+
+def _needed(graph: Cut, terms: Sequence[TensorVariable]) -> set[Variable]:
+    """Variables whose Jacobians regions need."""
+    needed = {leaf for region in graph.regions.values() for leaf in region.leaves}
+    for node in reversed(graph.nodes):
+        if needed.isdisjoint(node.outputs) or node.outputs[0] in graph.regions:
+            continue
+        needed.update(node.inputs)
+    return needed
+
+
+def _spread_rows(
+    rows: Rows[Matrix], known: Facts, leaf: Variable, shape: tuple[int, ...]
+) -> Rows[Matrix]:
+    return Rows(rows.index[spread(known.shapes[leaf], shape)], rows.matrix)
+
+
+def _csr(pattern: Pattern) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array(
+        (np.ones(len(pattern.indices), bool), pattern.indices, pattern.indptr),
+        shape=(pattern.n_rows, pattern.n_columns),
+    )

@@ -1,0 +1,218 @@
+"""Mixtures of Gaussians that cover curves, and modes that are apart, from weighted draws.
+
+Adaptive importance sampling: Gaussians are fitted to weighted draws by the EM algorithm, drawn from
+and weighed, and fitted again (Cappé, Douc, Guillin, Marin & Robert, Adaptive importance sampling in
+general mixture classes, Statistics and Computing 18, 2008). Wide Gaussians stay a part of them,
+so that no weight is large where they have nothing (Hesterberg, Weighted average importance sampling
+and defensive mixture distributions, Technometrics 37(2), 1995). Nothing is trained or compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from pymc_flows.flows.frame import Frame
+from pymc_flows.importance import Quality, systematic, weigh
+from pymc_flows.start.moments import Weighted
+from pymc_flows.start.search import with_covariance
+
+# Gaussians of each round; as many as before are those of before, fitted to better draws. No more
+# than some times the square of the dimension.
+ROUNDS, MOST = (8, 32, 128, 128), 32
+# Effective draws for each number of a Gaussian: fewer Gaussians where there are too few.
+DRAWS_PER_NUMBER = 8
+# Draws of each round, and those of them, by weight, that Gaussians are fitted to.
+DRAWS, FITTED = 16_000, 8_000
+# A share of effective draws that is enough, and one with which there is hope.
+EVEN, HOPEFUL = 0.8, 0.1
+# Share and widths of wide Gaussians, for what is between the others and for tails beyond them.
+DEFENSIVE, WIDER = 0.05, (1.2, 2.0)
+# Of the EM algorithm: steps, the gain (nats) that ends it, and the least share of a Gaussian that
+# is kept. It begins with Gaussians that are too narrow: those that overlap stay where they are.
+STEPS, SETTLED, LEAST, NARROW = 100, 1e-4, 1e-3, 0.3
+# Draws that a covariance counts for which no draw has changed yet.
+PRIOR_DRAWS = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """A mixture of Gaussians.
+
+    Attributes
+    ----------
+    frames : tuple of Frame
+    weights : ndarray, shape (parts,)
+    quality : Quality
+        What its draws say of it.
+    """
+
+    frames: tuple[Frame, ...]
+    weights: np.ndarray
+    quality: Quality
+
+
+def cover(
+    log_density: Callable[[np.ndarray], np.ndarray], first: Weighted, rng: np.random.Generator
+) -> Cover | None:
+    """Fit mixtures of more and more Gaussians, as long as that makes weights more even.
+
+    Parameters
+    ----------
+    log_density : callable
+        Log density (n,) at points (n, dim), in nats.
+    first : Weighted
+        Draws of a Gaussian that covers the posterior.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Cover or None
+        The one whose weights are the most even; None if there are too few effective draws, or none
+        is near enough.
+    """
+    frame, points, weights = first.matched(), first.points, np.exp(first.log_weights)
+    wide, best, parts = [frame.widened(factor) for factor in WIDER], None, None
+    rest = np.full(len(wide), DEFENSIVE)
+    for before, count in pairwise((0, *ROUNDS)):
+        most = 1 / np.square(weights).sum() / (DRAWS_PER_NUMBER * _numbers(len(frame.center)))
+        if most < 2:
+            break
+        z, effective = frame.inverse(points), 1 / np.square(weights).sum()
+        z = z[systematic(weights / weights.sum(), FITTED, rng)]
+        if parts is None or count > before:
+            parts = _Parts.spread_out(z, min(count, int(most), MOST * z.shape[1] ** 2), rng)
+        parts = parts.fitted(z, effective)
+        placed = zip(parts.means, parts.lower, strict=True)
+        frames = tuple(_placed(frame, mean, lower) for mean, lower in placed)
+        found, points, weights = _drawn(
+            log_density,
+            (*frames, *wide),
+            np.append((1 - rest.sum()) * parts.shares, rest),
+            rng,
+        )
+        if best is None or found.quality.share > best.quality.share:
+            best = found
+        if not weights.sum() > 0 or found.quality.share > EVEN:
+            break
+    return best if best is not None and best.quality.share > HOPEFUL else None
+
+
+def _numbers(dim: int) -> int:
+    """Numbers that a Gaussian consists of."""
+    return dim * (dim + 3) // 2
+
+
+def _placed(frame: Frame, mean: np.ndarray, lower: np.ndarray) -> Frame:
+    """A Gaussian in the coordinates of a frame as one in those of the posterior."""
+    if frame.scale is not None and not frame.is_elementwise:
+        factor = frame.scale @ lower
+    else:
+        factor = (1.0 if frame.scale is None else frame.scale[:, None]) * lower
+    placed = with_covariance(frame.forward(mean), factor @ factor.T)
+    return Frame(placed.center, placed.scale, frame.variables)
+
+
+def _drawn(
+    log_density: Callable[[np.ndarray], np.ndarray],
+    frames: tuple[Frame, ...],
+    weights: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[Cover, np.ndarray, np.ndarray]:
+    """The mixture, and its draws with their weights, which sum to 1."""
+    dim = len(frames[0].center)
+    counts = np.maximum(np.round(weights * DRAWS).astype(int), 1)
+    points = np.concatenate(
+        [f.forward(rng.standard_normal((n, dim))) for f, n in zip(frames, counts, strict=True)]
+    )
+    shares = counts / counts.sum()
+    logs = [math.log(s) + _log_normal(f, points) for f, s in zip(frames, shares, strict=True)]
+    quality, smoothed = weigh(log_density(points) - np.logaddexp.reduce(logs, axis=0))
+    return Cover(frames, shares, quality), points, np.exp(smoothed)
+
+
+def _log_normal(frame: Frame, points: np.ndarray) -> np.ndarray:
+    """Log density (n,) of the Gaussian at points (n, dim)."""
+    z = frame.inverse(points)
+    constant = 0.5 * z.shape[1] * math.log(2 * math.pi) + frame.log_det
+    return np.asarray(-0.5 * np.square(z).sum(axis=1) - constant)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Gaussians in coordinates in which the draws have mean 0 and covariance I.
+
+    Attributes
+    ----------
+    shares : ndarray, shape (parts,)
+    means : ndarray, shape (parts, dim)
+    lower : ndarray, shape (parts, dim, dim)
+        Triangular factors of covariances.
+    """
+
+    shares: np.ndarray
+    means: np.ndarray
+    lower: np.ndarray
+
+    @classmethod
+    def spread_out(cls, z: np.ndarray, count: int, rng: np.random.Generator) -> _Parts:
+        """Narrow ones at draws z (n, dim) that are far from each other, at random.
+
+        Arthur & Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007.
+        """
+        chosen = [z[rng.integers(len(z))]]
+        nearest = np.full(len(z), np.inf)
+        for _ in range(count - 1):
+            nearest = np.minimum(nearest, np.square(z - chosen[-1]).sum(axis=1))
+            if not nearest.sum() > 0:
+                break
+            chosen.append(z[rng.choice(len(z), p=nearest / nearest.sum())])
+        k, dim = len(chosen), z.shape[1]
+        width = math.sqrt(NARROW) * k ** (-1 / dim)
+        return cls(np.full(k, 1 / k), np.stack(chosen), np.tile(width * np.eye(dim), (k, 1, 1)))
+
+    def fitted(self, z: np.ndarray, effective: float) -> _Parts:
+        """Fit them to draws z (n, dim), of which so many are effective, by the EM algorithm."""
+        parts, last = self, -math.inf
+        prior = NARROW * np.eye(z.shape[1]) * len(self.means) ** (-2 / z.shape[1])
+        for _ in range(STEPS):
+            logs = parts.log_densities(z) + np.log(parts.shares)
+            top = np.logaddexp.reduce(logs, axis=1)
+            value = float(top.mean())
+            if value - last < SETTLED:
+                break
+            last = value
+            mass = np.exp(logs - top[:, None]) / len(z)
+            total = mass.sum(axis=0)
+            kept = total > max(LEAST, _numbers(z.shape[1]) / effective) / 2
+            parts = _Parts.moments(z, mass[:, kept], effective, prior)
+        return parts
+
+    @classmethod
+    def moments(
+        cls, z: np.ndarray, mass: np.ndarray, effective: float, prior: np.ndarray
+    ) -> _Parts:
+        """Those with the moments of draws (n, dim) with masses (n, parts).
+
+        Covariances lean on the one of before where draws are few.
+        """
+        total = mass.sum(axis=0)
+        means = (mass.T @ z) / total[:, None]
+        draws = effective * total
+        lower = []
+        for mean, share, n in zip(means, (mass / total).T, draws, strict=True):
+            rest = z - mean
+            found = (rest.T * share) @ rest
+            lower.append(np.linalg.cholesky((n * found + PRIOR_DRAWS * prior) / (n + PRIOR_DRAWS)))
+        return cls(total / total.sum(), means, np.stack(lower))
+
+    def log_densities(self, z: np.ndarray) -> np.ndarray:
+        """Log densities (n, parts) at draws (n, dim)."""
+        u = np.linalg.inv(self.lower) @ (z.T - self.means[:, :, None])
+        log_det = np.log(np.diagonal(self.lower, axis1=1, axis2=2)).sum(axis=1)
+        squares = np.square(u).sum(axis=1).T
+        return np.asarray(-0.5 * (squares + z.shape[1] * math.log(2 * math.pi)) - log_det)

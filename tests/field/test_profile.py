@@ -1,0 +1,53 @@
+"""Profiles along axes: a density, and tails as long as those of scales near 0."""
+
+import numpy as np
+
+from posteriors import CentredMeans, on_grid
+from pymc_flows.field import FieldOptions, fit_field
+from pymc_flows.field.hyper.profile import PiecewiseExponential, ProfileProposal
+
+
+def bent():
+    axis = PiecewiseExponential(np.array([-3.0, 0.0, 2.0]), np.array([-1.0, 0.0, -3.0]), 0.8, -2.0)
+    lower = np.array([[0.5, 0.0], [-0.6, 0.3]])
+    return ProfileProposal(np.array([-1.0, 0.2]), lower, (axis, axis))
+
+
+def test_the_density_of_bent_axes_has_mass_1_and_is_that_of_the_draws(rng):
+    proposal = bent()
+    grid = [np.linspace(-14, 4, 1201), np.linspace(-9, 7, 1201)]
+    mean, sd, log_mass = on_grid(proposal.log_prob, grid)
+    assert abs(log_mass) < 2e-3
+    draws = proposal.draw(2**14, rng)
+    np.testing.assert_allclose((draws.mean(axis=0) - mean) / sd, 0, atol=0.01)
+    np.testing.assert_allclose(draws.std(axis=0) / sd, 1, atol=0.01)
+
+
+def test_others_stay_where_they_are_far_out_on_an_axis():
+    proposal = bent()
+    z = np.array([[-2.0, 0.0], [-20.0, 0.0]])
+    places = proposal.loc + z @ proposal.lower.T
+    places[1, 1] = places[0, 1]
+    # The second coordinate is at its centre at both.
+    first = proposal.axes[0]
+    expected = first.log_prob(z[:, 0]) + first.log_prob(z[:, 1]) - np.log(0.5 * 0.3)
+    np.testing.assert_allclose(proposal.log_prob(places), expected)
+
+
+def test_a_scale_near_zero_has_its_whole_tail():
+    """Groups that do not differ: the log scale goes down to −∞, and the prior alone ends it."""
+    y = np.random.default_rng(3).standard_normal(20)
+    target = CentredMeans(0.9 * y / y.std(), 1.0)
+    options = FieldOptions(rounds=(128, 64), values=64, flow_rounds=0, effective=1_000)
+    axes = np.meshgrid(np.linspace(-1.5, 1.5, 61), np.linspace(-25, 2, 541), indexing="ij")
+    points = np.stack(axes, axis=-1).reshape(-1, 2)
+    log_p = target.log_marginal(points)
+    p = np.exp(log_p - log_p.max())
+    for seed in range(3):
+        values = fit_field(target.posterior(), options=options, random_seed=seed).values
+        weights = np.exp(values.log_weights)
+        for place in (-2.0, -5.0, -10.0):
+            exact = p[points[:, 1] < place].sum() / p.sum()
+            assert exact > 0.02
+            found = weights[values.hyper[:, 1] < place].sum()
+            np.testing.assert_allclose(found, exact, rtol=0.1)
