@@ -189,7 +189,11 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
         f"Models written by others: {STEPS} steps of 'scale-loc' with {DRAWS} draws, adam at step "
         f"size {RATE}, then draws. 'refused' is an error that says why the model cannot be fitted. "
         "A line per model; what is said of a fit is of the one with the default choice of backend.",
-        {"seeds": 1, "seconds per fit, at most": arguments.limit},
+        {
+            "models": f"{len(found)} of {sum(name[0] != '_' for name in known)} in the folder",
+            "seeds": 1,
+            "CPU seconds per fit, at most": arguments.limit,
+        },
         {"Models": table(found)},
         checks(found),
         {"runs": found},

@@ -11,7 +11,6 @@ from xarray import Dataset, DataTree
 
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, ModelError
-from pymc_flows.flows.frame import Frame
 from pymc_flows.many import Calibration, ManyFits
 from pymc_flows.many.calibration import _ranks
 
@@ -52,11 +51,17 @@ def test_ranks_are_those_of_the_true_values(found):
 
 def test_fits_that_are_too_narrow_are_found_out(caplog):
     caplog.set_level(logging.WARNING)
-    narrow = Frame(np.ones(2), np.full(2, 0.05))
-    found = pmf.calibrate(
-        model_of_means(), 20, steps=0, formula="scale-loc", start=narrow, draws=50,
-        random_seed=1, progressbar=False, inf_kwargs={"jitter": 0.0},
-    )  # fmt: skip
+
+    def draw(mu, size):
+        return pm.Normal.dist(mu, 1, size=size)
+
+    def overconfident(value, mu):  # as if each observation had been made 400 times
+        return 400 * pm.logp(pm.Normal.dist(mu, 1), value)
+
+    with pm.Model(coords={"axis": ["first", "second"]}) as model:
+        mu = pm.Normal("mu", 1, 2, dims="axis")
+        pm.CustomDist("y", mu[:, None], dist=draw, logp=overconfident, observed=np.zeros((2, 3)))
+    found = pmf.calibrate(model, 20, draws=50, random_seed=1, progressbar=False)
     assert not found.is_calibrated
     assert found.coverage(0.8)["mu"].values == pytest.approx(0.05, abs=0.15)
     assert "Fits of this model are not calibrated: mu[" in caplog.text

@@ -5,7 +5,9 @@ import pymc as pm
 import pytest
 
 from pymc_flows.errors import ModelError
-from pymc_flows.start.options import SearchOptions
+from pymc_flows.model.log_density import n_data
+from pymc_flows.model.logp import density_of
+from pymc_flows.start.options import SearchOptions, share_of_draws
 from pymc_flows.start.search import find_frame, search
 from pymc_flows.start.target import Target
 
@@ -135,3 +137,22 @@ def test_a_gradient_that_is_infinite_nearby_is_no_error(rng):
 
     frame = search(Target(evaluate), np.zeros(2), rng)
     assert np.isfinite(frame.center).all()
+
+
+def test_large_data_are_evaluated_less_often():
+    cov = np.array([[1, 0.9], [0.9, 1]])
+    spent, frames = [], []
+    for size in (1_000, 5_000_000):
+        target = Target(gaussian(np.ones(2), cov), n_data=size)
+        frames.append(search(target, np.zeros(2), np.random.default_rng(1)))
+        spent.append(target.evaluations.gradients)
+    assert spent[1] < 0.5 * spent[0]
+    np.testing.assert_allclose(frames[1].center, frames[0].center, atol=1e-3)
+    assert [share_of_draws(n) for n in (0, 10**6, 2 * 10**6, 10**9)] == [1, 1, 0.5, 0.25]
+
+
+def test_numbers_in_data_are_counted():
+    with pm.Model() as model:
+        x = pm.Data("x", np.ones((50, 3)))
+        pm.Normal("y", x @ pm.Normal("b", shape=3), 1, observed=np.arange(50.0))
+    assert 200 <= n_data(density_of(model)) < 260

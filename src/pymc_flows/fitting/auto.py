@@ -33,9 +33,11 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import check_has_weights
+from pymc_flows.model.log_density import n_data
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.model.structure import structure
 from pymc_flows.start.moments import match_moments
+from pymc_flows.start.options import share_of_draws
 from pymc_flows.start.search import seek_frame
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
@@ -339,7 +341,8 @@ def _gaussian(
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     tried.bar.say("Matching the moments of weighted draws")
-    return of(match_moments(counted(approx, tried), found, rng))
+    share = share_of_draws(n_data(approx.density))
+    return of(match_moments(counted(approx, tried), found, rng, share=share))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

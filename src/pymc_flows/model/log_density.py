@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
@@ -122,3 +123,13 @@ class LogDensity:
             outputs = [sum(evaluate(z))]
         mode = training_mode(backend) if backend else NUMPY
         return _Function(shapes, rows, function_of([z], outputs, mode=mode))
+
+
+def n_data(density: ModelDensity) -> int:
+    """Numbers in the data that an evaluation goes through."""
+    found = 0
+    for var in graph_inputs(density.terms):
+        value = var.get_value(borrow=True) if isinstance(var, SharedVariable) else None
+        data = getattr(var, "data", value)
+        found += data.size if isinstance(data, np.ndarray) else 0
+    return found

@@ -8,7 +8,7 @@ Population Monte Carlo, JCGS 13(4), 2004). Nothing is trained or compiled for th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,11 @@ N_ERRORS = 4.0
 
 
 def match_moments(
-    log_density: Callable[[np.ndarray], np.ndarray], frame: Frame, rng: np.random.Generator
+    log_density: Callable[[np.ndarray], np.ndarray],
+    frame: Frame,
+    rng: np.random.Generator,
+    *,
+    share: float = 1.0,
 ) -> Frame:
     """Improve a Gaussian by the moments of its weighted draws, as long as it does.
 
@@ -52,6 +56,8 @@ def match_moments(
     frame : Frame
         The Gaussian: its mean and a factor of its covariance.
     rng : numpy.random.Generator
+    share : float
+        Of the usual draws, where an evaluation is dear.
 
     Returns
     -------
@@ -60,23 +66,25 @@ def match_moments(
         the moments of its weighted draws; ``frame`` itself where k-hat says that weights cannot be
         trusted, or there are too few effective draws for a covariance.
     """
-    if ENOUGH * len(frame.center) > max(ROUNDS) // 2:  # even if all weights were equal
+    rounds = [2 * round(share * n / 2) for n in (*ROUNDS, PROBES)]
+    probes = rounds.pop()
+    if ENOUGH * len(frame.center) > max(rounds) // 2:  # even if all weights were equal
         return frame
-    first = Weighted.draws(log_density, frame, ROUNDS[0], rng)
-    wider = _widened(log_density, first, rng)
+    first = Weighted.draws(log_density, frame, rounds[0], rng)
+    wider = _widened(log_density, first, rounds, probes, rng)
     if wider is not None:
         for _ in range(WIDE_ROUNDS):
             if not wider.has_enough:
                 break
             spread = wider.matched().widened(DEFENSIVE)
-            candidate = Weighted.draws(log_density, spread, max(ROUNDS), rng)
+            candidate = Weighted.draws(log_density, spread, max(rounds), rng)
             if wider.has_more_mass_than(candidate):
                 break
             wider = candidate
         if wider.is_usable:
             return wider.matched()
     best = first
-    for draws in ROUNDS[1:]:
+    for draws in rounds[1:]:
         if not best.is_usable or best.has_its_moments:
             break
         candidate = Weighted.draws(log_density, best.matched(), draws, rng)
@@ -181,10 +189,14 @@ def _sd(frame: Frame) -> np.ndarray:
 
 
 def _widened(
-    log_density: Callable[[np.ndarray], np.ndarray], first: Weighted, rng: np.random.Generator
+    log_density: Callable[[np.ndarray], np.ndarray],
+    first: Weighted,
+    rounds: Sequence[int],
+    probes: int,
+    rng: np.random.Generator,
 ) -> Weighted | None:
     """The widest of some, if they have more mass than the first, or only they usable weights."""
-    draws = PROBES if first.share > EVEN else ROUNDS[0]
+    draws = probes if first.share > EVEN else rounds[0]
     usable = [first] if first.is_usable else []
     for factor in FACTORS:
         wider = Weighted.draws(log_density, first.frame.widened(factor), draws, rng)
@@ -196,4 +208,4 @@ def _widened(
     whole = [x for x in usable if not any(other.has_more_mass_than(x) for other in usable)]
     if not whole or whole[0] is first:
         return None
-    return Weighted.draws(log_density, whole[-1].frame, max(ROUNDS), rng)
+    return Weighted.draws(log_density, whole[-1].frame, max(rounds), rng)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# With more numbers in the data, evaluations are dear: draws are fewer in proportion, but no fewer
+# than this share, and so many starting points in a row that lead to known modes are enough.
+LARGE, FEWEST, FEW_IN_A_ROW = 1_000_000, 0.25, 2
 # Above this dimension a frame does not mix coordinates: its scale is a vector.
 MAX_DENSE = 300
 
@@ -78,3 +81,8 @@ class SearchOptions:
 
 
 SEARCH = SearchOptions()
+
+
+def share_of_draws(n_data: int) -> float:
+    """How many of the usual draws are evaluated with so many numbers in the data."""
+    return float(min(1.0, max(LARGE / max(n_data, 1), FEWEST)))

@@ -19,7 +19,14 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.model.layout import sizes
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.start.ascent import Path, ascend
-from pymc_flows.start.options import MAX_DENSE, SEARCH, SearchOptions
+from pymc_flows.start.options import (
+    FEW_IN_A_ROW,
+    LARGE,
+    MAX_DENSE,
+    SEARCH,
+    SearchOptions,
+    share_of_draws,
+)
 from pymc_flows.start.point import find_start
 from pymc_flows.start.target import Target
 from pymc_flows.start.target import dense as dense_array
@@ -161,7 +168,8 @@ class Seeker:
 
     def from_start(self, start: np.ndarray) -> None:
         """Add the first mode, and Gaussians at points on the way there."""
-        half = self._rng.standard_normal((self._options.elbo_draws // 2, len(start)))
+        draws = int(share_of_draws(self._target.n_data) * self._options.elbo_draws)
+        half = self._rng.standard_normal((draws // 2, len(start)))
         # With mean 0: no Gaussian is better for being off.
         self._noise = np.concatenate([half, -half])
         self._add(Frame(start, np.ones(len(start))))
@@ -173,9 +181,12 @@ class Seeker:
     def from_elsewhere(self, start: np.ndarray) -> None:
         """Look for modes elsewhere, as long as time and evaluations are left."""
         options, counts = self._options, self._target.evaluations
+        in_a_row = options.same_in_a_row
+        if self._target.n_data > LARGE:
+            in_a_row = min(in_a_row, FEW_IN_A_ROW)
         around, n_known = [self._found[0].frame, self._found[-1].frame], 0
         for i in range(1, options.n_starts):
-            if n_known == options.same_in_a_row:
+            if n_known == in_a_row:
                 break
             if (
                 self._deadline.has_passed

@@ -11,7 +11,7 @@ import scipy
 
 from pymc_flows.backends.ops import has_loop
 from pymc_flows.model.curvature import Curvature
-from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.log_density import LogDensity, n_data
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.start.options import MAX_DENSE, SEARCH
 from pymc_flows.support.evaluations import Evaluations
@@ -51,6 +51,8 @@ class Target:
         Whether a curvature costs no more than a few gradients.
     evaluations : Evaluations, optional
         Counts on from these.
+    n_data : int
+        Numbers in the data.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Target:
         *,
         is_cheap: bool = True,
         evaluations: Evaluations | None = None,
+        n_data: int = 0,
     ):
         self._evaluate, self._value, self._curvature = evaluate, value, curvature
         self._scale: np.ndarray | None = None
+        self.n_data = n_data
         self.takes_newton_steps = curvature is not None and is_cheap
         self.evaluations = Evaluations() if evaluations is None else evaluations
 
@@ -87,6 +91,7 @@ class Target:
             curvature,
             is_cheap=is_cheap,
             evaluations=evaluations,
+            n_data=n_data(density),
         )
 
     def value(self, points: np.ndarray) -> np.ndarray:
