@@ -110,8 +110,8 @@ class FieldOptions:
     max_axes: int = 16
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256
-    effective: int = 4_000
-    most_values: int = 8_192
+    effective: int = 2_000
+    most_values: int = 4_096
     seconds_to_fill: float = 8.0
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3

@@ -29,7 +29,7 @@ from pymc_flows.model.structure import Structure
 MOMENT_DRAWS, MOMENT_NUMBERS = 4096, 2.5e7
 # Distinct values of the hyperparameters among many draws: each costs a Gaussian over the field.
 # Those of corrected draws were evaluated before, many of them only where that is cheap.
-MOST_VALUES, MOST_CORRECTED = 1_000, 4_000
+MOST_VALUES, MOST_CORRECTED = 1_000, 2_000
 # A covariance of more coordinates would not fit into memory.
 MAX_COV = 5_000
 # A draw without a Gaussian over the field is drawn again, this many times.
