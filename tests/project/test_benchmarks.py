@@ -1,6 +1,7 @@
 """Each benchmark runs, with settings too small to measure anything."""
 
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,11 +118,14 @@ def test_compile_time_measures_one_fit(bench, capsys):
 def test_the_child_process_of_compile_time_gets_caches_of_its_own(bench, monkeypatch):
     seen = {}
 
-    def run(command, *, env, **_):
+    @contextmanager
+    def begin(command, *, env, **_):
         seen.update(env, command=command)
-        return SimpleNamespace(returncode=0, stdout='noise\n{"wall": 1.5}\n', stderr="")
+        yield SimpleNamespace(
+            returncode=0, communicate=lambda timeout: ('noise\n{"wall": 1.5}\n', "")
+        )
 
-    monkeypatch.setattr(bench._process.subprocess, "run", run)
+    monkeypatch.setattr(bench._process.subprocess, "Popen", begin)
     assert bench.compile_time.measure_cold("planar*4", "jax") == {"wall": 1.5}
     assert seen["command"][1:] == [
         *("-m", "benchmarks.compile_time", "--measure"),
