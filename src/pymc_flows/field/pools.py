@@ -20,6 +20,8 @@ from pymc_flows.field.marginal import Marginal
 # Draws of a group given hyperparameters, from which some are chosen: fewest and most of them; and
 # most draws of the separator.
 POOL, MOST_POOL, OUTER = 8, 64, 8
+# Variance that the noise of groups may have in a log weight of the separator.
+NOISE = 0.05
 # Anchors, and draws of each group there.
 ANCHORS, ANCHOR_POOL = 32, 64
 # Share of effective draws of the separator from which on mean and spread say how it differs from
@@ -52,7 +54,7 @@ def field_noise(
     n_field = marginal.conditional.modes.posterior.n_field
     if marginal.is_gaussian:
         return lambda i, gaussian: rng.standard_normal((repeats[i], n_field))
-    pool = _pool(float(repeats.mean()), share, marginal)
+    pool = _pool(float(repeats.mean()), share, marginal, hyper[:1])
     noise = NormalNoise.make(_groups(marginal), math.prod(pool), rng)
 
     def direct(i: int, gaussian: FieldGaussian) -> np.ndarray:
@@ -66,17 +68,24 @@ def field_noise(
     return anchors if anchors.can_serve else direct
 
 
-def _pool(n: float, share: float, marginal: Marginal) -> tuple[int, int]:
+def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tuple[int, int]:
     """Draws of the separator, and of the groups given each, from which n are chosen.
 
     Of what the weights correct, a share is lost of 1 / (effective number of these draws). Where
-    weights are nearly even, there is little to correct, and few of them do.
+    weights are nearly even, there is little to correct, and few of them do. Weights of the
+    separator have the noise of all groups' means, so that these need draws enough.
     """
     wanted = 2 ** math.ceil(math.log2(max(POOL, 2 * n) / max(share, 1e-2) ** 2))
     if (_groups(marginal) >= 0).all():
         return 1, min(wanted, MOST_POOL)
     n_outer = min(wanted // 2, OUTER)
-    return n_outer, min(wanted // n_outer, MOST_POOL // OUTER)
+    n_inner = min(wanted // n_outer, MOST_POOL // OUTER)
+    [(_, gaussian)] = marginal.gaussians(hyper)
+    if gaussian is not None:
+        used = len(marginal.noise) // marginal.n_outer
+        needed = used * marginal.weigh(gaussian).within / NOISE
+        n_inner = min(max(n_inner, 2 ** math.ceil(math.log2(max(needed, 1.0)))), MOST_POOL)
+    return n_outer, n_inner
 
 
 def _groups(marginal: Marginal) -> np.ndarray:
