@@ -1,6 +1,7 @@
 """Profiles along axes: a density, and tails as long as those of scales near 0."""
 
 import numpy as np
+import pytest
 
 from posteriors import CentredMeans, on_grid
 from pymc_flows.field import FieldOptions, fit_field
@@ -13,9 +14,10 @@ def bent():
     return ProfileProposal(np.array([-1.0, 0.2]), lower, (axis, axis))
 
 
-def test_the_density_of_bent_axes_has_mass_1_and_is_that_of_the_draws(rng):
-    proposal = bent()
-    grid = [np.linspace(-14, 4, 1201), np.linspace(-9, 7, 1201)]
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_the_density_of_bent_axes_has_mass_1_and_is_that_of_the_draws(factor, rng):
+    proposal = bent().stretched(np.array([False, True]), factor)
+    grid = [np.linspace(-14, 4, 1201), np.linspace(-15, 9, 1501)]
     mean, sd, log_mass = on_grid(proposal.log_prob, grid)
     assert abs(log_mass) < 2e-3
     draws = proposal.draw(2**14, rng)

@@ -143,7 +143,8 @@ def test_demo_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    rows = re.findall(r"^(pot\d|eight schools) +(\S+) +KL +(\S+) ± (\S+)", done.stdout, re.MULTILINE)
+    row = r"^(pot\d|eight schools) +(\S+) +KL +(\S+) ± (\S+)"
+    rows = re.findall(row, done.stdout, re.MULTILINE)
     assert [(target, call) for target, call, *_ in rows] == [
         ("pot1", "scale-planar*32"),
         ("pot2", "scale-planar*64"),

@@ -11,7 +11,7 @@ longer matters, the others stay where they are. So they follow an axis only as f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,6 +51,12 @@ class PiecewiseExponential:
     values: np.ndarray
     left: float
     right: float
+
+    def stretched(self, factor: float) -> PiecewiseExponential:
+        """The same, that many times as wide."""
+        return PiecewiseExponential(
+            factor * self.knots, self.values, self.left / factor, self.right / factor
+        )
 
     def _masses(self) -> np.ndarray:
         """Log masses (k + 1,) of the tails and the pieces between them."""
@@ -107,6 +113,11 @@ class ProfileProposal:
     loc: np.ndarray
     lower: np.ndarray
     axes: tuple[PiecewiseExponential, ...]
+
+    def stretched(self, which: np.ndarray, factor: float) -> ProfileProposal:
+        """The same, with some of the axes (bool, n_hyper) that many times as wide."""
+        axes = zip(self.axes, which, strict=True)
+        return replace(self, axes=tuple(a.stretched(factor) if on else a for a, on in axes))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""

@@ -30,8 +30,9 @@ _log = logging.getLogger(__name__)
 # A covariance needs so many effective values per hyperparameter.
 ENOUGH = 5
 
-# One of so many of the last values comes from the profiles.
-TAILS = 4
+# One of so many of the last values comes from the profiles, and as many from those with fixed
+# effects so many times as wide: their standard deviations grow with the scales.
+TAILS, STRETCHED = 8, (2.0, 5.0)
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
@@ -141,7 +142,7 @@ class _Rounds:
     def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
         """Evaluate more draws of a distribution, until enough of all values are effective.
 
-        Some come from the first distribution, the profiles, whose tails are never too short.
+        Some come from the first distribution, the profiles, whose tails are hardly ever too short.
         """
         options, first = self.options, self.parts[0][0]
         if not quality.ess:
@@ -154,6 +155,9 @@ class _Rounds:
         before = {**vars(self), "parts": list(self.parts)}
         if isinstance(first, ProfileProposal):
             self.take(first, n // TAILS, rng, math.inf)
+            effects = self.marginal.conditional.modes.posterior.locations
+            for factor in STRETCHED if effects.any() else ():
+                self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
         if self.ess < before["overall"].ess:  # predictions failed, and values were given up
             vars(self).update(before)
