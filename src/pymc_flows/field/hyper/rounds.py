@@ -33,6 +33,8 @@ ENOUGH = 5
 # One of so many of the last values comes from the profiles, and as many from those with fixed
 # effects so many times as wide: their standard deviations grow with the scales.
 TAILS, STRETCHED = 8, (2.0, 5.0)
+# Draws of a round whose k-hat is told from noise.
+TELLING = 200
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
@@ -82,6 +84,8 @@ class _Rounds:
         self.correction: Correction | None = None
         # What the correction missed at values that it had not seen, in nats.
         self.missed = 0.0
+        # The smallest k-hat of a round's own weights.
+        self.khat = math.inf
         # What a value of the last round has taken.
         self.seconds_each = 0.0
 
@@ -137,6 +141,8 @@ class _Rounds:
         values = self.parts[-1][1]
         self.seconds_each = (self.progress.effort - before) / len(values.hyper)
         quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
+        if quality.n_draws >= TELLING:
+            self.khat = min(self.khat, quality.khat)
         return quality
 
     def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
@@ -243,10 +249,15 @@ class _Rounds:
         return math.hypot(within, self.missed)
 
     def judged(self) -> Quality:
-        """Of all values. What predictions miss varies the weights besides those that are known."""
+        """Of all values. What predictions miss varies the weights besides those that are known.
+
+        The weights of a mixture are bounded by those of each of its parts, divided by its share: no
+        tail of theirs is heavier than that of the best part.
+        """
         if self.overall is None:
             raise RuntimeError("no round has been taken")
-        return replace(self.overall, ess=self.overall.ess * math.exp(-(self.missed**2)))
+        ess = self.overall.ess * math.exp(-(self.missed**2))
+        return replace(self.overall, ess=ess, khat=min(self.overall.khat, self.khat))
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
