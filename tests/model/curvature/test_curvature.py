@@ -13,6 +13,7 @@ from hessians import automatic_hessian, differenced_hessian, start_near
 from models import ZOO
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature.batched import Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian, colours
 from pymc_flows.model.curvature.plan import Plan
 from pymc_flows.model.log_density import LogDensity
@@ -203,7 +204,26 @@ def test_points_are_evaluated_together(monkeypatch):
     for found, one in zip(curvature.many(points), expected, strict=True):
         np.testing.assert_allclose(found.toarray(), one, rtol=1e-9, atol=1e-9)
     assert len(calls) == 1  # the first point, which the others are checked with
+    curvature.many(points)
+    assert len(calls) == 1  # once
     assert curvature.many(points[:0]) == []
+
+
+def test_points_that_cannot_be_evaluated_together_are_tried_once(monkeypatch):
+    density = ModelDensity(walk())
+    curvature = Curvature(density)
+    points = start_near(density) + np.array([[0.0], [0.1], [0.2]])
+    made = []
+
+    def refused(self, point, arrays):
+        made.append(self)
+        return False
+
+    monkeypatch.setattr(Batched, "agrees", refused)
+    for _ in range(2):
+        for found, z in zip(curvature.many(points), points, strict=True):
+            np.testing.assert_array_equal(found.toarray(), curvature(z).toarray())
+    assert len(made) == 1
 
 
 def test_nothing_is_raised_where_the_density_is_not_finite():

@@ -82,6 +82,7 @@ class Plan:
         self._slots = list(slots.outputs)
         self._functions: dict[bool, Any] = {}
         self._batched: Batched | None = None
+        self._at_once: int | None = None
         self._places = self.assembly.positions(extra)
 
     # ------------------------------------------------------------------------------------- making
@@ -196,25 +197,34 @@ class Plan:
 
     def evaluate_many(self, points: Floats) -> Iterator[list[Floats]]:
         """Log density and slots at each of points (n, dim)."""
-        if not len(points):
-            return
-        value, _, slots = self.evaluate(points[0], with_grad=False)
-        first = [np.array([value]), *slots]
-        size = sum(map(len, first))
-        if len(points) > 1 and size <= LARGE and self._batched is None:
-            self._batched = Batched(self._density, [self._total(), *self._slots])
-            if self._batched.exists and not self._batched.agrees(points[0], first):
-                self._batched = None
-        yield first
-        batched, rows = self._batched, max(1, MOST // size)
-        for begin in range(1, len(points), rows):
-            part = points[begin : begin + rows]
-            if batched is not None and batched.exists and len(part) > 1:
-                yield from batched(part)
-                continue
-            for z in part:
-                value, _, slots = self.evaluate(z, with_grad=False)
-                yield [np.array([value]), *slots]
+        begin = 0
+        if self._at_once is None and len(points) > 1:  # not known yet
+            first = self._parts(points[0])
+            if all(np.isfinite(a).all() for a in first):
+                self._at_once = self._choose_at_once(points[0], first)
+            yield first
+            begin = 1
+        rows = self._at_once or 1
+        for start in range(begin, len(points), rows):
+            part = points[start : start + rows]
+            if len(part) > 1 and self._batched is not None:
+                yield from self._batched(part)
+            else:
+                yield self._parts(part[0])
+
+    def _parts(self, z: Floats) -> list[Floats]:
+        value, _, slots = self.evaluate(z, with_grad=False)
+        return [np.array([value]), *slots]
+
+    def _choose_at_once(self, z: Floats, parts: Sequence[Floats]) -> int:
+        """How many points are evaluated together, by the finite parts at one of them."""
+        size = sum(map(len, parts))
+        if size <= LARGE:
+            batched = Batched(self._density, [self._total(), *self._slots])
+            if batched.exists and batched.agrees(z, parts):
+                self._batched = batched
+                return max(1, MOST // size)
+        return 1
 
     def _total(self) -> TensorVariable:
         density = self._density
