@@ -7,6 +7,7 @@ again: for another data set, or for the same model in the next cell of a noteboo
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ def is_array(var: Variable) -> TypeGuard[TensorConstant]:
     return isinstance(var, TensorConstant) and isinstance(var.data, np.ndarray)
 
 
+type Place = Callable[[list[Any]], list[Any]]
+"""Brings data to where a function computes."""
+
+
 @dataclass
 class Counts:
     """How often a function was asked for: one that was there, a new one, one that is not kept."""
@@ -73,13 +78,20 @@ class Bound:
         ]
         # Data and what has been made of them: one value, so that other threads see both.
         self._prepared: tuple[list[Any], list[Any]] | None = None
+        self._place: Place = functions.place
+
+    def placed(self, place: Place) -> Bound:
+        """The same function, whose data ``place`` turns into what the backend takes."""
+        other = copy.copy(self)
+        other._place, other._prepared = place, None
+        return other
 
     def __call__(self, *args: Any) -> Any:
         """Compute."""
         data = [storage[0] for storage in self._data]
         known = self._prepared
         if known is None or any(x is not y for x, y in zip(data, known[0], strict=True)):
-            known = self._prepared = data, self._functions.prepare(data)
+            known = self._prepared = data, self._place(self._functions.prepare(data))
         return self._functions.main(*args, *known[1])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +130,7 @@ class _Functions:
         inputs = [*given, *map(In, arguments)]
         outputs = [Out(x, borrow=old.borrow) for x, old in zip(ends, wanted, strict=True)]
         self.main = _Shared(lambda: pytensor.function(inputs, outputs, mode=mode, **how), mode)
-        self._is_on_jax = is_of_jax(mode)
+        self.place: Place = _as_jax_arrays if is_of_jax(mode) else list
         self._parts = None
         if parts:
             leaves = [stands_for[v] for v in data]
@@ -130,16 +142,18 @@ class _Functions:
             )
 
     def prepare(self, data: Sequence[Any]) -> list[Any]:
-        """Arguments of `main` for data."""
+        """Arguments of `main` for data, where the data are."""
         found = [data[i] for i in self._direct]
         if self._parts is not None:
             with np.errstate(all="ignore"):
                 found += self._parts(*data)
-        if not self._is_on_jax:
-            return found
-        import jax
+        return found
 
-        return [jax.numpy.asarray(x) for x in found]
+
+def _as_jax_arrays(arrays: list[Any]) -> list[Any]:
+    import jax
+
+    return [jax.numpy.asarray(x) for x in arrays]
 
 
 class _Shared:

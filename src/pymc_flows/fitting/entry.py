@@ -13,6 +13,7 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.devices import as_devices
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.auto import SEARCH_SHARE, climb
 from pymc_flows.fitting.nfvi import NFVI
@@ -117,7 +118,8 @@ def fit(
     blas_cores : int, 'auto' or None
         Threads of BLAS of all processes together; ``'auto'`` is one for each, None sets no limit.
     **kwargs
-        As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, …
+        As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, ``devices``,
+        …
 
     Returns
     -------
@@ -159,10 +161,13 @@ def fit(
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
+    _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
     is_auto = formula is None or _is_auto(formula)
     if restarts is not None:
+        if kwargs.get("devices") and (cores != 1 or executor is not None):
+            raise ArgumentError("devices= belong to this process: leave out cores= and executor=")
         show = bool(kwargs.pop("progressbar", True))
         return fit_restarts(
             fit,
@@ -252,9 +257,26 @@ def _check_quality(quality: object, formula: str | Formula | None) -> None:
         )
 
 
+def _check_devices(
+    kwargs: dict[str, Any], formula: str | Formula | None, start: object, seconds: float | None
+) -> None:
+    """Refuse what processes that have rows of their own would each do in another way."""
+    devices = kwargs["devices"] = as_devices(kwargs.get("devices"))
+    if devices is None:
+        del kwargs["devices"]
+    elif not devices.is_local and (
+        _is_auto(formula) or not isinstance(start, Frame) or seconds is not None
+    ):
+        raise ArgumentError(
+            "devices= of several processes: a search sees the rows of its process alone\n"
+            "Give a formula, start= as the same Frame in all of them, and no seconds=; or use NFVI."
+        )
+
+
 def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:
     """Refuse what has no meaning where nothing is trained step by step."""
-    unused = [name for name in ("callbacks", "checkpoint", "stop", "anneal") if kwargs.get(name)]
+    names = ("callbacks", "checkpoint", "stop", "anneal", "devices")
+    unused = [name for name in names if kwargs.get(name)]
     if unused:
         raise ArgumentError(
             f"{str(flow)!r} is not trained step by step: {', '.join(unused)} has no meaning there"

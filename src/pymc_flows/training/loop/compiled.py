@@ -16,10 +16,11 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pymc_flows.backends.jax import kept_on_disk, precision
 from pymc_flows.backends.modes import training_mode
 from pymc_flows.backends.rngs import decode_state, encode_state, model_rngs, set_state
+from pymc_flows.devices import Devices, local_mode
 from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop.graph import Step, compile_steps
-from pymc_flows.training.loop.noise import Source, base_noise
+from pymc_flows.training.loop.noise import Source, base_noise, standard_normal
 
 # Base noise, carried state and tracked values of one call may take this many bytes.
 CHUNK_BYTES = 32 * 2**20
@@ -77,6 +78,8 @@ class TrainingLoop:
     source : callable, optional
         Makes what ``step.noise`` stands for; base noise by default, which JAX draws itself where it
         computes on an accelerator.
+    devices : Devices, optional
+        Where the data are; else where JAX puts them.
 
     Attributes
     ----------
@@ -104,9 +107,12 @@ class TrainingLoop:
         max_chunk: int = MAX_CHUNK,
         compile_kwargs: Mapping[str, object] | None = None,
         source: Source | None = None,
+        devices: Devices | None = None,
     ):
         self.step = step
-        self._source = source or base_noise(backend)
+        is_local = devices is None or devices.is_local
+        # Processes get the same noise from NumPy; what JAX has drawn lies on a device of one.
+        self._source = source or (base_noise(backend) if is_local else standard_normal)
         self._dtype = step.noise.dtype
         self.is_compiled = False
         self.idle_seconds = 0.0
@@ -118,13 +124,16 @@ class TrainingLoop:
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
         self._length = max(2, self.max_chunk) if backend == "jax" else None
-        kwargs: dict[str, Any] = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
+        mode = local_mode(devices.mesh) if devices and not is_local else training_mode(backend)
+        kwargs: dict[str, Any] = {"mode": mode} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
         self._precision = partial(precision, self._dtype) if backend == "jax" else nullcontext
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]
         with self._precision():
             rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
             self.function = compile_steps(step, rngs, kwargs, skips=self._length is not None)
+        if devices is not None:
+            self.function = self.function.placed(devices.place)
 
     def compile(self) -> None:
         """Let the backend compile, by a call that takes no step; the first time only."""
