@@ -28,9 +28,9 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY, is_compiled, is_of_jax
 from pymc_flows.backends.ops import ops_inside, values_needed
-from pymc_flows.support.compat import TensorSharedVariable, frozen_graph
+from pymc_flows.support.compat import TensorSharedVariable, frozen_graph, jax_function
 
-__all__ = ["Bound", "counts", "forget", "function_of", "is_array"]
+__all__ = ["Bound", "batched", "counts", "forget", "function_of", "is_array"]
 
 # Functions that are kept; whoever holds one keeps it anyway.
 MAX_KEPT = 128
@@ -88,15 +88,47 @@ class Bound:
 
     def __call__(self, *args: Any) -> Any:
         """Compute."""
+        return self._functions.main(*args, *self._arguments())
+
+    def _arguments(self) -> list[Any]:
+        """What stands for the data now."""
         data = [storage[0] for storage in self._data]
         known = self._prepared
         if known is None or any(x is not y for x, y in zip(data, known[0], strict=True)):
             known = self._prepared = data, self._place(self._functions.prepare(data))
-        return self._functions.main(*args, *known[1])
+        return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is computed."""
         return {**self.__dict__, "_prepared": None}
+
+
+def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[..., Any] | None:
+    """One function for several that differ in their data alone; on JAX.
+
+    Parameters
+    ----------
+    functions : sequence of Bound
+    axes : sequence of int or None
+        Axis of each argument along which it has that of each function; None if all have the same.
+
+    Returns
+    -------
+    callable or None
+        Its results have a leading axis for the functions. None if what these compute differs, too.
+    """
+    first = functions[0]._functions
+    if any(function._functions is not first for function in functions):
+        return None
+    import jax
+
+    data, places = [], list(axes)
+    for parts in zip(*(function._arguments() for function in functions), strict=True):
+        is_one = all(x is parts[0] or np.array_equal(x, parts[0]) for x in parts)
+        data.append(parts[0] if is_one else jax.numpy.stack(parts))
+        places.append(None if is_one else 0)
+    call = jax.jit(jax.vmap(first.main.of_jax, in_axes=tuple(places)))
+    return lambda *args: call(*args, *data)
 
 
 class _Functions:
@@ -178,6 +210,12 @@ class _Shared:
             return function(*args)
         finally:
             lock.release()
+
+    @property
+    def of_jax(self) -> Callable[..., Any]:
+        """The function of JAX behind it."""
+        call: Callable[..., Any] = jax_function(self._functions[0][0])[0]
+        return call
 
     def _take(self) -> tuple[Any, Any]:
         """A function that no other thread is using, and its lock, which is held."""

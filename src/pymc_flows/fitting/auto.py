@@ -26,6 +26,7 @@ from pymc_flows.fitting.candidates import (
 )
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.fitting.tried import Tried, is_far, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
@@ -58,8 +59,8 @@ ENOUGH_VALUES = 100
 # What is left may then all be in the weights of the modes: a mean is off by no more than √0.01
 # standard deviations.
 GOOD_ENOUGH_SPREAD = 0.005
-# Of the time that is left: for a field given hyperparameters, and for the search for a start.
-STRUCTURED_SHARE, SEARCH_SHARE = 0.6, 0.5
+# Of the time that is left, for a field given hyperparameters.
+STRUCTURED_SHARE = 0.6
 
 
 def climb(

@@ -249,6 +249,11 @@ class NFVI(KLqp):
 
         With a deadline, the fit ends there.
         """
+        self.prepare(config)
+        return self.go_on(config.progressbar_theme, show=config.progressbar, deadline=deadline)
+
+    def prepare(self, config: FitConfig) -> None:
+        """Check everything, build the loop, and plan the steps."""
         approx = self.approx
 
         def entropy() -> int:
@@ -263,7 +268,6 @@ class NFVI(KLqp):
         self.state.begin(config.n)
         if config.checkpoint is not None:
             save_fit(config.checkpoint, approx, self.state, self.hist, every=self.state.every)
-        return self.go_on(config.progressbar_theme, show=config.progressbar, deadline=deadline)
 
     def refine(
         self,

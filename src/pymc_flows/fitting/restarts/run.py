@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +14,10 @@ from numpy.typing import ArrayLike
 from pymc_flows.approximation import MixtureState, NormalizingFlow, contents
 from pymc_flows.diagnostics.quality import measure
 from pymc_flows.errors import ArgumentError
+from pymc_flows.fitting.restarts.batch import fit_together
 from pymc_flows.fitting.restarts.disagreement import LIMIT, disagreement, worst
 from pymc_flows.fitting.restarts.gaussians import Gaussians
+from pymc_flows.fitting.restarts.legs import Fitted, fit_one
 from pymc_flows.fitting.restarts.record import Mode, Restart, Restarts
 from pymc_flows.fitting.restarts.starts import Begin, begins
 from pymc_flows.fitting.restarts.weighing import Weighing
@@ -26,7 +27,6 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.flows.state import FlowState
 from pymc_flows.formula import Formula
 from pymc_flows.importance import N_ERRORS, Quality
-from pymc_flows.io.files import Content
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
 from pymc_flows.support.arguments import check_integer
@@ -47,14 +47,6 @@ LAST_LOSSES = 1_000
 NAMED = 3
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fit as it travels: without its model."""
-
-    content: Content
-    seconds: float
-
-
 def fit_restarts(
     fit: Callable[..., NormalizingFlow],
     n: int,
@@ -63,6 +55,7 @@ def fit_restarts(
     restarts: int,
     workers: Workers,
     combine: Combine = None,
+    batched: bool = False,
     formula: Formula | None = None,
     start: Mapping[str, ArrayLike] | Frame | None = None,
     random_seed: RandomState = None,
@@ -81,6 +74,8 @@ def fit_restarts(
     workers : Workers
     combine : {'mixture', 'best'}, optional
         What is returned; by default whichever has the larger ELBO.
+    batched : bool
+        Whether to take the steps of all in one loop, where that is possible.
     formula : Formula, optional
         None for ``'auto'``.
     arguments : mapping
@@ -108,10 +103,21 @@ def fit_restarts(
             return _of_gaussians(gaussians, model, seeds, judge_seed).result(combine)
         if gaussians is not None:
             places[: len(gaussians.places)] = gaussians.places
-    shared = (fit, n, {**arguments, "model": model, "formula": formula, "progressbar": False})
     tasks = [(seed, place.start) for seed, place in zip(seeds, places, strict=True)]
-    names = [f"restart {i}" for i in range(restarts)]
-    tally = run_tasks(fit_one, shared, tasks, workers, names)
+    tally = None
+    if batched:
+        tally = fit_together(
+            n,
+            model=model,
+            formula=formula,
+            tasks=tasks,
+            arguments=arguments,
+            show=workers.progressbar,
+        )
+    if tally is None:
+        shared = (fit, n, {**arguments, "model": model, "formula": formula, "progressbar": False})
+        names = [f"restart {i}" for i in range(restarts)]
+        tally = run_tasks(fit_one, shared, tasks, workers, names)
     return _Together(tally, model, seeds, places, judge_seed).result(combine)
 
 
@@ -128,14 +134,6 @@ def _of_gaussians(
             "were left out."
         )
     return together
-
-
-def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
-    """Fit once; in whatever process."""
-    (fit, n, arguments), (seed, start) = shared, task
-    begin = time.perf_counter()
-    approx = fit(n, random_seed=seed, start=start, **arguments)
-    return Fitted(contents(approx), time.perf_counter() - begin)
 
 
 class _Together:
