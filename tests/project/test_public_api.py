@@ -46,7 +46,8 @@ SIGNATURES = {
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, "
-    "seconds, quality, restarts, combine, batched, cores, executor, mp_ctx, blas_cores, **kwargs",
+    "seconds, quality, restarts, combine, batched, race, cores, executor, mp_ctx, blas_cores, "
+    "**kwargs",
     "structure": "model, *, hyper, field, start",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",

@@ -53,6 +53,7 @@ def fit(
     restarts: int | None = None,
     combine: Combine = None,
     batched: bool = False,
+    race: bool = False,
     cores: int = 1,
     executor: Executor | None = None,
     mp_ctx: str | BaseContext | None = None,
@@ -113,6 +114,10 @@ def fit(
         the fit that it would be alone, up to rounding. Where that is not possible (without a
         formula, on numba, with minibatches, ``stop=``, ``seconds=`` or further parameters) fits
         run one by one, and the log says so.
+    race : bool
+        End restarts early that are behind: after an eighth, a quarter and a half of the steps,
+        those of the worse half whose losses are above those of the best by more than noise. They
+        stay in the table, and in the mixture if it gains by them, as they were then.
     cores : int
         Processes that run restarts; 1 is this one. A script that asks for more needs
         ``if __name__ == "__main__":``.
@@ -185,6 +190,7 @@ def fit(
             workers=Workers(cores, executor, mp_ctx, blas_cores, show),
             combine=combine,
             batched=batched,
+            is_race=race,
             formula=None if is_auto or formula is None else Formula(formula),
             start=start,
             random_seed=random_seed,
@@ -197,9 +203,9 @@ def fit(
                 "quality": quality,
             },
         )
-    if (cores, executor, combine, batched) != (1, None, None, False):
+    if (cores, executor, combine, batched, race) != (1, None, None, False, False):
         raise ArgumentError(
-            "cores=, executor=, combine= and batched= are for restarts: give restarts=, too"
+            "cores=, executor=, combine=, batched= and race= are for restarts: give restarts=, too"
         )
     if is_auto or formula is None:
         for name in ("callbacks", "checkpoint"):

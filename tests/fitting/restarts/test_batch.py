@@ -11,7 +11,7 @@ import pymc_flows as pmf
 from fits import JAX, Y, minibatch_model, normal_mean
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.restarts.batch import fit_together
-from pymc_flows.fitting.restarts.legs import fit_one
+from pymc_flows.fitting.restarts.legs import Fits, fit_one
 from pymc_flows.formula import Formula
 from pymc_flows.training.loop import BatchedLoop, StepError
 
@@ -39,10 +39,8 @@ def alone(model):
 
 
 def together(model, tasks=TASKS, formula=FORMULA, **more):
-    arguments = {**FEW, **more, "progressbar": False}
-    return fit_together(
-        STEPS, model=model, formula=formula, tasks=tasks, arguments=arguments, show=False
-    )
+    fits = formula and Fits(STEPS, model, formula, {**FEW, **more})
+    return fit_together(fits, tasks, show=False)
 
 
 def test_each_is_the_fit_that_it_would_be_alone(model, alone, monkeypatch):

@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 
 import pymc_flows as pmf
 from fits import JAX, assert_identical, minibatch_model, normal_mean
+from gaussians import eight, gaussians
 from pymc_flows.approximation import MixtureState
 from pymc_flows.errors import ArgumentError, FitError, StorageError
 from pymc_flows.fitting.restarts import record
@@ -24,25 +25,6 @@ from pymc_flows.fitting.restarts.record import Restarts
 pytestmark = pytest.mark.jax
 
 FEW = {"formula": "scale-loc", "obj_n_mc": 8, "random_seed": 1, **JAX}
-
-
-def gaussians(means, shares):
-    """A mixture of standard normal distributions; its evidence is 1."""
-    means, dim = np.asarray(means, float), len(means[0])
-    with pm.Model(coords={"axis": [f"a{i}" for i in range(dim)]}) as model:
-        x = pm.Flat("x", dims="axis")
-        logs = -0.5 * pt.sqr(x - means).sum(axis=-1) - dim / 2 * np.log(2 * np.pi)
-        pm.Potential("target", pt.logsumexp(logs + np.log(shares)))
-    return model
-
-
-def eight(dim):
-    rng = np.random.default_rng(dim)
-    means = rng.standard_normal((8, dim))
-    if dim == 2:
-        angles = np.arange(8) * np.pi / 4
-        means = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return 15 * means / np.linalg.norm(means, axis=1)[:, None], np.arange(1, 9) / 36
 
 
 # ------------------------------------------------------------------------------------------- modes

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pymc as pm
-
 from pymc_flows.approximation import contents
-from pymc_flows.fitting.nfvi import NFVI
-from pymc_flows.fitting.restarts.legs import Fitted
-from pymc_flows.fitting.restarts.single import inference_of
-from pymc_flows.formula import Formula
+from pymc_flows.fitting.restarts.legs import Fits, Fitted, prepared
 from pymc_flows.model.logp import density_of
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.training.config import FitConfig
 from pymc_flows.training.loop import MAX_FAILURES, BatchedLoop, StepError
 from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.progress import FitProgress
@@ -27,73 +21,57 @@ from pymc_flows.workers.attempt import Result, attempt
 
 _log = logging.getLogger(__name__)
 
-# Arguments of `fit` that are none of `NFVI.fit`.
-_OF_FIT = ("inf_kwargs", "hyper", "field", "seconds", "quality")
 # Arguments that end fits at different steps, or are code that fits would have to share.
 _NOT_TOGETHER = ("stop", "seconds", "devices", "compile_kwargs", "more_obj_params", "more_updates")
 
 
 def fit_together(
-    n: int,
-    *,
-    model: pm.Model,
-    formula: Formula | None,
-    tasks: Sequence[tuple[int, Any]],
-    arguments: Mapping[str, Any],
-    show: bool,
+    fits: Fits | None, tasks: Sequence[tuple[int, Any]], *, show: bool
 ) -> Tally | None:
     """Fit with each seed and start, in one loop.
+
+    Parameters
+    ----------
+    fits : Fits or None
+        None without a formula.
+    tasks : sequence of (seed, start)
+    show : bool
+        Whether to show a progress bar.
 
     Returns
     -------
     Tally or None
         None if they cannot be fitted together; the log says why.
     """
-    why, inferences = _why_not(model, formula, arguments), list[Finished | Failed]()
-    if not why and formula is not None:
-        shared = (n, model, formula, arguments)
+    why = _why_not(fits)
+    if fits is not None and not why:
         with Interrupts(deferred=False):
-            inferences = [attempt(_prepare, shared, task) for task in tasks]
+            inferences = [attempt(prepared, fits, task) for task in tasks]
         states = [result.value.state for result in inferences if isinstance(result, Finished)]
-        if not all(state.config.backend == "jax" for state in states):
+        if not states:
+            return Tally(list(inferences))
+        if any(state.config.backend != "jax" for state in states):
             why = "numba compiles the loop"
-        elif states:
-            loop = BatchedLoop([state.loop for state in states], n)
-            if loop.is_possible:
-                try:
-                    return _Together(inferences, loop, n, show=show).run()
-                except StepError as error:
-                    why = brief(error.__cause__ or error)
-            else:
-                why = "their graphs differ"
-    if why:
-        _log.warning("Restarts are fitted one by one, not as a batch: %s.", why)
+        elif (loop := BatchedLoop([state.loop for state in states], fits.n)).is_possible:
+            try:
+                return _Together(inferences, loop, fits.n, show=show).run()
+            except StepError as error:
+                why = brief(error.__cause__ or error)
+        else:
+            why = "their graphs differ"
+    _log.warning("Restarts are fitted one by one, not as a batch: %s.", why)
     return None
 
 
-def _why_not(model: pm.Model, formula: Formula | None, arguments: Mapping[str, Any]) -> str:
-    if formula is None or formula.conditional is not None:
+def _why_not(fits: Fits | None) -> str:
+    if fits is None or fits.formula.conditional is not None:
         return "only a formula that is trained step by step can be"
-    given = [name for name in _NOT_TOGETHER if arguments.get(name)]
+    given = [name for name in _NOT_TOGETHER if fits.arguments.get(name)]
     if given:
         return f"{', '.join(given)} was given"
-    if density_of(model).is_random:
+    if density_of(fits.model).is_random:
         return "the log density is random"
     return ""
-
-
-def _prepare(shared: tuple[Any, ...], task: tuple[int, Any]) -> NFVI:
-    (n, model, formula, arguments), (seed, start) = shared, task
-    inference = inference_of(
-        formula,
-        model=model,
-        start=start,
-        random_seed=seed,
-        inf_kwargs=arguments.get("inf_kwargs"),
-    )
-    own = {name: value for name, value in arguments.items() if name not in _OF_FIT}
-    inference.prepare(FitConfig(n=n, **own))
-    return inference
 
 
 class _Together:
