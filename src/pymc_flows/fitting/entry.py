@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import SEARCH_SHARE, climb
+from pymc_flows.fitting.auto import climb
+from pymc_flows.fitting.candidates import SEARCH_SHARE
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.run import Combine, fit_restarts
 from pymc_flows.fitting.structured import fit_structured
