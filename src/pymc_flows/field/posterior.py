@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -159,13 +160,20 @@ class Posterior:
         with np.errstate(all="ignore"):
             return self._curvature(point)
 
-    def curvatures(self, points: np.ndarray) -> list[scipy.sparse.csc_matrix]:
-        """−∇² log p (n_field, n_field) at each of points (n, dim)."""
+    @cached_property
+    def pattern(self) -> scipy.sparse.csc_matrix:
+        """Pattern of all curvatures (n_field, n_field)."""
+        if isinstance(self._curvature, Curvature):
+            return self._curvature.pattern
+        return self.curvature(self.start)
+
+    def entries(self, points: np.ndarray) -> np.ndarray:
+        """Entries (n, nnz) of −∇² log p at points (n, dim), in the order of the pattern."""
         if not isinstance(self._curvature, Curvature):
-            return [self.curvature(point) for point in points]
+            return np.stack([self.curvature(point).data for point in points])
         self.evaluations.curvatures += len(points)
         with np.errstate(all="ignore"):
-            return self._curvature.many(points)
+            return self._curvature.entries(points)
 
 
 def _untransformed(density: ModelDensity) -> np.ndarray:

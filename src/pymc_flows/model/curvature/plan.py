@@ -186,39 +186,41 @@ class Plan:
         return all(v.container.storage[0] is data for v, data in self._data)
 
     def evaluate(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, list[Floats]]:
-        """Log density, gradient (of the field; empty if not asked for) and slots at z."""
+        """Log density, gradient (of the field; empty if not asked for) and slots (1, n) at z."""
         fn = self._functions.get(with_grad)
         if fn is None:
             fn = self._functions[with_grad] = self._compile(with_grad=with_grad)
         found = fn(*split_point(self._density, z))
         n = len(self._inputs) if with_grad else 0
         gradient = self._flat(found[1 : 1 + n]) if with_grad else np.zeros(0)
-        return float(found[0]), gradient, [np.asarray(a, float).ravel() for a in found[1 + n :]]
+        slots = [np.asarray(a, float).reshape(1, -1) for a in found[1 + n :]]
+        return float(found[0]), gradient, slots
 
-    def evaluate_many(self, points: Floats) -> Iterator[list[Floats]]:
-        """Log density and slots at each of points (n, dim)."""
+    def evaluate_many(self, points: Floats) -> Iterator[tuple[Floats, list[Floats]]]:
+        """Some of points (n, dim) after the other, their log densities and their slots."""
         begin = 0
         if self._at_once is None and len(points) > 1:  # not known yet
             first = self._parts(points[0])
             if all(np.isfinite(a).all() for a in first):
                 self._at_once = self._choose_at_once(points[0], first)
-            yield first
+            yield points[:1], first
             begin = 1
         rows = self._at_once or 1
         for start in range(begin, len(points), rows):
             part = points[start : start + rows]
             if len(part) > 1 and self._batched is not None:
-                yield from self._batched(part)
+                yield part, self._batched(part)
             else:
-                yield self._parts(part[0])
+                yield part, self._parts(part[0])
 
     def _parts(self, z: Floats) -> list[Floats]:
+        """Log density and slots at z."""
         value, _, slots = self.evaluate(z, with_grad=False)
-        return [np.array([value]), *slots]
+        return [np.full((1, 1), value), *slots]
 
     def _choose_at_once(self, z: Floats, parts: Sequence[Floats]) -> int:
         """How many points are evaluated together, by the finite parts at one of them."""
-        size = sum(map(len, parts))
+        size = sum(part.size for part in parts)
         if size <= LARGE:
             batched = Batched(self._density, [self._total(), *self._slots])
             if batched.exists and batched.agrees(z, parts):
@@ -249,19 +251,20 @@ class Plan:
             flat[slot.slice] = np.ravel(array)
         return flat[self._field]
 
-    def lower(self, z: Floats, slots: Sequence[Floats]) -> Floats:
-        """Entries of the Hessian's lower triangle."""
+    def lower(self, points: Floats, slots: Sequence[Floats]) -> Floats:
+        """Entries (n, n_lower) of the Hessians' lower triangles at points (n, dim)."""
         for matrix in self._matrices:
             matrix.update(slots)
-        found = self.assembly.lower(slots)
-        if self._coloured is not None:
+        found = self.assembly.lower(slots, len(points))
+        for z, row in zip(points, found, strict=True):
+            if self._coloured is not None:
 
-            def gradient(x: Floats) -> Floats:
-                at = z.copy()
-                at[self._field] = x
-                return self._flat(self._gradient(*split_point(self._density, at)))
+                def gradient(x: Floats, z: Floats = z) -> Floats:
+                    at = z.copy()
+                    at[self._field] = x
+                    return self._flat(self._gradient(*split_point(self._density, at)))
 
-            found[self._places] += self._coloured(gradient, z[self._field])
+                row[self._places] += self._coloured(gradient, z[self._field])
         return found
 
 
