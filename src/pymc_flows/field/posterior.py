@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 import scipy
 
-from pymc_flows.field.gradient import BatchedGradient, Gradient
+from pymc_flows.field.gradient import Gradient, batched_gradient
 from pymc_flows.field.shared import SharedDensity
-from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
 from pymc_flows.support.evaluations import Evaluations
@@ -100,13 +100,18 @@ class Posterior:
         gradient : callable, optional
             Log density and gradient at points, if there is one already.
         """
-        gradient = gradient or BatchedGradient(density)
-        grouped: Grouped = GroupedDensity(density, structure)
-        shared = SharedDensity(density, structure.hyperparameters)
+        curvature = curvature_of(density, structure.field, start)
+        key = "parts", structure.field.tobytes()
+        known = density.kept.get(key)
+        if known is None or known[0] is not structure.factors:
+            shared = SharedDensity(density, structure.hyperparameters)
+            parts = GroupedDensity(density, structure), shared
+            known = density.kept[key] = structure.factors, *parts
+        _, grouped, shared = known
+        gradient = gradient or batched_gradient(density)
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
-        curvature = Curvature(density, structure.field, start)
         return cls(
             structure,
             gradient,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ModelError
-from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, fit_field
+from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, batched_gradient, fit_field
 from pymc_flows.field.options import Report
 from pymc_flows.field.state import FieldState
 from pymc_flows.formula import Formula
@@ -82,7 +82,7 @@ def fit_structured(
     seed, approx_seed = integer_seeds(random_seed, 2)
     point = find_start(density, start, np.random.default_rng(seed))
     options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
-    gradient = BatchedGradient(density)
+    gradient = batched_gradient(density)
     effects = found.names.covering(found.effects)
     if effects and _is_gaussian(gradient, found, point):
         _log.info("Gaussian given the others, and so part of the field: %s.", ", ".join(effects))

@@ -12,13 +12,13 @@ import scipy.sparse as sp
 from hessians import automatic_hessian, differenced_hessian, start_near
 from models import ZOO
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.curvature.batched import Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian, colours
 from pymc_flows.model.curvature.plan import Plan
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.structure import structure
+from pymc_flows.model.logp import ModelDensity, density_of
+from pymc_flows.model.structure import structure, structure_of
 
 RING = np.eye(6, k=1) + np.eye(6, k=-1) + np.eye(6, k=5) + np.eye(6, k=-5)
 # Terms of the zoo with factors of matrices that vary, and with loops.
@@ -244,6 +244,33 @@ def test_new_data_are_seen():
         pm.set_data({"x": np.arange(4.0), "y": np.ones(4)})
     np.testing.assert_allclose(curvature(z).toarray(), -automatic_hessian(density, z))
     assert not np.allclose(before, curvature(z).toarray())
+
+
+def test_what_is_kept_follows_exchanged_data():
+    group = np.array([0, 0, 1, 1, 2])
+    with pm.Model() as model:
+        index = pm.Data("index", group)
+        x = pm.Normal("x", 0, pm.HalfNormal("tau", 1), shape=3)
+        pm.Poisson("y", pt.exp(x[index] * pm.Data("slope", 1.0)), observed=pm.Data("count", group))
+    density = density_of(model)
+    points = density.start() + np.array([[0.0], [0.1], [0.2]])
+    first = structure(model)
+    kept = curvature_of(density, first.field)
+    assert curvature_of(density, first.field) is kept
+    plans = []
+    for name, value in (("count", 2 * group), ("slope", 2.0), ("index", group[::-1] * 2 % 3)):
+        kept.entries(points)
+        plans.append(kept._plan)
+        with model:
+            pm.set_data({name: value})
+        found, fresh = structure(model), ModelDensity(model)
+        assert (found.factors is first.factors) == (name != "index")
+        np.testing.assert_array_equal(
+            found.incidence.toarray(), structure_of(fresh).incidence.toarray()
+        )
+        expected = Curvature(fresh, first.field).entries(points)
+        np.testing.assert_allclose(kept.entries(points), expected, rtol=1e-12)
+    assert plans[0] is plans[1]  # counts are no part of a plan
 
 
 def test_minibatches_are_differenced_and_nothing_is_hidden():

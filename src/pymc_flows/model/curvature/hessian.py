@@ -19,6 +19,17 @@ type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.intp]
 
 
+def curvature_of(
+    density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None = None
+) -> Curvature:
+    """Return the curvature of a density over a field; the same as before if there is one."""
+    key = "curvature", field.tobytes()
+    found: Curvature | None = density.kept.get(key)
+    if found is None:
+        found = density.kept[key] = Curvature(density, field, near)
+    return found
+
+
 class Curvature:
     """Curvature of a log density, −∇² log p, as a sparse matrix of fixed pattern.
 
@@ -29,7 +40,7 @@ class Curvature:
     the log says so.
 
     Patterns and constant parts are found once. They follow the data: where these have been
-    replaced (``pm.set_data``), they are found again at the next call.
+    replaced (``pm.set_data``) and give others, they are found again at the next call.
 
     Parameters
     ----------

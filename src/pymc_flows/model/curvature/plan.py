@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure.factors import incidence
 from pymc_flows.model.structure.graph import (
     Facts,
+    Readings,
     dependents,
     facts,
     is_elementwise,
@@ -55,11 +57,22 @@ class Plan:
         self._column[field] = np.arange(len(field))
         pairs = zip(density.values, density.slots, strict=True)
         self._inputs = {v: slot for v, slot in pairs if (self._column[slot.slice] >= 0).any()}
-        self._data = [
-            (v, v.container.storage[0])
+        self._shared = [
+            v
             for v in graph_inputs(list(density.named_terms.values()))
             if isinstance(v, SharedVariable)
         ]
+        self._data = self._values_now()
+        self._readings = Readings()
+        with self._readings.recorded():
+            self._make(density, near)
+        self._functions: dict[bool, Any] = {}
+        self._batched: Batched | None = None
+        self._at_once: int | None = None
+        self._lock = Lock()
+
+    def _make(self, density: ModelDensity, near: npt.NDArray[np.float64] | None) -> None:
+        """Find slots and where they go."""
         named = prepared(density).terms
         stable = stabilize(list(named.values()))
         terms = dict(zip(named, expanded(stable, self._inputs), strict=True))
@@ -78,11 +91,8 @@ class Plan:
         slots = Slots()
         products = self._products(covered, known, slots)
         extra = self._differences([named[name] for name in self._opaque])
-        self.assembly = Assembly(products, len(field), extra)
+        self.assembly = Assembly(products, len(self._field), extra)
         self._slots = list(slots.outputs)
-        self._functions: dict[bool, Any] = {}
-        self._batched: Batched | None = None
-        self._at_once: int | None = None
         self._places = self.assembly.positions(extra)
 
     # ------------------------------------------------------------------------------------- making
@@ -182,8 +192,17 @@ class Plan:
         )
 
     def is_current(self) -> bool:
-        """Whether the data are those that the patterns were found with."""
-        return all(v.container.storage[0] is data for v, data in self._data)
+        """Whether the data are those that the patterns were found with, or give the same."""
+        data = self._values_now()
+        if all(a is b for a, b in zip(data, self._data, strict=True)):
+            return True
+        if not self._readings.are_current(self._near):
+            return False
+        self._data = data
+        return True
+
+    def _values_now(self) -> list[Any]:
+        return [v.container.storage[0] for v in self._shared]
 
     def evaluate(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, list[Floats]]:
         """Log density, gradient (of the field; empty if not asked for) and slots (1, n) at z."""
@@ -253,9 +272,10 @@ class Plan:
 
     def lower(self, points: Floats, slots: Sequence[Floats]) -> Floats:
         """Entries (n, n_lower) of the Hessians' lower triangles at points (n, dim)."""
-        for matrix in self._matrices:
-            matrix.update(slots)
-        found = self.assembly.lower(slots, len(points))
+        with self._lock:  # fits of several threads may have the same density
+            for matrix in self._matrices:
+                matrix.update(slots)
+            found = self.assembly.lower(slots, len(points))
         for z, row in zip(points, found, strict=True):
             if self._coloured is not None:
 
