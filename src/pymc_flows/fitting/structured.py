@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pymc as pm
@@ -37,6 +38,7 @@ def fit_structured(
     found: Structure | None = None,
     random_seed: RandomState = None,
     report: Report | None = None,
+    options: FieldOptions | None = None,
 ) -> NormalizingFlow:
     """Fit a flow over the hyperparameters of a model, and the field given them.
 
@@ -54,6 +56,8 @@ def fit_structured(
     random_seed : int, Generator, RandomState, optional
     report : callable, optional
         Gets stage, evaluations and CPU seconds, after each unit of work.
+    options : FieldOptions, optional
+        Bounds of the fit.
 
     Returns
     -------
@@ -81,7 +85,9 @@ def fit_structured(
         _log.warning("A field given hyperparameters may not do here: %s", found.why_not)
     seed, approx_seed = integer_seeds(random_seed, 2)
     point = find_start(density, start, np.random.default_rng(seed))
-    options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
+    options = options or FieldOptions()
+    if formula is not None:
+        options = replace(options, formula=str(formula.hyper))
     gradient = batched_gradient(density)
     effects = found.names.covering(found.effects)
     if effects and _is_gaussian(gradient, found, point):
