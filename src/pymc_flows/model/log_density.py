@@ -17,6 +17,7 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.backends.ops import has_loop
+from pymc_flows.backends.rewrites import loop_work
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
@@ -24,6 +25,9 @@ from pymc_flows.support.compat import TensorSharedVariable
 
 # Points per call, a fixed number; the larger where there are at least as many.
 ROWS, MANY_ROWS = 64, 4096
+# Numbers that steps of series are applied to in NumPy, about ten seconds of them, after which a
+# compiled function, which takes longer than that to compile, is the cheaper one; its points.
+MOST_LOOP_WORK, COMPILED_ROWS = 2_000_000_000, 8
 
 type _Shapes = list[tuple[int, ...]]
 
@@ -39,13 +43,16 @@ class _Function:
 
 # By number of points asked for and whether with gradients. They live as long as the density.
 _FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[tuple[int, bool], _Function]] = WeakKeyDictionary()
+_LOOP_WORK: WeakKeyDictionary[ModelDensity, int] = WeakKeyDictionary()
 
 
 class LogDensity:
     """Evaluates a model's log density, and its gradient, at any number of points.
 
     Nothing is compiled, but for models with a Scan, whose steps NumPy would take in Python: they
-    run on JAX where that can run them, else on numba. Functions are made once per density.
+    run on JAX where that can run them, else on numba. So do gradients, on numba, whose series of
+    many terms (those of hypergeometric functions, say) have taken NumPy long. Functions are made
+    once per density.
 
     Parameters
     ----------
@@ -67,14 +74,18 @@ class LogDensity:
 
     def _call(self, points: np.ndarray, *, with_grad: bool) -> list[np.ndarray]:
         wanted = 1 if len(points) == 1 else ROWS if len(points) < MANY_ROWS else MANY_ROWS
+        if with_grad and _LOOP_WORK.get(self._density, 0) > MOST_LOOP_WORK:
+            wanted = COMPILED_ROWS
         function = self._function(wanted, points[0], with_grad=with_grad)
-        parts = []
+        parts, before = [], loop_work()
         for begin in range(0, len(points), function.rows):
             part = points[begin : begin + function.rows].astype(pytensor.config.floatX)
             padding = np.repeat(part[:1], function.rows - len(part), axis=0)
             with np.errstate(all="ignore"):
                 found = function.call(np.concatenate([part, padding]))
             parts.append([np.asarray(x, dtype=float)[: len(part)] for x in found])
+        if done := loop_work() - before:
+            _LOOP_WORK[self._density] = _LOOP_WORK.get(self._density, 0) + done
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def _backend(self, near: np.ndarray) -> str | None:
@@ -108,7 +119,7 @@ class LogDensity:
         """Make a function of ``wanted`` points or fewer, tried out near a point (dim,)."""
         density = self._density
         near = near.astype(pytensor.config.floatX)
-        backend = self._backend(near)
+        backend = "numba" if wanted == COMPILED_ROWS else self._backend(near)
         plan = plan_draws(density, wanted, near, backend or "numba")
         rows = min(wanted, ROWS) if plan.micro_batch is None else plan.micro_batch
         z = pt.matrix("z", shape=(rows, density.dim), dtype=pytensor.config.floatX)
