@@ -20,10 +20,12 @@ type Ints = npt.NDArray[np.intp]
 
 
 def curvature_of(
-    density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None = None
+    density: ModelDensity,
+    field: Ints | None = None,
+    near: npt.NDArray[np.float64] | None = None,
 ) -> Curvature:
     """Return the curvature of a density over a field; the same as before if there is one."""
-    key = "curvature", field.tobytes()
+    key = "curvature", None if field is None else field.tobytes()
     found: Curvature | None = density.kept.get(key)
     if found is None:
         found = density.kept[key] = Curvature(density, field, near)
