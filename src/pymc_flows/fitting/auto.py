@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
+from pymc_flows.field.options import FieldOptions
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
     ON_NUMBA,
@@ -75,6 +76,7 @@ def climb(
     field: Sequence[str] = (),
     seconds: float | None = None,
     quality: str = "good",
+    options: FieldOptions | None = None,
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
@@ -101,6 +103,8 @@ def climb(
         Steps of each fit.
     model, start, random_seed, inf_kwargs, hyper, field, seconds, quality, **kwargs
         As for `fit`.
+    options : FieldOptions, optional
+        Bounds of the fit of a field given hyperparameters.
 
     Returns
     -------
@@ -114,7 +118,8 @@ def climb(
     with SearchProgress(theme, show=kwargs.get("progressbar", True)) as bar:
         tried = Tried(seeds, Deadline.after(seconds), bar, resamples=quality == "good")
         roles = {"hyper": hyper, "field": field}
-        if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
+        how = {"random_seed": random_seed, "options": options}
+        if not isinstance(start, Frame) and _structured(tried, model, start, roles, how):
             return tried.best("")
         tried.start_rung()
         with Interrupts(deferred=False):
@@ -275,7 +280,7 @@ def _structured(
     model: pm.Model,
     start: Mapping[str, ArrayLike] | None,
     roles: Mapping[str, Sequence[str]],
-    random_seed: RandomState,
+    how: Mapping[str, Any],
 ) -> bool:
     """Try a field given hyperparameters; return whether it is good."""
     tried.bar.say("Reading the structure of the model")
@@ -303,9 +308,7 @@ def _structured(
 
     try:
         with Interrupts(deferred=False):
-            approx = fit_structured(
-                model=model, start=start, found=found, random_seed=random_seed, report=report
-            )
+            approx = fit_structured(model=model, start=start, found=found, report=report, **how)
             quality = tried.judge_structured(approx)
     except _OutOfTimeError as error:
         tried.notes.append(f"Left out: a field given hyperparameters; {error}.")

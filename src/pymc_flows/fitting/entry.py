@@ -136,13 +136,10 @@ def fit(
         raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
     if isinstance(n, str | Formula):
         raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
-    n = check_integer("n", n, minimum=0)
+    n = check_arguments(n, formula, quality, kwargs)
     deadline = Deadline.after(check_seconds(seconds))
-    _check_keywords(kwargs)
-    check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
-    _check_quality(quality, formula)
     if isinstance(method, NFVI):
         given = {
             "model": model,
@@ -162,7 +159,7 @@ def fit(
         formula = _formula_of(method)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    is_auto = formula is None or _is_auto(formula)
+    is_auto = is_search(formula)
     if restarts is not None:
         show = bool(kwargs.pop("progressbar", True))
         return fit_restarts(
@@ -239,15 +236,27 @@ def fit(
     return inference.approx
 
 
-def _is_auto(formula: str | Formula | None) -> bool:
+def is_search(formula: str | Formula | None) -> bool:
+    """Whether the formula is left to `climb`."""
     return formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
+
+
+def check_arguments(
+    n: object, formula: str | Formula | None, quality: object, kwargs: Mapping[str, Any]
+) -> int:
+    """Refuse arguments of `fit` that need no model to be seen wrong; return the steps n."""
+    steps = check_integer("n", n, minimum=0)
+    _check_keywords(kwargs)
+    check_backend(kwargs.get("backend"))
+    _check_quality(quality, formula)
+    return steps
 
 
 def _check_quality(quality: object, formula: str | Formula | None) -> None:
     """Refuse an unknown quality, and one that a single formula could not promise."""
     if quality not in QUALITIES:
         raise ArgumentError(f"quality must be 'good' or 'best', got {quality!r}")
-    if quality != "good" and not _is_auto(formula):
+    if quality != "good" and not is_search(formula):
         raise ArgumentError(
             f"quality={quality!r} says when formula='auto' ends, got the formula {str(formula)!r}"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -65,6 +66,9 @@ class ModelDensity:
         The model's value variables, or tensors of known shape in their place.
     dim : int
         Length of the flat vector.
+    kept : dict
+        What has been made of the density, for as long as it lives: whoever makes it names it, and
+        sees to it that data may have been exchanged since.
 
     Raises
     ------
@@ -80,6 +84,7 @@ class ModelDensity:
         self._replacements: Replacements = None
         self._replaced: ModelDensity | None = None
         self._parts = _parts(model)
+        self.kept: dict[Any, Any] = {}
 
     def is_current(self) -> bool:
         """Whether the model still has the variables that it had, in shape and number."""
@@ -232,7 +237,7 @@ class ModelDensity:
             other = copy.copy(self)
             for name in ("named_terms", "terms", "is_random"):
                 other.__dict__.pop(name, None)
-            other._replacements, other._replaced = checked, None
+            other._replacements, other._replaced, other.kept = checked, None, {}
             self._replaced = other
         return self._replaced
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from pymc_flows.backends.ops import has_loop
-from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.log_density import LogDensity, n_data
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.start.options import MAX_DENSE, SEARCH
@@ -159,7 +159,7 @@ def _exact(density: ModelDensity, near: np.ndarray | None) -> Curvature | None:
         )
         return None
     try:
-        curvature = Curvature(density, near=near)
+        curvature = curvature_of(density, near=near)
         curvature.pattern  # noqa: B018 - reads the graph
     except Exception as error:  # a graph of any kind; there is another way to go on
         _log.warning(

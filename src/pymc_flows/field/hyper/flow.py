@@ -25,6 +25,9 @@ from pymc_flows.formula import Formula
 # are not learnt by heart; weighted values count as many as are effective.
 PRIOR_SD = 1.0
 MAX_ITERATIONS = 60
+# An iteration that gains less than this share of the loss is the last: hundreds of effective values
+# tell no more.
+SMALLEST_GAIN = 5e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,11 @@ class HyperFlow:
             return value, gradient + away / PRIOR_SD / ess
 
         found = optimize.minimize(
-            negative, self.theta, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
+            negative,
+            self.theta,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": MAX_ITERATIONS, "ftol": SMALLEST_GAIN},
         )
         return self.with_parameters(found.x)
 

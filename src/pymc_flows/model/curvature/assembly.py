@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from pymc_flows.model.curvature.jacobians import Floats, Matrix
+from pymc_flows.model.curvature.jacobians import Floats, Matrix, binned
 from pymc_flows.model.curvature.kernels import outer_products
 from pymc_flows.model.structure.rows import Ints, Pattern, Rows, distinct_rows, ranges
 
@@ -152,20 +152,34 @@ class Assembly:
         """Number of entries of the lower triangle."""
         return len(self._keys)
 
-    def lower(self, slots: Sequence[Floats]) -> Floats:
-        """Entries of the lower triangle of the sum of all products."""
-        out = np.zeros(len(self._keys))
+    @property
+    def n_entries(self) -> int:
+        """Number of entries of the whole matrix."""
+        return len(self._indices)
+
+    def lower(self, slots: Sequence[Floats], n_points: int) -> Floats:
+        """Entries (n_points, n_lower) of the lower triangle of the sum of all products.
+
+        Slots have as many rows, or one for all points.
+        """
+        out = np.zeros((n_points, len(self._keys)))
         for pairs, places in self._pairs:
-            w = np.ascontiguousarray(slots[pairs.product.slot], dtype=float).ravel()
+            w = slots[pairs.product.slot]
             if pairs.pair is not None:
-                w = np.bincount(pairs.pair, weights=w, minlength=len(pairs.left))
+                w = binned(pairs.pair, w, len(pairs.left))
+            w = np.ascontiguousarray(np.broadcast_to(w, (n_points, w.shape[1])), dtype=float)
             _add(out, w, pairs, places)
         return out
 
+    def entries(self, lower: Floats) -> Floats:
+        """Entries (..., n_entries) of symmetric matrices, in the order of `matrix`."""
+        found: Floats = lower[..., self._lower]
+        return found
+
     def matrix(self, lower: Floats) -> scipy.sparse.csc_matrix:
-        """The symmetric matrix with these entries."""
+        """The symmetric matrix with entries (n_lower,) of the lower triangle."""
         return scipy.sparse.csc_matrix(
-            (lower[self._lower], self._indices, self._indptr), shape=(self._n, self._n)
+            (self.entries(lower), self._indices, self._indptr), shape=(self._n, self._n)
         )
 
 
@@ -180,10 +194,12 @@ def _ascending(keys: Ints) -> Ints:
 def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
     same = pairs.product.same
-    if len(pairs.begin) == 2 and len(w) >= _MIN_DENSE_ROWS:
+    if len(pairs.begin) == 2 and w.shape[1] >= _MIN_DENSE_ROWS:
         width = int(left.pattern.indptr[pairs.left[0] + 1] - left.pattern.indptr[pairs.left[0]])
         if width >= _MIN_DENSE_COLUMNS:
-            _add_dense(out, w, pairs, places)
+            values = (np.broadcast_to(m.data, (len(w), m.data.shape[-1])) for m in (left, right))
+            for mine, weights, u, v in zip(out, w, *values, strict=True):
+                _add_dense(mine, weights, u, v, pairs, places)
             return
     outer_products()(
         out,
@@ -196,22 +212,24 @@ def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
         same,
         left.pattern.indptr,
         left.pattern.indices,
-        left.data,
+        np.ascontiguousarray(np.atleast_2d(left.data)),
         right.pattern.indptr,
         right.pattern.indices,
-        right.data,
+        np.ascontiguousarray(np.atleast_2d(right.data)),
     )
 
 
-def _add_dense(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
-    """All rows have the same columns."""
+def _add_dense(
+    out: Floats, w: Floats, left_values: Floats, right_values: Floats, pairs: _Pairs, places: Ints
+) -> None:
+    """Add at one point, where all rows have the same columns."""
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
-    u = _dense(left, pairs.left)
+    u = left_values[_entries(left.pattern, pairs.left)]
     if pairs.product.same:
         full = (u * w[:, None]).T @ u
         out[places] += full[np.tril_indices(len(full))]
         return
-    full = (u * w[:, None]).T @ _dense(right, pairs.right)
+    full = (u * w[:, None]).T @ right_values[_entries(right.pattern, pairs.right)]
     mine = left.pattern.indices[_entries(left.pattern, pairs.left[:1])[0]]
     theirs = right.pattern.indices[_entries(right.pattern, pairs.right[:1])[0]]
     full = np.where(mine[:, None] == theirs, 2 * full, full)
@@ -221,8 +239,3 @@ def _add_dense(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
 def _entries(pattern: Pattern, rows: Ints) -> npt.NDArray[np.intp]:
     width = pattern.indptr[rows[0] + 1] - pattern.indptr[rows[0]]
     return pattern.indptr[rows][:, None] + np.arange(width)
-
-
-def _dense(matrix: Matrix, rows: Ints) -> Floats:
-    found: Floats = matrix.data[_entries(matrix.pattern, rows)]
-    return found
