@@ -29,6 +29,7 @@ from pymc_flows.fitting.candidates import (
 )
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.fitting.tried import LITTLE_GAINED, Tried, gains_little, is_far, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
