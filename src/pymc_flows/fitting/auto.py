@@ -19,7 +19,6 @@ from pymc_flows.field.options import FieldOptions
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
     ON_NUMBA,
-    SEARCH_SHARE,
     Candidate,
     climbed,
     closed_forms,

@@ -10,6 +10,7 @@ import numpy as np
 import pymc as pm
 
 from pymc_flows.approximation import MixtureState, NormalizingFlow
+from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.tried import Tried
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
@@ -32,8 +33,6 @@ ON_NUMBA = "planar*16-scale-loc"
 # With so many steps, a fit ends once its loss has settled: a half to a fifth of 10,000 steps, for
 # 0.001 to 0.004 nats.
 ENOUGH_STEPS = 4_000
-# Of the time that is left, for the search for a Gaussian.
-SEARCH_SHARE = 0.5
 # Arguments that say when a fit ends, or how its step size changes.
 _PLANS = {"stop", "schedule", "obj_optimizer", "anneal"}
 

@@ -16,7 +16,6 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.devices import as_devices
 from pymc_flows.errors import ArgumentError
 from pymc_flows.fitting.auto import climb
-from pymc_flows.fitting.candidates import SEARCH_SHARE
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.run import Combine, fit_restarts
 from pymc_flows.fitting.restarts.single import inference_of
@@ -172,7 +171,7 @@ def fit(
         formula = _formula_of(method)
     _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
-    density = density_of(model)  # held, so that the search and all fits find it again
+    _density = density_of(model)  # held, so that the search and all fits find it again
     is_auto = is_search(formula)
     if restarts is not None:
         if kwargs.get("devices") and (cores != 1 or executor is not None):
@@ -289,7 +288,7 @@ def _check_devices(
     if devices is None:
         del kwargs["devices"]
     elif not devices.is_local and (
-        _is_auto(formula) or not isinstance(start, Frame) or seconds is not None
+        is_search(formula) or not isinstance(start, Frame) or seconds is not None
     ):
         raise ArgumentError(
             "devices= of several processes: a search sees the rows of its process alone\n"
