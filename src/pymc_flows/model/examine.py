@@ -21,6 +21,7 @@ from pymc_flows.flows.base import AFFINE
 from pymc_flows.flows.chain import Chain
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.logp import ModelDensity, Replacements
+from pymc_flows.model.streams import stream_of
 from pymc_flows.model.terms import terms_at
 
 _log = logging.getLogger(__name__)
@@ -158,11 +159,15 @@ def check_backend(backend: object) -> None:
 
 
 def check_has_weights(density: ModelDensity) -> None:
-    """Raise `ModelError` if the log density is random: a minibatch, a simulator."""
-    if density.is_random:
+    """Raise `ModelError` if the log density is random: a simulator, or some of unknown rows.
+
+    Of a minibatch with ``total_size=`` all rows are known, and weights are those by all of them.
+    """
+    if density.is_random and stream_of(density) is None:
         raise ModelError(
             "the model's log density is random (a minibatch or a simulator), so that draws have "
             "no importance weights\n"
-            "Build the same model with all of the data and use it as the context: "
-            "with full_model: ..."
+            "Give what is observed total_size=, and draw all minibatches by one call of "
+            "pm.Minibatch: then all rows are known. Or build the same model with all of the data "
+            "and use it as the context: with full_model: ..."
         )

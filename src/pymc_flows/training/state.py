@@ -102,7 +102,7 @@ class FitState:
         seed = entropy()
 
         def loop_of(config: FitConfig, step: Step) -> TrainingLoop:
-            noise_seed, model_seed = np.random.SeedSequence(seed).spawn(2)
+            noise_seed, model_seed, rows_seed = np.random.SeedSequence(seed).spawn(3)
             return TrainingLoop(
                 step,
                 backend=str(config.backend),
@@ -111,6 +111,7 @@ class FitState:
                 max_chunk=max_chunk or every or MAX_CHUNK,
                 compile_kwargs=config.compile_kwargs,
                 source=objective.source,
+                batches=objective.batches(int(rows_seed.generate_state(1)[0])),
             )
 
         def on_numba(error: Exception) -> tuple[FitConfig, TrainingLoop]:

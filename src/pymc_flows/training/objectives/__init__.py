@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pymc_flows.flows.state import FlowState
 from pymc_flows.training.config import FitConfig
-from pymc_flows.training.loop import Source, Step, TrainingLoop
+from pymc_flows.training.loop import Batches, Source, Step, TrainingLoop
 
 
 class Objective(Protocol):
@@ -23,6 +23,9 @@ class Objective(Protocol):
     @property
     def source(self) -> Source | None:
         """Makes what a step gets anew each time; None for base noise."""
+
+    def batches(self, seed: int) -> Batches | None:
+        """Brings data of which each step sees another part; None for none."""
 
     def step(self, config: FitConfig) -> tuple[FitConfig, Step]:
         """Check the arguments; return them with what was left open, and the graph of a step."""

@@ -48,6 +48,9 @@ class Likelihood:
 
         return choose
 
+    def batches(self, seed: int) -> None:
+        """None: `source` chooses draws."""
+
     def step(self, config: FitConfig) -> tuple[FitConfig, Step]:
         """Make the graph of a step."""
         q, dtype = self.q, pytensor.config.floatX
