@@ -24,6 +24,7 @@ from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
 from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.streams import stream_of
 from pymc_flows.start.search import seek_frame
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.deadline import Deadline, check_seconds
@@ -205,6 +206,11 @@ def fit(
         check_target(kwargs["checkpoint"])  # the search may take long
     flow = Formula(formula)
     if flow.conditional is not None:
+        if stream_of(density) is not None:
+            raise ArgumentError(
+                f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
+                "Leave out formula=, or take one of a flow over all variables."
+            )
         if isinstance(start, Frame):
             raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
         if seconds is not None:

@@ -249,7 +249,7 @@ class NFVI(KLqp):
             return integer_seed(config.random_seed)
 
         with Interrupts(deferred=False):
-            problem = approx.problem(float(self.objective.op.beta))
+            problem = approx.problem(float(self.objective.op.beta), approx.anchor())
             self.state = FitState.prepare(Elbo(problem), config, entropy)
         approx.include_transformed = config.include_transformed
         self.state.begin(config.n)

@@ -161,7 +161,7 @@ def resume(
     content = read(path)
     model = model_or_context(model)
     compile_kwargs = dict(compile_kwargs or {})
-    config, kl_weight = read_config(
+    config, kl_weight, anchor = read_config(
         content,
         {
             "obj_optimizer": obj_optimizer,
@@ -184,7 +184,8 @@ def resume(
     if "mode" in compile_kwargs:
         config = replace(config, backend=None)
     with Interrupts(deferred=False):
-        state = FitState.prepare(Elbo(approx.problem(kl_weight)), config, lambda: 0)
+        problem = approx.problem(kl_weight, anchor)
+        state = FitState.prepare(Elbo(problem), config, lambda: 0)
     if state.config.backend != backend:
         raise ArgumentError(
             f"the fit ran on {backend!r}, the mode in compile_kwargs is one of "

@@ -158,12 +158,17 @@ def check_backend(backend: object) -> None:
         )
 
 
+def has_weights(density: ModelDensity) -> bool:
+    """Whether draws can be weighed: all of the data are known."""
+    return not density.is_random or stream_of(density) is not None
+
+
 def check_has_weights(density: ModelDensity) -> None:
     """Raise `ModelError` if the log density is random: a simulator, or some of unknown rows.
 
     Of a minibatch with ``total_size=`` all rows are known, and weights are those by all of them.
     """
-    if density.is_random and stream_of(density) is None:
+    if not has_weights(density):
         raise ModelError(
             "the model's log density is random (a minibatch or a simulator), so that draws have "
             "no importance weights\n"

@@ -150,9 +150,9 @@ def _in_parts(function: _Function, points: np.ndarray, *batch: np.ndarray) -> li
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def n_data(density: ModelDensity) -> int:
-    """Numbers in the data that an evaluation goes through."""
-    if (stream := stream_of(density)) is not None:
+def n_data(density: ModelDensity, *, all_rows: bool = True) -> int:
+    """Numbers in the data that an evaluation goes through: of all rows, or of a batch of them."""
+    if all_rows and (stream := stream_of(density)) is not None:
         return stream.n_data
     found = 0
     for var in graph_inputs(density.terms):

@@ -125,7 +125,19 @@ class Rows:
         batch_size: int = BATCH_SIZE,
         pool_rows: int | None = None,
     ) -> Rows:
-        """Rows of a `pyarrow.Table`, also of a memory map; as `parquet` otherwise."""
+        """Rows of an Arrow table, also of one that is a memory map.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+        columns, batch_size, pool_rows
+            As for `parquet`. Blocks take a megabyte.
+
+        Raises
+        ------
+        ArgumentError, ModuleNotFoundError
+            As `parquet`.
+        """
         return cls(TableSource(table, columns), batch_size, pool_rows)
 
     @classmethod

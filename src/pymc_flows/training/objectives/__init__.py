@@ -6,7 +6,7 @@ step; how steps are taken is the same for all.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from pymc_flows.flows.state import FlowState
 from pymc_flows.training.config import FitConfig
@@ -30,7 +30,7 @@ class Objective(Protocol):
     def step(self, config: FitConfig) -> tuple[FitConfig, Step]:
         """Check the arguments; return them with what was left open, and the graph of a step."""
 
-    def record(self) -> dict[str, float]:
+    def record(self) -> dict[str, Any]:
         """What a file says of it."""
 
     def why_stuck(self, loop: TrainingLoop, config: FitConfig) -> str:

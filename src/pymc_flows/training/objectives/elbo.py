@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -105,9 +106,13 @@ class Elbo:
         batch = stream.batch if stream is not None and stream.in_steps else ()
         return optimizer_step(self.q, config, packing, noise, loss, settings, batch)
 
-    def record(self) -> dict[str, float]:
-        """The KL weight, under the name that it has in PyMC."""
-        return {"beta": self.problem.kl_weight}
+    def record(self) -> dict[str, Any]:
+        """The KL weight, under the name that it has in PyMC, and an anchor."""
+        anchor = self.problem.anchor
+        found = None
+        if anchor is not None:
+            found = [anchor.value, anchor.point.tolist(), anchor.gradient.tolist()]
+        return {"beta": self.problem.kl_weight, "anchor": found}
 
     def why_stuck(self, loop: TrainingLoop, config: FitConfig) -> str:
         """Say what was not finite first in the last step."""

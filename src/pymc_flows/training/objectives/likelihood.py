@@ -65,7 +65,7 @@ class Likelihood:
         loss = Loss(value, pytensor.grad(value, params), lost)
         return config, optimizer_step(self.q, config, packing, rows, loss)
 
-    def record(self) -> dict[str, float]:
+    def record(self) -> dict[str, Any]:
         """Nothing: such a fit is in no file."""
         return {}
 
