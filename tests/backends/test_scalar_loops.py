@@ -3,6 +3,7 @@
 import inspect
 
 import numpy as np
+import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -15,7 +16,10 @@ from pytensor.scalar.loop import ScalarLoop
 from scipy import special
 
 from pymc_flows.backends.modes import NUMPY, PLAIN
-from pymc_flows.backends.rewrites import ON_ARRAYS, ArrayLoop
+from pymc_flows.backends.rewrites import ON_ARRAYS, ArrayLoop, loop_work
+from pymc_flows.model import log_density as _log_density
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import density_of
 
 # As PyTensor has it: each number on its own.
 ONE_BY_ONE = Mode(linker="py", optimizer="fast_compile")
@@ -142,3 +146,19 @@ def test_an_op_of_numbers_alone_is_called_for_each():
     assert isinstance(node, Apply)
     found = pytensor.function([rows], node.outputs, mode=NUMPY)(np.array([1.0, -1.0]))
     np.testing.assert_array_equal(found[0], [4.0, -4.0])
+
+
+def test_series_that_take_numpy_long_are_compiled(monkeypatch):
+    with pm.Model() as model:
+        k = pm.Gamma("k", 2, 1)
+        pm.Potential("term", pt.log(pt.gammainc(k, 2.0)))
+    log_density = LogDensity(density_of(model))
+    points = np.linspace(-1, 1, 11)[:, None]
+    by_numpy = log_density.value_and_grad(points)
+    monkeypatch.setattr(_log_density, "MOST_LOOP_WORK", 0)
+    log_density.value_and_grad(points[:1])  # compiles
+    before = loop_work()
+    compiled = log_density.value_and_grad(points)
+    assert loop_work() == before
+    for found, expected in zip(compiled, by_numpy, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -194,6 +195,20 @@ def _of_few(op: Op, operands: Sequence[Variable]) -> Variable:
 type Function = Callable[..., Sequence[np.ndarray]]
 
 
+class _Work(threading.local):
+    """What loops have done in a thread: numbers that Ops of their steps have been applied to."""
+
+    done = 0
+
+
+_WORK = _Work()
+
+
+def loop_work() -> int:
+    """Work of all `ArrayLoop` of this thread so far: steps times numbers times Ops of a step."""
+    return _WORK.done
+
+
 class ArrayLoop(Op):
     """A loop of scalars for each element of its inputs, which are broadcast.
 
@@ -229,6 +244,7 @@ class ArrayLoop(Op):
 
     def _run(self, steps: np.ndarray, *inputs: np.ndarray) -> list[np.ndarray]:
         shape, is_while = steps.shape, self.loop.is_while
+        n_ops = len(self.loop.fgraph.apply_nodes)
         n_states = len(self.loop.outputs) - is_while
         results = [np.array(x, order="C").ravel() for x in inputs[:n_states]]
         has_ended = np.ones(steps.size, dtype=bool)
@@ -238,6 +254,7 @@ class ArrayLoop(Op):
         fixed = [np.ravel(x)[left] for x in inputs[n_states:]]
         done = 0
         while left.size:
+            _WORK.done += left.size * n_ops
             states = list(self._step(*states, *fixed))
             until = states.pop() if is_while else np.zeros(left.shape, dtype=bool)
             done += 1

@@ -20,6 +20,7 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.backends.ops import has_loop
+from pymc_flows.backends.rewrites import loop_work
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
@@ -28,6 +29,9 @@ from pymc_flows.support.compat import TensorSharedVariable
 
 # Points per call, a fixed number; the larger where there are at least as many.
 ROWS, MANY_ROWS = 64, 4096
+# Numbers that steps of series are applied to in NumPy, about ten seconds of them, after which a
+# compiled function, which takes longer than that to compile, is the cheaper one; its points.
+MOST_LOOP_WORK, COMPILED_ROWS = 2_000_000_000, 8
 
 type _Shapes = list[tuple[int, ...]]
 
@@ -45,14 +49,16 @@ class _Function:
 # the density.
 _FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[tuple[int, bool, bool], _Function]]
 _FUNCTIONS = WeakKeyDictionary()
+_LOOP_WORK: WeakKeyDictionary[ModelDensity, int] = WeakKeyDictionary()
 
 
 class LogDensity:
     """Evaluates a model's log density, and its gradient, at any number of points.
 
     Nothing is compiled, but for many rows that come in batches, and for models with a Scan, whose
-    steps NumPy would take in Python: they run on JAX where that can run them, else on numba.
-    Functions are made once per density.
+    steps NumPy would take in Python: they run on JAX where that can run them, else on numba. So do
+    gradients, on numba, whose series of many terms (those of hypergeometric functions, say) have
+    taken NumPy long. Functions are made once per density.
 
     Parameters
     ----------
@@ -79,11 +85,17 @@ class LogDensity:
     def _call(self, points: np.ndarray, *, with_grad: bool) -> list[np.ndarray]:
         is_many = len(points) >= MANY_ROWS and self._stream is None
         wanted = 1 if len(points) == 1 else MANY_ROWS if is_many else ROWS
-        function = self._function(wanted, points[0], with_grad=with_grad)
+        if with_grad and _LOOP_WORK.get(self._density, 0) > MOST_LOOP_WORK:
+            wanted = COMPILED_ROWS
+        function, before = self._function(wanted, points[0], with_grad=with_grad), loop_work()
         points = points.astype(pytensor.config.floatX)
         if self._stream is None:
-            return _in_parts(function, points)
-        return self._stream.mean(lambda batch: _in_parts(function, points, *batch))
+            found = _in_parts(function, points)
+        else:
+            found = self._stream.mean(lambda batch: _in_parts(function, points, *batch))
+        if done := loop_work() - before:
+            _LOOP_WORK[self._density] = _LOOP_WORK.get(self._density, 0) + done
+        return found
 
     def _backend(self, near: np.ndarray) -> str | None:
         """What compiles many rows, or a loop that NumPy would step in Python; None if neither."""
@@ -118,7 +130,7 @@ class LogDensity:
         """Make a function of ``wanted`` points or fewer, tried out near a point (dim,)."""
         density = self._density
         near = near.astype(pytensor.config.floatX)
-        backend = self._backend(near)
+        backend = "numba" if wanted == COMPILED_ROWS else self._backend(near)
         plan = plan_draws(density, wanted, near, backend or "numba")
         batch: list[TensorVariable] = []
         if self._stream is not None:
