@@ -45,15 +45,16 @@ class ArraySource:
         kinds = {type(a).__module__.partition(".")[0] for a in self._arrays.values()}
         self.label = f"arrays ({', '.join(sorted(kinds))})"
 
-    def read(self, block: int) -> Arrays:
-        """Slices; those of Dask are computed together."""
+    def read(self, block: int, out: Arrays) -> None:
+        """Copy slices; those of Dask are computed together."""
         rows = slice(*self._bounds[block : block + 2])
         parts = {name: array[rows] for name, array in self._arrays.items()}
         if any(type(part).__module__.startswith("dask") for part in parts.values()):
             from dask.base import compute  # slow to import
 
             parts = dict(zip(parts, compute(*parts.values()), strict=True))
-        return {n: np.asarray(p, dtype=self.columns[n].dtype) for n, p in parts.items()}
+        for name, array in out.items():
+            array[...] = parts[name]
 
     def where(self, block: int) -> str:
         """Its first row."""

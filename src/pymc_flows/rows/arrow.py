@@ -61,11 +61,11 @@ class ParquetSource:
         self.lengths = tuple(lengths)
         self.label = f"Parquet, {len(files)} file{'s' if len(files) > 1 else ''}"
 
-    def read(self, block: int) -> Arrays:
+    def read(self, block: int, out: Arrays) -> None:
         """Read one row group."""
         file, group = self._blocks[block]
         table = self._open(file).read_row_group(group, columns=_flat(self._names))
-        return _arrays(table, self._names, self.columns, self.where(block))
+        _copy(table, self._names, out, self.where(block))
 
     def where(self, block: int) -> str:
         """File and row group."""
@@ -102,10 +102,10 @@ class TableSource:
         self.lengths = tuple(min(size, table.num_rows - b) for b in self._begins)
         self.label = "Arrow table"
 
-    def read(self, block: int) -> Arrays:
-        """A slice of the table."""
+    def read(self, block: int, out: Arrays) -> None:
+        """Copy a slice of the table."""
         part = self._table.slice(self._begins[block], self.lengths[block])
-        return _arrays(part, self._names, self.columns, self.where(block))
+        _copy(part, self._names, out, self.where(block))
 
     def where(self, block: int) -> str:
         """Its first row."""
@@ -208,25 +208,15 @@ def _refuse_nulls(name: str, count: int, where: str) -> None:
     )
 
 
-def _arrays(
-    table: Any, names: Mapping[str, list[str] | str], columns: Mapping[str, Column], where: str
-) -> Arrays:
-    """Columns of a table as arrays."""
+def _copy(table: Any, names: Mapping[str, list[str] | str], out: Arrays, where: str) -> None:
+    """Put columns of a table into arrays."""
     for name in _flat(names):
         if count := table.column(name).null_count:
             _refuse_nulls(name, count, where)
-    found = {}
-    for name, given in names.items():
-        column = columns[name]
+    for name, array in out.items():
+        given = names[name]
         if isinstance(given, str):
-            found[name] = _values(table, given).astype(column.dtype, copy=False)
+            array[...] = table.column(given).to_numpy()
             continue
-        found[name] = np.empty((table.num_rows, len(given)), column.dtype)
         for k, part in enumerate(given):
-            found[name][:, k] = _values(table, part)
-    return found
-
-
-def _values(table: Any, name: str) -> np.ndarray:
-    values: np.ndarray = table.column(name).to_numpy()
-    return values
+            array[:, k] = table.column(part).to_numpy()

@@ -71,7 +71,7 @@ class Feed:
             for name, array in zip(self._names, arrays, strict=True):
                 # Places are known to be inside; to raise for others it would copy.
                 part = array[done : done + len(places)]
-                np.take(loaded.arrays[name], places, axis=0, out=part, mode="clip")
+                np.take(loaded.memory[name], places, axis=0, out=part, mode="clip")
             done += len(places)
 
     def close(self) -> None:

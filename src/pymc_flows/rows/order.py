@@ -53,6 +53,11 @@ class Order:
         self.total = int(self._lengths.sum())
         self._pools = lru_cache(maxsize=2)(self._drawn)
 
+    @property
+    def largest(self) -> int:
+        """As many rows as a pool may have."""
+        return min(self.total, self._pool_rows + int(self._lengths.max()) - 1)
+
     def pool_at(self, row: int) -> Pool:
         """The pool that has a row, counted on from the first row of the first epoch."""
         epoch, offset = divmod(row, self.total)
@@ -72,7 +77,8 @@ class Order:
 
     def _drawn(self, epoch: int) -> list[Pool]:
         blocks = np.arange(len(self._lengths))
-        if self.seed is not None:
+        # Where all rows are in memory, the order of blocks does not matter.
+        if self.seed is not None and self._pool_rows < self.total:
             np.random.default_rng([self.seed, epoch, 0]).shuffle(blocks)
         pools: list[Pool] = []
         begin, end, members = 0, 0, list[int]()

@@ -18,14 +18,14 @@ class Loaded:
     Attributes
     ----------
     pool : Pool
-    arrays : dict of str to ndarray
-        Rows in the order in which they were read.
+    memory : dict of str to ndarray
+        Rows in the order in which they were read; the last ones of an array may not be used.
     places : ndarray of int
         Where the rows of the epoch are, in their order.
     """
 
     pool: Pool
-    arrays: Arrays
+    memory: Arrays
     places: np.ndarray
 
 
@@ -43,47 +43,63 @@ class Pools:
         self._current: Loaded | None = None
         self._next: tuple[Pool, Future[Loaded]] | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._free: list[Arrays] = []
 
     def at(self, row: int) -> Loaded:
         """The pool that has a row, counted on from the first of the first epoch."""
-        pool = self._order.pool_at(row)
-        if self._current is None or self._current.pool != pool:
-            self._current = None  # before another one takes its memory
-            if self._next is not None and self._next[0] == pool:
-                found = self._next[1].result()
-            else:
-                found = self._load(pool)
-            self._current = found
-            following = self._order.after(pool)
-            if following.blocks == pool.blocks and len(found.places) == self._order.total:
-                # All rows are in memory: there is nothing to read.
-                self._next = None
-            else:
-                self._next = following, self._thread().submit(self._load, following)
+        pool, current = self._order.pool_at(row), self._current
+        if current is not None and current.pool == pool:
+            return current
+        if current is not None and current.pool.blocks == pool.blocks:  # all rows are in memory
+            self._current = Loaded(pool, current.memory, self._order.permutation(pool))
+            return self._current
+        found = self._awaited(pool)
+        if current is not None:
+            self._free.append(current.memory)
+            self._current = None
+        self._current = found or self._load(pool, self._memory())
+        following = self._order.after(pool)
+        if following.blocks != pool.blocks:
+            self._next = following, self._thread().submit(self._load, following, self._memory())
         return self._current
 
     def close(self) -> None:
         """Give the memory back."""
         self._current = self._next = self._executor = None
+        self._free = []
+
+    def _awaited(self, pool: Pool) -> Loaded | None:
+        """The pool that a thread reads, if it is this one."""
+        if self._next is None:
+            return None
+        (expected, future), self._next = self._next, None
+        found = future.result()
+        if expected == pool:
+            return found
+        self._free.append(found.memory)
+        return None
+
+    def _memory(self) -> Arrays:
+        """Arrays for a pool: those of one that has been used, which the system need not clear."""
+        if self._free:
+            return self._free.pop()
+        n = self._order.largest
+        return {k: np.empty((n, *c.shape), c.dtype) for k, c in self._source.columns.items()}
 
     def _thread(self) -> ThreadPoolExecutor:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "pymc_flows.rows")
         return self._executor
 
-    def _load(self, pool: Pool) -> Loaded:
-        n = pool.end - pool.begin
-        columns = self._source.columns
-        arrays = {name: np.empty((n, *c.shape), c.dtype) for name, c in columns.items()}
+    def _load(self, pool: Pool, memory: Arrays) -> Loaded:
         begin = 0
         for block in pool.blocks:
-            found = self._source.read(block)
-            check_block(found, self._source, block)
             end = begin + int(self._source.lengths[block])
-            for name, array in arrays.items():
-                array[begin:end] = found[name]
+            part = {name: array[begin:end] for name, array in memory.items()}
+            self._source.read(block, part)
+            check_block(part, self._source, block)
             begin = end
-        return Loaded(pool, arrays, self._order.permutation(pool))
+        return Loaded(pool, memory, self._order.permutation(pool))
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what is in memory."""

@@ -20,7 +20,7 @@ from pymc_flows.rows.source import Source
 from pymc_flows.support.arguments import check_integer
 
 BATCH_SIZE = 4096
-# What a pool takes, unless told otherwise, in bytes. There are up to three of them at a time.
+# What a pool takes, unless told otherwise, in bytes. There are two of them at a time.
 POOL_BYTES = 64 * 2**20
 # Of the rows that a model shows where there is no fit.
 FIRST_SEED = 0
@@ -102,7 +102,7 @@ class Rows:
             Rows in a step.
         pool_rows : int, optional
             Rows that are shuffled together; as many as take 64 MiB by default. A pool has whole row
-            groups, at least one, and three pools are in memory at times.
+            groups, at least one, and two pools are in memory at a time.
 
         Raises
         ------

@@ -53,8 +53,8 @@ class Source(Protocol):
     def label(self) -> str:
         """What it is, for people."""
 
-    def read(self, block: int) -> Arrays:
-        """Arrays (rows of the block, *shape of the column) by name."""
+    def read(self, block: int, out: Arrays) -> None:
+        """Put a block into arrays (rows of the block, *shape of the column) by name."""
 
     def where(self, block: int) -> str:
         """Where a block is, for people."""
