@@ -36,7 +36,8 @@ from pymc_flows.model.examine import has_weights
 from pymc_flows.model.logp import density_of, model_or_context
 from pymc_flows.model.streams import stream_of
 from pymc_flows.model.structure import structure
-from pymc_flows.start.moments import match_moments
+from pymc_flows.start.moments import match_moments, match_significant
+from pymc_flows.start.options import MAX_DENSE
 from pymc_flows.start.passes import share_for
 from pymc_flows.start.search import seek_frame
 from pymc_flows.support.compat import default_progress_theme
@@ -174,9 +175,9 @@ def _cheap(
         enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
         if is_good(tried.rungs, enough):
             return [], enough
-        # What takes many draws of all rows takes longer than training on batches of them.
-        is_small = stream_of(gaussian.density) is None or share_for(gaussian.density) == 1
-        has_time = is_small and not tried.deadline.has_passed
+        # In many dimensions, what takes many draws of all rows takes longer than batches of them.
+        is_cheap = stream_of(gaussian.density) is None or dim <= MAX_DENSE
+        has_time = is_cheap and not tried.deadline.has_passed
         if gaussian.flow.frame.scale is not None and has_time:
             for approx in closed_forms(gaussian, tried, seeds, is_spread=is_spread):
                 tried.judge(approx, 0)
@@ -340,12 +341,15 @@ def _gaussian(
     )
     approx = of(found)
     has_gaussian = found.scale is not None and has_weights(approx.density)
-    if not has_gaussian or tried.deadline.has_passed:
+    has_rows = stream_of(approx.density) is not None
+    if not has_gaussian or tried.deadline.has_passed or (has_rows and approx.ddim > MAX_DENSE):
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     tried.bar.say("Matching the moments of weighted draws")
-    share = share_for(approx.density)
-    return of(match_moments(counted(approx, tried), found, rng, share=share))
+    share = 1.0 if has_rows else share_for(approx.density)
+    log_density = counted(approx, tried)
+    found = match_moments(log_density, found, rng, share=share)
+    return of(match_significant(log_density, found, rng) if has_rows else found)
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
+import pytensor.tensor as pt
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
@@ -56,6 +58,15 @@ class Stream:
     def density(self) -> ModelDensity:
         """The log density with ``inputs`` in the place of a batch."""
         return self._given.replaced(dict(zip(self._variables, self.inputs, strict=True)))
+
+    @cached_property
+    def prior(self) -> ModelDensity:
+        """The log density without that of the rows."""
+        other = copy.copy(self._given)
+        for name in ("named_terms", "is_random"):
+            other.__dict__.pop(name, None)
+        other.__dict__["terms"] = [self._given.terms[0], pt.zeros(())]
+        return other
 
     @property
     def rows(self) -> Rows:
