@@ -1,5 +1,8 @@
 """Fits to rows that come batch by batch, compared with the same model and all rows in memory."""
 
+import gc
+import weakref
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +11,7 @@ import pytest
 
 import pymc_flows as pmf
 from fits import JAX, QUIET, assert_identical, everything
+from pymc_flows.approximation import deep_copy
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
@@ -115,6 +119,23 @@ def test_a_resumed_fit_has_the_same_bits(whole, path, frame, tmp_path):
 
 def test_every_step_reads_on(whole):
     assert whole.state.loop.state_dict()["batches"]["taken"] == 300
+
+
+def test_a_copy_of_a_model_has_its_rows(model):
+    copied = deep_copy(model)
+    density = density_of(copied)
+    point = np.zeros((1, 2 + GROUPS))
+    expected = LogDensity(density_of(model)).value(point)
+    np.testing.assert_array_equal(LogDensity(density).value(point), expected)
+
+
+def test_a_model_is_forgotten_with_its_rows(path):
+    density = density_of(batches(path))
+    LogDensity(density).value(np.zeros((1, 2 + GROUPS)))
+    ref = weakref.ref(density)
+    del density
+    gc.collect()
+    assert ref() is None
 
 
 def test_the_ladder_judges_by_all_rows(model, full):

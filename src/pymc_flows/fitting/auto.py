@@ -346,10 +346,11 @@ def _gaussian(
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     tried.bar.say("Matching the moments of weighted draws")
-    share = 1.0 if has_rows else share_for(approx.density)
-    log_density = counted(approx, tried)
-    found = match_moments(log_density, found, rng, share=share)
-    return of(match_significant(log_density, found, rng) if has_rows else found)
+    share, log_density = share_for(approx.density), counted(approx, tried)
+    if not has_rows or share == 1:
+        return of(match_moments(log_density, found, rng, share=share))
+    # Draws cost nothing that is worth a mention: see `counted`.
+    return of(match_significant(log_density, match_moments(log_density, found, rng), rng))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

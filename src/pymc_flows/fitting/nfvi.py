@@ -249,7 +249,10 @@ class NFVI(KLqp):
             return integer_seed(config.random_seed)
 
         with Interrupts(deferred=False):
-            problem = approx.problem(float(self.objective.op.beta), approx.anchor())
+            # What is replaced or optimised along makes another density of the model.
+            changes = config.more_replacements or config.more_obj_params or config.more_updates
+            anchor = None if changes else approx.anchor()
+            problem = approx.problem(float(self.objective.op.beta), anchor)
             self.state = FitState.prepare(Elbo(problem), config, entropy)
         approx.include_transformed = config.include_transformed
         self.state.begin(config.n)

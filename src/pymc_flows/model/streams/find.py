@@ -55,12 +55,18 @@ def _found(density: ModelDensity) -> Stream | None:
     if random_inputs(full):
         return None
     names = [f"{i}" for i in range(len(full))]
-    size = batches[0].type.shape[0]
-    if size is None or _why_not(model, batches, len(_values(full)[0])):
+    size, total = batches[0].type.shape[0], len(_values(full)[0])
+    if size is None or _why_not(model, batches, total):
         return None
 
     def make() -> Rows:
-        return Rows.arrays(dict(zip(names, _values(full), strict=True)), batch_size=int(size))
+        values = _values(full)
+        if len(values[0]) != total:
+            raise ModelError(
+                f"the data of a pm.Minibatch had {total:,} rows, as total_size= says, and now have "
+                f"{len(values[0]):,}\nBuild the model anew."
+            )
+        return Rows.arrays(dict(zip(names, values, strict=True)), batch_size=int(size))
 
     stream = Stream(density, batches, names, make, in_steps=False)
     return None if stream.density.is_random else stream

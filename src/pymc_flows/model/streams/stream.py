@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -47,25 +48,31 @@ class Stream:
         *,
         in_steps: bool,
     ):
-        self._given = density
+        self._given = weakref.ref(density)  # which knows its stream
         self._variables, self._names, self._make = list(variables), list(names), make
         self.inputs: list[TensorVariable] = [
             v.type(n) for v, n in zip(variables, names, strict=True)
         ]
         self.in_steps = in_steps
 
+    def _of(self) -> ModelDensity:
+        density = self._given()
+        assert density is not None  # whoever calls has just found this stream by it
+        return density
+
     @cached_property
     def density(self) -> ModelDensity:
         """The log density with ``inputs`` in the place of a batch."""
-        return self._given.replaced(dict(zip(self._variables, self.inputs, strict=True)))
+        return self._of().replaced(dict(zip(self._variables, self.inputs, strict=True)))
 
     @cached_property
     def prior(self) -> ModelDensity:
         """The log density without that of the rows."""
-        other = copy.copy(self._given)
+        given = self._of()
+        other = copy.copy(given)
         for name in ("named_terms", "is_random"):
             other.__dict__.pop(name, None)
-        other.__dict__["terms"] = [self._given.terms[0], pt.zeros(())]
+        other.__dict__["terms"] = [given.terms[0], pt.zeros(())]
         return other
 
     @property

@@ -24,9 +24,6 @@ class Batches(Protocol):
     def fill(self, step: int, arrays: Sequence[np.ndarray]) -> None:
         """Put those of a step, and of the steps after it, into arrays (steps, ...)."""
 
-    def close(self) -> None:
-        """Give memory back."""
-
     def state_dict(self) -> dict[str, Any]:
         """What a file keeps of them, as JSON has it."""
 
