@@ -29,6 +29,7 @@ ORDER = (
     "targets",
     "importance",
     "model",
+    "devices",
     "field",
     "training",
     "approximation",

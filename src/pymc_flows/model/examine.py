@@ -158,7 +158,13 @@ def check_backend(backend: object) -> None:
 
 
 def check_has_weights(density: ModelDensity) -> None:
-    """Raise `ModelError` if the log density is random: a minibatch, a simulator."""
+    """Raise `ModelError` if the log density is random, or one of some rows alone."""
+    if not density.has_all_rows:
+        raise ModelError(
+            "the model has the rows of this process alone, so that draws have no importance weights"
+            "\nSave the approximation, and load it with a model of all rows and "
+            "check_density=False."
+        )
     if density.is_random:
         raise ModelError(
             "the model's log density is random (a minibatch or a simulator), so that draws have "

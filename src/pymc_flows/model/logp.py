@@ -76,6 +76,8 @@ class ModelDensity:
         If the model has no free variable or a discrete one.
     """
 
+    has_all_rows = True  # False where a fit has been one of other processes' rows as well
+
     def __init__(self, model: pm.Model):
         self.model = model
         self.slots = layout(model)
@@ -335,8 +337,7 @@ class ModelDensity:
         # On an input of its own first: joining copies the graph, and with it whatever ``rows`` are
         # computed from, which would cut the result off from the ``rows`` of the caller.
         points = rows.type()
-        found = vectorized(terms, self.unpack(points), "the log density")
-        if isinstance(found, str):
+        if isinstance(found := vectorized(terms, self.unpack(points), "the log density"), str):
             return found
         outputs = graph_replace(found.outputs, {points: rows}, strict=False)
         values = [pt.full((rows.shape[0],), x) if x.ndim == 0 else x for x in outputs]
