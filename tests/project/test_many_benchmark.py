@@ -11,16 +11,17 @@ def test_it_runs(bench, tmp_path, monkeypatch):
 
     def here(module, arguments, environment):
         """Stand for a process."""
-        _, formula, _, steps, _, seed = arguments
         assert module == "many"
-        return many.child(formula, steps, seed)
+        assert arguments[:-1] == ["--formulas", "loc", "--steps", 10, "--child"]
+        return {"seconds": 1.0 + arguments[-1], "made": 3, "error": 0.1}
 
     monkeypatch.setattr(many, "run_child", here)
     arguments = ["--formulas", "loc", "--fits", "2", "--processes", "1", "--steps", "10"]
     report = many.main([*arguments, "--out", str(tmp_path)])
     rows = record(tmp_path, "many")["tables"]["Ways"]
     assert [row["way"] for row in rows] == [many.MANY, many.CALLS, many.ALONE, many.PROCESS]
-    together, calls, alone, _ = (row["functions made after the first"] for row in rows)
+    together, calls, alone, each = (row["functions made after the first"] for row in rows)
+    assert (each, rows[-1]["CPU s each"]) == (3, 2.0)  # without the one that fills the caches
     assert together == calls == 0
     assert alone > 0
     assert report.checks[0].holds
