@@ -45,7 +45,7 @@ from pymc_flows.model.layout import (
     start_point,
     tensor_values,
 )
-from pymc_flows.model.replacements import Replacements, check_replacements, named_terms
+from pymc_flows.model.replacements import Replacements, check_replacements, named_terms, parts_of
 
 __all__ = ["ModelDensity", "Replacements", "Slot", "density_of"]
 
@@ -85,12 +85,12 @@ class ModelDensity:
         self.dim = self.slots[-1].slice.stop
         self._replacements: Replacements = None
         self._replaced: ModelDensity | None = None
-        self._parts = _parts(model)
+        self._parts = parts_of(model)
         self.kept: dict[Any, Any] = {}
 
     def is_current(self) -> bool:
         """Whether the model still has the variables that it had, in shape and number."""
-        parts = _parts(self.model)
+        parts = parts_of(self.model)
         return (
             len(parts) == len(self._parts)
             and all(a is b for a, b in zip(parts, self._parts, strict=True))
@@ -363,13 +363,6 @@ def density_of(model: pm.Model) -> ModelDensity:
     if found is None or not found.is_current():
         found = _DENSITIES[id(model)] = ModelDensity(model)
     return found
-
-
-def _parts(model: pm.Model) -> list[object]:
-    """What the log density of a model is made of, besides values of data."""
-    maps = model.rvs_to_values, model.rvs_to_transforms
-    pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
-    return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]
 
 
 def _total(terms: list[TensorVariable]) -> TensorVariable:

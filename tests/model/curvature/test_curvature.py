@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from hessians import automatic_hessian, differenced_hessian, start_near
 from models import ZOO
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.curvature import Curvature, curvature_of
+from pymc_flows.model.curvature import Curvature, assembly, curvature_of
 from pymc_flows.model.curvature.batched import Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian, colours
 from pymc_flows.model.curvature.plan import Plan
@@ -271,6 +271,17 @@ def test_what_is_kept_follows_exchanged_data():
         expected = Curvature(fresh, first.field).entries(points)
         np.testing.assert_allclose(kept.entries(points), expected, rtol=1e-12)
     assert plans[0] is plans[1]  # counts are no part of a plan
+
+
+@pytest.mark.parametrize("make", [walk, hurdle, factors_of_a_matrix])
+def test_few_products_are_added_up_as_many_are(make, monkeypatch):
+    density = ModelDensity(make())
+    points = start_near(density) + np.array([[0.0], [0.1]])
+    found = {}
+    for few in (0, 10**9):
+        monkeypatch.setattr(assembly, "FEW", few)
+        found[few] = Curvature(density).entries(points)
+    np.testing.assert_allclose(found[0], found[10**9], rtol=1e-9, atol=1e-9)
 
 
 def test_minibatches_are_differenced_and_nothing_is_hidden():

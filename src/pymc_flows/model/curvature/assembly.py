@@ -13,6 +13,8 @@ from pymc_flows.model.curvature.jacobians import Floats, Matrix, binned
 from pymc_flows.model.curvature.kernels import outer_products
 from pymc_flows.model.structure.rows import Ints, Pattern, Rows, distinct_rows, ranges
 
+# So few products need no kernel: to load numba and the kernel takes longer than many Hessians.
+FEW = 1_000
 # From this many pairs of rows with one pattern on, products of dense matrices are quicker.
 _MIN_DENSE_ROWS, _MIN_DENSE_COLUMNS = 16, 6
 
@@ -62,6 +64,56 @@ class _Pairs:
     table: Ints
     begin: Ints
     keys: Ints
+
+    @property
+    def size(self) -> int:
+        """Number of products of two entries."""
+        return int(np.diff(self.begin)[self.table].sum())
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Products of two entries and a weight, one by one.
+
+    Parameters
+    ----------
+    pairs : _Pairs
+    weight, left, right, place : ndarray of int
+        Where the three factors are, and where the product goes.
+    times : ndarray
+        2 for an entry of the diagonal that stands for both triangles.
+    """
+
+    pairs: _Pairs
+    weight: Ints
+    left: Ints
+    right: Ints
+    place: Ints
+    times: Floats
+
+    @classmethod
+    def of(cls, pairs: _Pairs, places: Ints) -> _Listed:
+        """List the products of pairs of rows."""
+        one, other = pairs.product.left.matrix.pattern, pairs.product.right.matrix.pattern
+        starts = one.indptr[pairs.left], other.indptr[pairs.right]
+        widths = one.indptr[pairs.left + 1] - starts[0], other.indptr[pairs.right + 1] - starts[1]
+        sizes = widths[0] * widths[1]
+        weight = np.repeat(np.arange(len(sizes)), sizes)
+        row, column = np.divmod(ranges(np.zeros_like(sizes), sizes), widths[1][weight])
+        if pairs.product.same:
+            kept = column <= row
+            weight, row, column = weight[kept], row[kept], column[kept]
+        left, right = starts[0][weight] + row, starts[1][weight] + column
+        found = np.diff(pairs.begin)[pairs.table]
+        place = places[ranges(pairs.begin[pairs.table], found)]
+        twice = one.indices[left] == other.indices[right] if not pairs.product.same else False
+        return cls(pairs, weight, left, right, place, np.where(twice, 2.0, 1.0))
+
+    def sums(self, w: Floats, n: int) -> Floats:
+        """Sums (points, n) with weights (points, pairs)."""
+        left, right = self.pairs.product.left.matrix.data, self.pairs.product.right.matrix.data
+        products = w[:, self.weight] * left[..., self.left] * right[..., self.right] * self.times
+        return binned(self.place, products, n)
 
 
 def _pairs(product: Product, n: int) -> _Pairs:
@@ -127,6 +179,7 @@ class Assembly:
         self._keys = _ascending(np.concatenate([diagonal, extra, *distinct]))
         nothing = np.zeros(0, dtype=np.intp)
         self._pairs = [(replace(p, keys=nothing), self.positions(p.keys)) for p in pairs]
+        self._listed = [_Listed.of(*p) for p in self._pairs] if self.size <= FEW else None
         row, column = np.divmod(self._keys, n)
         off = row != column
         number = np.arange(len(self._keys))
@@ -153,6 +206,11 @@ class Assembly:
         return len(self._keys)
 
     @property
+    def size(self) -> int:
+        """Number of products of entries that are added up."""
+        return sum(pairs.size for pairs, _ in self._pairs)
+
+    @property
     def n_entries(self) -> int:
         """Number of entries of the whole matrix."""
         return len(self._indices)
@@ -163,12 +221,15 @@ class Assembly:
         Slots have as many rows, or one for all points.
         """
         out = np.zeros((n_points, len(self._keys)))
-        for pairs, places in self._pairs:
+        for k, (pairs, places) in enumerate(self._pairs):
             w = slots[pairs.product.slot]
             if pairs.pair is not None:
                 w = binned(pairs.pair, w, len(pairs.left))
             w = np.ascontiguousarray(np.broadcast_to(w, (n_points, w.shape[1])), dtype=float)
-            _add(out, w, pairs, places)
+            if self._listed is None:
+                _add(out, w, pairs, places)
+            else:
+                out += self._listed[k].sums(w, len(self._keys))
         return out
 
     def entries(self, lower: Floats) -> Floats:

@@ -15,6 +15,9 @@ from pymc_flows.model.logp import ModelDensity
 
 _log = logging.getLogger(__name__)
 
+# Products of a curvature that is kept with its density.
+MOST_KEPT = 2_000_000
+
 type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.intp]
 
@@ -24,11 +27,13 @@ def curvature_of(
     field: Ints | None = None,
     near: npt.NDArray[np.float64] | None = None,
 ) -> Curvature:
-    """Return the curvature of a density over a field; the same as before if there is one."""
+    """Return the curvature of a density over a field: the same as before, unless it is large."""
     key = "curvature", None if field is None else field.tobytes()
     found: Curvature | None = density.kept.get(key)
     if found is None:
-        found = density.kept[key] = Curvature(density, field, near)
+        found = Curvature(density, field, near)
+        if found.size <= MOST_KEPT:
+            density.kept[key] = found
     return found
 
 
@@ -87,6 +92,11 @@ class Curvature:
     def n_field(self) -> int:
         """Number of rows and columns."""
         return len(self.field)
+
+    @property
+    def size(self) -> int:
+        """Number of products that a Hessian is a sum of, which memory is needed for."""
+        return self._planned().assembly.size
 
     @property
     def pattern(self) -> scipy.sparse.csc_matrix:

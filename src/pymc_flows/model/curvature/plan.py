@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -241,13 +242,15 @@ class Plan:
         """How many points are evaluated together, by the finite parts at one of them."""
         size = sum(part.size for part in parts)
         if size <= LARGE:
-            batched = Batched(self._density, [self._total(), *self._slots])
+            batched = Batched(self._density, [self._total, *self._slots])
             if batched.exists and batched.agrees(z, parts):
                 self._batched = batched
                 return max(1, MOST // size)
         return 1
 
+    @cached_property
     def _total(self) -> TensorVariable:
+        """The log density of one point."""
         density = self._density
         terms = switch_parameter_checks(
             list(density.named_terms.values()), density.values, keep=density.model.check_bounds
@@ -257,7 +260,7 @@ class Plan:
     def _compile(self, *, with_grad: bool) -> Callable[..., list[Floats]]:
         values = self._density.values
         with no_compiler():
-            total = self._total()
+            total = self._total
             outputs = [total]
             if with_grad:
                 outputs += pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")

@@ -39,6 +39,8 @@ from pymc_flows.support.compat import (
 
 # Known by name, and never opened: their dependence is along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
+# Of what has been read off data, so much is kept.
+MOST_BYTES = 20e6
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,23 @@ def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[
 
 
 class Readings:
-    """What has been read off data, so that it need not be read again while these say the same."""
+    """What has been read off data, so that it need not be read again while these say the same.
+
+    Of large data no copy is kept, and they are read again.
+    """
 
     def __init__(self) -> None:
         self._read: list[tuple[Callable[[np.ndarray | None], list[Any]], list[Any]]] = []
+        self._bytes = 0
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether they can be compared."""
+        return self._bytes <= MOST_BYTES
 
     def are_current(self, near: np.ndarray | None) -> bool:
         """Whether the data of now, and a point (dim,), give the same."""
-        return all(_same(evaluate(near), found) for evaluate, found in self._read)
+        return self.are_kept and all(_same(evaluate(near), found) for evaluate, found in self._read)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -158,7 +169,8 @@ class Readings:
 
     def add(self, evaluate: Callable[[np.ndarray | None], list[Any]], found: list[Any]) -> None:
         """Record a result, and how it is computed."""
-        self._read.append((evaluate, found))
+        self._bytes += sum(getattr(value, "nbytes", 0) for value in found)
+        self._read = [*self._read, (evaluate, found)] if self.are_kept else []
 
 
 _READINGS: ContextVar[Readings | None] = ContextVar("readings", default=None)

@@ -80,7 +80,8 @@ def structure_of(
     readings = Readings()
     with readings.recorded():
         found = _read(density, hyper, field, near)
-    density.kept[key] = found, readings
+    if readings.are_kept:
+        density.kept[key] = found, readings
     return found
 
 
