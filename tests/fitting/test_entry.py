@@ -171,7 +171,7 @@ def test_a_formula_in_place_of_the_number_of_steps(model, n):
 
 
 def test_simple_mistakes_are_told_before_the_search(model, monkeypatch):
-    monkeypatch.setattr("pymc_flows.fitting.entry.seek_frame", None)
+    monkeypatch.setattr("pymc_flows.fitting.restarts.single.seek_frame", None)
     monkeypatch.setattr("pymc_flows.fitting.auto.seek_frame", None)
     with pytest.raises(ArgumentError, match="n must be an integer of at least 0, got -5"):
         pmf.fit(-5, model=model)

@@ -227,7 +227,7 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_a_search(tmp_path
     def slow(*args, **kwargs):
         raise AssertionError("a search or a fit has begun")
 
-    monkeypatch.setattr("pymc_flows.fitting.entry.seek_frame", slow)
+    monkeypatch.setattr("pymc_flows.fitting.restarts.single.seek_frame", slow)
     monkeypatch.setattr("pymc_flows.fitting.nfvi.FitState.prepare", slow)
     model = three_variables()
     fits = [

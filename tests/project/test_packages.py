@@ -30,6 +30,7 @@ ORDER = (
     "targets",
     "importance",
     "model",
+    "devices",
     "field",
     "training",
     "approximation",

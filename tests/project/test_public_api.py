@@ -45,7 +45,8 @@ SIGNATURES = {
     "Formula": "text",
     "FormulaError": "message, source, start, end, hint",
     "fit": "n, *, formula, method, model, random_seed, start, inf_kwargs, hyper, field, "
-    "seconds, quality, restarts, combine, cores, executor, mp_ctx, blas_cores, **kwargs",
+    "seconds, quality, restarts, combine, batched, race, cores, executor, mp_ctx, blas_cores, "
+    "**kwargs",
     "structure": "model, *, hyper, field, start",
     "fit_draws": "draws, formula, model, *, n, batch, held_out, obj_optimizer, backend, "
     "random_seed, progressbar",
@@ -61,7 +62,7 @@ SIGNATURES = {
     "load": "path, model, *, check_density",
     "resume": "path, model, *, check_density, callbacks, progressbar, progressbar_theme, "
     "obj_optimizer, more_obj_params, more_updates, more_replacements, total_grad_norm_constraint, "
-    "compile_kwargs",
+    "compile_kwargs, devices",
     "uninstall": "",
     "Anneal": "share, start, curve",
     "Plateau": "tolerance, window, decay",
@@ -79,7 +80,7 @@ SIGNATURES = {
     "NFVI.fit": "self, n, score, callbacks, progressbar, progressbar_theme, *, backend, "
     "include_transformed, random_seed, checkpoint, every, obj_n_mc, obj_optimizer, "
     "schedule, stop, anneal, gradient, more_obj_params, more_updates, more_replacements, "
-    "total_grad_norm_constraint, compile_kwargs, fn_kwargs, tf_n_mc, test_optimizer, "
+    "total_grad_norm_constraint, compile_kwargs, devices, fn_kwargs, tf_n_mc, test_optimizer, "
     "more_tf_params",
     "NormalizingFlow.save": "self, path",
     "NFVI.save": "self, path",

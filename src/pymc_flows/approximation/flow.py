@@ -22,8 +22,9 @@ from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.streams import stream_of
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed

@@ -7,6 +7,7 @@ again: for another data set, or for the same model in the next cell of a noteboo
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.modes import NUMPY, is_compiled, is_of_jax
 from pymc_flows.backends.ops import ops_inside, values_needed
-from pymc_flows.support.compat import TensorSharedVariable, frozen_graph
+from pymc_flows.support.compat import TensorSharedVariable, frozen_graph, jax_function
 
-__all__ = ["Bound", "counts", "forget", "function_of", "is_array"]
+__all__ = ["Bound", "batched", "counts", "forget", "function_of", "is_array"]
 
 # Functions that are kept; whoever holds one keeps it anyway.
 MAX_KEPT = 128
@@ -41,6 +42,10 @@ _KNOWN = frozenset({"pymc", "pymc_extras", "pymc_flows", "pytensor"})
 def is_array(var: Variable) -> TypeGuard[TensorConstant]:
     """Whether a variable is a constant array, and not a sparse one."""
     return isinstance(var, TensorConstant) and isinstance(var.data, np.ndarray)
+
+
+type Place = Callable[[list[Any]], list[Any]]
+"""Brings data to where a function computes."""
 
 
 @dataclass
@@ -73,18 +78,57 @@ class Bound:
         ]
         # Data and what has been made of them: one value, so that other threads see both.
         self._prepared: tuple[list[Any], list[Any]] | None = None
+        self._place: Place = functions.place
+
+    def placed(self, place: Place) -> Bound:
+        """The same function, whose data ``place`` turns into what the backend takes."""
+        other = copy.copy(self)
+        other._place, other._prepared = place, None
+        return other
 
     def __call__(self, *args: Any) -> Any:
         """Compute."""
+        return self._functions.main(*args, *self.arguments())
+
+    def arguments(self) -> list[Any]:
+        """What stands for the data now."""
         data = [storage[0] for storage in self._data]
         known = self._prepared
         if known is None or any(x is not y for x, y in zip(data, known[0], strict=True)):
-            known = self._prepared = data, self._functions.prepare(data)
-        return self._functions.main(*args, *known[1])
+            known = self._prepared = data, self._place(self._functions.prepare(data))
+        return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is computed."""
         return {**self.__dict__, "_prepared": None}
+
+
+def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[..., Any] | None:
+    """One function for several that differ in their data alone; on JAX.
+
+    Parameters
+    ----------
+    functions : sequence of Bound
+    axes : sequence of int or None
+        Axis of each argument along which it has that of each function; None if all have the same.
+
+    Returns
+    -------
+    callable or None
+        Its results have a leading axis for the functions. None if what these compute differs, too.
+    """
+    first = functions[0]._functions
+    if any(function._functions is not first for function in functions):
+        return None
+    import jax
+
+    data, places = [], list(axes)
+    for parts in zip(*(function.arguments() for function in functions), strict=True):
+        is_one = all(x is parts[0] or np.array_equal(x, parts[0]) for x in parts)
+        data.append(parts[0] if is_one else jax.numpy.stack(parts))
+        places.append(None if is_one else 0)
+    call = jax.jit(jax.vmap(first.main.of_jax, in_axes=tuple(places)))
+    return lambda *args: call(*args, *data)
 
 
 class _Functions:
@@ -118,7 +162,7 @@ class _Functions:
         inputs = [*given, *map(In, arguments)]
         outputs = [Out(x, borrow=old.borrow) for x, old in zip(ends, wanted, strict=True)]
         self.main = _Shared(lambda: pytensor.function(inputs, outputs, mode=mode, **how), mode)
-        self._is_on_jax = is_of_jax(mode)
+        self.place: Place = _as_jax_arrays if is_of_jax(mode) else list
         self._parts = None
         if parts:
             leaves = [stands_for[v] for v in data]
@@ -130,16 +174,18 @@ class _Functions:
             )
 
     def prepare(self, data: Sequence[Any]) -> list[Any]:
-        """Arguments of `main` for data."""
+        """Arguments of `main` for data, where the data are."""
         found = [data[i] for i in self._direct]
         if self._parts is not None:
             with np.errstate(all="ignore"):
                 found += self._parts(*data)
-        if not self._is_on_jax:
-            return found
-        import jax
+        return found
 
-        return [jax.numpy.asarray(x) for x in found]
+
+def _as_jax_arrays(arrays: list[Any]) -> list[Any]:
+    import jax
+
+    return [jax.numpy.asarray(x) for x in arrays]
 
 
 class _Shared:
@@ -164,6 +210,12 @@ class _Shared:
             return function(*args)
         finally:
             lock.release()
+
+    @property
+    def of_jax(self) -> Callable[..., Any]:
+        """The function of JAX behind it."""
+        call: Callable[..., Any] = jax_function(self._functions[0][0])[0]
+        return call
 
     def _take(self) -> tuple[Any, Any]:
         """A function that no other thread is using, and its lock, which is held."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytensor
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
+from pytensor.link.basic import Linker
 
 from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
@@ -138,6 +139,11 @@ def is_of_jax(mode: Mode | str) -> bool:
     from pymc_flows.support.compat import JAXLinker
 
     return isinstance(get_mode(mode).linker, JAXLinker)
+
+
+def relinked(mode: Mode, linker: Linker) -> Mode:
+    """Return one of our modes with another linker."""
+    return _Mode(linker, query_of_mode(mode))
 
 
 @lru_cache

@@ -108,7 +108,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
     )
     shift = _shift(surface, numbers("shift", None, m))
     n_outer, is_gaussian, corrects, is_far, *evaluations = read("counts", (8,), "int64").tolist()
-    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     conditional = ConditionalField(
         modes,
         surface,

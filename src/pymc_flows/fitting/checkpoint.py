@@ -42,6 +42,15 @@ def save_fit(
 
     With ``growing`` the losses go into a file of their own, if there are many.
     """
+    content = fit_contents(approx, state, hist, every=every)
+    with Interrupts(deferred=True):
+        write(path, content, growing)
+
+
+def fit_contents(
+    approx: NormalizingFlow, state: FitState, hist: np.ndarray, *, every: int
+) -> Content:
+    """An approximation and the state of its fit."""
     content = contents(approx, hist)
     kept = state.state_dict()
     arrays = {**content.arrays, **kept.pop("arrays")}
@@ -53,8 +62,7 @@ def save_fit(
         "include_transformed": approx.include_transformed,
     }
     record = {**content.record, "fit": fit}
-    with Interrupts(deferred=True):
-        write(path, replace(content, arrays=arrays, record=record), growing)
+    return replace(content, arrays=arrays, record=record)
 
 
 def read_config(

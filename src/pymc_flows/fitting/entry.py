@@ -13,23 +13,23 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.devices import as_devices
 from pymc_flows.errors import ArgumentError
-from pymc_flows.fitting.auto import SEARCH_SHARE, climb
+from pymc_flows.fitting.auto import climb
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.run import Combine, fit_restarts
+from pymc_flows.fitting.restarts.single import inference_of
 from pymc_flows.fitting.structured import fit_structured
-from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.logp import density_of
 from pymc_flows.model.streams import stream_of
-from pymc_flows.start.search import seek_frame
-from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.deadline import Deadline, check_seconds
 from pymc_flows.support.interrupts import Interrupts
-from pymc_flows.support.seeds import RandomState, integer_seeds
+from pymc_flows.support.seeds import RandomState
 from pymc_flows.training.config import FitConfig
 from pymc_flows.workers import Workers
 from pymc_flows.workers.options import BlasCores
@@ -53,6 +53,8 @@ def fit(
     quality: str = "good",
     restarts: int | None = None,
     combine: Combine = None,
+    batched: bool = False,
+    race: bool = False,
     cores: int = 1,
     executor: Executor | None = None,
     mp_ctx: str | BaseContext | None = None,
@@ -107,6 +109,16 @@ def fit(
     combine : {'mixture', 'best'}, optional
         What restarts return: the mixture of all, weighted by evidence, or the best of them. By
         default the mixture where its ELBO is larger.
+    batched : bool
+        Take the steps of all restarts in one compiled loop on JAX, whose parameters have an axis
+        for them: for small models, and for accelerators, which are idle with one. Each restart is
+        the fit that it would be alone, up to rounding. Where that is not possible (without a
+        formula, on numba, with minibatches, ``stop=``, ``seconds=`` or further parameters) fits
+        run one by one, and the log says so.
+    race : bool
+        End restarts early that are behind: after an eighth, a quarter and a half of the steps,
+        those of the worse half whose losses are above those of the best by more than noise. They
+        stay in the table, and in the mixture if it gains by them, as they were then.
     cores : int
         Processes that run restarts; 1 is this one. A script that asks for more needs
         ``if __name__ == "__main__":``.
@@ -118,7 +130,8 @@ def fit(
     blas_cores : int, 'auto' or None
         Threads of BLAS of all processes together; ``'auto'`` is one for each, None sets no limit.
     **kwargs
-        As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, …
+        As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, ``devices``,
+        …
 
     Returns
     -------
@@ -136,13 +149,10 @@ def fit(
         raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
     if isinstance(n, str | Formula):
         raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
-    n = check_integer("n", n, minimum=0)
+    n = check_arguments(n, formula, quality, kwargs)
     deadline = Deadline.after(check_seconds(seconds))
-    _check_keywords(kwargs)
-    check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
-    _check_quality(quality, formula)
     if isinstance(method, NFVI):
         given = {
             "model": model,
@@ -160,10 +170,15 @@ def fit(
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
+    _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    is_auto = formula is None or _is_auto(formula)
+    is_auto = is_search(formula)
     if restarts is not None:
+        if kwargs.get("devices") and (cores != 1 or executor is not None):
+            raise ArgumentError("devices= belong to this process: leave out cores= and executor=")
+        if batched and (cores != 1 or executor is not None):
+            raise ArgumentError("batched= is one loop in this process: leave out cores=, executor=")
         show = bool(kwargs.pop("progressbar", True))
         return fit_restarts(
             fit,
@@ -172,6 +187,8 @@ def fit(
             restarts=restarts,
             workers=Workers(cores, executor, mp_ctx, blas_cores, show),
             combine=combine,
+            batched=batched,
+            is_race=race,
             formula=None if is_auto or formula is None else Formula(formula),
             start=start,
             random_seed=random_seed,
@@ -184,8 +201,10 @@ def fit(
                 "quality": quality,
             },
         )
-    if (cores, executor, combine) != (1, None, None):
-        raise ArgumentError("cores=, executor= and combine= are for restarts: give restarts=, too")
+    if (cores, executor, combine, batched, race) != (1, None, None, False, False):
+        raise ArgumentError(
+            "cores=, executor=, combine=, batched= and race= are for restarts: give restarts=, too"
+        )
     if is_auto or formula is None:
         for name in ("callbacks", "checkpoint"):
             if kwargs.get(name):
@@ -227,40 +246,66 @@ def fit(
         raise ArgumentError(
             f"hyper= and field= are for formulas such as 'tril-loc | laplace', got {str(flow)!r}"
         )
-    search_seed, fit_seed = integer_seeds(random_seed, 2)
-    if not isinstance(start, Frame):
-        dense = not build_chain(flow, density.dim).is_elementwise
-        start = seek_frame(
-            model,
-            start=start,
-            dense=dense,
-            random_seed=search_seed,
-            deadline=deadline.share(SEARCH_SHARE),
-        )
-    inference = NFVI(flow, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
+    inference = inference_of(
+        flow,
+        model=model,
+        start=start,
+        random_seed=random_seed,
+        inf_kwargs=inf_kwargs,
+        deadline=deadline,
+    )
     if seconds is None:
         return inference.fit(n, **kwargs)
     inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
     return inference.approx
 
 
-def _is_auto(formula: str | Formula | None) -> bool:
+def is_search(formula: str | Formula | None) -> bool:
+    """Whether the formula is left to `climb`."""
     return formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
+
+
+def check_arguments(
+    n: object, formula: str | Formula | None, quality: object, kwargs: Mapping[str, Any]
+) -> int:
+    """Refuse arguments of `fit` that need no model to be seen wrong; return the steps n."""
+    steps = check_integer("n", n, minimum=0)
+    _check_keywords(kwargs)
+    check_backend(kwargs.get("backend"))
+    _check_quality(quality, formula)
+    return steps
 
 
 def _check_quality(quality: object, formula: str | Formula | None) -> None:
     """Refuse an unknown quality, and one that a single formula could not promise."""
     if quality not in QUALITIES:
         raise ArgumentError(f"quality must be 'good' or 'best', got {quality!r}")
-    if quality != "good" and not _is_auto(formula):
+    if quality != "good" and not is_search(formula):
         raise ArgumentError(
             f"quality={quality!r} says when formula='auto' ends, got the formula {str(formula)!r}"
         )
 
 
+def _check_devices(
+    kwargs: dict[str, Any], formula: str | Formula | None, start: object, seconds: float | None
+) -> None:
+    """Refuse what processes that have rows of their own would each do in another way."""
+    devices = kwargs["devices"] = as_devices(kwargs.get("devices"))
+    if devices is None:
+        del kwargs["devices"]
+    elif not devices.is_local and (
+        is_search(formula) or not isinstance(start, Frame) or seconds is not None
+    ):
+        raise ArgumentError(
+            "devices= of several processes: a search sees the rows of its process alone\n"
+            "Give a formula, start= as the same Frame in all of them, and no seconds=; or use NFVI."
+        )
+
+
 def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:
     """Refuse what has no meaning where nothing is trained step by step."""
-    unused = [name for name in ("callbacks", "checkpoint", "stop", "anneal") if kwargs.get(name)]
+    names = ("callbacks", "checkpoint", "stop", "anneal", "devices")
+    unused = [name for name in names if kwargs.get(name)]
     if unused:
         raise ArgumentError(
             f"{str(flow)!r} is not trained step by step: {', '.join(unused)} has no meaning there"

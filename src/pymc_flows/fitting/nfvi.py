@@ -21,9 +21,9 @@ from pymc_flows.fitting.checkpoint import save_fit
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.growing import Growing
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.logp import density_of
 from pymc_flows.start.point import possible_start
-from pymc_flows.support.arguments import check_integer, renamed
+from pymc_flows.support.arguments import check_integer, model_or_context, renamed
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.interrupts import Interrupts
@@ -136,6 +136,7 @@ class NFVI(KLqp):
         more_replacements: Mapping[Variable, Variable] | None = None,
         total_grad_norm_constraint: float | None = None,
         compile_kwargs: Mapping[str, Any] | None = None,
+        devices: Any = None,
         fn_kwargs: Mapping[str, Any] | None = None,
         tf_n_mc: int | None = None,
         test_optimizer: Optimizer | None = None,
@@ -209,6 +210,13 @@ class NFVI(KLqp):
             Upper bound of the gradient's norm.
         compile_kwargs : dict
             Passed to `pytensor.function`.
+        devices : int, sequence of jax.Device, jax.sharding.Mesh or NamedSharding, optional
+            Share out the rows of the data among so many devices of JAX: observed variables, and
+            all data with as many entries along an axis. Parameters and draws are on each device;
+            XLA adds up the gradients. The rows must divide evenly; the log says which variables
+            were shared out. With devices of several processes (`jax.distributed`), one of each,
+            every process has a model of its own rows, and losses and gradients are those of the
+            rows of all.
         fn_kwargs
             Deprecated name of ``compile_kwargs``.
         tf_n_mc, test_optimizer, more_tf_params
@@ -241,6 +249,11 @@ class NFVI(KLqp):
 
         With a deadline, the fit ends there.
         """
+        self.prepare(config)
+        return self.go_on(config.progressbar_theme, show=config.progressbar, deadline=deadline)
+
+    def prepare(self, config: FitConfig) -> None:
+        """Check everything, build the loop, and plan the steps."""
         approx = self.approx
 
         def entropy() -> int:
@@ -258,7 +271,6 @@ class NFVI(KLqp):
         self.state.begin(config.n)
         if config.checkpoint is not None:
             save_fit(config.checkpoint, approx, self.state, self.hist, every=self.state.every)
-        return self.go_on(config.progressbar_theme, show=config.progressbar, deadline=deadline)
 
     def refine(
         self,

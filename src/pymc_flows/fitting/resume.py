@@ -32,7 +32,7 @@ from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.record import Restarts
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content, read
-from pymc_flows.model.logp import model_or_context
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.config import Callback
@@ -118,6 +118,7 @@ def resume(
     more_replacements: Mapping[Variable, Variable] | None = None,
     total_grad_norm_constraint: Any = None,
     compile_kwargs: Mapping[str, Any] | None = None,
+    devices: Any = None,
 ) -> NFVI:
     """Go on with a fit from its checkpoint, and finish it.
 
@@ -145,6 +146,8 @@ def resume(
         Those of the fit, if it had any: they are code, which no file holds.
     total_grad_norm_constraint : TensorVariable, optional
         Only if it was symbolic.
+    devices
+        As in `NFVI.fit`; they need not be those of the fit. Only bits depend on them.
 
     Returns
     -------
@@ -174,6 +177,7 @@ def resume(
         callbacks=list(callbacks or []),
         progressbar=progressbar,
         progressbar_theme=progressbar_theme,
+        devices=devices,
     )
     inference = NFVI(**flow_arguments(content, model))
     approx = inference.approx

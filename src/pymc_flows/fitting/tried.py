@@ -33,6 +33,10 @@ SMALL = 0.3
 # A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
 # modes that are apart, or over a curve.
 SPREAD = 1.0
+# A flow that closes less than this share of the gap between the best so far and the evidence, and
+# whose weights cannot be trusted either, will not be saved by more layers.
+LITTLE = 0.1
+LITTLE_GAINED = f"the last closed less than {LITTLE:.0%} of the gap to the evidence"
 
 
 class Tried:
@@ -248,3 +252,12 @@ def best_of(qualities: Sequence[Quality]) -> int:
         if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):
             best = i
     return best
+
+
+def gains_little(rungs: Sequence[Rung]) -> bool:
+    """Whether the last flow is hardly nearer to the evidence than those before, and not good."""
+    *before, last = [rung.quality for rung in rungs if rung.quality is not None]
+    if not before or last.is_trusted or any(q.is_trusted for q in before):
+        return False
+    best = max(q.elbo for q in before)
+    return last.elbo - best < LITTLE * (last.log_evidence - best)

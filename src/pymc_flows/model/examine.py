@@ -166,8 +166,15 @@ def has_weights(density: ModelDensity) -> bool:
 def check_has_weights(density: ModelDensity) -> None:
     """Raise `ModelError` if the log density is random: a simulator, or some of unknown rows.
 
-    Of a minibatch with ``total_size=`` all rows are known, and weights are those by all of them.
+    Of a minibatch with ``total_size=`` all rows are known, and weights are those by all of them;
+    not so of rows that other processes have.
     """
+    if not density.has_all_rows:
+        raise ModelError(
+            "the model has the rows of this process alone, so that draws have no importance weights"
+            "\nSave the approximation, and load it with a model of all rows and "
+            "check_density=False."
+        )
     if not has_weights(density):
         raise ModelError(
             "the model's log density is random (a minibatch or a simulator), so that draws have "

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.layout import sizes
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.logp import density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.start.ascent import Path, ascend
 from pymc_flows.start.options import (
@@ -32,6 +32,7 @@ from pymc_flows.start.passes import on_all_rows
 from pymc_flows.start.point import find_start
 from pymc_flows.start.target import Target
 from pymc_flows.start.target import dense as dense_array
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts

@@ -224,6 +224,7 @@ __all__ = [
     "rebuild_scan",
     "replace_rvs_by_values",
     "rewrite_graph",
+    "shard_map",
     "unflatten_index_variables",
     "vectorize_node",
     "vectorize_node_fallback",
@@ -310,6 +311,18 @@ def jax_precision(*, double: bool) -> AbstractContextManager[object]:
     # `jax.experimental.enable_x64` before JAX 0.8, `jax.enable_x64` since.
     home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
     return home.enable_x64(double)
+
+
+def shard_map(function: Callable[..., Any], mesh: Any, inputs: Any, outputs: Any) -> Any:
+    """Let each device of a mesh run a function of its part of the inputs; nothing is checked."""
+    import jax
+
+    # `jax.experimental.shard_map` before JAX 0.8, `jax.shard_map` since.
+    if hasattr(jax, "shard_map"):
+        how = {"mesh": mesh, "in_specs": inputs, "out_specs": outputs}
+        return jax.shard_map(function, check_vma=False, **how)
+    home = importlib.import_module("jax.experimental.shard_map")
+    return home.shard_map(function, mesh, inputs, outputs, check_rep=False)
 
 
 def ask_for_jax_cache() -> None:

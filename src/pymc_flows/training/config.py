@@ -14,6 +14,7 @@ from pymc.variational.callbacks import CheckParametersConvergence
 from pytensor.graph.basic import Variable
 
 from pymc_flows.callbacks import Tracker
+from pymc_flows.devices import as_devices
 from pymc_flows.errors import ArgumentError
 from pymc_flows.io.files import check_target
 from pymc_flows.support.arguments import check_integer, check_list, renamed, warn_unused
@@ -68,6 +69,7 @@ class FitConfig:
     more_replacements: Mapping[Variable, Variable] | None = None
     total_grad_norm_constraint: Any = None
     compile_kwargs: Any = None
+    devices: Any = None
     fn_kwargs: InitVar[Any] = None
     tf_n_mc: InitVar[Any] = None
     test_optimizer: InitVar[Any] = None
@@ -102,9 +104,25 @@ class FitConfig:
         checked["more_obj_params"] = list(self.more_obj_params or [])
         checked["more_updates"] = dict(self.more_updates or {})
         checked["compile_kwargs"] = renamed(fn_kwargs, self.compile_kwargs, stacklevel=_TO_CALLER)
+        checked["devices"] = as_devices(self.devices)
+        if self.devices is not None:
+            self._check_devices(checked)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         self.optimizer  # noqa: B018 - checks optimizer and schedule
+
+    def _check_devices(self, checked: Mapping[str, Any]) -> None:
+        """Refuse what devices= cannot be used with."""
+        if self.backend == "numba" or checked["compile_kwargs"]:
+            what = "compile_kwargs=" if checked["compile_kwargs"] else "backend='numba'"
+            raise ArgumentError(f"devices= are those of JAX: leave out {what}")
+        if not checked["devices"].is_local:
+            names = ("more_obj_params", "more_updates", "more_replacements", "checkpoint")
+            given = [name for name in names if getattr(self, name)]
+            if given:
+                raise ArgumentError(
+                    f"devices= of several processes cannot be used with {', '.join(given)}"
+                )
 
     @cached_property
     def optimizer(self) -> Rated:

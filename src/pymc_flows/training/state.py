@@ -100,6 +100,11 @@ class FitState:
         every = call_interval(config.step_callbacks)
         chosen, step = objective.step(config)
         seed = entropy()
+        if chosen.devices is not None:
+            params = {str(p.name): p.get_value() for p in objective.q.params}
+            chosen.devices.check_same(
+                {"random_seed=": seed, "start=": objective.q.center(), "n=": config.n, **params}
+            )
 
         def loop_of(config: FitConfig, step: Step) -> TrainingLoop:
             noise_seed, model_seed, rows_seed = np.random.SeedSequence(seed).spawn(3)
@@ -111,6 +116,7 @@ class FitState:
                 max_chunk=max_chunk or every or MAX_CHUNK,
                 compile_kwargs=config.compile_kwargs,
                 source=objective.source,
+                devices=config.devices,
                 batches=objective.batches(int(rows_seed.generate_state(1)[0])),
             )
 
@@ -121,7 +127,7 @@ class FitState:
             other, step = objective.step(replace(config, backend="numba"))
             return other, loop_of(other, step)
 
-        is_open = config.backend is None and "mode" not in config.compile_kwargs
+        is_open = config.backend is config.devices is None and "mode" not in config.compile_kwargs
         instead = on_numba if is_open and chosen.backend == "jax" else None
         try:
             loop = loop_of(chosen, step)
@@ -192,6 +198,8 @@ class FitState:
         idle = self.loop.idle_seconds * (1 - steps / self.loop.max_chunk)
         wanted = CHUNK_SECONDS * steps / max(seconds - idle, 1e-9)
         self.chunk = max(1, min(int(wanted), 8 * steps, self.loop.max_chunk))
+        if self.config.devices is not None:
+            self.chunk = self.config.devices.least(self.chunk)
 
     def settle(self, decay: int) -> None:
         """Let the step size decay in as many last steps."""

@@ -15,7 +15,7 @@ from pymc_flows.errors import FitError
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.convergence import convergence_warnings
 from pymc_flows.training.hooks import Hook
-from pymc_flows.training.loop import MAX_FAILURES, StepError
+from pymc_flows.training.loop import MAX_FAILURES, Chunk, StepError
 from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.progress import WINDOW, FitProgress
 from pymc_flows.training.state import FitState
@@ -150,11 +150,7 @@ class Trainer:
                 for hook in hooks:
                     if hook.is_due(state.i):
                         hook.act(state, self.losses)
-                if state.loop.failures >= MAX_FAILURES:
-                    raise FitError(
-                        f"{state.loop.failures} steps in a row failed, the last of them step "
-                        f"{state.i}\n{state.objective.why_stuck(state.loop, state.config)}"
-                    ) from self._error
+                self.check_stuck()
 
     def _call(self, steps: int) -> bool:
         """Call the loop once; return whether any step was taken."""
@@ -168,14 +164,28 @@ class Trainer:
                     return False
                 self._error = error.__cause__
                 chunk = state.loop.fail()
-            if state.config.score:
-                self._losses[state.done : state.done + len(chunk.losses)] = chunk.losses
-            for hook in self._hooks:
-                hook.record(chunk)
-            state.take(chunk)
+            self.take(chunk)
         if steps == state.chunk:
             state.pace(steps, time.perf_counter() - begin)
         return True
+
+    def take(self, chunk: Chunk) -> None:
+        """Count and keep steps that were taken."""
+        state = self._state
+        if state.config.score:
+            self._losses[state.done : state.done + len(chunk.losses)] = chunk.losses
+        for hook in self._hooks:
+            hook.record(chunk)
+        state.take(chunk)
+
+    def check_stuck(self) -> None:
+        """Raise `FitError` if too many steps in a row failed."""
+        state = self._state
+        if state.loop.failures >= MAX_FAILURES:
+            raise FitError(
+                f"{state.loop.failures} steps in a row failed, the last of them step "
+                f"{state.i}\n{state.objective.why_stuck(state.loop, state.config)}"
+            ) from self._error
 
     def outcome(self) -> Outcome:
         """What there is to say of the run so far."""

@@ -3,15 +3,20 @@
 import logging
 import os
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import loky
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import pytest
+from distributed import Client, LocalCluster
 
 import pymc_flows as pmf
 from fits import JAX, assert_identical, minibatch_model, normal_mean
+from gaussians import eight, gaussians
 from pymc_flows.approximation import MixtureState
 from pymc_flows.errors import ArgumentError, FitError, StorageError
 from pymc_flows.fitting.restarts import record
@@ -20,25 +25,6 @@ from pymc_flows.fitting.restarts.record import Restarts
 pytestmark = pytest.mark.jax
 
 FEW = {"formula": "scale-loc", "obj_n_mc": 8, "random_seed": 1, **JAX}
-
-
-def gaussians(means, shares):
-    """A mixture of standard normal distributions; its evidence is 1."""
-    means, dim = np.asarray(means, float), len(means[0])
-    with pm.Model(coords={"axis": [f"a{i}" for i in range(dim)]}) as model:
-        x = pm.Flat("x", dims="axis")
-        logs = -0.5 * pt.sqr(x - means).sum(axis=-1) - dim / 2 * np.log(2 * np.pi)
-        pm.Potential("target", pt.logsumexp(logs + np.log(shares)))
-    return model
-
-
-def eight(dim):
-    rng = np.random.default_rng(dim)
-    means = rng.standard_normal((8, dim))
-    if dim == 2:
-        angles = np.arange(8) * np.pi / 4
-        means = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return 15 * means / np.linalg.norm(means, axis=1)[:, None], np.arange(1, 9) / 36
 
 
 # ------------------------------------------------------------------------------------------- modes
@@ -123,6 +109,34 @@ def test_threads_give_the_same_bits(here):
 def test_processes_give_the_same_bits(here):
     other = pmf.fit(20, model=normal_mean(), restarts=2, cores=2, **FEW)
     assert_same(here, other)
+
+
+def test_processes_of_loky_give_the_same_bits(here):
+    with loky.ProcessPoolExecutor(1) as executor:
+        other = pmf.fit(20, model=normal_mean(), restarts=2, executor=executor, **FEW)
+    assert_same(here, other)
+
+
+def test_workers_of_dask_give_the_same_bits_even_if_one_is_killed(here):
+    killed = []
+
+    def kill_one(cluster, client):
+        nanny = next(iter(cluster.workers.values()))
+        while not client.processing().get(nanny.worker_address):
+            time.sleep(0.05)
+        time.sleep(0.5)  # it has begun
+        killed.append(nanny.pid)
+        os.kill(nanny.pid, signal.SIGKILL)
+
+    how = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(**how) as cluster, Client(cluster) as client:
+        thread = threading.Thread(target=kill_one, args=(cluster, client))
+        thread.start()
+        given = {**FEW, "executor": client.get_executor()}
+        other = pmf.fit(20, model=normal_mean(), restarts=2, **given)
+        thread.join()
+    assert_same(here, other)
+    assert len(killed) == 1
 
 
 def test_a_restart_is_the_fit_with_its_seed(here):

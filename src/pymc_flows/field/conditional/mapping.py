@@ -16,7 +16,7 @@ from pymc_flows.field.factors import NotPositiveDefinite
 from pymc_flows.field.options import FieldOptions
 
 # Gaussians that are held at once, and the bytes that they may take.
-MANY, BYTES = 64, 300e6
+MANY, BYTES = 256, 300e6
 # Log densities that differ by less than this share differ by rounding.
 ROUNDING = 1e-9
 # Standard deviation of log weights, in nats, from which on a Gaussian is far from the field.
@@ -196,7 +196,9 @@ class ConditionalField:
     ) -> list[FieldGaussian | None]:
         steps = self.options.newton_steps if steps is None else steps
         tolerance = self.options.newton_tolerance if tolerance is None else tolerance
-        return self.modes.find(hyper, start, steps=steps, tolerance=tolerance)
+        return self.modes.find(
+            hyper, start, steps=steps, tolerance=tolerance, quadratic=not self.corrects
+        )
 
     def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
         """Move means to where the expected gradient is 0, as far as that gains."""

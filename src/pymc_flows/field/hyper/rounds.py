@@ -37,6 +37,8 @@ TAILS, STRETCHED = 8, (2.0, 5.0)
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
+# Even weights have a variance, whatever their k-hat says: it counts as no more than this.
+FINITE = 0.5
 # A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
 # than so many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
@@ -142,7 +144,8 @@ class _Rounds:
         self.seconds_each = (self.progress.effort - before) / len(values.hyper)
         quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
         if quality.n_draws >= TELLING:
-            self.khat = min(self.khat, quality.khat)
+            khat = min(quality.khat, FINITE) if quality.is_even else quality.khat
+            self.khat = min(self.khat, khat)
         return quality
 
     def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:

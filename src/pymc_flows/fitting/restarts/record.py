@@ -53,6 +53,8 @@ class Restart:
         Why there is no result; empty if there is one.
     messages : tuple of str
         Warnings of the fit.
+    ended : int
+        Steps after which a race ended it early; 0 if none did.
     """
 
     seed: int
@@ -63,6 +65,7 @@ class Restart:
     seconds: float
     error: str = ""
     messages: tuple[str, ...] = ()
+    ended: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ class Restarts:
                     float(run["seconds"]),
                     str(run["error"]),
                     tuple(map(str, run["messages"])),
+                    int(run["ended"]),
                 )
                 for run in record["runs"]
             )
@@ -204,6 +208,7 @@ class Restarts:
                     f"{q.log_evidence:,.3f}",
                 )
             mode = self.mode_of(i)
+            early = f"ended after {run.ended:,} steps" if run.ended else ""
             is_in = run.weight > 0 if self.taken == "mixture" else i == self.best
             rows.append(
                 (
@@ -214,7 +219,7 @@ class Restarts:
                     "–" if mode is None else str(mode),
                     f"{run.weight:.3f}" if self.modes else "–",
                     f"{run.seconds:.1f}",
-                    "taken" if is_in else "",
+                    ", ".join(filter(None, ["taken" if is_in else "", early])),
                 )
             )
         return rows

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +14,11 @@ from numpy.typing import ArrayLike
 from pymc_flows.approximation import MixtureState, NormalizingFlow, contents
 from pymc_flows.diagnostics.quality import measure
 from pymc_flows.errors import ArgumentError
+from pymc_flows.fitting.restarts.batch import fit_together
 from pymc_flows.fitting.restarts.disagreement import LIMIT, disagreement, worst
 from pymc_flows.fitting.restarts.gaussians import Gaussians
+from pymc_flows.fitting.restarts.legs import Fits, Fitted, fit_one
+from pymc_flows.fitting.restarts.race import race
 from pymc_flows.fitting.restarts.record import Mode, Restart, Restarts
 from pymc_flows.fitting.restarts.starts import Begin, begins
 from pymc_flows.fitting.restarts.weighing import Weighing
@@ -26,7 +28,6 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.flows.state import FlowState
 from pymc_flows.formula import Formula
 from pymc_flows.importance import N_ERRORS, Quality
-from pymc_flows.io.files import Content
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
 from pymc_flows.support.arguments import check_integer
@@ -47,14 +48,6 @@ LAST_LOSSES = 1_000
 NAMED = 3
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fit as it travels: without its model."""
-
-    content: Content
-    seconds: float
-
-
 def fit_restarts(
     fit: Callable[..., NormalizingFlow],
     n: int,
@@ -63,6 +56,8 @@ def fit_restarts(
     restarts: int,
     workers: Workers,
     combine: Combine = None,
+    batched: bool = False,
+    is_race: bool = False,
     formula: Formula | None = None,
     start: Mapping[str, ArrayLike] | Frame | None = None,
     random_seed: RandomState = None,
@@ -81,6 +76,10 @@ def fit_restarts(
     workers : Workers
     combine : {'mixture', 'best'}, optional
         What is returned; by default whichever has the larger ELBO.
+    batched : bool
+        Whether to take the steps of all in one loop, where that is possible.
+    is_race : bool
+        Whether those that are behind end early.
     formula : Formula, optional
         None for ``'auto'``.
     arguments : mapping
@@ -97,6 +96,8 @@ def fit_restarts(
     for name in ("callbacks", "checkpoint"):
         if arguments.get(name):
             raise ArgumentError(f"restarts= fits several flows: {name}= is for one")
+    if is_race:
+        _check_race(formula, arguments, batched=batched)
     # All seeds follow from one number and the place of a restart, not from who runs it.
     sequence = np.random.SeedSequence(integer_seed(random_seed))
     search_seed, judge_seed, match_seed = (int(s) for s in sequence.generate_state(3))
@@ -108,11 +109,30 @@ def fit_restarts(
             return _of_gaussians(gaussians, model, seeds, judge_seed).result(combine)
         if gaussians is not None:
             places[: len(gaussians.places)] = gaussians.places
-    shared = (fit, n, {**arguments, "model": model, "formula": formula, "progressbar": False})
     tasks = [(seed, place.start) for seed, place in zip(seeds, places, strict=True)]
-    names = [f"restart {i}" for i in range(restarts)]
-    tally = run_tasks(fit_one, shared, tasks, workers, names)
-    return _Together(tally, model, seeds, places, judge_seed).result(combine)
+    given = {**arguments, "progressbar": False}
+    names, ended = [f"restart {i}" for i in range(restarts)], dict[int, int]()
+    fits = None if formula is None else Fits(n, model, formula, given)
+    tally = fit_together(fits, tasks, show=workers.progressbar) if batched else None
+    if is_race and fits is not None:
+        tally, ended = race(fits, tasks, workers, names)
+    if tally is None:
+        shared = (fit, n, {**given, "model": model, "formula": formula})
+        tally = run_tasks(fit_one, shared, tasks, workers, names)
+    return _Together(tally, model, seeds, places, judge_seed, ended).result(combine)
+
+
+def _check_race(formula: Formula | None, arguments: Mapping[str, Any], *, batched: bool) -> None:
+    """Refuse a race that could not be judged."""
+    if formula is None or formula.conditional is not None:
+        raise ArgumentError(
+            "race= compares fits step by step: give a formula that is trained step by step"
+        )
+    names = [name for name in ("stop", "seconds") if arguments.get(name)]
+    names += ["score"] if arguments.get("score") not in (None, True) else []
+    names += ["batched"] if batched else []
+    if names:
+        raise ArgumentError(f"race= cannot be used with {', '.join(f'{x}=' for x in names)}")
 
 
 def _of_gaussians(
@@ -130,14 +150,6 @@ def _of_gaussians(
     return together
 
 
-def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
-    """Fit once; in whatever process."""
-    (fit, n, arguments), (seed, start) = shared, task
-    begin = time.perf_counter()
-    approx = fit(n, random_seed=seed, start=start, **arguments)
-    return Fitted(contents(approx), time.perf_counter() - begin)
-
-
 class _Together:
     """Finished restarts, side by side."""
 
@@ -148,13 +160,14 @@ class _Together:
         seeds: Sequence[int],
         places: Sequence[Begin],
         judge_seed: int,
+        ended: Mapping[int, int] | None = None,
     ):
         self._tally, self._model = tally, model
         self._density = density_of(model)  # held, so that all fits find it again
         self._notes: list[str] = []
         self._runs = [
-            Restart(seed, place.label, "", None, 0.0, 0.0)
-            for seed, place in zip(seeds, places, strict=True)
+            Restart(seed, place.label, "", None, 0.0, 0.0, ended=(ended or {}).get(i, 0))
+            for i, (seed, place) in enumerate(zip(seeds, places, strict=True))
         ]
         self._fits: dict[int, NormalizingFlow] = {}
         for i, result in enumerate(tally.results):

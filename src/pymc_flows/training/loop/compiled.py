@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,17 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pymc_flows.backends.jax import kept_on_disk, precision
 from pymc_flows.backends.modes import training_mode
 from pymc_flows.backends.rngs import decode_state, encode_state, model_rngs, set_state
+from pymc_flows.devices import Devices, local_mode
 from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop.graph import Step, compile_steps
-from pymc_flows.training.loop.noise import Batches, Source, aligned_zeros, base_noise
+from pymc_flows.training.loop.noise import (
+    Batches,
+    Source,
+    aligned_zeros,
+    base_noise,
+    standard_normal,
+)
 
 # Base noise, carried state and tracked values of one call may take this many bytes.
 CHUNK_BYTES = 32 * 2**20
@@ -79,6 +86,8 @@ class TrainingLoop:
         computes on an accelerator.
     batches : Batches, optional
         Brings what stands for ``step.batch``.
+    devices : Devices, optional
+        Where the data are; else where JAX puts them.
 
     Attributes
     ----------
@@ -94,6 +103,10 @@ class TrainingLoop:
         Failed steps in a row, up to the last step.
     failed_noise : ndarray, shape (draws, dim)
         Base draws of the last failed step; zeros before there was one.
+    shared : list of SharedVariable
+        What a step changes, but for the model's own random generators, ``rngs``.
+    precision : callable
+        Makes a context for calls of the compiled code.
     """
 
     def __init__(
@@ -107,9 +120,12 @@ class TrainingLoop:
         compile_kwargs: Mapping[str, object] | None = None,
         source: Source | None = None,
         batches: Batches | None = None,
+        devices: Devices | None = None,
     ):
         self.step = step
-        self._source = source or base_noise(backend)
+        is_local = devices is None or devices.is_local
+        # Processes get the same noise from NumPy; what JAX has drawn lies on a device of one.
+        self._source = source or (base_noise(backend) if is_local else standard_normal)
         self._dtype = step.noise.dtype
         self.is_compiled = False
         self.idle_seconds = 0.0
@@ -118,18 +134,21 @@ class TrainingLoop:
         self._batches, self._taken = batches, 0
         self._buffers: list[np.ndarray] = []
         self._noise = np.random.default_rng(noise_seed)
-        self._shared = list(step.updates)
+        self.shared = list(step.updates)
         self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // step.nbytes))
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
         self._length = max(2, self.max_chunk) if backend == "jax" else None
-        kwargs: dict[str, Any] = {"mode": training_mode(backend)} | dict(compile_kwargs or {})
+        mode = local_mode(devices.mesh) if devices and not is_local else training_mode(backend)
+        kwargs: dict[str, Any] = {"mode": mode} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
-        self._precision = partial(precision, self._dtype) if backend == "jax" else nullcontext
+        self.precision = partial(precision, self._dtype) if backend == "jax" else nullcontext
         outputs = [*step.updates.values(), *step.grads.values(), step.loss]
-        with self._precision():
-            rngs, self._rngs = model_rngs(outputs, step.noise, model_seed, backend)
+        with self.precision():
+            rngs, self.rngs = model_rngs(outputs, step.noise, model_seed, backend)
             self.function = compile_steps(step, rngs, kwargs, skips=self._length is not None)
+        if devices is not None:
+            self.function = self.function.placed(devices.place)
 
     def compile(self) -> None:
         """Let the backend compile, by a call that takes no step; the first time only."""
@@ -174,29 +193,59 @@ class TrainingLoop:
         self.compile()
         n = len(settings)
         data = self._read(n)
-        before = self._noise.bit_generator.state
-        noise = self._draw(n)
-        self._gather()
+        before = self.generator_state
+        noise = self.begin(n)
         try:
             failures, values, rngs, records = self._call(noise, data, settings)
-            for var, value in zip(self._shared, values, strict=True):
-                if _stops_being_finite(var.get_value(borrow=True), value):
-                    raise _NotFiniteError
+            self.check_finite(values)
         except BaseException as error:
-            self._noise.bit_generator.state = before
+            self.generator_state = before
             if isinstance(error, Exception):
                 raise StepError(error) from error
             raise
-        for var, value in zip(self._shared, values, strict=True):
+        self.rngs = rngs
+        return self.accept(n, noise, before, failures, values, records)
+
+    @property
+    def generator_state(self) -> Mapping[str, Any]:
+        """State of the generator of the base noise."""
+        return self._noise.bit_generator.state
+
+    @generator_state.setter
+    def generator_state(self, state: Mapping[str, Any]) -> None:
+        self._noise.bit_generator.state = state
+
+    def begin(self, n: int) -> Any:
+        """Draw the noise of a call for n steps, and bring the shared variables up to date."""
+        self._gather()
+        return self._draw(n)
+
+    def check_finite(self, values: Sequence[np.ndarray]) -> None:
+        """Raise `ArithmeticError` if new values of the shared variables stop being finite."""
+        for var, value in zip(self.shared, values, strict=True):
+            if _stops_being_finite(var.get_value(borrow=True), value):
+                raise _NotFiniteError
+
+    def accept(
+        self,
+        n: int,
+        noise: Any,
+        before: Mapping[str, Any],
+        failures: int,
+        values: Sequence[np.ndarray],
+        records: Sequence[np.ndarray],
+    ) -> Chunk:
+        """Take over what a call for n steps found, given its noise and the generator before it."""
+        for var, value in zip(self.shared, values, strict=True):
             var.set_value(value, borrow=True)
         if self.step.packing is not None:
             self.step.packing.scatter()
-        self.failures, self._rngs = failures, rngs
+        self.failures = failures
         taken, failed, lost, losses, *tracked = records
         n_taken = int(taken.sum())
         self._taken += n_taken
         if n_taken < n:
-            self._noise.bit_generator.state = before
+            self.generator_state = before
             self._draw(n_taken)
         failed = failed[:n_taken]
         if failed.any():
@@ -231,7 +280,7 @@ class TrainingLoop:
         """What a step changes besides the parameters of the flow, by name in a state."""
         packed = [self.step.packing.theta] if self.step.packing else []
         known = (*self.step.params, *packed)
-        return {f"state_{k}": v for k, v in enumerate(v for v in self._shared if v not in known)}
+        return {f"state_{k}": v for k, v in enumerate(v for v in self.shared if v not in known)}
 
     @property
     def state_names(self) -> list[str]:
@@ -248,7 +297,7 @@ class TrainingLoop:
             **({"batches": {"taken": self._taken, **batches.state_dict()}} if batches else {}),
             "failures": self.failures,
             "noise_rng": encode_state(self._noise),
-            "model_rngs": encode_state({str(k): rng for k, rng in enumerate(self._rngs)}),
+            "model_rngs": encode_state({str(k): rng for k, rng in enumerate(self.rngs)}),
             "state_names": self.state_names,
             "arrays": {k: np.array(v.get_value()) for k, v in self._optimizer_state.items()},
         }
@@ -271,9 +320,9 @@ class TrainingLoop:
             value = var.get_value(borrow=True)
             var.set_value(array(name, value.shape, value.dtype))
         noise = decode_state(state["noise_rng"], self._noise.bit_generator.state)
-        fresh = {str(k): rng for k, rng in enumerate(self._rngs)}
-        with self._precision():
-            self._rngs = list(decode_state(state["model_rngs"], fresh).values())
+        fresh = {str(k): rng for k, rng in enumerate(self.rngs)}
+        with self.precision():
+            self.rngs = list(decode_state(state["model_rngs"], fresh).values())
         set_state(self._noise, noise)
         self.failures = as_count(state["failures"])
         if self._batches is not None:
@@ -312,11 +361,11 @@ class TrainingLoop:
         """Failures in a row, new state, generators and records; as NumPy arrays, JAX has run."""
         padded = np.zeros((len(noise), settings.shape[1]), self._dtype)
         padded[: len(settings)] = settings
-        state = [v.get_value(borrow=True) for v in self._shared]
+        state = [v.get_value(borrow=True) for v in self.shared]
         counts = np.asarray(len(settings)), np.asarray(self.failures)
-        with self._precision():
-            failures, *out = self.function(noise, *data, padded, *counts, *state, *self._rngs)
-            n, m = len(state), len(state) + len(self._rngs)
+        with self.precision():
+            failures, *out = self.function(noise, *data, padded, *counts, *state, *self.rngs)
+            n, m = len(state), len(state) + len(self.rngs)
             values, records = [np.array(x) for x in out[:n]], [np.asarray(x) for x in out[m:]]
             return int(failures), values, list(out[n:m]), records
 

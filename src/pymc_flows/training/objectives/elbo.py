@@ -10,6 +10,7 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.traversal import ancestors
 
+from pymc_flows.devices import shared_out
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.state import FlowState
 from pymc_flows.model.backend import choose_backend, layer_loop, requested_backend
@@ -61,6 +62,9 @@ class Elbo:
         q, density, replacements = self.q, self.problem.density, config.more_replacements
         given = requested_backend(config.backend, config.compile_kwargs)
         density.check_shapes()
+        devices = config.devices and shared_out(config.devices, density)
+        if devices is not None:
+            given = "jax"
         start = q.center()
         check_start(density, start, replacements)
         backend = choose_backend(
@@ -71,7 +75,7 @@ class Elbo:
         warn_if_affine(q.chain)
         for tracker in config.trackers:
             tracker.prepare(q.chain)
-        config = replace(config, backend=backend, gradient=gradient)
+        config = replace(config, backend=backend, gradient=gradient, devices=devices)
         plan = plan_draws(density, config.obj_n_mc, start, backend, replacements)
         return config, self._graph(config, plan)
 
@@ -95,6 +99,7 @@ class Elbo:
             estimator=estimator,
             extra=extra,
             replacements=config.more_replacements,
+            devices=config.devices,
         )
         used = set(ancestors([loss.value]))
         for param in extra:

@@ -19,6 +19,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.devices import AllSum, Devices
 from pymc_flows.flows.chain import Chain, Loop
 from pymc_flows.flows.state import FlowState, base_log_prob
 from pymc_flows.model.examine import DrawPlan
@@ -195,6 +196,7 @@ def loss_and_gradients(
     estimator: Estimator | None = None,
     extra: Sequence[SharedVariable] = (),
     replacements: Mapping[Variable, Variable] | None = None,
+    devices: Devices | None = None,
 ) -> Loss:
     """Return the loss and its gradients w.r.t. the flow's parameters, then w.r.t. ``extra``.
 
@@ -206,7 +208,8 @@ def loss_and_gradients(
 
     With an ``estimator`` the gradients w.r.t. the flow are another estimate of their expectation,
     or those of a tempered density; the loss is the same. With ``theta`` (n,), a vector of all
-    parameters, the flow's gradient is one with respect to it.
+    parameters, the flow's gradient is one with respect to it. With ``devices`` of several processes
+    the log density is that of the rows of all of them; ``extra`` must be empty then.
 
     The model's gradient is taken at the points z, in micro-batches where the plan says so, and
     pulled back through the flow: equal to the gradient of `loss_graph`, without a reverse pass
@@ -227,6 +230,9 @@ def loss_and_gradients(
     n_draws = z0.type.shape[0]
     # Those of the mean loss: what is multiplied here costs no pass over the gradient afterwards.
     weights = [-problem.kl_weight / problem.scale / n_draws, -1.0 / problem.scale / n_draws]
+    # Processes have rows of their own, and the same prior.
+    n_parts = 1 if devices is None or devices.is_local else devices.n_parts
+    weights[0] = weights[0] / n_parts
     (prior, data), z_grad, _ = problem.density.value_and_grad(
         z, weights=weights, micro_batch=plan.micro_batch, replacements=replacements
     )
@@ -234,6 +240,8 @@ def loss_and_gradients(
     if problem.anchor is not None:
         more, change = problem.anchor.correction(problem.density, z, replacements)
         data, z_grad = data + more, z_grad + weights[1] * change
+    if devices is not None and n_parts > 1:
+        data, z_grad = (AllSum(devices.axes)(x) for x in (data, z_grad))
     # Squares, because optimizers take them.
     finite = pt.isfinite(prior + data - log_det + pt.sqr(z_grad).sum(axis=1))
     extra_grads: list[TensorVariable] = []

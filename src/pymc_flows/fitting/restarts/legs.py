@@ -1,0 +1,133 @@
+"""One restart, in whatever process: all of it, or a leg of its way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pymc as pm
+
+from pymc_flows.approximation import contents, flow_arguments, restore
+from pymc_flows.fitting.checkpoint import fit_contents, restore_fit
+from pymc_flows.fitting.nfvi import NFVI
+from pymc_flows.fitting.restarts.single import inference_of
+from pymc_flows.formula import Formula
+from pymc_flows.io.files import Content
+from pymc_flows.support.compat import default_progress_theme
+from pymc_flows.training.config import FitConfig
+from pymc_flows.training.objectives.elbo import Elbo
+from pymc_flows.training.state import FitState
+
+# Arguments of `fit` that are none of `NFVI.fit`.
+_OF_FIT = ("inf_kwargs", "hyper", "field", "seconds", "quality")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit as it travels: without its model.
+
+    Attributes
+    ----------
+    content : Content
+    seconds : float
+        Wall time.
+    """
+
+    content: Content
+    seconds: float
+
+
+def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
+    """Fit once; in whatever process."""
+    (fit, n, arguments), (seed, start) = shared, task
+    begin = time.perf_counter()
+    approx = fit(n, random_seed=seed, start=start, **arguments)
+    return Fitted(contents(approx), time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What all fits of a formula share.
+
+    Attributes
+    ----------
+    n : int
+        Steps.
+    model : pymc.Model
+    formula : Formula
+    arguments : mapping
+        Others of `fit`.
+    """
+
+    n: int
+    model: pm.Model
+    formula: Formula
+    arguments: Mapping[str, Any]
+
+    @property
+    def config(self) -> FitConfig:
+        """The arguments of each fit."""
+        own = {name: value for name, value in self.arguments.items() if name not in _OF_FIT}
+        return FitConfig(n=self.n, **own)
+
+
+def prepared(fits: Fits, task: tuple[int, Any]) -> NFVI:
+    """What `fit` trains with this seed and start, before its first step."""
+    seed, start = task
+    inference = inference_of(
+        fits.formula,
+        model=fits.model,
+        start=start,
+        random_seed=seed,
+        inf_kwargs=fits.arguments.get("inf_kwargs"),
+    )
+    inference.prepare(fits.config)
+    return inference
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Some of the steps of a fit.
+
+    Attributes
+    ----------
+    seed : int
+    start : Frame, mapping or None
+    content : Content or None
+        What the leg before has left; None for the first.
+    until : int
+        The last step.
+    """
+
+    seed: int
+    start: Any
+    content: Content | None
+    until: int
+
+
+def fit_leg(fits: Fits, leg: Leg) -> Fitted:
+    """Take the steps of a leg: the bits are those of a fit that takes all steps at once."""
+    begin = time.perf_counter()
+    if leg.content is None:
+        inference = prepared(fits, (leg.seed, leg.start))
+    else:
+        inference = _taken_up(fits, leg.content)
+    inference.state.n = leg.until
+    outcome = inference.go_on(default_progress_theme, show=False)
+    if leg.until == fits.n:
+        outcome.tell(stacklevel=1)
+    content = fit_contents(inference.approx, inference.state, inference.hist, every=0)
+    return Fitted(content, time.perf_counter() - begin)
+
+
+def _taken_up(fits: Fits, content: Content) -> NFVI:
+    inference = NFVI(**flow_arguments(content, fits.model))
+    approx = inference.approx
+    restore(approx, content)
+    inference.hist = approx.hist
+    problem = approx.problem(float(inference.objective.op.beta))
+    inference.state = FitState.prepare(Elbo(problem), fits.config, lambda: 0)
+    restore_fit(approx, inference.state, content)
+    return inference
