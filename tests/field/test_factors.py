@@ -121,6 +121,13 @@ def test_what_is_not_positive_definite_has_no_factor(case):
         other.setdiag(diagonal)
         with pytest.raises(NotPositiveDefinite):
             found.factor(other)
+        # What has none leaves those beside it alone.
+        together = found.factors(np.stack([matrix.data, other.data, 4 * matrix.data]))
+        assert together.exist.tolist() == [True, False, True]
+        b = np.ones((2, matrix.shape[0]))
+        expected = found.factor(matrix).solve(b[0])
+        for k, solved in enumerate(together.solve(np.array([0, 2]), b)):
+            np.testing.assert_allclose(solved, expected / 4**k, rtol=1e-10)
 
 
 @pytest.mark.parametrize("make", [bordered, bordered_band])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pymc as pm
 import pytest
+from scipy import stats
 
 import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
@@ -15,7 +16,7 @@ from pymc_flows.fitting import tried
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.start.copula import SPLINE as SPLINE_OF_A_COPULA
+from pymc_flows.start.weighted.copula import SPLINE as SPLINE_OF_A_COPULA
 
 IAF = _candidates.AUTOREGRESSIVE
 NVP = str(Formula(f"nvp*4-{IAF}-scale-loc"))
@@ -50,11 +51,16 @@ def test_a_posterior_that_is_no_gaussian_gets_a_richer_flow(skewed):
     tried = [str(r.formula) for r in skewed.ladder.rungs]
     assert tried[0] == "scale-loc"
     assert NVP in tried
-    assert [r.steps for r in skewed.ladder.rungs] == [0] + [1_000] * (len(tried) - 1)
+    # Gaussians first, by weights and by natural gradients, then what is trained.
+    steps = [r.steps for r in skewed.ladder.rungs]
+    assert tried[:2] == ["scale-loc"] * 2
+    assert steps == sorted(steps)
+    assert all(n in (0, 1_000) for n in steps)
+    assert steps[tried.index(NVP)] == 1_000
     assert str(skewed.formula) == tried[skewed.ladder.taken]
     first, *_, last = (r.quality.elbo for r in skewed.ladder.rungs)
     assert last > first + 0.1
-    assert len(skewed.hist) == 1_000
+    assert len(skewed.hist) == skewed.ladder.rungs[skewed.ladder.taken].steps
 
 
 def test_the_table_says_what_was_tried(skewed):
@@ -153,6 +159,17 @@ def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
     assert tried.is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
 
 
+def test_more_layers_are_not_tried_where_a_flow_gained_little():
+    """Of a gap of 20 nats that weights tell of which cannot be trusted."""
+    first, bad = rung(-30.0, -10.0, khat=3.0), {"log_z": -10.0, "khat": 2.0}
+    assert tried.gains_little([first, rung(-29.0, **bad)])
+    assert tried.gains_little([first, rung(-31.0, **bad)])
+    assert not tried.gains_little([first, rung(-27.0, **bad)])
+    assert not tried.gains_little([first, rung(-29.0, -10.0, khat=0.5)])
+    assert not tried.gains_little([rung(-30.0, -10.0), rung(-29.0, **bad)])
+    assert not tried.gains_little([first])
+
+
 def test_what_is_tried_where_modes_are_apart(monkeypatch):
     candidates = [
         _candidates.Candidate("scale-loc", 0.3, 8, 0.003),
@@ -214,14 +231,17 @@ def test_numba_gets_nothing_that_it_compiles_for_long(monkeypatch, has_jax, give
         assert found.notes == []
 
 
-def test_a_minibatch_gets_the_first_rung_unjudged():
+def test_a_minibatch_is_judged_by_all_of_its_rows():
     data = pm.Minibatch(np.linspace(-1, 2, 60), batch_size=10)
     with pm.Model() as model:
         x = pm.Normal("x")
         pm.Normal("y", x, 1, observed=data, total_size=60)
     approx = pmf.fit(20, model=model, random_seed=1, obj_n_mc=4, **JAX)
-    assert [r.quality for r in approx.ladder.rungs] == [None]
-    assert "–" in str(approx.ladder)
+    [rung] = approx.ladder.rungs
+    y = np.linspace(-1, 2, 60)
+    expected = stats.multivariate_normal(np.zeros(60), np.eye(60) + 1).logpdf(y)
+    assert rung.steps == 0
+    assert rung.quality.elbo == pytest.approx(expected, abs=1e-6)
 
 
 def test_later_rungs_start_from_what_the_first_has_learned():
@@ -239,11 +259,11 @@ def test_later_rungs_start_from_what_the_first_has_learned():
 
 
 def test_evaluations_are_counted_kept_and_shown(skewed):
-    first, *trained = skewed.ladder.rungs
+    first, *others = skewed.ladder.rungs
     assert first.evaluations.curvatures > 0
-    for other in trained:
-        assert other.evaluations.gradients == 32 * other.steps
-    assert skewed.evaluations == sum((r.evaluations for r in trained), first.evaluations)
+    for trained in (r for r in others if r.steps):
+        assert trained.evaluations.gradients == 32 * trained.steps
+    assert skewed.evaluations == sum((r.evaluations for r in others), first.evaluations)
     again = Ladder.restored(skewed.ladder.record())
     assert again == skewed.ladder
     header, row, *_ = str(skewed.ladder).splitlines()

@@ -6,13 +6,23 @@ from benches import record
 
 
 @pytest.mark.jax
-def test_it_runs(bench, tmp_path):
-    arguments = ["--formulas", "loc", "--fits", "2", "--steps", "10", "--out", str(tmp_path)]
-    report = bench.many.main(arguments)
+def test_it_runs(bench, tmp_path, monkeypatch):
+    many = bench.many
+
+    def here(module, arguments, environment):
+        """Stand for a process."""
+        assert module == "many"
+        assert arguments[:-1] == ["--formulas", "loc", "--steps", 10, "--child"]
+        return {"seconds": 1.0 + arguments[-1], "made": 3, "error": 0.1}
+
+    monkeypatch.setattr(many, "run_child", here)
+    arguments = ["--formulas", "loc", "--fits", "2", "--processes", "1", "--steps", "10"]
+    report = many.main([*arguments, "--out", str(tmp_path)])
     rows = record(tmp_path, "many")["tables"]["Ways"]
-    assert [row["way"] for row in rows] == [bench.many.MANY, bench.many.CALLS, bench.many.ALONE]
-    many, calls, alone = (row["functions made after the first"] for row in rows)
-    assert many == calls == 0
+    assert [row["way"] for row in rows] == [many.MANY, many.CALLS, many.ALONE, many.PROCESS]
+    together, calls, alone, each = (row["functions made after the first"] for row in rows)
+    assert (each, rows[-1]["CPU s each"]) == (3, 2.0)  # without the one that fills the caches
+    assert together == calls == 0
     assert alone > 0
     assert report.checks[0].holds
 
@@ -21,6 +31,11 @@ def test_bars(bench):
     many = bench.many
     rows = [
         {"formula": "loc", "way": way, "CPU s each": s, "functions made after the first": made}
-        for way, s, made in ((many.MANY, 0.1, 1), (many.CALLS, 0.5, 0), (many.ALONE, 2.0, 9))
+        for way, s, made in (
+            (many.MANY, 0.1, 1),
+            (many.CALLS, 0.5, 0),
+            (many.ALONE, 2.0, 9),
+            (many.PROCESS, 3.0, 9),
+        )
     ]
-    assert [check.holds for check in many.checks(rows)] == [False, False, True]
+    assert [check.holds for check in many.checks(rows)] == [False, False, True, True]

@@ -88,9 +88,8 @@ def _conditional(
     posterior: Posterior, start: np.ndarray, options: FieldOptions, rng: np.random.Generator
 ) -> ConditionalField:
     """The Gaussian over the field, sought from the start alone for the time being."""
-    pattern = posterior.curvature(start)
     groups = posterior.groups
-    modes = FieldModes(posterior, factoring(pattern, groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, groups))
     points = quadrature(groups, options.quadrature_pairs, rng)
     surface = Surface(start[posterior.hyper], start[posterior.field])
     return ConditionalField(modes, surface, points, options)

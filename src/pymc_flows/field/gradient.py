@@ -34,6 +34,14 @@ FAST = 5e-4
 type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+def batched_gradient(density: ModelDensity) -> BatchedGradient:
+    """Return the gradient of a density, made once."""
+    found: BatchedGradient | None = density.kept.get("gradient")
+    if found is None:
+        found = density.kept["gradient"] = BatchedGradient(density)
+    return found
+
+
 class BatchedGradient:
     """Evaluates a log density and its gradient.
 

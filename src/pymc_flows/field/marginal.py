@@ -122,13 +122,16 @@ class Marginal:
         """
         laplace, error = np.full(len(hyper), -np.inf), np.zeros(len(hyper))
         log_p = laplace.copy()
+        weighs, chunk = corrected and not self.is_gaussian, self.conditional.chunk
         for i, gaussian in self.gaussians(hyper):
             if gaussian is not None:
                 log_p[i] = laplace[i] = gaussian.log_marginal
-                if corrected and not self.is_gaussian:
+                if weighs:
                     weights = self.weigh(gaussian)
                     log_p[i], error[i] = weights.log_marginal, weights.error
-            progress.tell(stage)
+            if weighs or (i + 1) % chunk == 0:
+                progress.tell(stage)
+        progress.tell(stage)
         log_p = np.where(np.isnan(log_p), -np.inf, log_p)
         is_direct = np.full(len(hyper), corrected or self.is_gaussian)
         return MarginalValues(hyper, log_p, laplace, error, is_direct)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import scipy
 
-from pymc_flows.field.gradient import BatchedGradient, Gradient
+from pymc_flows.field.gradient import Gradient, batched_gradient
 from pymc_flows.field.shared import SharedDensity
-from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, Structure
 from pymc_flows.support.evaluations import Evaluations
@@ -99,13 +100,18 @@ class Posterior:
         gradient : callable, optional
             Log density and gradient at points, if there is one already.
         """
-        gradient = gradient or BatchedGradient(density)
-        grouped: Grouped = GroupedDensity(density, structure)
-        shared = SharedDensity(density, structure.hyperparameters)
+        curvature = curvature_of(density, structure.field, start)
+        key = "parts", structure.field.tobytes()
+        known = density.kept.get(key)
+        if known is None or known[0] is not structure.factors:
+            shared = SharedDensity(density, structure.hyperparameters)
+            parts = GroupedDensity(density, structure), shared
+            known = density.kept[key] = structure.factors, *parts
+        _, grouped, shared = known
+        gradient = gradient or batched_gradient(density)
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
-        curvature = Curvature(density, structure.field, start)
         return cls(
             structure,
             gradient,
@@ -159,13 +165,20 @@ class Posterior:
         with np.errstate(all="ignore"):
             return self._curvature(point)
 
-    def curvatures(self, points: np.ndarray) -> list[scipy.sparse.csc_matrix]:
-        """−∇² log p (n_field, n_field) at each of points (n, dim)."""
+    @cached_property
+    def pattern(self) -> scipy.sparse.csc_matrix:
+        """Pattern of all curvatures (n_field, n_field)."""
+        if isinstance(self._curvature, Curvature):
+            return self._curvature.pattern
+        return self.curvature(self.start)
+
+    def entries(self, points: np.ndarray) -> np.ndarray:
+        """Entries (n, nnz) of −∇² log p at points (n, dim), in the order of the pattern."""
         if not isinstance(self._curvature, Curvature):
-            return [self.curvature(point) for point in points]
+            return np.stack([self.curvature(point).data for point in points])
         self.evaluations.curvatures += len(points)
         with np.errstate(all="ignore"):
-            return self._curvature.many(points)
+            return self._curvature.entries(points)
 
 
 def _untransformed(density: ModelDensity) -> np.ndarray:

@@ -14,11 +14,13 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
-from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
+from pymc_flows.errors import ArgumentError, BackendError, FitError
+from pymc_flows.field.options import FieldOptions
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
     ON_NUMBA,
     Candidate,
+    climbed,
     closed_forms,
     counted,
     richer,
@@ -28,18 +30,20 @@ from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.structured import fit_structured
-from pymc_flows.fitting.tried import Tried, is_far, is_good
+from pymc_flows.fitting.tried import LITTLE_GAINED, Tried, gains_little, is_far, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.dry_run import dry_run
-from pymc_flows.model.examine import check_has_weights
-from pymc_flows.model.log_density import n_data
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.examine import has_weights
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
 from pymc_flows.model.structure import structure
-from pymc_flows.start.moments import match_moments
-from pymc_flows.start.options import share_of_draws
+from pymc_flows.start.options import MAX_DENSE
+from pymc_flows.start.passes import share_for
 from pymc_flows.start.search import seek_frame
+from pymc_flows.start.weighted.moments import match_moments, match_significant
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
@@ -74,6 +78,7 @@ def climb(
     field: Sequence[str] = (),
     seconds: float | None = None,
     quality: str = "good",
+    options: FieldOptions | None = None,
     **kwargs: Any,
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
@@ -81,13 +86,14 @@ def climb(
     Of a model with a few hyperparameters and a field given them (`pymc_flows.structure`), a flow
     over these and a Gaussian over the field come first; if their weights can be trusted, nothing
     else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of
-    `find_frame`, with the moments of its weighted draws. If its importance weights say that there
-    is something to gain, Gaussian copulas with spline marginals follow, by the quantiles of such
-    draws, and mixtures of many Gaussians; these come first where modes are apart. Unless the best
-    is asked for, the search ends with the first whose draws, resampled by their weights, are good
-    ones. Otherwise flows are trained, in the coordinates of the Gaussian; the first of them a
-    Gaussian again, if no weights can be trusted so far, and then others with more layers, each the
-    identity at its start.
+    `find_frame`, with the moments of its weighted draws or, where weights cannot be trusted, after
+    natural gradients of its ELBO. If its importance weights say that there is something to gain,
+    Gaussian copulas with spline marginals follow, by the quantiles of such draws, and mixtures of
+    many Gaussians; these come first where modes are apart. Unless the best is asked for, the search
+    ends with the first whose draws, resampled by their weights, are good ones. Otherwise flows are
+    trained, in the coordinates of the Gaussian; the first of them a Gaussian again, if neither
+    weights nor natural gradients have led to one, and then others with more layers, each the
+    identity at its start, as long as they gain.
     Where weights that can be trusted say that the posterior has modes that are apart, or follows a
     curve, these are flows for that, with annealing. The one with the best ELBO is taken, the
     simpler one where the difference is within the noise. A Ctrl-C, or a fit that fails, ends the
@@ -99,6 +105,8 @@ def climb(
         Steps of each fit.
     model, start, random_seed, inf_kwargs, hyper, field, seconds, quality, **kwargs
         As for `fit`.
+    options : FieldOptions, optional
+        Bounds of the fit of a field given hyperparameters.
 
     Returns
     -------
@@ -112,7 +120,8 @@ def climb(
     with SearchProgress(theme, show=kwargs.get("progressbar", True)) as bar:
         tried = Tried(seeds, Deadline.after(seconds), bar, resamples=quality == "good")
         roles = {"hyper": hyper, "field": field}
-        if not isinstance(start, Frame) and _structured(tried, model, start, roles, random_seed):
+        how = {"random_seed": random_seed, "options": options}
+        if not isinstance(start, Frame) and _structured(tried, model, start, roles, how):
             return tried.best("")
         tried.start_rung()
         with Interrupts(deferred=False):
@@ -121,8 +130,9 @@ def climb(
         candidates, enough = [Candidate(GAUSSIAN), *richer(len(frame.center))], GOOD_ENOUGH
         if not isinstance(start, Frame) and frame.scale is None:
             tried.notes.append("The search for a start found nothing.")
-        if not isinstance(start, Frame) and not approx.density.is_random:
-            candidates, enough = _cheap(tried, approx, seeds)
+        if not isinstance(start, Frame) and has_weights(approx.density):
+            candidates, enough, approx = _cheap(tried, approx, seeds)
+            frame = approx.flow.frame
         trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
         return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
 
@@ -157,8 +167,8 @@ def _backend(approx: NormalizingFlow, kwargs: Mapping[str, Any]) -> str:
 
 def _cheap(
     tried: Tried, gaussian: NormalizingFlow, seeds: Iterator[Any]
-) -> tuple[list[Candidate], float]:
-    """Judge what nothing is compiled for: a Gaussian, then copulas and mixtures by its draws.
+) -> tuple[list[Candidate], float, NormalizingFlow]:
+    """Judge what nothing is compiled for: Gaussians, then copulas and mixtures by their draws.
 
     Returns
     -------
@@ -166,26 +176,38 @@ def _cheap(
         What is left to try.
     enough : float
         The gap, in nats, with which a fit leaves nothing to gain.
+    gaussian : NormalizingFlow
+        The better one.
     """
     tried.bar.say("Judging a Gaussian")
     with Interrupts(deferred=False):
-        dim = gaussian.ddim
-        tried.judge(gaussian, 0)
+        dim, has_climbed = gaussian.ddim, False
+        quality = tried.judge(gaussian, 0)
         is_spread = dim > 1 and is_far(tried.rungs)
         enough = GOOD_ENOUGH_SPREAD if is_spread else GOOD_ENOUGH
         if is_good(tried.rungs, enough):
-            return [], enough
-        if gaussian.flow.frame.scale is not None and not tried.deadline.has_passed:
+            return [], enough, gaussian
+        if not quality.is_trusted and (better := climbed(gaussian, tried, seeds)) is not None:
+            gaussian, has_climbed = better, True
+            tried.judge(gaussian, 0)
+            if is_good(tried.rungs, enough):
+                return [], enough, gaussian
+        # In many dimensions, what takes many draws of all rows takes longer than batches of them.
+        is_cheap = stream_of(gaussian.density) is None or dim <= MAX_DENSE
+        has_time = is_cheap and not tried.deadline.has_passed
+        if gaussian.flow.frame.scale is not None and has_time:
             for approx in closed_forms(gaussian, tried, seeds, is_spread=is_spread):
                 tried.judge(approx, 0)
                 if is_good(tried.rungs, enough):
-                    return [], enough
+                    return [], enough, gaussian
     if tried.is_enough(enough):
-        return [], enough
+        return [], enough, gaussian
     if is_spread:
-        return spread(), enough
-    is_known = any(r.quality is not None and r.quality.is_trusted for r in tried.rungs)
-    return [*([] if is_known else [Candidate(GAUSSIAN)]), *richer(dim)], enough
+        return spread(), enough, gaussian
+    is_known = has_climbed or any(
+        r.quality is not None and r.quality.is_trusted for r in tried.rungs
+    )
+    return [*([] if is_known else [Candidate(GAUSSIAN)]), *richer(dim)], enough, gaussian
 
 
 class _Trainer:
@@ -213,9 +235,13 @@ class _Trainer:
                 tried.notes.append(f"Left out, since the time was over: {left}.")
                 break
             approx, ended = self.fit(candidate, n, int(next(seeds)))
-            if approx is not None and approx.density.is_random:
+            if approx is not None and not has_weights(approx.density):
                 return approx
             if ended or tried.is_enough(enough):
+                break
+            if candidates[i + 1 :] and gains_little(tried.rungs):
+                left = ", ".join(str(Formula(c.formula)) for c in candidates[i + 1 :])
+                tried.notes.append(f"Left out, since {LITTLE_GAINED}: {left}.")
                 break
         return tried.best(ended)
 
@@ -234,7 +260,7 @@ class _Trainer:
             )
             outcome = tried.train(inference, FitConfig(n=n, **candidate.arguments(self._kwargs, n)))
             approx = inference.approx
-            if approx.density.is_random:
+            if not has_weights(approx.density):
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps, tried.counts)
                 approx.ladder = Ladder((rung,), 0, tuple(tried.notes))
                 outcome.tell(stacklevel=4)
@@ -259,14 +285,13 @@ def _structured(
     model: pm.Model,
     start: Mapping[str, ArrayLike] | None,
     roles: Mapping[str, Sequence[str]],
-    random_seed: RandomState,
+    how: Mapping[str, Any],
 ) -> bool:
     """Try a field given hyperparameters; return whether it is good."""
     tried.bar.say("Reading the structure of the model")
-    try:
-        check_has_weights(density_of(model))
-    except ModelError:  # it is random
-        return False
+    density = density_of(model)
+    if not has_weights(density) or stream_of(density) is not None:
+        return False  # what there is no evidence for, or no exact Hessian of all rows
     try:
         found = structure(model, start=start, **roles)
     except ArgumentError:
@@ -287,9 +312,7 @@ def _structured(
 
     try:
         with Interrupts(deferred=False):
-            approx = fit_structured(
-                model=model, start=start, found=found, random_seed=random_seed, report=report
-            )
+            approx = fit_structured(model=model, start=start, found=found, report=report, **how)
             quality = tried.judge_structured(approx)
     except _OutOfTimeError as error:
         tried.notes.append(f"Left out: a field given hyperparameters; {error}.")
@@ -338,12 +361,17 @@ def _gaussian(
         deadline=tried.deadline.share(SEARCH_SHARE),
     )
     approx = of(found)
-    if approx.density.is_random or found.scale is None or tried.deadline.has_passed:
+    has_gaussian = found.scale is not None and has_weights(approx.density)
+    has_rows = stream_of(approx.density) is not None
+    if not has_gaussian or tried.deadline.has_passed or (has_rows and approx.ddim > MAX_DENSE):
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     tried.bar.say("Matching the moments of weighted draws")
-    share = share_of_draws(n_data(approx.density))
-    return of(match_moments(counted(approx, tried), found, rng, share=share))
+    share, log_density = share_for(approx.density), counted(approx, tried)
+    if not has_rows or share == 1:
+        return of(match_moments(log_density, found, rng, share=share))
+    # Draws cost nothing that is worth a mention: see `counted`.
+    return of(match_significant(log_density, match_moments(log_density, found, rng), rng))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

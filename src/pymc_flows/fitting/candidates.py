@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pymc as pm
 
 from pymc_flows.approximation import MixtureState, NormalizingFlow
+from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.tried import Tried
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.start.copula import DRAWS, WIDER, copulas
-from pymc_flows.start.cover import cover
-from pymc_flows.start.moments import Weighted
+from pymc_flows.model.streams import stream_of
+from pymc_flows.start.natural import climb_elbo
 from pymc_flows.start.options import MAX_DENSE
+from pymc_flows.start.passes import nearly, share_for
+from pymc_flows.start.target import Target
+from pymc_flows.start.weighted.copula import DRAWS, WIDER, copulas
+from pymc_flows.start.weighted.cover import cover
+from pymc_flows.start.weighted.moments import Weighted, match_moments
 
 GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
@@ -96,6 +101,34 @@ def spread() -> list[Candidate]:
 # ------------------------------------------------------------------ what nothing is compiled for
 
 
+def climbed(
+    gaussian: NormalizingFlow, tried: Tried, seeds: Iterator[Any]
+) -> NormalizingFlow | None:
+    """A Gaussian with a larger ELBO, by natural gradients where curvatures are exact.
+
+    Not of rows that come batch by batch: a curvature is one of all rows.
+    """
+    frame = gaussian.flow.frame
+    is_streamed = stream_of(gaussian.density) is not None
+    if frame.scale is None or is_streamed or tried.deadline.has_passed:
+        return None
+    tried.start_rung()
+    tried.bar.say("Climbing the ELBO of a Gaussian")
+    target = Target.of(gaussian.density, frame.center, tried.counts)
+    if not target.is_exact:
+        return None
+    rng = np.random.default_rng(int(next(seeds)))
+    deadline = tried.deadline.share(SEARCH_SHARE)
+    found = climb_elbo(target, frame, rng, deadline=deadline)
+    if found is None:
+        return None
+    found = match_moments(counted(gaussian, tried), found, rng)
+    found = replace(found, variables=frame.variables)
+    return NormalizingFlow(
+        GAUSSIAN, model=gaussian.model, start=found, jitter=0.0, random_seed=int(next(seeds))
+    )
+
+
 def closed_forms(
     gaussian: NormalizingFlow, tried: Tried, seeds: Iterator[Any], *, is_spread: bool
 ) -> Iterator[NormalizingFlow]:
@@ -131,8 +164,14 @@ def closed_forms(
 
 
 def counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.ndarray]:
-    """The log density (n,) of the model at points (n, dim), which counts them."""
-    log_density = LogDensity(approx.density)
+    """The log density (n,) of the model at points (n, dim), which counts them.
+
+    Of many rows that come in batches, it is taken to second order at the centre of the Gaussian.
+    """
+    density, frame = approx.density, approx.flow.frame
+    if share_for(density) < 1 and stream_of(density) is not None and len(frame.center) <= MAX_DENSE:
+        return nearly(density, frame, tried.counts)
+    log_density = LogDensity(density)
 
     def value(points: np.ndarray) -> np.ndarray:
         tried.counts.densities += len(points)

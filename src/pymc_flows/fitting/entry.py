@@ -24,8 +24,9 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
-from pymc_flows.model.logp import density_of, model_or_context
-from pymc_flows.support.arguments import check_integer
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
+from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.deadline import Deadline, check_seconds
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState
@@ -149,13 +150,10 @@ def fit(
         raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
     if isinstance(n, str | Formula):
         raise ArgumentError(f"n is the number of steps, got {str(n)!r}\nWrite formula={str(n)!r}.")
-    n = check_integer("n", n, minimum=0)
+    n = check_arguments(n, formula, quality, kwargs)
     deadline = Deadline.after(check_seconds(seconds))
-    _check_keywords(kwargs)
-    check_backend(kwargs.get("backend"))
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
-    _check_quality(quality, formula)
     if isinstance(method, NFVI):
         given = {
             "model": model,
@@ -175,8 +173,8 @@ def fit(
         formula = _formula_of(method)
     _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
-    _density = density_of(model)  # held, so that the search and all fits find it again
-    is_auto = formula is None or _is_auto(formula)
+    density = density_of(model)  # held, so that the search and all fits find it again
+    is_auto = is_search(formula)
     if restarts is not None:
         if kwargs.get("devices") and (cores != 1 or executor is not None):
             raise ArgumentError("devices= belong to this process: leave out cores= and executor=")
@@ -228,6 +226,11 @@ def fit(
         check_target(kwargs["checkpoint"])  # the search may take long
     flow = Formula(formula)
     if flow.conditional is not None:
+        if stream_of(density) is not None:
+            raise ArgumentError(
+                f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
+                "Leave out formula=, or take one of a flow over all variables."
+            )
         if isinstance(start, Frame):
             raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
         if seconds is not None:
@@ -258,15 +261,27 @@ def fit(
     return inference.approx
 
 
-def _is_auto(formula: str | Formula | None) -> bool:
+def is_search(formula: str | Formula | None) -> bool:
+    """Whether the formula is left to `climb`."""
     return formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
+
+
+def check_arguments(
+    n: object, formula: str | Formula | None, quality: object, kwargs: Mapping[str, Any]
+) -> int:
+    """Refuse arguments of `fit` that need no model to be seen wrong; return the steps n."""
+    steps = check_integer("n", n, minimum=0)
+    _check_keywords(kwargs)
+    check_backend(kwargs.get("backend"))
+    _check_quality(quality, formula)
+    return steps
 
 
 def _check_quality(quality: object, formula: str | Formula | None) -> None:
     """Refuse an unknown quality, and one that a single formula could not promise."""
     if quality not in QUALITIES:
         raise ArgumentError(f"quality must be 'good' or 'best', got {quality!r}")
-    if quality != "good" and not _is_auto(formula):
+    if quality != "good" and not is_search(formula):
         raise ArgumentError(
             f"quality={quality!r} says when formula='auto' ends, got the formula {str(formula)!r}"
         )
@@ -280,7 +295,7 @@ def _check_devices(
     if devices is None:
         del kwargs["devices"]
     elif not devices.is_local and (
-        _is_auto(formula) or not isinstance(start, Frame) or seconds is not None
+        is_search(formula) or not isinstance(start, Frame) or seconds is not None
     ):
         raise ArgumentError(
             "devices= of several processes: a search sees the rows of its process alone\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pymc as pm
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.errors import ModelError
-from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, fit_field
+from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, batched_gradient, fit_field
 from pymc_flows.field.options import Report
 from pymc_flows.field.state import FieldState
 from pymc_flows.formula import Formula
@@ -37,6 +38,7 @@ def fit_structured(
     found: Structure | None = None,
     random_seed: RandomState = None,
     report: Report | None = None,
+    options: FieldOptions | None = None,
 ) -> NormalizingFlow:
     """Fit a flow over the hyperparameters of a model, and the field given them.
 
@@ -54,6 +56,8 @@ def fit_structured(
     random_seed : int, Generator, RandomState, optional
     report : callable, optional
         Gets stage, evaluations and CPU seconds, after each unit of work.
+    options : FieldOptions, optional
+        Bounds of the fit.
 
     Returns
     -------
@@ -81,8 +85,10 @@ def fit_structured(
         _log.warning("A field given hyperparameters may not do here: %s", found.why_not)
     seed, approx_seed = integer_seeds(random_seed, 2)
     point = find_start(density, start, np.random.default_rng(seed))
-    options = FieldOptions() if formula is None else FieldOptions(formula=str(formula.hyper))
-    gradient = BatchedGradient(density)
+    options = options or FieldOptions()
+    if formula is not None:
+        options = replace(options, formula=str(formula.hyper))
+    gradient = batched_gradient(density)
     effects = found.names.covering(found.effects)
     if effects and _is_gaussian(gradient, found, point):
         _log.info("Gaussian given the others, and so part of the field: %s.", ", ".join(effects))

@@ -16,8 +16,7 @@ from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.importance import EVEN_GAP, LACKING, N_ERRORS, known_evidence
-from pymc_flows.model.log_density import n_data
-from pymc_flows.start.options import share_of_draws
+from pymc_flows.start.passes import share_for
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
@@ -34,6 +33,10 @@ SMALL = 0.3
 # A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
 # modes that are apart, or over a curve.
 SPREAD = 1.0
+# A flow that closes less than this share of the gap between the best so far and the evidence, and
+# whose weights cannot be trusted either, will not be saved by more layers.
+LITTLE = 0.1
+LITTLE_GAINED = f"the last closed less than {LITTLE:.0%} of the gap to the evidence"
 
 
 class Tried:
@@ -93,7 +96,7 @@ class Tried:
     def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
         """Measure a fit with these convergence warnings."""
         with Interrupts(deferred=False):
-            n = int(share_of_draws(n_data(approx.density)) * JUDGED_BY)
+            n = int(share_for(approx.density) * JUDGED_BY)
             quality = measure(approx, n, random_seed=int(next(self._seeds)))
         self.counts.densities += n
         return self._add(approx, quality, steps, warnings)
@@ -249,3 +252,12 @@ def best_of(qualities: Sequence[Quality]) -> int:
         if is_better or (is_as_good and quality.is_trusted and not other.is_trusted):
             best = i
     return best
+
+
+def gains_little(rungs: Sequence[Rung]) -> bool:
+    """Whether the last flow is hardly nearer to the evidence than those before, and not good."""
+    *before, last = [rung.quality for rung in rungs if rung.quality is not None]
+    if not before or last.is_trusted or any(q.is_trusted for q in before):
+        return False
+    best = max(q.elbo for q in before)
+    return last.elbo - best < LITTLE * (last.log_evidence - best)

@@ -18,13 +18,16 @@ from xarray import Dataset, DataTree
 from pymc_flows.approximation import NormalizingFlow, contents
 from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.errors import ArgumentError
+from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.state import FieldState
-from pymc_flows.fitting.entry import fit
+from pymc_flows.fitting.auto import climb
+from pymc_flows.fitting.entry import check_arguments, fit, is_search
 from pymc_flows.fitting.resume import restored
 from pymc_flows.importance import Correction, check_correction
 from pymc_flows.io.files import Content
 from pymc_flows.many.template import Builder, Template
 from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.deadline import check_seconds
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.workers import Failed, Finished, Tally, Workers, run_tasks
 from pymc_flows.workers.options import BlasCores
@@ -128,7 +131,8 @@ def fit_many(
     n : int
         Steps of each fit.
     draws : int
-        Draws of each fit that are kept.
+        Draws of each fit that are kept. Of a hierarchy, so many effective values of the
+        hyperparameters are evaluated.
     correct : 'psis', 'resample' or False, optional
         As in `NormalizingFlow.sample`.
     cores, executor, mp_ctx, blas_cores
@@ -171,9 +175,11 @@ def fit_many(
         raise ArgumentError("data_sets is empty: there is nothing to fit")
     check_integer("draws", draws)
     check_correction(correct, return_inferencedata=True)
-    for name in ("model", "method", "callbacks", "checkpoint", "restarts"):
+    for name in ("model", "method", "callbacks", "checkpoint", "restarts", "combine"):
         if kwargs.get(name) is not None:
             raise ArgumentError(f"fit_many makes many fits: {name}= is for one")
+    check_arguments(n, kwargs.get("formula"), kwargs.get("quality", "good"), kwargs)
+    check_seconds(kwargs.get("seconds"))
     template = Template(builder, data_sets[0])
     sequence = np.random.SeedSequence(integer_seed(random_seed))
     seeds = [int(s.generate_state(1)[0]) for s in sequence.spawn(len(data_sets))]
@@ -196,7 +202,7 @@ def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
     begin = time.perf_counter()
     fit_seed, draw_seed, judge_seed = np.random.SeedSequence(seed).generate_state(3).tolist()
     with template.with_data(data) as model:
-        approx = fit(n, model=model, random_seed=fit_seed, **arguments)
+        approx = _fit(n, draws, model=model, random_seed=fit_seed, **arguments)
         quality = None
         if isinstance(approx.q, FieldState):
             quality = approx.q.quality
@@ -205,6 +211,13 @@ def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
         tree = approx.sample(draws, correct=correct, random_seed=draw_seed)
         posterior = tree.children["posterior"].to_dataset().drop_attrs()
         return Fitted(contents(approx), posterior, quality, time.perf_counter() - begin)
+
+
+def _fit(n: int, draws: int, *, formula: Any = None, **arguments: Any) -> NormalizingFlow:
+    if not is_search(formula):
+        return fit(n, formula=formula, **arguments)
+    # Draws are chosen from weighted values of the hyperparameters: as many effective ones do.
+    return climb(n, options=FieldOptions(effective=draws), **arguments)
 
 
 def _tree(fitted: Sequence[Fitted | None]) -> DataTree:

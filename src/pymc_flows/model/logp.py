@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -25,7 +26,7 @@ from pymc_flows.backends.ops import random_inputs
 from pymc_flows.backends.products import join_products
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.backends.stable import stabilize
-from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.errors import ModelError
 from pymc_flows.model.batching import (
     Batch,
     in_micro_batches,
@@ -44,7 +45,7 @@ from pymc_flows.model.layout import (
     start_point,
     tensor_values,
 )
-from pymc_flows.model.replacements import Replacements, check_replacements, named_terms
+from pymc_flows.model.replacements import Replacements, check_replacements, named_terms, parts_of
 
 __all__ = ["ModelDensity", "Replacements", "Slot", "density_of"]
 
@@ -65,6 +66,9 @@ class ModelDensity:
         The model's value variables, or tensors of known shape in their place.
     dim : int
         Length of the flat vector.
+    kept : dict
+        What has been made of the density, for as long as it lives: whoever makes it names it, and
+        sees to it that data may have been exchanged since.
 
     Raises
     ------
@@ -81,11 +85,12 @@ class ModelDensity:
         self.dim = self.slots[-1].slice.stop
         self._replacements: Replacements = None
         self._replaced: ModelDensity | None = None
-        self._parts = _parts(model)
+        self._parts = parts_of(model)
+        self.kept: dict[Any, Any] = {}
 
     def is_current(self) -> bool:
         """Whether the model still has the variables that it had, in shape and number."""
-        parts = _parts(self.model)
+        parts = parts_of(self.model)
         return (
             len(parts) == len(self._parts)
             and all(a is b for a, b in zip(parts, self._parts, strict=True))
@@ -234,7 +239,7 @@ class ModelDensity:
             other = copy.copy(self)
             for name in ("named_terms", "terms", "is_random"):
                 other.__dict__.pop(name, None)
-            other._replacements, other._replaced = checked, None
+            other._replacements, other._replaced, other.kept = checked, None, {}
             self._replaced = other
         return self._replaced
 
@@ -339,28 +344,6 @@ class ModelDensity:
         return Batch(values, found.reason)
 
 
-def model_or_context(model: pm.Model | None) -> pm.Model:
-    """Return the model, or the one on the context stack.
-
-    Raises
-    ------
-    TypeError
-        As PyMC does, if there is neither.
-    ArgumentError
-        If it is no model.
-    """
-    if model is not None and not isinstance(model, pm.Model):
-        raise ArgumentError(
-            f"model must be a pymc.Model, got {type(model).__name__}\n"
-            "Pass model=…, or call this inside `with model:`."
-        )
-    if model is None and pm.Model.get_context(error_if_none=False) is None:
-        raise TypeError(
-            "No model on context stack.\nPass model=…, or call this inside `with model:`."
-        )
-    return pm.modelcontext(model)
-
-
 # By id of the model, which its density keeps alive.
 _DENSITIES: WeakValueDictionary[int, ModelDensity] = WeakValueDictionary()
 
@@ -380,13 +363,6 @@ def density_of(model: pm.Model) -> ModelDensity:
     if found is None or not found.is_current():
         found = _DENSITIES[id(model)] = ModelDensity(model)
     return found
-
-
-def _parts(model: pm.Model) -> list[object]:
-    """What the log density of a model is made of, besides values of data."""
-    maps = model.rvs_to_values, model.rvs_to_transforms
-    pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
-    return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]
 
 
 def _total(terms: list[TensorVariable]) -> TensorVariable:

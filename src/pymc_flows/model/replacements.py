@@ -16,7 +16,7 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.model.layout import tensors
 from pymc_flows.support.compat import replace_rvs_by_values
 
-__all__ = ["Replacements", "check_replacements", "named_terms"]
+__all__ = ["Replacements", "check_replacements", "named_terms", "parts_of"]
 
 type Replacements = Mapping[Variable, Variable] | None
 
@@ -134,3 +134,10 @@ def check_replacements(model: pm.Model, replacements: Replacements) -> dict[Vari
                 f"expected {old.type}, got {new.type}"
             ) from None
     return dict(replacements)
+
+
+def parts_of(model: pm.Model) -> list[object]:
+    """What the log density of a model is made of, besides values of data."""
+    maps = model.rvs_to_values, model.rvs_to_transforms
+    pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
+    return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]

@@ -83,6 +83,41 @@ class SearchOptions:
 SEARCH = SearchOptions()
 
 
-def share_of_draws(n_data: int) -> float:
+@dataclass(frozen=True)
+class NaturalOptions:
+    """Bounds of `climb_elbo`.
+
+    Attributes
+    ----------
+    max_dim : int
+        In more dimensions nothing is done.
+    stages : tuple of (int, int, float)
+        Draws of a step, steps, and their rate. At the end of a stage stands the mean of its second
+        half.
+    precise : float
+        A stage after which this is left of the noise of the mean, in nats, is the last.
+    elbo_draws : int
+        Draws behind the ELBO by which stages are compared.
+    max_halvings : int
+        A step that would leave no positive precision is made shorter so often.
+    """
+
+    max_dim: int = 1_000
+    stages: tuple[tuple[int, int, float], ...] = (
+        (8, 10, 0.5),
+        (16, 6, 0.5),
+        (32, 6, 0.4),
+        (64, 6, 0.35),
+        (128, 4, 0.3),
+    )
+    precise: float = 0.005
+    elbo_draws: int = 1_000
+    max_halvings: int = 8
+
+
+NATURAL = NaturalOptions()
+
+
+def share_of_draws(n_data: int, *, fewest: float = FEWEST) -> float:
     """How many of the usual draws are evaluated with so many numbers in the data."""
-    return float(min(1.0, max(LARGE / max(n_data, 1), FEWEST)))
+    return float(min(1.0, max(LARGE / max(n_data, 1), fewest)))

@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from pymc_flows.backends.ops import has_loop
-from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.log_density import LogDensity, n_data
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.start.options import MAX_DENSE, SEARCH
@@ -49,6 +49,8 @@ class Target:
         Without it, curvatures are differences of gradients.
     is_cheap : bool
         Whether a curvature costs no more than a few gradients.
+    is_exact : bool
+        Whether it is no difference of gradients.
     evaluations : Evaluations, optional
         Counts on from these.
     n_data : int
@@ -62,12 +64,14 @@ class Target:
         curvature: Curved | None = None,
         *,
         is_cheap: bool = True,
+        is_exact: bool = True,
         evaluations: Evaluations | None = None,
         n_data: int = 0,
     ):
         self._evaluate, self._value, self._curvature = evaluate, value, curvature
         self._scale: np.ndarray | None = None
         self.n_data = n_data
+        self.is_exact = is_exact
         self.takes_newton_steps = curvature is not None and is_cheap
         self.evaluations = Evaluations() if evaluations is None else evaluations
 
@@ -78,20 +82,25 @@ class Target:
         near: np.ndarray | None = None,
         evaluations: Evaluations | None = None,
     ) -> Target:
-        """The target of a model, read at a point (dim,) with a density."""
-        log_density = LogDensity(density)
+        """The target of a model, read at a point (dim,) with a density.
+
+        Where the model sees rows batch by batch, that of one batch, which stands for all of them.
+        """
+        log_density = LogDensity(density, all_rows=False)
         curvature = _exact(density, near)
-        is_cheap = False
+        is_cheap = is_exact = False
         if curvature is not None:
             is_full = curvature.pattern.nnz > SEARCH.full * density.dim**2
-            is_cheap = not curvature.differenced and not (is_full and density.dim > MAX_DENSE)
+            is_exact = not curvature.differenced
+            is_cheap = is_exact and not (is_full and density.dim > MAX_DENSE)
         return cls(
             log_density.value_and_grad,
             log_density.value,
             curvature,
             is_cheap=is_cheap,
+            is_exact=is_exact,
             evaluations=evaluations,
-            n_data=n_data(density),
+            n_data=n_data(density, all_rows=False),
         )
 
     def value(self, points: np.ndarray) -> np.ndarray:
@@ -153,7 +162,7 @@ def _exact(density: ModelDensity, near: np.ndarray | None) -> Curvature | None:
         )
         return None
     try:
-        curvature = Curvature(density, near=near)
+        curvature = curvature_of(density, near=near)
         curvature.pattern  # noqa: B018 - reads the graph
     except Exception as error:  # a graph of any kind; there is another way to go on
         _log.warning(

@@ -12,13 +12,13 @@ import scipy.sparse as sp
 from hessians import automatic_hessian, differenced_hessian, start_near
 from models import ZOO
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.curvature import Curvature, assembly, curvature_of
 from pymc_flows.model.curvature.batched import Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian, colours
 from pymc_flows.model.curvature.plan import Plan
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.structure import structure
+from pymc_flows.model.logp import ModelDensity, density_of
+from pymc_flows.model.structure import structure, structure_of
 
 RING = np.eye(6, k=1) + np.eye(6, k=-1) + np.eye(6, k=5) + np.eye(6, k=-5)
 # Terms of the zoo with factors of matrices that vary, and with loops.
@@ -39,7 +39,9 @@ def assert_exact(model, tolerance=1e-9, scale=0.1, hessian=automatic_hessian):
     curvature = Curvature(density)
     expected = -hessian(density, z)
     assert np.isfinite(expected).all()
-    for found in (curvature(z), curvature.many(np.stack([z + 0.01, z]))[1]):
+    together = curvature.pattern.astype(float)
+    together.data = curvature.entries(np.stack([z + 0.01, z]))[1]
+    for found in (curvature(z), together):
         error = np.abs(found.toarray() - expected).max()
         assert error <= tolerance * max(1, np.abs(expected).max())
     return curvature
@@ -192,7 +194,7 @@ def test_points_are_evaluated_together(monkeypatch):
     density = ModelDensity(walk())
     curvature = Curvature(density)
     points = start_near(density) + 0.1 * np.random.default_rng(1).standard_normal((6, density.dim))
-    expected = [curvature(z).toarray() for z in points]
+    expected = [curvature(z).data for z in points]
     calls = []
     evaluate = Plan.evaluate
 
@@ -201,12 +203,11 @@ def test_points_are_evaluated_together(monkeypatch):
         return evaluate(self, z, with_grad=with_grad)
 
     monkeypatch.setattr(Plan, "evaluate", counted)
-    for found, one in zip(curvature.many(points), expected, strict=True):
-        np.testing.assert_allclose(found.toarray(), one, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(curvature.entries(points), expected, rtol=1e-9, atol=1e-9)
     assert len(calls) == 1  # the first point, which the others are checked with
-    curvature.many(points)
+    curvature.entries(points)
     assert len(calls) == 1  # once
-    assert curvature.many(points[:0]) == []
+    assert len(curvature.entries(points[:0])) == 0
 
 
 def test_points_that_cannot_be_evaluated_together_are_tried_once(monkeypatch):
@@ -221,8 +222,8 @@ def test_points_that_cannot_be_evaluated_together_are_tried_once(monkeypatch):
 
     monkeypatch.setattr(Batched, "agrees", refused)
     for _ in range(2):
-        for found, z in zip(curvature.many(points), points, strict=True):
-            np.testing.assert_array_equal(found.toarray(), curvature(z).toarray())
+        for found, z in zip(curvature.entries(points), points, strict=True):
+            np.testing.assert_array_equal(found, curvature(z).data)
     assert len(made) == 1
 
 
@@ -243,6 +244,44 @@ def test_new_data_are_seen():
         pm.set_data({"x": np.arange(4.0), "y": np.ones(4)})
     np.testing.assert_allclose(curvature(z).toarray(), -automatic_hessian(density, z))
     assert not np.allclose(before, curvature(z).toarray())
+
+
+def test_what_is_kept_follows_exchanged_data():
+    group = np.array([0, 0, 1, 1, 2])
+    with pm.Model() as model:
+        index = pm.Data("index", group)
+        x = pm.Normal("x", 0, pm.HalfNormal("tau", 1), shape=3)
+        pm.Poisson("y", pt.exp(x[index] * pm.Data("slope", 1.0)), observed=pm.Data("count", group))
+    density = density_of(model)
+    points = density.start() + np.array([[0.0], [0.1], [0.2]])
+    first = structure(model)
+    kept = curvature_of(density, first.field)
+    assert curvature_of(density, first.field) is kept
+    plans = []
+    for name, value in (("count", 2 * group), ("slope", 2.0), ("index", group[::-1] * 2 % 3)):
+        kept.entries(points)
+        plans.append(kept._plan)
+        with model:
+            pm.set_data({name: value})
+        found, fresh = structure(model), ModelDensity(model)
+        assert (found.factors is first.factors) == (name != "index")
+        np.testing.assert_array_equal(
+            found.incidence.toarray(), structure_of(fresh).incidence.toarray()
+        )
+        expected = Curvature(fresh, first.field).entries(points)
+        np.testing.assert_allclose(kept.entries(points), expected, rtol=1e-12)
+    assert plans[0] is plans[1]  # counts are no part of a plan
+
+
+@pytest.mark.parametrize("make", [walk, hurdle, factors_of_a_matrix])
+def test_few_products_are_added_up_as_many_are(make, monkeypatch):
+    density = ModelDensity(make())
+    points = start_near(density) + np.array([[0.0], [0.1]])
+    found = {}
+    for few in (0, 10**9):
+        monkeypatch.setattr(assembly, "FEW", few)
+        found[few] = Curvature(density).entries(points)
+    np.testing.assert_allclose(found[0], found[10**9], rtol=1e-9, atol=1e-9)
 
 
 def test_minibatches_are_differenced_and_nothing_is_hidden():

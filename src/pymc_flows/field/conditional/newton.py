@@ -8,19 +8,21 @@ response models) have diagonals near 0 far from their mode.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
+import math
+from typing import Any
 
 import numpy as np
 import scipy
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
-from pymc_flows.field.factors import Factor, Factoring, NotPositiveDefinite
+from pymc_flows.field.factors import Factor, Factoring, Factors
 from pymc_flows.field.posterior import Posterior
 
 # The first multiple of the identity, relative to the mean curvature, and its factors.
 FIRST_DAMPING, MORE, LESS = 1e-3, 8.0, 1 / 16
 MAX_DAMPING = 1e9
+# A decrement, per element of the field, from which on no log density is called quadratic.
+NEAR = 100.0
 # Share of the expected gain that a step must have.
 ARMIJO = 1e-4
 # A curvature is kept where the decrement has fallen to this share: its root is about how much the
@@ -30,31 +32,54 @@ SAME_CURVATURE = 1e-3
 ROUNDING = 1e-12
 
 
-@dataclass(eq=False)
-class _Climb:
-    """The way to one mode."""
+class _Climbs:
+    """The ways to several modes, side by side.
 
-    hyper: np.ndarray
-    field: np.ndarray
-    value: float
-    gradient: np.ndarray
-    matrix: scipy.sparse.csc_matrix | None = None
-    factor: Factor | None = None
-    damping: float = 0.0
-    step: np.ndarray | None = None
-    decrement: float = np.inf
-    done: bool = False
+    Parameters
+    ----------
+    hyper, field : ndarray
+        (m, n_hyper), and (m, n_field), where they begin.
+    values : ndarray, shape (m,)
+    gradients : ndarray, shape (m, n_field)
 
-    def finish(self, step: np.ndarray, decrement: float) -> None:
-        """Take the last step, so short that its gain need not be evaluated."""
-        self.field, self.value = self.field + step, self.value + 0.5 * decrement
-        self.decrement, self.done = decrement, True
+    Attributes
+    ----------
+    entries : ndarray, shape (m, nnz)
+        Of the curvatures where the ways are, as far as they are `bent`.
+    bent, done : ndarray of bool, shape (m,)
+    damping, decrement : ndarray, shape (m,)
+    factors : list of Factor or None
+        Of the curvatures at those that are done.
+    """
 
-    def result(self) -> FieldGaussian | None:
-        """The Gaussian at the mode; None if there is none."""
-        if self.factor is None or self.damping or not np.isfinite(self.value):
+    def __init__(
+        self, hyper: np.ndarray, field: np.ndarray, values: np.ndarray, gradients: np.ndarray
+    ):
+        m = len(hyper)
+        self.hyper, self.field = hyper, np.array(field, dtype=float)
+        self.values, self.gradients = values, gradients
+        self.entries = np.empty((m, 0))
+        self.bent, self.done = np.zeros(m, bool), ~np.isfinite(values)
+        self.damping, self.decrement = np.zeros(m), np.full(m, np.inf)
+        self.factors: list[Factor | None] = [None] * m
+
+    def finish(
+        self, rows: np.ndarray, steps: np.ndarray, factors: Factors[Any], numbers: np.ndarray
+    ) -> None:
+        """Take last steps, so short that their gain need not be evaluated."""
+        self.field[rows] += steps
+        self.values[rows] += 0.5 * self.decrement[rows]
+        self.done[rows] = True
+        for i, number in zip(rows.tolist(), numbers.tolist(), strict=True):
+            self.factors[i] = factors[number]
+
+    def result(self, i: int) -> FieldGaussian | None:
+        """The Gaussian at one mode; None if there is none."""
+        factor, value = self.factors[i], float(self.values[i])
+        if factor is None or not math.isfinite(value):
             return None
-        return FieldGaussian(self.hyper, self.field, self.factor, self.value, self.decrement)
+        decrement = float(self.decrement[i])
+        return FieldGaussian(self.hyper[i], self.field[i], factor, value, decrement)
 
 
 class FieldModes:
@@ -65,13 +90,26 @@ class FieldModes:
     posterior : Posterior
     factoring : Factoring
         For the curvature of the field.
+
+    Attributes
+    ----------
+    is_quadratic : bool
+        Whether the log density is known to be quadratic in the field.
     """
 
     def __init__(self, posterior: Posterior, factoring: Factoring):
         self.posterior, self.factoring = posterior, factoring
+        self.is_quadratic = False
+        self._diagonal = np.flatnonzero(factoring.indices == factoring.columns)
 
     def find(
-        self, hyper: np.ndarray, field: np.ndarray, *, steps: int, tolerance: float
+        self,
+        hyper: np.ndarray,
+        field: np.ndarray,
+        *,
+        steps: int,
+        tolerance: float,
+        quadratic: bool = False,
     ) -> list[FieldGaussian | None]:
         """Find the modes given hyperparameters (n, n_hyper), from fields (n, n_field).
 
@@ -84,6 +122,9 @@ class FieldModes:
             Most steps, those that failed included.
         tolerance : float
             Newton decrement g'Q⁻¹g at which the mode is found, in nats.
+        quadratic : bool
+            Whether a step may end at the mode without another evaluation, as it does where the
+            log density is quadratic.
 
         Returns
         -------
@@ -91,26 +132,16 @@ class FieldModes:
             At the last point; None where the log density is not finite or its curvature not
             positive definite.
         """
-        values, gradients = self._evaluate(hyper, field)
-        climbs = [_Climb(*parts) for parts in zip(hyper, field, values, gradients, strict=True)]
-        for climb in climbs:
-            climb.done = not np.isfinite(climb.value)
+        climbs = _Climbs(hyper, field, *self._evaluate(hyper, field))
+        at_once = NEAR * self.posterior.n_field if quadratic else tolerance
         for _ in range(steps):
-            self._bend([climb for climb in climbs if not climb.done])
-            for climb in climbs:
-                if not climb.done:
-                    self._aim(climb, tolerance)
-            active = [climb for climb in climbs if not climb.done]
-            if not active:
+            active = np.flatnonzero(~climbs.done)
+            if not len(active):
                 break
-            hyper = np.stack([c.hyper for c in active])
-            field = np.stack([c.field + c.step for c in active])
-            for climb, x, v, g in zip(active, field, *self._evaluate(hyper, field), strict=True):
-                self._move(climb, x, v, g, tolerance)
-        for climb in climbs:
-            if not climb.done:  # out of steps
-                self._stop(climb)
-        return [climb.result() for climb in climbs]
+            self._step(climbs, active, at_once, tolerance)
+        for i in np.flatnonzero(~climbs.done).tolist():  # out of steps
+            self._stop(climbs, i)
+        return [climbs.result(i) for i in range(len(hyper))]
 
     def curvature(self, hyper: np.ndarray, field: np.ndarray) -> scipy.sparse.csc_matrix:
         """−∇² of the log density over the field, at one point."""
@@ -127,75 +158,104 @@ class FieldModes:
         values = np.where(np.isfinite(gradients).all(axis=1), values, -np.inf)
         return values, gradients
 
-    def _bend(self, climbs: list[_Climb]) -> None:
-        """Compute the curvatures that are missing."""
-        missing = [climb for climb in climbs if climb.matrix is None]
-        if missing:
-            hyper, field = (np.stack([getattr(c, k) for c in missing]) for k in ("hyper", "field"))
-            matrices = self.posterior.curvatures(self.posterior.join(hyper, field))
-            for climb, matrix in zip(missing, matrices, strict=True):
-                climb.matrix = matrix
+    def _step(self, climbs: _Climbs, active: np.ndarray, at_once: float, tolerance: float) -> None:
+        """One step of each way, damped as far as needed.
 
-    def _aim(self, climb: _Climb, tolerance: float) -> None:
-        """Compute the next step, damped as far as needed; done if there is none to take."""
-        if climb.factor is None:
-            self._damp(climb)
-        if climb.factor is None:
-            climb.done = True
+        Those with a decrement below ``at_once`` are done without another evaluation.
+        """
+        self._bend(climbs, active[~climbs.bent[active]])
+        factors = self._damp(climbs, active)
+        exist = factors.exist
+        climbs.done[active[~exist]] = True
+        rows = np.flatnonzero(exist)
+        steps = factors.solve(rows, climbs.gradients[active[rows]])
+        active = active[rows]
+        climbs.decrement[active] = _products(steps, climbs.gradients[active])
+        ends = (climbs.decrement[active] < at_once) & (climbs.damping[active] == 0)
+        climbs.finish(active[ends], steps[ends], factors, rows[ends])
+        active, rows, steps = active[~ends], rows[~ends], steps[~ends]
+        if not len(active):
             return
-        climb.step = climb.factor.solve(climb.gradient)
-        climb.decrement = float(climb.step @ climb.gradient)
-        if climb.decrement < tolerance and not climb.damping:
-            climb.finish(climb.step, climb.decrement)
+        fields = climbs.field[active] + steps
+        values, gradients = self._evaluate(climbs.hyper[active], fields)
+        before, promised = climbs.values[active], climbs.decrement[active]
+        gained = values >= before + ARMIJO * promised - ROUNDING * (1 + np.abs(before))
+        failed = active[~gained]
+        climbs.damping[failed] = np.maximum(climbs.damping[failed] * MORE, FIRST_DAMPING)
+        climbs.done[failed] = climbs.damping[failed] >= MAX_DAMPING
+        moved, rows = active[gained], rows[gained]
+        climbs.field[moved], climbs.values[moved] = fields[gained], values[gained]
+        climbs.gradients[moved] = gradients[gained]
+        self._settle(climbs, moved, factors, rows, tolerance)
 
-    def _damp(self, climb: _Climb) -> None:
-        """Factor the curvature, plus as much of the identity as that takes."""
-        matrix = climb.matrix
-        if matrix is None or not np.isfinite(matrix.data).all():
-            return
-        unit = float(np.abs(matrix.diagonal()).mean()) or 1.0
-        while climb.damping < MAX_DAMPING:
-            try:
-                climb.factor = self.factor(_raised(matrix, climb.damping * unit))
-                return
-            except NotPositiveDefinite:
-                climb.damping = max(climb.damping * MORE, FIRST_DAMPING)
-
-    def _stop(self, climb: _Climb) -> None:
-        """Take the curvature where the climb is, if it is positive definite."""
-        if climb.factor is None or climb.damping:
-            matrix = climb.matrix
-            if matrix is None:
-                matrix = self.curvature(climb.hyper, climb.field)
-            climb.damping, climb.factor = 0.0, None
-            with suppress(NotPositiveDefinite):
-                climb.factor = self.factor(matrix)
-
-    def _move(
-        self, climb: _Climb, field: np.ndarray, value: float, gradient: np.ndarray, tolerance: float
+    def _settle(
+        self,
+        climbs: _Climbs,
+        moved: np.ndarray,
+        factors: Factors[Any],
+        rows: np.ndarray,
+        tolerance: float,
     ) -> None:
-        """Take the step, or damp it more."""
-        slack = ROUNDING * (1 + abs(climb.value))
-        if not value >= climb.value + ARMIJO * climb.decrement - slack:
-            climb.damping = max(climb.damping * MORE, FIRST_DAMPING)
-            climb.factor = None
-            climb.done = climb.damping >= MAX_DAMPING
+        """End ways that a last step with the same curvature ends; damp the others less."""
+        free = climbs.damping[moved] == 0
+        rows, undamped = rows[free], moved[free]
+        steps = factors.solve(rows, climbs.gradients[undamped])
+        left = _products(steps, climbs.gradients[undamped])
+        ends = left < np.minimum(tolerance, SAME_CURVATURE * climbs.decrement[undamped])
+        climbs.decrement[undamped[ends]] = left[ends]
+        climbs.finish(undamped[ends], steps[ends], factors, rows[ends])
+        less = climbs.damping[moved] * LESS
+        climbs.damping[moved] = np.where(less > FIRST_DAMPING / 64, less, 0.0)
+        climbs.bent[moved] = False
+
+    def _bend(self, climbs: _Climbs, rows: np.ndarray) -> None:
+        """Compute the curvatures that are missing."""
+        if not len(rows):
             return
-        climb.field, climb.value, climb.gradient = field, value, gradient
-        if climb.factor is not None and not climb.damping:
-            step = climb.factor.solve(gradient)
-            left = float(gradient @ step)
-            if left < min(tolerance, SAME_CURVATURE * climb.decrement):
-                climb.finish(step, left)
-                return
-        climb.damping = climb.damping * LESS if climb.damping * LESS > FIRST_DAMPING / 64 else 0.0
-        climb.matrix = climb.factor = None
+        points = self.posterior.join(climbs.hyper[rows], climbs.field[rows])
+        found = self.posterior.entries(points)
+        if not climbs.entries.shape[1]:
+            climbs.entries = np.empty((len(climbs.done), found.shape[1]))
+        climbs.entries[rows] = found
+        climbs.bent[rows] = True
+
+    def _damp(self, climbs: _Climbs, rows: np.ndarray) -> Factors[Any]:
+        """Factor the curvatures, plus as much of the identity as that takes."""
+        factors = self._factors(climbs, rows)
+        left = np.flatnonzero(~factors.exist)
+        finite = np.isfinite(climbs.entries[rows[left]]).all(axis=1)
+        left = left[finite]
+        if not len(left):
+            return factors
+        kept = [factors[i] for i in range(len(rows))]
+        while len(left):
+            damping = np.maximum(climbs.damping[rows[left]] * MORE, FIRST_DAMPING)
+            climbs.damping[rows[left]] = damping
+            left = left[damping < MAX_DAMPING]
+            more = self._factors(climbs, rows[left])
+            for k, i in enumerate(left):
+                kept[i] = more[k]
+            left = left[~more.exist]
+        return Factors(kept)
+
+    def _factors(self, climbs: _Climbs, rows: np.ndarray) -> Factors[Any]:
+        """Factor the curvatures with the multiples of the identity that they have now."""
+        entries, damping = climbs.entries[rows], climbs.damping[rows, None]
+        if damping.any():
+            diagonal = entries[:, self._diagonal]
+            unit = np.abs(diagonal).mean(axis=1, keepdims=True)
+            entries[:, self._diagonal] += damping * np.where(unit > 0, unit, 1.0)
+        self.posterior.evaluations.factors += len(rows)
+        return self.factoring.factors(entries)
+
+    def _stop(self, climbs: _Climbs, i: int) -> None:
+        """Take the curvature where a way is, if it is positive definite."""
+        rows = np.array([i])
+        climbs.damping[i] = 0.0
+        self._bend(climbs, rows[~climbs.bent[rows]])
+        climbs.factors[i] = self._factors(climbs, rows)[0]
 
 
-def _raised(matrix: scipy.sparse.csc_matrix, by: float) -> scipy.sparse.csc_matrix:
-    """The matrix plus a multiple of the identity, with its pattern."""
-    if not by:
-        return matrix
-    found = matrix.copy()
-    found.setdiag(matrix.diagonal() + by)
-    return found
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Inner products of rows."""
+    return (a * b).sum(axis=1)

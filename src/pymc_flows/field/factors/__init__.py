@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import scipy
 
-from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite
+from pymc_flows.field.factors.base import Factor, Factoring, Factors, NotPositiveDefinite
 from pymc_flows.field.factors.blocks import BlockFactoring
 from pymc_flows.field.factors.bordered import BorderedFactoring
 from pymc_flows.field.factors.dense import DenseFactoring
 from pymc_flows.field.factors.general import SparseFactoring
 
-__all__ = ["Factor", "Factoring", "NotPositiveDefinite", "factoring"]
+__all__ = ["Factor", "Factoring", "Factors", "NotPositiveDefinite", "factoring"]
 
 # A dense Cholesky factor is the fastest up to this size.
 DENSE = 150
@@ -49,7 +49,7 @@ def factoring(pattern: scipy.sparse.csc_matrix, groups: np.ndarray | None = None
         return _without_separator(pattern)
     rest, separator = np.flatnonzero(groups >= 0), np.flatnonzero(groups < 0)
     if n <= DENSE_BORDERED or len(rest) == 0:
-        return DenseFactoring(np.concatenate([rest, separator]))
+        return DenseFactoring(pattern, np.concatenate([rest, separator]))
     inner = pattern[rest][:, rest]
     inner.sort_indices()
     return BorderedFactoring(pattern, rest, separator, _without_separator(inner))
@@ -62,5 +62,5 @@ def _without_separator(pattern: scipy.sparse.csc_matrix) -> Factoring:
     if n_blocks > 1 and largest <= MAX_BLOCK:
         return BlockFactoring(pattern, labels)
     if n <= DENSE or pattern.nnz > DENSE_SHARE * n * n:
-        return DenseFactoring()
-    return SparseFactoring(n)
+        return DenseFactoring(pattern)
+    return SparseFactoring(pattern)

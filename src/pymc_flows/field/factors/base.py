@@ -7,6 +7,8 @@ solutions of Q x = b, draws R⁻¹ε, their inverse map R δ, and the determinan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy
@@ -44,8 +46,58 @@ class Factor(ABC):
         """The diagonal of Q⁻¹ (n,); its cost grows with the fill of R times n."""
 
 
+class Factors[F: Factor]:
+    """Factors of several matrices with one pattern, side by side.
+
+    Parameters
+    ----------
+    factors : sequence of Factor or None
+        None for matrices that have none.
+    """
+
+    def __init__(self, factors: Sequence[F | None]):
+        self._factors = factors
+
+    def __getitem__(self, i: int) -> F | None:
+        """The factor of one matrix."""
+        return self._factors[i]
+
+    @property
+    def exist(self) -> np.ndarray:
+        """Which matrices (m,) have a factor."""
+        return np.array([factor is not None for factor in self._factors])
+
+    def solve(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Q⁻¹ b (k, n) for the matrices with these numbers, which have factors, and vectors b."""
+        found = np.empty(b.shape)
+        for k, i in enumerate(rows.tolist()):
+            factor = self._factors[i]
+            assert factor is not None
+            found[k] = factor.solve(b[k])
+        return found
+
+
 class Factoring(ABC):
-    """Makes factors of matrices with one pattern."""
+    """Makes factors of matrices with one pattern.
+
+    Parameters
+    ----------
+    pattern : csc_matrix, shape (n, n)
+        With sorted indices; its values do not matter.
+    """
+
+    def __init__(self, pattern: scipy.sparse.csc_matrix):
+        self.n = pattern.shape[0]
+        self.indices, self.indptr = pattern.indices, pattern.indptr
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Column of each entry."""
+        return np.repeat(np.arange(self.n), np.diff(self.indptr))
+
+    def matrix(self, entries: np.ndarray) -> scipy.sparse.csc_matrix:
+        """The matrix with entries (nnz,)."""
+        return scipy.sparse.csc_matrix((entries, self.indices, self.indptr), (self.n, self.n))
 
     @abstractmethod
     def factor(self, matrix: scipy.sparse.csc_matrix) -> Factor:
@@ -55,6 +107,16 @@ class Factoring(ABC):
         ------
         NotPositiveDefinite
         """
+
+    def factors(self, entries: np.ndarray) -> Factors[Any]:
+        """Factor matrices with entries (m, nnz), in the order of the pattern."""
+        found: list[Factor | None] = []
+        for row in entries:
+            try:
+                found.append(self.factor(self.matrix(row)))
+            except NotPositiveDefinite:
+                found.append(None)
+        return Factors(found)
 
 
 def cholesky(matrix: np.ndarray) -> np.ndarray:

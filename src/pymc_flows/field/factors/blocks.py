@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import scipy
 
-from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite, cholesky
+from pymc_flows.field.factors.base import Factor, Factoring, Factors, NotPositiveDefinite, cholesky
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,42 @@ class BlockFactor(Factor):
         return found.reshape(rows.shape)
 
 
+class BlockFactors(Factors[BlockFactor]):
+    """Cholesky factors of the blocks of several matrices.
+
+    Parameters
+    ----------
+    n : int
+    indices : tuple of ndarray
+        Elements of the blocks (blocks, size), by size.
+    lowers, inverses : list of ndarray
+        Factors (m, blocks, size, size) and their inverses, by size.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        indices: tuple[np.ndarray, ...],
+        lowers: list[np.ndarray],
+        inverses: list[np.ndarray],
+    ):
+        parts = zip(zip(*lowers, strict=True), zip(*inverses, strict=True), strict=True)
+        super().__init__([BlockFactor(n, indices, *both) for both in parts])
+        self._indices, self._inverses = indices, inverses
+
+    def solve(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Q⁻¹ b (k, n) for the matrices with these numbers."""
+        found = np.empty(b.shape)
+        for index, inverses in zip(self._indices, self._inverses, strict=True):
+            root, part = inverses[rows], b[:, index]
+            if index.shape[1] == 1:
+                found[:, index[:, 0]] = part[..., 0] * np.square(root[..., 0, 0])
+                continue
+            white = root @ part[..., None]
+            found[:, index] = (root.swapaxes(2, 3) @ white)[..., 0]
+        return found
+
+
 class BlockFactoring(Factoring):
     """Batched Cholesky factors of the components of a pattern, which are found once.
 
@@ -80,38 +117,60 @@ class BlockFactoring(Factoring):
     """
 
     def __init__(self, pattern: scipy.sparse.csc_matrix, labels: np.ndarray):
-        self.n = pattern.shape[0]
+        super().__init__(pattern)
         order = np.argsort(labels, kind="stable")
         sizes = np.bincount(labels)
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         within = np.empty(self.n, int)
         within[order] = np.arange(self.n) - np.repeat(starts, sizes)
-        rows = pattern.indices
-        columns = np.repeat(np.arange(self.n), np.diff(pattern.indptr))
-        self.indices: list[np.ndarray] = []
+        rows, columns = self.indices, self.columns
+        blocks_of: list[np.ndarray] = []
         self._entries: list[tuple[np.ndarray, np.ndarray]] = []
         number = np.empty(len(sizes), int)
         for size in np.unique(sizes):
             blocks = np.flatnonzero(sizes == size)
             number[blocks] = np.arange(len(blocks))
-            self.indices.append(order[starts[blocks][:, None] + np.arange(size)])
+            blocks_of.append(order[starts[blocks][:, None] + np.arange(size)])
             entries = np.flatnonzero(sizes[labels[rows]] == size)
             r, c = rows[entries], columns[entries]
             places = (number[labels[r]] * size + within[r]) * size + within[c]
             self._entries.append((entries, places))
+        self._blocks = tuple(blocks_of)
 
     def factor(self, matrix: scipy.sparse.csc_matrix) -> BlockFactor:
         """Σ size³ multiplications, in batches."""
+        return self._factor(matrix.data)
+
+    def factors(self, entries: np.ndarray) -> Factors[BlockFactor]:
+        """Factor matrices with entries (m, nnz), in one call if each of them has a factor."""
+        with suppress(NotPositiveDefinite):
+            return BlockFactors(self.n, self._blocks, *self._batches(entries))
+        found: list[BlockFactor | None] = []
+        for row in entries:
+            found.append(None)
+            with suppress(NotPositiveDefinite):
+                found[-1] = self._factor(row)
+        return Factors(found)
+
+    def _factor(self, entries: np.ndarray) -> BlockFactor:
+        """The factor of one matrix with entries (nnz,)."""
+        lowers, inverses = self._batches(entries[None])
+        return BlockFactor(
+            self.n, self._blocks, tuple(x[0] for x in lowers), tuple(x[0] for x in inverses)
+        )
+
+    def _batches(self, entries: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Factors (m, blocks, size, size) and their inverses, by size."""
         lowers, inverses = [], []
-        for index, (entries, places) in zip(self.indices, self._entries, strict=True):
+        for index, (kept, places) in zip(self._blocks, self._entries, strict=True):
             count, size = index.shape
-            blocks = np.zeros(count * size * size)
-            blocks[places] = matrix.data[entries]
-            blocks = blocks.reshape(count, size, size)
+            blocks = np.zeros((len(entries), count * size * size))
+            blocks[:, places] = entries[:, kept]
+            blocks = blocks.reshape(-1, count, size, size)
             lower = np.sqrt(_positive(blocks)) if size == 1 else cholesky(blocks)
             lowers.append(lower)
             inverses.append(1 / lower if size == 1 else np.linalg.inv(lower))
-        return BlockFactor(self.n, tuple(self.indices), tuple(lowers), tuple(inverses))
+        return lowers, inverses
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

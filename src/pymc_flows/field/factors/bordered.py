@@ -95,6 +95,7 @@ class BorderedFactoring(Factoring):
         separator: np.ndarray,
         inner: Factoring,
     ):
+        super().__init__(pattern)
         self.rest, self.separator, self.inner = rest, separator, inner
         entries = scipy.sparse.csc_matrix(
             (np.arange(1, pattern.nnz + 1), pattern.indices, pattern.indptr), pattern.shape

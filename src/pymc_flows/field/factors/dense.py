@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from pymc_flows.field.factors.base import Factor, Factoring, cholesky
+from pymc_flows.field.factors.base import Factor, Factoring, Factors, NotPositiveDefinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,13 @@ class DenseFactor(Factor):
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """Q⁻¹ b."""
-        return self._solve(self._solve(b, trans=0), trans=1)
+        ordered = b if self.order is None else b[..., self.order]
+        return self._back(_solved(self.lower, ordered))
 
     def color(self, noise: np.ndarray) -> np.ndarray:
         """L'⁻¹ noise."""
-        return self._solve(noise, trans=1)
+        ordered = noise if self.order is None else noise[..., self.order]
+        return self._back(_triangular(self.lower, ordered, trans=1))
 
     def whiten(self, delta: np.ndarray) -> np.ndarray:
         """L' delta."""
@@ -41,10 +43,6 @@ class DenseFactor(Factor):
         inverse = _triangular(self.lower, np.eye(len(self.lower)), trans=0)
         return self._back(np.square(inverse).sum(axis=1))
 
-    def _solve(self, rows: np.ndarray, *, trans: int) -> np.ndarray:
-        ordered = rows if self.order is None else rows[..., self.order]
-        return self._back(_triangular(self.lower, ordered, trans=trans))
-
     def _back(self, rows: np.ndarray) -> np.ndarray:
         """In the order of the matrix."""
         if self.order is None:
@@ -54,30 +52,59 @@ class DenseFactor(Factor):
         return found
 
 
+# LAPACK is called directly: SciPy's wrappers take longer than small systems do. Its matrices go
+# column by column, so that the rows of L are the columns of an upper triangle to it.
+
+
 def _triangular(lower: np.ndarray, rows: np.ndarray, *, trans: int) -> np.ndarray:
-    from scipy.linalg import solve_triangular
+    """L⁻¹ of each row, or L'⁻¹."""
+    from scipy.linalg.lapack import dtrtrs
 
-    shape = rows.shape
-    columns = rows.reshape(-1, shape[-1]).T
-    found = solve_triangular(lower, columns, lower=True, trans=trans, check_finite=False)
-    return found.T.reshape(shape)
+    columns = rows.reshape(-1, rows.shape[-1]).T
+    found, _ = dtrtrs(lower.T, columns, lower=0, trans=1 - trans)
+    return found.T.reshape(rows.shape)
 
 
-@dataclass(frozen=True, eq=False)
+def _solved(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(L L')⁻¹ of each row."""
+    from scipy.linalg.lapack import dpotrs
+
+    found, _ = dpotrs(lower.T, rows.reshape(-1, rows.shape[-1]).T, lower=0)
+    return found.T.reshape(rows.shape)
+
+
 class DenseFactoring(Factoring):
     """Cholesky factors of full matrices.
 
-    Attributes
+    Parameters
     ----------
+    pattern : csc_matrix
     order : ndarray of int, shape (n,), optional
         In which elements are eliminated; by default their own.
     """
 
-    order: np.ndarray | None = None
+    def __init__(self, pattern: scipy.sparse.csc_matrix, order: np.ndarray | None = None):
+        super().__init__(pattern)
+        self.order = order
+        rank = np.arange(self.n) if order is None else np.argsort(order)
+        self._places = rank[self.indices] * self.n + rank[self.columns]
 
     def factor(self, matrix: scipy.sparse.csc_matrix) -> DenseFactor:
         """n³/3 multiplications."""
-        full = matrix.toarray()
-        if self.order is not None:
-            full = full[self.order[:, None], self.order]
-        return DenseFactor(cholesky(full), self.order)
+        found = self.factors(matrix.data[None])[0]
+        if found is None:
+            raise NotPositiveDefinite("the matrix is not positive definite")
+        return found
+
+    def factors(self, entries: np.ndarray) -> Factors[DenseFactor]:
+        """Factor matrices with entries (m, nnz)."""
+        from scipy.linalg.lapack import dpotrf
+
+        full = np.zeros((len(entries), self.n * self.n))
+        full[:, self._places] = entries
+        found: list[DenseFactor | None] = [None] * len(entries)
+        for i in np.flatnonzero(np.isfinite(entries).all(axis=1)):
+            upper, failed = dpotrf(full[i].reshape(self.n, self.n).T, lower=0)
+            if not failed:
+                found[i] = DenseFactor(upper.T, self.order)
+        return Factors(found)

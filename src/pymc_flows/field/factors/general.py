@@ -64,11 +64,8 @@ class SparseFactor(Factor):
         return map_columns(columns).T.reshape(rows.shape)  # type: ignore[operator]
 
 
-@dataclass(frozen=True)
 class SparseFactoring(Factoring):
     """Sparse factors with an order that keeps fill low: bands, trees, graphs."""
-
-    n: int
 
     def factor(self, matrix: scipy.sparse.csc_matrix) -> SparseFactor:
         """Factor; the order is sought again each time, which SuperLU does not separate."""

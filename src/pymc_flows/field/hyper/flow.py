@@ -25,6 +25,11 @@ from pymc_flows.formula import Formula
 # are not learnt by heart; weighted values count as many as are effective.
 PRIOR_SD = 1.0
 MAX_ITERATIONS = 60
+# An iteration that gains less than this share of the loss is the last: hundreds of effective values
+# tell no more.
+SMALLEST_GAIN = 5e-5
+# The loss is a function of a multiple of so many points.
+ROWS = 1_024
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +74,8 @@ class HyperFlow:
         from scipy import optimize
 
         used = weights > 0
-        points, share = self.frame.inverse(hyper[used]), weights[used]
-        loss, prior = self._functions.loss, _reference(self._functions.chain)
+        points, share = _padded(self.frame.inverse(hyper[used]), weights[used])
+        loss, prior = self._functions.loss(len(points)), _reference(self._functions.chain)
 
         def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
             with np.errstate(all="ignore"):
@@ -82,7 +87,11 @@ class HyperFlow:
             return value, gradient + away / PRIOR_SD / ess
 
         found = optimize.minimize(
-            negative, self.theta, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
+            negative,
+            self.theta,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": MAX_ITERATIONS, "ftol": SMALLEST_GAIN},
         )
         return self.with_parameters(found.x)
 
@@ -117,10 +126,13 @@ class _Functions:
 
     def __init__(self, formula: Formula, dim: int):
         self.chain = build_chain(formula, dim)
+        self._losses: dict[int, Any] = {}
 
-    def _inputs(self) -> tuple[TensorVariable, TensorVariable, list[TensorVariable]]:
+    def _inputs(
+        self, rows: int | None = None
+    ) -> tuple[TensorVariable, TensorVariable, list[TensorVariable]]:
         dim = self.chain.dim
-        theta, points = pt.dvector("theta"), pt.matrix("g", shape=(None, dim), dtype="float64")
+        theta, points = pt.dvector("theta"), pt.matrix("g", shape=(rows, dim), dtype="float64")
         parts, begin = [], 0
         for block in self.chain.blocks:
             end = begin + block.size(dim)
@@ -128,8 +140,10 @@ class _Functions:
             begin = end
         return theta, points, parts
 
-    def _log_prob_graph(self) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
-        theta, points, parts = self._inputs()
+    def _log_prob_graph(
+        self, rows: int | None = None
+    ) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
+        theta, points, parts = self._inputs(rows)
         base, log_det = self.chain.inverse_and_log_det(points, parts)
         return theta, points, base_log_prob(base) - log_det
 
@@ -138,13 +152,15 @@ class _Functions:
         theta, points, log_prob = self._log_prob_graph()
         return _function([theta, points], log_prob)
 
-    @cached_property
-    def loss(self) -> Any:
-        theta, points, log_prob = self._log_prob_graph()
-        weights = pt.dvector("weights")
-        loss = -(weights * log_prob).sum()
-        gradient = pytensor.grad(loss, theta)
-        return _function([theta, points, weights], [loss, gradient])
+    def loss(self, rows: int) -> Any:
+        """Function of so many points, since PyTensor takes long over shapes that it must find."""
+        if rows not in self._losses:
+            theta, points, log_prob = self._log_prob_graph(rows)
+            weights = pt.vector("weights", shape=(rows,), dtype="float64")
+            loss = -(weights * log_prob).sum()
+            gradient = pytensor.grad(loss, theta)
+            self._losses[rows] = _function([theta, points, weights], [loss, gradient])
+        return self._losses[rows]
 
     @cached_property
     def forward(self) -> Any:
@@ -154,6 +170,12 @@ class _Functions:
 
 # Models of the same kind ask for the same ones.
 _functions = lru_cache(maxsize=32)(_Functions)
+
+
+def _padded(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights with as many points without weight as make the number one of few."""
+    more = -len(points) % ROWS
+    return np.pad(points, ((0, more), (0, 0))), np.pad(weights, (0, more))
 
 
 def _function(inputs: list[TensorVariable], outputs: Any) -> Any:

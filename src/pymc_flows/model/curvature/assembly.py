@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from pymc_flows.model.curvature.jacobians import Floats, Matrix
+from pymc_flows.model.curvature.jacobians import Floats, Matrix, binned
 from pymc_flows.model.curvature.kernels import outer_products
 from pymc_flows.model.structure.rows import Ints, Pattern, Rows, distinct_rows, ranges
 
+# So few products need no kernel: to load numba and the kernel takes longer than many Hessians.
+FEW = 1_000
 # From this many pairs of rows with one pattern on, products of dense matrices are quicker.
 _MIN_DENSE_ROWS, _MIN_DENSE_COLUMNS = 16, 6
 
@@ -62,6 +64,56 @@ class _Pairs:
     table: Ints
     begin: Ints
     keys: Ints
+
+    @property
+    def size(self) -> int:
+        """Number of products of two entries."""
+        return int(np.diff(self.begin)[self.table].sum())
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Products of two entries and a weight, one by one.
+
+    Parameters
+    ----------
+    pairs : _Pairs
+    weight, left, right, place : ndarray of int
+        Where the three factors are, and where the product goes.
+    times : ndarray
+        2 for an entry of the diagonal that stands for both triangles.
+    """
+
+    pairs: _Pairs
+    weight: Ints
+    left: Ints
+    right: Ints
+    place: Ints
+    times: Floats
+
+    @classmethod
+    def of(cls, pairs: _Pairs, places: Ints) -> _Listed:
+        """List the products of pairs of rows."""
+        one, other = pairs.product.left.matrix.pattern, pairs.product.right.matrix.pattern
+        starts = one.indptr[pairs.left], other.indptr[pairs.right]
+        widths = one.indptr[pairs.left + 1] - starts[0], other.indptr[pairs.right + 1] - starts[1]
+        sizes = widths[0] * widths[1]
+        weight = np.repeat(np.arange(len(sizes)), sizes)
+        row, column = np.divmod(ranges(np.zeros_like(sizes), sizes), widths[1][weight])
+        if pairs.product.same:
+            kept = column <= row
+            weight, row, column = weight[kept], row[kept], column[kept]
+        left, right = starts[0][weight] + row, starts[1][weight] + column
+        found = np.diff(pairs.begin)[pairs.table]
+        place = places[ranges(pairs.begin[pairs.table], found)]
+        twice = one.indices[left] == other.indices[right] if not pairs.product.same else False
+        return cls(pairs, weight, left, right, place, np.where(twice, 2.0, 1.0))
+
+    def sums(self, w: Floats, n: int) -> Floats:
+        """Sums (points, n) with weights (points, pairs)."""
+        left, right = self.pairs.product.left.matrix.data, self.pairs.product.right.matrix.data
+        products = w[:, self.weight] * left[..., self.left] * right[..., self.right] * self.times
+        return binned(self.place, products, n)
 
 
 def _pairs(product: Product, n: int) -> _Pairs:
@@ -127,6 +179,7 @@ class Assembly:
         self._keys = _ascending(np.concatenate([diagonal, extra, *distinct]))
         nothing = np.zeros(0, dtype=np.intp)
         self._pairs = [(replace(p, keys=nothing), self.positions(p.keys)) for p in pairs]
+        self._listed = [_Listed.of(*p) for p in self._pairs] if self.size <= FEW else None
         row, column = np.divmod(self._keys, n)
         off = row != column
         number = np.arange(len(self._keys))
@@ -152,20 +205,42 @@ class Assembly:
         """Number of entries of the lower triangle."""
         return len(self._keys)
 
-    def lower(self, slots: Sequence[Floats]) -> Floats:
-        """Entries of the lower triangle of the sum of all products."""
-        out = np.zeros(len(self._keys))
-        for pairs, places in self._pairs:
-            w = np.ascontiguousarray(slots[pairs.product.slot], dtype=float).ravel()
+    @property
+    def size(self) -> int:
+        """Number of products of entries that are added up."""
+        return sum(pairs.size for pairs, _ in self._pairs)
+
+    @property
+    def n_entries(self) -> int:
+        """Number of entries of the whole matrix."""
+        return len(self._indices)
+
+    def lower(self, slots: Sequence[Floats], n_points: int) -> Floats:
+        """Entries (n_points, n_lower) of the lower triangle of the sum of all products.
+
+        Slots have as many rows, or one for all points.
+        """
+        out = np.zeros((n_points, len(self._keys)))
+        for k, (pairs, places) in enumerate(self._pairs):
+            w = slots[pairs.product.slot]
             if pairs.pair is not None:
-                w = np.bincount(pairs.pair, weights=w, minlength=len(pairs.left))
-            _add(out, w, pairs, places)
+                w = binned(pairs.pair, w, len(pairs.left))
+            w = np.ascontiguousarray(np.broadcast_to(w, (n_points, w.shape[1])), dtype=float)
+            if self._listed is None:
+                _add(out, w, pairs, places)
+            else:
+                out += self._listed[k].sums(w, len(self._keys))
         return out
 
+    def entries(self, lower: Floats) -> Floats:
+        """Entries (..., n_entries) of symmetric matrices, in the order of `matrix`."""
+        found: Floats = lower[..., self._lower]
+        return found
+
     def matrix(self, lower: Floats) -> scipy.sparse.csc_matrix:
-        """The symmetric matrix with these entries."""
+        """The symmetric matrix with entries (n_lower,) of the lower triangle."""
         return scipy.sparse.csc_matrix(
-            (lower[self._lower], self._indices, self._indptr), shape=(self._n, self._n)
+            (self.entries(lower), self._indices, self._indptr), shape=(self._n, self._n)
         )
 
 
@@ -180,10 +255,12 @@ def _ascending(keys: Ints) -> Ints:
 def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
     same = pairs.product.same
-    if len(pairs.begin) == 2 and len(w) >= _MIN_DENSE_ROWS:
+    if len(pairs.begin) == 2 and w.shape[1] >= _MIN_DENSE_ROWS:
         width = int(left.pattern.indptr[pairs.left[0] + 1] - left.pattern.indptr[pairs.left[0]])
         if width >= _MIN_DENSE_COLUMNS:
-            _add_dense(out, w, pairs, places)
+            values = (np.broadcast_to(m.data, (len(w), m.data.shape[-1])) for m in (left, right))
+            for mine, weights, u, v in zip(out, w, *values, strict=True):
+                _add_dense(mine, weights, u, v, pairs, places)
             return
     outer_products()(
         out,
@@ -196,22 +273,24 @@ def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
         same,
         left.pattern.indptr,
         left.pattern.indices,
-        left.data,
+        np.ascontiguousarray(np.atleast_2d(left.data)),
         right.pattern.indptr,
         right.pattern.indices,
-        right.data,
+        np.ascontiguousarray(np.atleast_2d(right.data)),
     )
 
 
-def _add_dense(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
-    """All rows have the same columns."""
+def _add_dense(
+    out: Floats, w: Floats, left_values: Floats, right_values: Floats, pairs: _Pairs, places: Ints
+) -> None:
+    """Add at one point, where all rows have the same columns."""
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
-    u = _dense(left, pairs.left)
+    u = left_values[_entries(left.pattern, pairs.left)]
     if pairs.product.same:
         full = (u * w[:, None]).T @ u
         out[places] += full[np.tril_indices(len(full))]
         return
-    full = (u * w[:, None]).T @ _dense(right, pairs.right)
+    full = (u * w[:, None]).T @ right_values[_entries(right.pattern, pairs.right)]
     mine = left.pattern.indices[_entries(left.pattern, pairs.left[:1])[0]]
     theirs = right.pattern.indices[_entries(right.pattern, pairs.right[:1])[0]]
     full = np.where(mine[:, None] == theirs, 2 * full, full)
@@ -221,8 +300,3 @@ def _add_dense(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
 def _entries(pattern: Pattern, rows: Ints) -> npt.NDArray[np.intp]:
     width = pattern.indptr[rows[0] + 1] - pattern.indptr[rows[0]]
     return pattern.indptr[rows][:, None] + np.arange(width)
-
-
-def _dense(matrix: Matrix, rows: Ints) -> Floats:
-    found: Floats = matrix.data[_entries(matrix.pattern, rows)]
-    return found

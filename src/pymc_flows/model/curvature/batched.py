@@ -45,25 +45,18 @@ class Batched:
         """Whether the graph could be vectorised."""
         return self._function is not None
 
-    def __call__(self, points: Floats) -> list[list[Floats]]:
-        """For each point its arrays, flat."""
+    def __call__(self, points: Floats) -> list[Floats]:
+        """Arrays (n, size), flat for each point; (1, size) where they are the same at all."""
         assert self._function is not None
         found = self._function(points.astype(pytensor.config.floatX))
-        rows = [
-            np.reshape(a, (len(points), -1)) if np.ndim(a) > ndim else None
-            for a, ndim in zip(found, self._ndims, strict=True)
-        ]
         return [
-            [
-                np.asarray(same, float).ravel() if mine is None else np.asarray(mine[i], float)
-                for mine, same in zip(rows, found, strict=True)
-            ]
-            for i in range(len(points))
+            np.reshape(np.asarray(a, float), (len(points) if np.ndim(a) > ndim else 1, -1))
+            for a, ndim in zip(found, self._ndims, strict=True)
         ]
 
     def agrees(self, point: Floats, arrays: Sequence[Floats]) -> bool:
-        """Whether it gives these arrays at a point."""
-        [found, _] = self(np.stack([point, point]))
+        """Whether it gives these arrays (1, size) at a point."""
+        found = [a[:1] for a in self(np.stack([point, point]))]
         return all(
             a.shape == b.shape
             and np.allclose(a, b, rtol=0, atol=ROUNDING * np.abs(b).max(initial=0), equal_nan=True)

@@ -15,8 +15,26 @@ from pymc_flows.model.logp import ModelDensity
 
 _log = logging.getLogger(__name__)
 
+# Products of a curvature that is kept with its density.
+MOST_KEPT = 2_000_000
+
 type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.intp]
+
+
+def curvature_of(
+    density: ModelDensity,
+    field: Ints | None = None,
+    near: npt.NDArray[np.float64] | None = None,
+) -> Curvature:
+    """Return the curvature of a density over a field: the same as before, unless it is large."""
+    key = "curvature", None if field is None else field.tobytes()
+    found: Curvature | None = density.kept.get(key)
+    if found is None:
+        found = Curvature(density, field, near)
+        if found.size <= MOST_KEPT:
+            density.kept[key] = found
+    return found
 
 
 class Curvature:
@@ -29,7 +47,7 @@ class Curvature:
     the log says so.
 
     Patterns and constant parts are found once. They follow the data: where these have been
-    replaced (``pm.set_data``), they are found again at the next call.
+    replaced (``pm.set_data``) and give others, they are found again at the next call.
 
     Parameters
     ----------
@@ -76,6 +94,11 @@ class Curvature:
         return len(self.field)
 
     @property
+    def size(self) -> int:
+        """Number of products that a Hessian is a sum of, which memory is needed for."""
+        return self._planned().assembly.size
+
+    @property
     def pattern(self) -> scipy.sparse.csc_matrix:
         """Entries that may differ from zero."""
         return self._planned().assembly.matrix(np.ones(self._planned().assembly.n_lower, bool))
@@ -101,21 +124,29 @@ class Curvature:
         """
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
-    def many(self, points: Floats) -> list[scipy.sparse.csc_matrix]:
-        """Return the curvature at each of points (n, dim), for less than one by one if it is small.
+    def entries(self, points: Floats) -> Floats:
+        """Return the entries of the curvature at points, for less than one by one if it is small.
 
         Parameters
         ----------
-        points : ndarray
+        points : ndarray, shape (n, dim)
+
+        Returns
+        -------
+        ndarray, shape (n, n_entries)
+            In the order of `pattern`; NaN if the log density is not finite.
         """
-        plan, found = self._planned(), []
+        plan = self._planned()
+        found = np.empty((len(points), plan.assembly.n_entries))
+        begin = 0
         self.n_evaluations += len(points)
         with np.errstate(all="ignore"):
-            for z, (value, *slots) in zip(points, plan.evaluate_many(points), strict=True):
-                lower = plan.lower(z, slots)
-                if not np.isfinite(value).all():
-                    lower = np.full_like(lower, np.nan)
-                found.append(plan.assembly.matrix(-lower))
+            for part, (value, *slots) in plan.evaluate_many(points):
+                lower = plan.lower(part, slots)
+                lower[~np.isfinite(np.broadcast_to(value[:, 0], len(part)))] = np.nan
+                end = begin + len(part)
+                found[begin:end] = plan.assembly.entries(-lower)
+                begin = end
         self.n_gradients += len(points) * plan.n_gradients
         return found
 
@@ -132,7 +163,7 @@ class Curvature:
         self.n_evaluations += 1
         with np.errstate(all="ignore"):
             value, gradient, slots = plan.evaluate(z, with_grad=with_grad)
-            lower = plan.lower(z, slots)
+            [lower] = plan.lower(z[None], slots)
         self.n_gradients += plan.n_gradients
         if not np.isfinite(value):
             lower = np.full_like(lower, np.nan)

@@ -28,7 +28,7 @@ class Numbers:
     Parameters
     ----------
     source : ndarray or int
-        The numbers, or the slot that has them at each evaluation.
+        The numbers (size,), or the slot that has them at each evaluation (points or 1, size).
     index : ndarray of int, optional
         Positions in the source; None where they are aligned with the entries.
     """
@@ -49,9 +49,9 @@ class Numbers:
         return Numbers(self.source, items if self.index is None else self.index[items])
 
     def values(self, slots: Sequence[Floats]) -> Floats:
-        """The numbers at a point."""
+        """The numbers at points."""
         source = slots[self.source] if isinstance(self.source, int) else self.source
-        found: Floats = source if self.index is None else source[self.index]
+        found: Floats = source if self.index is None else source[..., self.index]
         return found
 
 
@@ -76,8 +76,8 @@ class Step:
     numbers: Numbers | None
 
     def weights(self, slots: Sequence[Floats]) -> Floats:
-        """What is added, entry by entry."""
-        found: Floats = self.source.data[self.take]
+        """What is added, entry by entry (..., n)."""
+        found: Floats = self.source.data[..., self.take]
         return found if self.numbers is None else found * self.numbers.values(slots)
 
 
@@ -89,7 +89,7 @@ class Matrix:
     ----------
     pattern : Pattern
     data : ndarray
-        Values of the entries at the last point.
+        Values of the entries: (n,) if they are constant, else (points or 1, n) at the last points.
     steps : list of Step
         How they are computed; none if they are constant.
     """
@@ -99,20 +99,29 @@ class Matrix:
     steps: list[Step] = field(default_factory=list)
 
     def update(self, slots: Sequence[Floats]) -> None:
-        """Compute the values at the point that the slots are of."""
+        """Compute the values at the points that the slots are of."""
         if self.steps:
-            self.data = added(self.steps, slots, len(self.data))
+            self.data = added(self.steps, slots, self.data.shape[-1])
 
 
 def added(steps: Sequence[Step], slots: Sequence[Floats], n: int) -> Floats:
-    """Sum of all steps, as n values."""
+    """Sum of all steps (..., n)."""
     if len(steps) == 1 and steps[0].put is None:
         return steps[0].weights(slots)
     total = np.zeros(n)
     for step in steps:
         weights = step.weights(slots)
-        total += weights if step.put is None else np.bincount(step.put, weights, minlength=n)
+        total = total + (weights if step.put is None else binned(step.put, weights, n))
     return total
+
+
+def binned(put: Ints, weights: Floats, n: int) -> Floats:
+    """Sums (..., n) of weights (..., k) by their positions (k,) in the result."""
+    if weights.ndim == 1:
+        return np.bincount(put, weights, minlength=n)
+    count = len(weights)
+    where = (put + n * np.arange(count)[:, None]).ravel()
+    return np.bincount(where, weights.ravel(), minlength=count * n).reshape(count, n)
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
     ]
     matrix = Matrix(entries.pattern, np.zeros(n_entries))
     if all(_is_constant(step) for step in steps):
-        matrix.data = added(steps, (), len(matrix.data))
+        matrix.data = added(steps, (), n_entries)
     else:
         matrix.steps = steps
     return Rows(merged.index, matrix)

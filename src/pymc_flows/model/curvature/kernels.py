@@ -31,22 +31,26 @@ def outer_products() -> Any:
         """Add weights[t] · row left[t] of one matrix ⊗ row right[t] of another, symmetrised.
 
         ``places[begin[table[t]]:]`` are the positions in ``out`` of the lower triangle. With
-        ``same`` both matrices are one, and only pairs of columns i ≥ j count.
+        ``same`` both matrices are one, and only pairs of columns i ≥ j count. Rows of ``out`` and
+        ``weights`` are points; values of the matrices have as many rows, or one for all.
         """
-        for t in range(len(weights)):
-            w = weights[t]
-            if w == 0.0:
-                continue
-            k = begin[table[t]]
-            r0, r1 = p_right[right[t]], p_right[right[t] + 1]
-            for a in range(p_left[left[t]], p_left[left[t] + 1]):
-                wa = w * d_left[a]
-                stop = r0 + (a - p_left[left[t]]) + 1 if same else r1
-                for b in range(r0, stop):
-                    v = wa * d_right[b]
-                    if not same and c_left[a] == c_right[b]:
-                        v *= 2.0
-                    out[places[k]] += v
-                    k += 1
+        for point in range(len(weights)):
+            at_left = point if len(d_left) > 1 else 0
+            at_right = point if len(d_right) > 1 else 0
+            for t in range(weights.shape[1]):
+                w = weights[point, t]
+                if w == 0.0:
+                    continue
+                k = begin[table[t]]
+                r0, r1 = p_right[right[t]], p_right[right[t] + 1]
+                for a in range(p_left[left[t]], p_left[left[t] + 1]):
+                    wa = w * d_left[at_left, a]
+                    stop = r0 + (a - p_left[left[t]]) + 1 if same else r1
+                    for b in range(r0, stop):
+                        v = wa * d_right[at_right, b]
+                        if not same and c_left[a] == c_right[b]:
+                            v *= 2.0
+                        out[point, places[k]] += v
+                        k += 1
 
     return kernel

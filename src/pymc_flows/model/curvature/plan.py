@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure.factors import incidence
 from pymc_flows.model.structure.graph import (
     Facts,
+    Readings,
     dependents,
     facts,
     is_elementwise,
@@ -55,11 +58,22 @@ class Plan:
         self._column[field] = np.arange(len(field))
         pairs = zip(density.values, density.slots, strict=True)
         self._inputs = {v: slot for v, slot in pairs if (self._column[slot.slice] >= 0).any()}
-        self._data = [
-            (v, v.container.storage[0])
+        self._shared = [
+            v
             for v in graph_inputs(list(density.named_terms.values()))
             if isinstance(v, SharedVariable)
         ]
+        self._data = self._values_now()
+        self._readings = Readings()
+        with self._readings.recorded():
+            self._make(density, near)
+        self._functions: dict[bool, Any] = {}
+        self._batched: Batched | None = None
+        self._at_once: int | None = None
+        self._lock = Lock()
+
+    def _make(self, density: ModelDensity, near: npt.NDArray[np.float64] | None) -> None:
+        """Find slots and where they go."""
         named = prepared(density).terms
         stable = stabilize(list(named.values()))
         terms = dict(zip(named, expanded(stable, self._inputs), strict=True))
@@ -78,11 +92,8 @@ class Plan:
         slots = Slots()
         products = self._products(covered, known, slots)
         extra = self._differences([named[name] for name in self._opaque])
-        self.assembly = Assembly(products, len(field), extra)
+        self.assembly = Assembly(products, len(self._field), extra)
         self._slots = list(slots.outputs)
-        self._functions: dict[bool, Any] = {}
-        self._batched: Batched | None = None
-        self._at_once: int | None = None
         self._places = self.assembly.positions(extra)
 
     # ------------------------------------------------------------------------------------- making
@@ -182,51 +193,64 @@ class Plan:
         )
 
     def is_current(self) -> bool:
-        """Whether the data are those that the patterns were found with."""
-        return all(v.container.storage[0] is data for v, data in self._data)
+        """Whether the data are those that the patterns were found with, or give the same."""
+        data = self._values_now()
+        if all(a is b for a, b in zip(data, self._data, strict=True)):
+            return True
+        if not self._readings.are_current(self._near):
+            return False
+        self._data = data
+        return True
+
+    def _values_now(self) -> list[Any]:
+        return [v.container.storage[0] for v in self._shared]
 
     def evaluate(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, list[Floats]]:
-        """Log density, gradient (of the field; empty if not asked for) and slots at z."""
+        """Log density, gradient (of the field; empty if not asked for) and slots (1, n) at z."""
         fn = self._functions.get(with_grad)
         if fn is None:
             fn = self._functions[with_grad] = self._compile(with_grad=with_grad)
         found = fn(*split_point(self._density, z))
         n = len(self._inputs) if with_grad else 0
         gradient = self._flat(found[1 : 1 + n]) if with_grad else np.zeros(0)
-        return float(found[0]), gradient, [np.asarray(a, float).ravel() for a in found[1 + n :]]
+        slots = [np.asarray(a, float).reshape(1, -1) for a in found[1 + n :]]
+        return float(found[0]), gradient, slots
 
-    def evaluate_many(self, points: Floats) -> Iterator[list[Floats]]:
-        """Log density and slots at each of points (n, dim)."""
+    def evaluate_many(self, points: Floats) -> Iterator[tuple[Floats, list[Floats]]]:
+        """Some of points (n, dim) after the other, their log densities and their slots."""
         begin = 0
         if self._at_once is None and len(points) > 1:  # not known yet
             first = self._parts(points[0])
             if all(np.isfinite(a).all() for a in first):
                 self._at_once = self._choose_at_once(points[0], first)
-            yield first
+            yield points[:1], first
             begin = 1
         rows = self._at_once or 1
         for start in range(begin, len(points), rows):
             part = points[start : start + rows]
             if len(part) > 1 and self._batched is not None:
-                yield from self._batched(part)
+                yield part, self._batched(part)
             else:
-                yield self._parts(part[0])
+                yield part, self._parts(part[0])
 
     def _parts(self, z: Floats) -> list[Floats]:
+        """Log density and slots at z."""
         value, _, slots = self.evaluate(z, with_grad=False)
-        return [np.array([value]), *slots]
+        return [np.full((1, 1), value), *slots]
 
     def _choose_at_once(self, z: Floats, parts: Sequence[Floats]) -> int:
         """How many points are evaluated together, by the finite parts at one of them."""
-        size = sum(map(len, parts))
+        size = sum(part.size for part in parts)
         if size <= LARGE:
-            batched = Batched(self._density, [self._total(), *self._slots])
+            batched = Batched(self._density, [self._total, *self._slots])
             if batched.exists and batched.agrees(z, parts):
                 self._batched = batched
                 return max(1, MOST // size)
         return 1
 
+    @cached_property
     def _total(self) -> TensorVariable:
+        """The log density of one point."""
         density = self._density
         terms = switch_parameter_checks(
             list(density.named_terms.values()), density.values, keep=density.model.check_bounds
@@ -236,7 +260,7 @@ class Plan:
     def _compile(self, *, with_grad: bool) -> Callable[..., list[Floats]]:
         values = self._density.values
         with no_compiler():
-            total = self._total()
+            total = self._total
             outputs = [total]
             if with_grad:
                 outputs += pytensor.grad(total, list(self._inputs), disconnected_inputs="ignore")
@@ -249,19 +273,21 @@ class Plan:
             flat[slot.slice] = np.ravel(array)
         return flat[self._field]
 
-    def lower(self, z: Floats, slots: Sequence[Floats]) -> Floats:
-        """Entries of the Hessian's lower triangle."""
-        for matrix in self._matrices:
-            matrix.update(slots)
-        found = self.assembly.lower(slots)
-        if self._coloured is not None:
+    def lower(self, points: Floats, slots: Sequence[Floats]) -> Floats:
+        """Entries (n, n_lower) of the Hessians' lower triangles at points (n, dim)."""
+        with self._lock:  # fits of several threads may have the same density
+            for matrix in self._matrices:
+                matrix.update(slots)
+            found = self.assembly.lower(slots, len(points))
+        for z, row in zip(points, found, strict=True):
+            if self._coloured is not None:
 
-            def gradient(x: Floats) -> Floats:
-                at = z.copy()
-                at[self._field] = x
-                return self._flat(self._gradient(*split_point(self._density, at)))
+                def gradient(x: Floats, z: Floats = z) -> Floats:
+                    at = z.copy()
+                    at[self._field] = x
+                    return self._flat(self._gradient(*split_point(self._density, at)))
 
-            found[self._places] += self._coloured(gradient, z[self._field])
+                row[self._places] += self._coloured(gradient, z[self._field])
         return found
 
 

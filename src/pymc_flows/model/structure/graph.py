@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,6 +39,8 @@ from pymc_flows.support.compat import (
 
 # Known by name, and never opened: their dependence is along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
+# Of what has been read off data, so much is kept.
+MOST_BYTES = 20e6
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,58 @@ def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[
     return nodes
 
 
+class Readings:
+    """What has been read off data, so that it need not be read again while these say the same.
+
+    Of large data no copy is kept, and they are read again.
+    """
+
+    def __init__(self) -> None:
+        self._read: list[tuple[Callable[[np.ndarray | None], list[Any]], list[Any]]] = []
+        self._bytes = 0
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether they can be compared."""
+        return self._bytes <= MOST_BYTES
+
+    def are_current(self, near: np.ndarray | None) -> bool:
+        """Whether the data of now, and a point (dim,), give the same."""
+        return self.are_kept and all(_same(evaluate(near), found) for evaluate, found in self._read)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record what is read."""
+        token = _READINGS.set(self)
+        try:
+            yield
+        finally:
+            _READINGS.reset(token)
+
+    def add(self, evaluate: Callable[[np.ndarray | None], list[Any]], found: list[Any]) -> None:
+        """Record a result, and how it is computed."""
+        self._bytes += sum(getattr(value, "nbytes", 0) for value in found)
+        self._read = [*self._read, (evaluate, found)] if self.are_kept else []
+
+
+_READINGS: ContextVar[Readings | None] = ContextVar("readings", default=None)
+
+
+def read(evaluate: Callable[[np.ndarray | None], list[Any]], near: np.ndarray | None) -> list[Any]:
+    """Compute what depends on data, near a point (dim,) or the start of the density."""
+    found, readings = evaluate(near), _READINGS.get()
+    if readings is not None:
+        readings.add(evaluate, found)
+    return found
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return all(
+        a is b or (np.shape(a) == np.shape(b) and bool(np.all((a == b) | ((a != a) & (b != b)))))
+        for a, b in zip(some, others, strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class Facts:
     """Shapes and constant values of a graph's variables at one point.
@@ -217,12 +273,14 @@ def _evaluated(
 ) -> list[Any]:
     if not outputs:
         return []
-    inputs = density.values
-    fn = function_of(inputs, list(outputs), mode=NUMPY)
-    with np.errstate(all="ignore"):
-        point = density.start() if near is None else near
-        found: list[Any] = fn(*split_point(density, point))
-    return found
+    fn = function_of(density.values, list(outputs), mode=NUMPY)
+
+    def evaluate(near: np.ndarray | None) -> list[Any]:
+        with np.errstate(all="ignore"):
+            found: list[Any] = fn(*split_point(density, density.start() if near is None else near))
+        return found
+
+    return read(evaluate, near)
 
 
 def split_point(density: ModelDensity, z: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,13 @@ import pymc as pm
 import scipy
 
 from pymc_flows.model.layout import Slot, Start
-from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.structure.factors import factor_incidence
-from pymc_flows.model.structure.graph import prepared
+from pymc_flows.model.structure.graph import Readings, prepared
 from pymc_flows.model.structure.groups import hubs_of, partition, pattern_of
 from pymc_flows.model.structure.result import Names, Structure
 from pymc_flows.model.structure.roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
+from pymc_flows.support.arguments import model_or_context
 
 type Ints = npt.NDArray[np.intp]
 
@@ -67,7 +69,25 @@ def structure_of(
     field: Sequence[str] = (),
     near: np.ndarray | None = None,
 ) -> Structure:
-    """Return the `structure` of a density, evaluated near a point (dim,) if one is given."""
+    """Return the `structure` of a density, evaluated near a point (dim,) if one is given.
+
+    It is read once, and again where other data say otherwise.
+    """
+    key = "structure", tuple(hyper), tuple(field)
+    known: tuple[Structure, Readings] | None = density.kept.get(key)
+    if known is not None and known[1].are_current(near):
+        return replace(known[0], names=Names.of(density))
+    readings = Readings()
+    with readings.recorded():
+        found = _read(density, hyper, field, near)
+    if readings.are_kept:
+        density.kept[key] = found, readings
+    return found
+
+
+def _read(
+    density: ModelDensity, hyper: Sequence[str], field: Sequence[str], near: np.ndarray | None
+) -> Structure:
     found = roles(density, prepared(density).terms, hyper=hyper, field=field, near=near)
     factors = factor_incidence(density, near)
     owner = np.repeat(np.arange(len(density.slots)), [_size(s) for s in density.slots])

@@ -16,7 +16,7 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.structure.graph import split_point
+from pymc_flows.model.structure.graph import read, split_point
 
 # A flow over more hyperparameters than this costs more than it saves.
 MAX_HYPER = 50
@@ -127,7 +127,13 @@ def _scaling(
     if not pairs:
         return set()
     fn = function_of(values, list(curvatures.values()), mode=NUMPY)
-    return _changed(density, fn, list(curvatures), pairs, near)
+
+    def scaling(point: np.ndarray | None) -> list[set[int]]:
+        here = density.start() if point is None else point
+        return [_changed(density, fn, list(curvatures), pairs, here)]
+
+    [found] = read(scaling, near)
+    return found
 
 
 def _second_derivative(term: TensorVariable, value: TensorVariable) -> TensorVariable | None:
