@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ SEED, BACKEND = 5, "numba"
 WHILE_BUILDING = 0.25
 DAMAGED = "a file that cannot be read is left"
 SAME, OTHER = "the same bits", "other bits"
+ENDS = (SAME, OTHER)
 # What the file says of a fit and its generators, besides arrays.
 STATE = ("i", "n", "done", "failed", "failures", "noise_rng", "model_rngs")
 
@@ -65,7 +66,13 @@ def begin_or_resume(path: Path) -> None:
     )
 
 
-def run(path: Path, seconds: float | None, *, building: bool = True) -> tuple[bool, float]:
+def run(
+    path: Path,
+    seconds: float | None,
+    *,
+    building: bool = True,
+    begin: Callable[[Path], object] = begin_or_resume,
+) -> tuple[bool, float]:
     """Run the fit in a process of its own, and kill it after so many seconds.
 
     The process is forked from a server that has imported the libraries, and done nothing else.
@@ -77,6 +84,8 @@ def run(path: Path, seconds: float | None, *, building: bool = True) -> tuple[bo
         None lets it get to its end.
     building : bool
         Whether they count from the start of the process, else from its first checkpoint.
+    begin : callable
+        Begins a fit whose file this is, or resumes it.
 
     Returns
     -------
@@ -85,12 +94,12 @@ def run(path: Path, seconds: float | None, *, building: bool = True) -> tuple[bo
     waited : float
         Seconds until the first checkpoint, or until they counted.
     """
-    before, begin = version(path), time.monotonic()
-    process = _PROCESSES.Process(target=begin_or_resume, args=(path,))
+    before, clock = version(path), time.monotonic()
+    process = _PROCESSES.Process(target=begin, args=(path,))
     process.start()
     while process.is_alive() and version(path) == before and not (building and seconds is not None):
         time.sleep(0.002)
-    waited = time.monotonic() - begin
+    waited = time.monotonic() - clock
     process.join(seconds)
     process.kill()  # one that has ended already does not mind
     process.join()
@@ -113,6 +122,7 @@ def same(found: Content, expected: Content) -> bool:
         found.arrays.keys() == expected.arrays.keys()
         and all(np.array_equal(found.arrays[k], v) for k, v in expected.arrays.items())
         and all(found.record["fit"][k] == expected.record["fit"][k] for k in STATE)
+        and found.record["fit"].get("batches") == expected.record["fit"].get("batches")
         and found.record["draws_rng"] == expected.record["draws_rng"]
     )
 
@@ -136,8 +146,10 @@ def state_after_kill(path: Path, before: bytes) -> str:
     return "between two checkpoints"
 
 
-def kill_fits(kills: int, seed: int) -> tuple[Counter[str], Counter[str], float]:
-    """Kill so many processes.
+def kill_fits(
+    kills: int, seed: int, run: Callable[..., tuple[bool, float]]
+) -> tuple[Counter[str], Counter[str], float]:
+    """Kill so many processes, each of which `run` runs.
 
     Returns
     -------
@@ -180,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--kills", type=int, default=200, help="number of kills (200)")
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills (0)")
     arguments = parser.read(argv)
-    met, ends, whole = kill_fits(arguments.kills, arguments.seed)
+    met, ends, whole = kill_fits(arguments.kills, arguments.seed, run)
     damaged = met[DAMAGED]
     report = Report(
         "kills",
@@ -197,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         },
         {
             "What the kills met": [{"kill": k, "number": n} for k, n in sorted(met.items())],
-            "Fits": [{"ended with": k, "number": ends[k]} for k in (SAME, OTHER)],
+            "Fits": [{"ended with": k, "number": ends[k]} for k in ENDS],
         },
         [
             Check("files that cannot be read after a kill", damaged, "= 0", damaged == 0),

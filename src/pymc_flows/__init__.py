@@ -15,6 +15,7 @@ from pymc_flows.integration import install, uninstall
 from pymc_flows.many import calibrate, fit_many
 from pymc_flows.mcmc.handoff import neutra, sample
 from pymc_flows.model.structure import Structure, structure
+from pymc_flows.rows import Rows
 from pymc_flows.start.search import find_frame
 from pymc_flows.training.annealing import Anneal
 from pymc_flows.training.stopping import Plateau
@@ -32,6 +33,7 @@ __all__ = [
     "NormalizingFlow",
     "Plateau",
     "Report",
+    "Rows",
     "Structure",
     "calibrate",
     "callbacks",

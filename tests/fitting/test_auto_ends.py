@@ -12,7 +12,7 @@ from pymc_flows.fitting import tried
 from pymc_flows.fitting.ladder import Ladder
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.start.copula import SPLINE as SPLINE_OF_A_COPULA
+from pymc_flows.start.weighted.copula import SPLINE as SPLINE_OF_A_COPULA
 from pymc_flows.training.trainer import Outcome
 
 COPULA = str(Formula(SPLINE_OF_A_COPULA))

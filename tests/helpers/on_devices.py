@@ -47,7 +47,7 @@ def fit(model, **more):
 
 def shares(inference):
     """Bytes of the largest array of data: all of it, and what is on each device that is here."""
-    arguments = inference.state.loop.function._prepared[1]
+    arguments = inference.state.loop.function.arguments()
     array = max(arguments, key=lambda x: x.nbytes)
     return [array.nbytes, *(shard.data.nbytes for shard in array.addressable_shards)]
 

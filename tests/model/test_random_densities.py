@@ -76,6 +76,7 @@ def test_the_default_fit_follows_a_minibatch_that_is_written_by_hand():
     )
     [rung] = approx.ladder.rungs
     assert rung.quality is None
+    assert "–" in str(approx.ladder)
     assert rung.steps == 1_500
     # One minibatch alone puts the mean 0.1 off, typically.
     mean = approx.sample(2_000, random_seed=2).posterior["mu"].mean()

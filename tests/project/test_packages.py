@@ -23,6 +23,7 @@ ORDER = (
     "workers",
     "formula",
     "io",
+    "rows",
     "backends",
     "flows",
     "callbacks",
@@ -50,6 +51,7 @@ THIRD_PARTY = {
     "support": {"numpy", "pytensor", "pymc", "jax"},
     "workers": {"cloudpickle", "jax", "pytensor", "rich", "threadpoolctl"},
     "formula": set(),
+    "rows": {"numpy", "pytensor", "pyarrow", "dask"},
     "flows": {"numpy", "pytensor", "scipy", "jax"},
     "targets": {"numpy", "pytensor", "pymc"},
 }
@@ -65,7 +67,17 @@ VARIATIONAL_IN_COMPAT = {
 }
 
 # Optional dependencies, and slow to import: only inside the functions that need them.
-LAZY = {"h5netcdf", "h5py", "jax", "jaxlib", "matplotlib", "threadpoolctl"}
+LAZY = {
+    "dask",
+    "h5netcdf",
+    "h5py",
+    "jax",
+    "jaxlib",
+    "matplotlib",
+    "pyarrow",
+    "threadpoolctl",
+    "zarr",
+}
 
 
 def layer_of(path: Path) -> str:

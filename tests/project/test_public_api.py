@@ -12,12 +12,11 @@ import pymc_flows as pmf
 
 NAMES = {
     *("FLOWS", "FlowError", "Formula", "FormulaError", "NFVI", "NormalizingFlow", "Report"),
-    "Structure",
+    *("Rows", "Structure"),
     *(
         "Anneal",
         "Frame",
         "Plateau",
-        "Structure",
         "calibrate",
         "callbacks",
         "find_frame",
@@ -55,6 +54,9 @@ SIGNATURES = {
     "random_seed, progressbar, **kwargs",
     "calibrate": "model, n, *, steps, draws, correct, cores, executor, mp_ctx, blas_cores, "
     "random_seed, progressbar, **kwargs",
+    "Rows.parquet": "path, columns, *, batch_size, pool_rows",
+    "Rows.arrow": "table, columns, *, batch_size, pool_rows",
+    "Rows.arrays": "arrays, *, batch_size, pool_rows",
     "find_frame": "model, *, start, dense, random_seed",
     "install": "",
     "load": "path, model, *, check_density",

@@ -11,10 +11,10 @@ from models import ZOO
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.logp import density_of
-from pymc_flows.start.moments import match_moments
 from pymc_flows.start.options import MAX_DENSE, SEARCH, SearchOptions
 from pymc_flows.start.search import search, seek_frame
 from pymc_flows.start.target import Target
+from pymc_flows.start.weighted.moments import match_moments
 from pymc_flows.support.deadline import Deadline, check_seconds
 from pymc_flows.support.evaluations import Evaluations
 

@@ -21,11 +21,14 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
-from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity, density_of
+from pymc_flows.model.streams import stream_of
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
-from pymc_flows.training.objectives.loss import Problem
+from pymc_flows.training.objectives.loss import Anchor, Problem
 
 
 class NormalizingFlow(FlowDraws):
@@ -142,10 +145,21 @@ class NormalizingFlow(FlowDraws):
         """How repeats enter graphs that PyTensor compiles with any backend."""
         return self.flow.graph_loop
 
-    def problem(self, kl_weight: float = 1.0) -> Problem:
+    def problem(self, kl_weight: float = 1.0, anchor: Anchor | None = None) -> Problem:
         """What a fit optimises: this flow against the model's log density."""
         scale = self.symbolic_normalizing_constant if self.has_minibatch else 1.0
-        return Problem(self.flow, self.density, kl_weight, scale)
+        return Problem(self.flow, self.density, kl_weight, scale, anchor)
+
+    def anchor(self) -> Anchor | None:
+        """The log density of all rows at the centre of the frame; None if there are no batches.
+
+        Without a frame the centre is no place near the posterior.
+        """
+        if stream_of(self.density) is None or not self.is_framed:
+            return None
+        point = self.flow.frame.center
+        value, gradient = LogDensity(self.density).value_and_grad(point[None])
+        return Anchor(point, float(value[0]), gradient[0])
 
     @property
     def has_minibatch(self) -> bool:

@@ -88,9 +88,9 @@ class Bound:
 
     def __call__(self, *args: Any) -> Any:
         """Compute."""
-        return self._functions.main(*args, *self._arguments())
+        return self._functions.main(*args, *self.arguments())
 
-    def _arguments(self) -> list[Any]:
+    def arguments(self) -> list[Any]:
         """What stands for the data now."""
         data = [storage[0] for storage in self._data]
         known = self._prepared
@@ -123,7 +123,7 @@ def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[
     import jax
 
     data, places = [], list(axes)
-    for parts in zip(*(function._arguments() for function in functions), strict=True):
+    for parts in zip(*(function.arguments() for function in functions), strict=True):
         is_one = all(x is parts[0] or np.array_equal(x, parts[0]) for x in parts)
         data.append(parts[0] if is_one else jax.numpy.stack(parts))
         places.append(None if is_one else 0)

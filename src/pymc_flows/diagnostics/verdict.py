@@ -21,14 +21,18 @@ from pymc_flows.diagnostics.thresholds import THRESHOLDS
 from pymc_flows.errors import ArgumentError
 from pymc_flows.field.state import FieldState
 from pymc_flows.importance import weigh
+from pymc_flows.model.streams import stream_of
 from pymc_flows.support.seeds import RandomState
+
+# Draws by default; fewer where each is evaluated at rows that are read for that.
+DRAWS, DRAWS_OF_STREAM = 10_000, 1_000
 
 __all__ = ["Coordinate", "Report", "report"]
 
 
 def report(
     approx: NormalizingFlow,
-    n: int = 10_000,
+    n: int | None = None,
     *,
     reference: Any = None,
     random_seed: RandomState = None,
@@ -43,8 +47,9 @@ def report(
     Parameters
     ----------
     approx : NormalizingFlow
-    n : int
-        Number of draws; they are not all held at once.
+    n : int, optional
+        Number of draws; they are not all held at once. Default 10,000, and 1,000 of a model that
+        sees its rows batch by batch: its log density is evaluated by one pass over all of them.
     reference : DataTree, Dataset or dict of str to array-like, optional
         Draws of the same model's posterior: what `pm.sample` returns, or ``sample`` of another
         fit. The arrays of a dict have shape (chain, draw, ...), as ArviZ has them. At most about
@@ -63,7 +68,7 @@ def report(
         If ``approx`` is not an approximation, ``n`` is not an integer of at least 100, or the
         reference lacks a variable or has no draw with a density.
     ModelError
-        If the model's log density is random: a minibatch, a simulator.
+        If the model's log density is random: a simulator, or a minibatch of unknown rows.
     NotInvertibleError
         If a reference is given and the flow has no inverse.
     """
@@ -73,6 +78,8 @@ def report(
             "Fit first and report on the result: approx = pymc_flows.fit(model=model), or the "
             "attribute approx of an NFVI."
         )
+    if n is None:
+        n = DRAWS if stream_of(approx.density) is None else DRAWS_OF_STREAM
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < THRESHOLDS.min_draws:
         raise ArgumentError(f"n must be an integer of at least {THRESHOLDS.min_draws}, got {n!r}")
     approx.density.check_shapes()

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
-from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
+from pymc_flows.errors import ArgumentError, BackendError, FitError
 from pymc_flows.field.options import FieldOptions
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
@@ -35,13 +35,15 @@ from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.dry_run import dry_run
-from pymc_flows.model.examine import check_has_weights
-from pymc_flows.model.log_density import n_data
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.examine import has_weights
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
 from pymc_flows.model.structure import structure
-from pymc_flows.start.moments import match_moments
-from pymc_flows.start.options import share_of_draws
+from pymc_flows.start.options import MAX_DENSE
+from pymc_flows.start.passes import share_for
 from pymc_flows.start.search import seek_frame
+from pymc_flows.start.weighted.moments import match_moments, match_significant
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
@@ -128,7 +130,7 @@ def climb(
         candidates, enough = [Candidate(GAUSSIAN), *richer(len(frame.center))], GOOD_ENOUGH
         if not isinstance(start, Frame) and frame.scale is None:
             tried.notes.append("The search for a start found nothing.")
-        if not isinstance(start, Frame) and not approx.density.is_random:
+        if not isinstance(start, Frame) and has_weights(approx.density):
             candidates, enough, approx = _cheap(tried, approx, seeds)
             frame = approx.flow.frame
         trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
@@ -190,7 +192,10 @@ def _cheap(
             tried.judge(gaussian, 0)
             if is_good(tried.rungs, enough):
                 return [], enough, gaussian
-        if gaussian.flow.frame.scale is not None and not tried.deadline.has_passed:
+        # In many dimensions, what takes many draws of all rows takes longer than batches of them.
+        is_cheap = stream_of(gaussian.density) is None or dim <= MAX_DENSE
+        has_time = is_cheap and not tried.deadline.has_passed
+        if gaussian.flow.frame.scale is not None and has_time:
             for approx in closed_forms(gaussian, tried, seeds, is_spread=is_spread):
                 tried.judge(approx, 0)
                 if is_good(tried.rungs, enough):
@@ -230,7 +235,7 @@ class _Trainer:
                 tried.notes.append(f"Left out, since the time was over: {left}.")
                 break
             approx, ended = self.fit(candidate, n, int(next(seeds)))
-            if approx is not None and approx.density.is_random:
+            if approx is not None and not has_weights(approx.density):
                 return approx
             if ended or tried.is_enough(enough):
                 break
@@ -255,7 +260,7 @@ class _Trainer:
             )
             outcome = tried.train(inference, FitConfig(n=n, **candidate.arguments(self._kwargs, n)))
             approx = inference.approx
-            if approx.density.is_random:
+            if not has_weights(approx.density):
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps, tried.counts)
                 approx.ladder = Ladder((rung,), 0, tuple(tried.notes))
                 outcome.tell(stacklevel=4)
@@ -284,10 +289,9 @@ def _structured(
 ) -> bool:
     """Try a field given hyperparameters; return whether it is good."""
     tried.bar.say("Reading the structure of the model")
-    try:
-        check_has_weights(density_of(model))
-    except ModelError:  # it is random
-        return False
+    density = density_of(model)
+    if not has_weights(density) or stream_of(density) is not None:
+        return False  # what there is no evidence for, or no exact Hessian of all rows
     try:
         found = structure(model, start=start, **roles)
     except ArgumentError:
@@ -357,12 +361,17 @@ def _gaussian(
         deadline=tried.deadline.share(SEARCH_SHARE),
     )
     approx = of(found)
-    if approx.density.is_random or found.scale is None or tried.deadline.has_passed:
+    has_gaussian = found.scale is not None and has_weights(approx.density)
+    has_rows = stream_of(approx.density) is not None
+    if not has_gaussian or tried.deadline.has_passed or (has_rows and approx.ddim > MAX_DENSE):
         return approx
     rng = np.random.default_rng(int(next(seeds)))
     tried.bar.say("Matching the moments of weighted draws")
-    share = share_of_draws(n_data(approx.density))
-    return of(match_moments(counted(approx, tried), found, rng, share=share))
+    share, log_density = share_for(approx.density), counted(approx, tried)
+    if not has_rows or share == 1:
+        return of(match_moments(log_density, found, rng, share=share))
+    # Draws cost nothing that is worth a mention: see `counted`.
+    return of(match_significant(log_density, match_moments(log_density, found, rng), rng))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:

@@ -15,12 +15,14 @@ from pymc_flows.fitting.tried import Tried
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.log_density import LogDensity
-from pymc_flows.start.copula import DRAWS, WIDER, copulas
-from pymc_flows.start.cover import cover
-from pymc_flows.start.moments import Weighted, match_moments
+from pymc_flows.model.streams import stream_of
 from pymc_flows.start.natural import climb_elbo
 from pymc_flows.start.options import MAX_DENSE
+from pymc_flows.start.passes import nearly, share_for
 from pymc_flows.start.target import Target
+from pymc_flows.start.weighted.copula import DRAWS, WIDER, copulas
+from pymc_flows.start.weighted.cover import cover
+from pymc_flows.start.weighted.moments import Weighted, match_moments
 
 GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
@@ -102,9 +104,13 @@ def spread() -> list[Candidate]:
 def climbed(
     gaussian: NormalizingFlow, tried: Tried, seeds: Iterator[Any]
 ) -> NormalizingFlow | None:
-    """A Gaussian with a larger ELBO, by natural gradients where curvatures are exact."""
+    """A Gaussian with a larger ELBO, by natural gradients where curvatures are exact.
+
+    Not of rows that come batch by batch: a curvature is one of all rows.
+    """
     frame = gaussian.flow.frame
-    if frame.scale is None or tried.deadline.has_passed:
+    is_streamed = stream_of(gaussian.density) is not None
+    if frame.scale is None or is_streamed or tried.deadline.has_passed:
         return None
     tried.start_rung()
     tried.bar.say("Climbing the ELBO of a Gaussian")
@@ -158,8 +164,14 @@ def closed_forms(
 
 
 def counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.ndarray]:
-    """The log density (n,) of the model at points (n, dim), which counts them."""
-    log_density = LogDensity(approx.density)
+    """The log density (n,) of the model at points (n, dim), which counts them.
+
+    Of many rows that come in batches, it is taken to second order at the centre of the Gaussian.
+    """
+    density, frame = approx.density, approx.flow.frame
+    if share_for(density) < 1 and stream_of(density) is not None and len(frame.center) <= MAX_DENSE:
+        return nearly(density, frame, tried.counts)
+    log_density = LogDensity(density)
 
     def value(points: np.ndarray) -> np.ndarray:
         tried.counts.densities += len(points)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytensor
 
 from pymc_flows.approximation import NormalizingFlow, contents, versions
 from pymc_flows.errors import ArgumentError, StorageError
@@ -18,6 +19,7 @@ from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.annealing import Anneal
 from pymc_flows.training.config import GRADIENTS, FitConfig
+from pymc_flows.training.objectives.loss import Anchor
 from pymc_flows.training.optimizers import from_recipe
 from pymc_flows.training.state import FitState, as_ramp
 
@@ -63,8 +65,10 @@ def fit_contents(
     return replace(content, arrays=arrays, record=record)
 
 
-def read_config(content: Content, given: Mapping[str, Any], **more: Any) -> tuple[FitConfig, float]:
-    """Return the arguments of the fit in a file, and its KL weight.
+def read_config(
+    content: Content, given: Mapping[str, Any], **more: Any
+) -> tuple[FitConfig, float, Anchor | None]:
+    """Return the arguments of the fit in a file, its KL weight, and its anchor.
 
     Parameters
     ----------
@@ -103,7 +107,7 @@ def read_config(content: Content, given: Mapping[str, Any], **more: Any) -> tupl
             gradient=fit["gradient"],
             total_grad_norm_constraint=norm and float(norm),
         )
-        kl_weight = float(fit["beta"])
+        kl_weight, anchor = float(fit["beta"]), _anchor(fit.get("anchor"))
     except _MALFORMED as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
     given = {name: value for name, value in given.items() if value is not None}
@@ -115,7 +119,18 @@ def read_config(content: Content, given: Mapping[str, Any], **more: Any) -> tupl
         raise ArgumentError(
             f"the fit had no {name}= of its own, or the file holds it: leave it out"
         )
-    return replace(config, **given, **more), kl_weight
+    return replace(config, **given, **more), kl_weight, anchor
+
+
+def _anchor(found: Any) -> Anchor | None:
+    """The anchor of a file, or `ValueError`."""
+    if found is None:
+        return None
+    value, point, gradient = found
+    point, gradient = (np.array(x, dtype=pytensor.config.floatX) for x in (point, gradient))
+    if point.ndim != 1 or point.shape != gradient.shape:
+        raise ValueError(f"{point.shape} and {gradient.shape} make no anchor")
+    return Anchor(point, float(value), gradient)
 
 
 def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> None:

@@ -24,8 +24,9 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
-from pymc_flows.model.logp import density_of, model_or_context
-from pymc_flows.support.arguments import check_integer
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
+from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.deadline import Deadline, check_seconds
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState
@@ -171,7 +172,7 @@ def fit(
         formula = _formula_of(method)
     _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
-    _density = density_of(model)  # held, so that the search and all fits find it again
+    density = density_of(model)  # held, so that the search and all fits find it again
     is_auto = is_search(formula)
     if restarts is not None:
         if kwargs.get("devices") and (cores != 1 or executor is not None):
@@ -224,6 +225,11 @@ def fit(
         check_target(kwargs["checkpoint"])  # the search may take long
     flow = Formula(formula)
     if flow.conditional is not None:
+        if stream_of(density) is not None:
+            raise ArgumentError(
+                f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
+                "Leave out formula=, or take one of a flow over all variables."
+            )
         if isinstance(start, Frame):
             raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
         if seconds is not None:

@@ -16,10 +16,10 @@ from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.examine import check_backend, warn_if_affine
-from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.points import is_named, to_unconstrained
 from pymc_flows.start.options import MAX_DENSE
-from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.seeds import RandomState, integer_seeds
 from pymc_flows.training.config import FitConfig

@@ -21,9 +21,9 @@ from pymc_flows.fitting.checkpoint import save_fit
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.growing import Growing
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.logp import density_of
 from pymc_flows.start.point import possible_start
-from pymc_flows.support.arguments import check_integer, renamed
+from pymc_flows.support.arguments import check_integer, model_or_context, renamed
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.interrupts import Interrupts
@@ -262,7 +262,10 @@ class NFVI(KLqp):
             return integer_seed(config.random_seed)
 
         with Interrupts(deferred=False):
-            problem = approx.problem(float(self.objective.op.beta))
+            # What is replaced or optimised along makes another density of the model.
+            changes = config.more_replacements or config.more_obj_params or config.more_updates
+            anchor = None if changes else approx.anchor()
+            problem = approx.problem(float(self.objective.op.beta), anchor)
             self.state = FitState.prepare(Elbo(problem), config, entropy)
         approx.include_transformed = config.include_transformed
         self.state.begin(config.n)

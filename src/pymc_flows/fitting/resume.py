@@ -32,7 +32,7 @@ from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.record import Restarts
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content, read
-from pymc_flows.model.logp import model_or_context
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.config import Callback
@@ -164,7 +164,7 @@ def resume(
     content = read(path)
     model = model_or_context(model)
     compile_kwargs = dict(compile_kwargs or {})
-    config, kl_weight = read_config(
+    config, kl_weight, anchor = read_config(
         content,
         {
             "obj_optimizer": obj_optimizer,
@@ -188,7 +188,8 @@ def resume(
     if "mode" in compile_kwargs:
         config = replace(config, backend=None)
     with Interrupts(deferred=False):
-        state = FitState.prepare(Elbo(approx.problem(kl_weight)), config, lambda: 0)
+        problem = approx.problem(kl_weight, anchor)
+        state = FitState.prepare(Elbo(problem), config, lambda: 0)
     if state.config.backend != backend:
         raise ArgumentError(
             f"the fit ran on {backend!r}, the mode in compile_kwargs is one of "

@@ -16,8 +16,7 @@ from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.importance import EVEN_GAP, LACKING, N_ERRORS, known_evidence
-from pymc_flows.model.log_density import n_data
-from pymc_flows.start.options import share_of_draws
+from pymc_flows.start.passes import share_for
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
@@ -97,7 +96,7 @@ class Tried:
     def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
         """Measure a fit with these convergence warnings."""
         with Interrupts(deferred=False):
-            n = int(share_of_draws(n_data(approx.density)) * JUDGED_BY)
+            n = int(share_for(approx.density) * JUDGED_BY)
             quality = measure(approx, n, random_seed=int(next(self._seeds)))
         self.counts.densities += n
         return self._add(approx, quality, steps, warnings)

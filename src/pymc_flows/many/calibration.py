@@ -16,8 +16,7 @@ from xarray import Dataset
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.importance import Correction
 from pymc_flows.many.fits import ManyFits, fit_many
-from pymc_flows.model.logp import model_or_context
-from pymc_flows.support.arguments import check_integer
+from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.compat import MinibatchRandomVariable
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.support.tables import html_table, text_table

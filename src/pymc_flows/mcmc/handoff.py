@@ -22,13 +22,14 @@ from xarray import Dataset, DataTree
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.modes import training_mode
-from pymc_flows.errors import ArgumentError, BackendError
+from pymc_flows.errors import ArgumentError, BackendError, ModelError
 from pymc_flows.flows.state import base_log_prob
 from pymc_flows.mcmc.independence import FlowJump, independence_chains
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.backend import choose_backend, layer_loop
 from pymc_flows.model.examine import check_backend
 from pymc_flows.model.layout import tensors
+from pymc_flows.model.streams import stream_of
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.seeds import RandomState
 
@@ -325,6 +326,13 @@ def _base_model(
     approx: NormalizingFlow, model: pm.Model, backend: str | None
 ) -> tuple[pm.Model, Any]:
     """The model in base coordinates, without deterministics; the point z (dim,) as its graph."""
+    density = approx.density_of(model)
+    if stream_of(density) is not None:
+        raise ModelError(
+            "the model sees its rows batch by batch, and NUTS would see one batch for all of them\n"
+            "Give model= the same model with all of the data, or take method='imh', which reads "
+            "all rows."
+        )
     taken = set(model.named_vars)
     loop = approx.graph_loop if backend is None else layer_loop(backend)
     # In a context of its own: a model would become part of the one that the caller may be in.
@@ -333,7 +341,7 @@ def _base_model(
         # The kernels of repeated layers take points (n, dim).
         points, log_dets = approx.flow.graph(z0[None], loop, fixed=True)
         point, log_det = points[0], log_dets[0]
-        log_p = sum(approx.density_of(model).single(point))
+        log_p = sum(density.single(point))
         pm.Potential(_free("log_weight", taken), log_p + log_det - base_log_prob(z0))
     return base, point
 

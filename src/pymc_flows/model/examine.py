@@ -21,6 +21,7 @@ from pymc_flows.flows.base import AFFINE
 from pymc_flows.flows.chain import Chain
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.logp import ModelDensity, Replacements
+from pymc_flows.model.streams import stream_of
 from pymc_flows.model.terms import terms_at
 
 _log = logging.getLogger(__name__)
@@ -157,18 +158,28 @@ def check_backend(backend: object) -> None:
         )
 
 
+def has_weights(density: ModelDensity) -> bool:
+    """Whether draws can be weighed: all of the data are known."""
+    return not density.is_random or stream_of(density) is not None
+
+
 def check_has_weights(density: ModelDensity) -> None:
-    """Raise `ModelError` if the log density is random, or one of some rows alone."""
+    """Raise `ModelError` if the log density is random: a simulator, or some of unknown rows.
+
+    Of a minibatch with ``total_size=`` all rows are known, and weights are those by all of them;
+    not so of rows that other processes have.
+    """
     if not density.has_all_rows:
         raise ModelError(
             "the model has the rows of this process alone, so that draws have no importance weights"
             "\nSave the approximation, and load it with a model of all rows and "
             "check_density=False."
         )
-    if density.is_random:
+    if not has_weights(density):
         raise ModelError(
             "the model's log density is random (a minibatch or a simulator), so that draws have "
             "no importance weights\n"
-            "Build the same model with all of the data and use it as the context: "
-            "with full_model: ..."
+            "Give what is observed total_size=, and draw all minibatches by one call of "
+            "pm.Minibatch: then all rows are known. Or build the same model with all of the data "
+            "and use it as the context: with full_model: ..."
         )

@@ -1,4 +1,7 @@
-"""A model's log density at arrays of points, outside of the training loop."""
+"""A model's log density at arrays of points, outside of the training loop.
+
+Of a model that sees its data batch by batch, that of all rows: by a pass over them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from pymc_flows.backends.rewrites import loop_work
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.streams import stream_of
 from pymc_flows.support.compat import TensorSharedVariable
 
 # Points per call, a fixed number; the larger where there are at least as many.
@@ -41,26 +45,32 @@ class _Function:
     call: Callable[..., list[np.ndarray]]
 
 
-# By number of points asked for and whether with gradients. They live as long as the density.
-_FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[tuple[int, bool], _Function]] = WeakKeyDictionary()
+# By number of points asked for, and whether with gradients and of all rows. They live as long as
+# the density.
+_FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[tuple[int, bool, bool], _Function]]
+_FUNCTIONS = WeakKeyDictionary()
 _LOOP_WORK: WeakKeyDictionary[ModelDensity, int] = WeakKeyDictionary()
 
 
 class LogDensity:
     """Evaluates a model's log density, and its gradient, at any number of points.
 
-    Nothing is compiled, but for models with a Scan, whose steps NumPy would take in Python: they
-    run on JAX where that can run them, else on numba. So do gradients, on numba, whose series of
-    many terms (those of hypergeometric functions, say) have taken NumPy long. Functions are made
-    once per density.
+    Nothing is compiled, but for many rows that come in batches, and for models with a Scan, whose
+    steps NumPy would take in Python: they run on JAX where that can run them, else on numba. So do
+    gradients, on numba, whose series of many terms (those of hypergeometric functions, say) have
+    taken NumPy long. Functions are made once per density.
 
     Parameters
     ----------
     density : ModelDensity
+    all_rows : bool
+        Whether the log density is that of all rows where the model sees a batch of them. If not, it
+        is that of one batch.
     """
 
-    def __init__(self, density: ModelDensity):
+    def __init__(self, density: ModelDensity, *, all_rows: bool = True):
         self._density = density
+        self._stream = stream_of(density) if all_rows else None
 
     def value(self, points: np.ndarray) -> np.ndarray:
         """Log density (n,) at points (n, dim) of the unconstrained space, in nats."""
@@ -73,28 +83,28 @@ class LogDensity:
         return value, gradient
 
     def _call(self, points: np.ndarray, *, with_grad: bool) -> list[np.ndarray]:
-        wanted = 1 if len(points) == 1 else ROWS if len(points) < MANY_ROWS else MANY_ROWS
+        is_many = len(points) >= MANY_ROWS and self._stream is None
+        wanted = 1 if len(points) == 1 else MANY_ROWS if is_many else ROWS
         if with_grad and _LOOP_WORK.get(self._density, 0) > MOST_LOOP_WORK:
             wanted = COMPILED_ROWS
-        function = self._function(wanted, points[0], with_grad=with_grad)
-        parts, before = [], loop_work()
-        for begin in range(0, len(points), function.rows):
-            part = points[begin : begin + function.rows].astype(pytensor.config.floatX)
-            padding = np.repeat(part[:1], function.rows - len(part), axis=0)
-            with np.errstate(all="ignore"):
-                found = function.call(np.concatenate([part, padding]))
-            parts.append([np.asarray(x, dtype=float)[: len(part)] for x in found])
+        function, before = self._function(wanted, points[0], with_grad=with_grad), loop_work()
+        points = points.astype(pytensor.config.floatX)
+        if self._stream is None:
+            found = _in_parts(function, points)
+        else:
+            found = self._stream.mean(lambda batch: _in_parts(function, points, *batch))
         if done := loop_work() - before:
             _LOOP_WORK[self._density] = _LOOP_WORK.get(self._density, 0) + done
-        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+        return found
 
     def _backend(self, near: np.ndarray) -> str | None:
-        """What compiles a loop, whose steps NumPy would take in Python; None if there is none."""
-        if not has_loop(self._density.terms):
+        """What compiles many rows, or a loop that NumPy would step in Python; None if neither."""
+        is_loop = has_loop(self._density.terms)
+        if not is_loop and (self._stream is None or not self._stream.is_large):
             return None
         attempt = dry_run(self._density)
         why = attempt.why_not_jax(near) if has_jax() else "it is not installed"
-        if why:
+        if why and is_loop:
             attempt.say_once(
                 f"The log density has a loop that JAX cannot run: {why}.\n"
                 "Numba compiles it instead, which takes longer."
@@ -107,10 +117,11 @@ class LogDensity:
         inputs = graph_inputs(self._density.terms)
         shared = [v for v in inputs if isinstance(v, TensorSharedVariable)]
         shapes = [np.shape(v.get_value(borrow=True)) for v in shared]
-        found = known.get((wanted, with_grad))
+        key = wanted, with_grad, self._stream is not None
+        found = known.get(key)
         if found is None or found.shapes != shapes:
             made = self._make(wanted, near, shapes, with_grad=with_grad)
-            found = known[wanted, with_grad] = made
+            found = known[key] = made
         return found
 
     def _make(
@@ -121,6 +132,9 @@ class LogDensity:
         near = near.astype(pytensor.config.floatX)
         backend = "numba" if wanted == COMPILED_ROWS else self._backend(near)
         plan = plan_draws(density, wanted, near, backend or "numba")
+        batch: list[TensorVariable] = []
+        if self._stream is not None:
+            density, batch = self._stream.density, self._stream.inputs
         rows = min(wanted, ROWS) if plan.micro_batch is None else plan.micro_batch
         z = pt.matrix("z", shape=(rows, density.dim), dtype=pytensor.config.floatX)
         outputs: list[TensorVariable]
@@ -133,11 +147,25 @@ class LogDensity:
             evaluate = density.looped if plan.micro_batch is None else density.batched
             outputs = [sum(evaluate(z))]
         mode = training_mode(backend) if backend else NUMPY
-        return _Function(shapes, rows, function_of([z], outputs, mode=mode))
+        return _Function(shapes, rows, function_of([z, *batch], outputs, mode=mode))
 
 
-def n_data(density: ModelDensity) -> int:
-    """Numbers in the data that an evaluation goes through."""
+def _in_parts(function: _Function, points: np.ndarray, *batch: np.ndarray) -> list[np.ndarray]:
+    """What a function returns at points (n, dim), so many at a time as it takes."""
+    parts = []
+    for begin in range(0, len(points), function.rows):
+        part = points[begin : begin + function.rows]
+        padding = np.repeat(part[:1], function.rows - len(part), axis=0)
+        with np.errstate(all="ignore"):
+            found = function.call(np.concatenate([part, padding]), *batch)
+        parts.append([np.asarray(x, dtype=float)[: len(part)] for x in found])
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def n_data(density: ModelDensity, *, all_rows: bool = True) -> int:
+    """Numbers in the data that an evaluation goes through: of all rows, or of a batch of them."""
+    if all_rows and (stream := stream_of(density)) is not None:
+        return stream.n_data
     found = 0
     for var in graph_inputs(density.terms):
         value = var.get_value(borrow=True) if isinstance(var, SharedVariable) else None

@@ -26,7 +26,7 @@ from pymc_flows.backends.ops import random_inputs
 from pymc_flows.backends.products import join_products
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.backends.stable import stabilize
-from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.errors import ModelError
 from pymc_flows.model.batching import (
     Batch,
     in_micro_batches,
@@ -342,28 +342,6 @@ class ModelDensity:
         outputs = graph_replace(found.outputs, {points: rows}, strict=False)
         values = [pt.full((rows.shape[0],), x) if x.ndim == 0 else x for x in outputs]
         return Batch(values, found.reason)
-
-
-def model_or_context(model: pm.Model | None) -> pm.Model:
-    """Return the model, or the one on the context stack.
-
-    Raises
-    ------
-    TypeError
-        As PyMC does, if there is neither.
-    ArgumentError
-        If it is no model.
-    """
-    if model is not None and not isinstance(model, pm.Model):
-        raise ArgumentError(
-            f"model must be a pymc.Model, got {type(model).__name__}\n"
-            "Pass model=…, or call this inside `with model:`."
-        )
-    if model is None and pm.Model.get_context(error_if_none=False) is None:
-        raise TypeError(
-            "No model on context stack.\nPass model=…, or call this inside `with model:`."
-        )
-    return pm.modelcontext(model)
 
 
 # By id of the model, which its density keeps alive.

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.layout import sizes
 from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
 from pymc_flows.start.options import SEARCH
+from pymc_flows.start.passes import on_all_rows
 from pymc_flows.start.point import find_start
 from pymc_flows.start.search import Seeker
 from pymc_flows.start.target import Target
@@ -78,4 +80,6 @@ def find_modes(
         seeker.from_start(center)
         seeker.from_elsewhere(center)
         modes = seeker.modes()
+        if stream_of(density) is not None:
+            modes = [on_all_rows(density, frame) for frame in modes]
     return [replace(frame, variables=sizes(density.slots)) for frame in modes]

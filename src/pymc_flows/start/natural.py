@@ -12,7 +12,7 @@ unlike steps along plain gradients, in a few dozen steps.
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cho_solve, solve_triangular
+import scipy
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.start.options import NATURAL, NaturalOptions
@@ -93,7 +93,7 @@ class _Gaussian:
         if frame.is_elementwise:
             scale = np.ones(dim) if frame.scale is None else frame.scale
             return cls(frame.center, np.diag(scale**-2.0))
-        inverse = solve_triangular(frame.scale, np.eye(dim), lower=True)
+        inverse = scipy.linalg.solve_triangular(frame.scale, np.eye(dim), lower=True)
         return cls(frame.center, inverse.T @ inverse)
 
     @classmethod
@@ -106,7 +106,7 @@ class _Gaussian:
     def frame(self) -> Frame:
         """As coordinates."""
         dim = len(self.center)
-        root = solve_triangular(self._root, np.eye(dim), lower=True, trans="T")
+        root = scipy.linalg.solve_triangular(self._root, np.eye(dim), lower=True, trans="T")
         return Frame(self.center, np.linalg.cholesky(root @ root.T))
 
     def moved(
@@ -124,7 +124,10 @@ class _Gaussian:
         """
         half = rng.standard_normal((draws // 2, len(self.center)))
         noise = np.concatenate([half, -half])
-        points = self.center + solve_triangular(self._root, noise.T, lower=True, trans="T").T
+        points = (
+            self.center
+            + scipy.linalg.solve_triangular(self._root, noise.T, lower=True, trans="T").T
+        )
         n, slope, curvature = 0, np.zeros_like(self.center), np.zeros_like(self.precision)
         for point in points:
             value, gradient, matrix = target.curved(point)
@@ -138,7 +141,7 @@ class _Gaussian:
             except np.linalg.LinAlgError:
                 rate /= 2
                 continue
-            step = cho_solve((after._root, True), slope / n)
+            step = scipy.linalg.cho_solve((after._root, True), slope / n)
             after.center = self.center + rate * step
             return after, float(slope @ step / n)
         return None

@@ -118,6 +118,6 @@ class NaturalOptions:
 NATURAL = NaturalOptions()
 
 
-def share_of_draws(n_data: int) -> float:
+def share_of_draws(n_data: int, *, fewest: float = FEWEST) -> float:
     """How many of the usual draws are evaluated with so many numbers in the data."""
-    return float(min(1.0, max(LARGE / max(n_data, 1), FEWEST)))
+    return float(min(1.0, max(LARGE / max(n_data, 1), fewest)))

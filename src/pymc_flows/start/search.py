@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.layout import sizes
-from pymc_flows.model.logp import density_of, model_or_context
+from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
 from pymc_flows.start.ascent import Path, ascend
 from pymc_flows.start.options import (
     FEW_IN_A_ROW,
@@ -27,9 +28,11 @@ from pymc_flows.start.options import (
     SearchOptions,
     share_of_draws,
 )
+from pymc_flows.start.passes import on_all_rows
 from pymc_flows.start.point import find_start
 from pymc_flows.start.target import Target
 from pymc_flows.start.target import dense as dense_array
+from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.interrupts import Interrupts
@@ -96,6 +99,8 @@ def seek_frame(
         center = find_start(density, start, rng)
         target = Target.of(density, center, evaluations)
         frame = search(target, center, rng, dense=dense, deadline=deadline)
+        if stream_of(density) is not None:
+            frame = on_all_rows(density, frame, evaluations, deadline)
     if frame.scale is None:
         _log.warning(
             "No start was found: no Gaussian at a mode, or around the initial point, is near the "

@@ -82,8 +82,11 @@ class Target:
         near: np.ndarray | None = None,
         evaluations: Evaluations | None = None,
     ) -> Target:
-        """The target of a model, read at a point (dim,) with a density."""
-        log_density = LogDensity(density)
+        """The target of a model, read at a point (dim,) with a density.
+
+        Where the model sees rows batch by batch, that of one batch, which stands for all of them.
+        """
+        log_density = LogDensity(density, all_rows=False)
         curvature = _exact(density, near)
         is_cheap = is_exact = False
         if curvature is not None:
@@ -97,7 +100,7 @@ class Target:
             is_cheap=is_cheap,
             is_exact=is_exact,
             evaluations=evaluations,
-            n_data=n_data(density),
+            n_data=n_data(density, all_rows=False),
         )
 
     def value(self, points: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Checks of what `NFVI.fit` is given."""
+"""Checks of what `fit` and `NFVI` are given."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pymc as pm
 
 from pymc_flows.errors import ArgumentError
 
@@ -66,3 +67,25 @@ def warn_unused(*, stacklevel: int, **given: object) -> None:
         if value is not None:
             text = f"`{name}` is not used for NFVI and ignored"
             warnings.warn(text, UserWarning, stacklevel=stacklevel)
+
+
+def model_or_context(model: pm.Model | None) -> pm.Model:
+    """Return the model, or the one on the context stack.
+
+    Raises
+    ------
+    TypeError
+        As PyMC does, if there is neither.
+    ArgumentError
+        If it is no model.
+    """
+    if model is not None and not isinstance(model, pm.Model):
+        raise ArgumentError(
+            f"model must be a pymc.Model, got {type(model).__name__}\n"
+            "Pass model=…, or call this inside `with model:`."
+        )
+    if model is None and pm.Model.get_context(error_if_none=False) is None:
+        raise TypeError(
+            "No model on context stack.\nPass model=…, or call this inside `with model:`."
+        )
+    return pm.modelcontext(model)

@@ -25,6 +25,9 @@ from pymc.backends.base import MultiTrace
 # The one backend of `MultiTrace`; filled with draws that exist already. Instead: as above.
 from pymc.backends.ndarray import NDArray
 
+# The Op that `pymc.Minibatch` returns; its inputs are all the data. Instead: none.
+from pymc.data import MinibatchOp
+
 # Adds the draw axis to a random variable. Instead: `vectorize_graph` of its parameters.
 from pymc.distributions.shape_utils import change_dist_size
 
@@ -173,6 +176,7 @@ __all__ = [
     "MakeVector",
     "Max",
     "Min",
+    "MinibatchOp",
     "MinibatchRandomVariable",
     "MultiTrace",
     "NDArray",

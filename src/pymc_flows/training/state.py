@@ -107,7 +107,7 @@ class FitState:
             )
 
         def loop_of(config: FitConfig, step: Step) -> TrainingLoop:
-            noise_seed, model_seed = np.random.SeedSequence(seed).spawn(2)
+            noise_seed, model_seed, rows_seed = np.random.SeedSequence(seed).spawn(3)
             return TrainingLoop(
                 step,
                 backend=str(config.backend),
@@ -117,6 +117,7 @@ class FitState:
                 compile_kwargs=config.compile_kwargs,
                 source=objective.source,
                 devices=config.devices,
+                batches=objective.batches(int(rows_seed.generate_state(1)[0])),
             )
 
         def on_numba(error: Exception) -> tuple[FitConfig, TrainingLoop]:

@@ -14,7 +14,7 @@ from pymc_flows.fitting.restarts.starts import Begin
 from pymc_flows.importance import Quality
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
-from pymc_flows.start.mixture import match_modes
+from pymc_flows.start.weighted.mixture import match_modes
 
 # A mixture this near to the evidence (nats), with weights that can be trusted, leaves nothing to
 # gain: what `fit` asks of a single flow.

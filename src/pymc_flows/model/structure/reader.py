@@ -11,12 +11,13 @@ import pymc as pm
 import scipy
 
 from pymc_flows.model.layout import Slot, Start
-from pymc_flows.model.logp import ModelDensity, density_of, model_or_context
+from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.structure.factors import factor_incidence
 from pymc_flows.model.structure.graph import Readings, prepared
 from pymc_flows.model.structure.groups import hubs_of, partition, pattern_of
 from pymc_flows.model.structure.result import Names, Structure
 from pymc_flows.model.structure.roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
+from pymc_flows.support.arguments import model_or_context
 
 type Ints = npt.NDArray[np.intp]
 

@@ -7,13 +7,14 @@ calls all state lives in shared variables, as NumPy arrays, and belongs to one s
 from pymc_flows.training.loop.batched import BatchedLoop
 from pymc_flows.training.loop.compiled import MAX_CHUNK, Chunk, StepError, TrainingLoop
 from pymc_flows.training.loop.graph import MAX_FAILURES, Step
-from pymc_flows.training.loop.noise import Source
+from pymc_flows.training.loop.noise import Batches, Source
 from pymc_flows.training.loop.packing import Packing, join, split_by_block
 
 __all__ = [
     "MAX_CHUNK",
     "MAX_FAILURES",
     "BatchedLoop",
+    "Batches",
     "Chunk",
     "Packing",
     "Source",

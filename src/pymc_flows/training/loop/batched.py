@@ -24,7 +24,7 @@ class BatchedLoop:
     Parameters
     ----------
     loops : sequence of TrainingLoop
-        Without random generators of the model.
+        Without random generators of the model, and with all data in every step.
     n : int
         Steps that each will take.
 
@@ -42,7 +42,8 @@ class BatchedLoop:
         functions = [loop.function for loop in loops]
         self._is_compiled = False
         self._function: Callable[..., Any] | None = None
-        if all(isinstance(f, Bound) for f in functions) and not any(loop.rngs for loop in loops):
+        is_whole = not any(loop.rngs or loop.step.batch for loop in loops)
+        if all(isinstance(f, Bound) for f in functions) and is_whole:
             with loops[0].precision():
                 self._function = batched(functions, [0, None, None, 0, *state])
 

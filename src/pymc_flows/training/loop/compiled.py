@@ -20,7 +20,13 @@ from pymc_flows.devices import Devices, local_mode
 from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop.graph import Step, compile_steps
-from pymc_flows.training.loop.noise import Source, base_noise, standard_normal
+from pymc_flows.training.loop.noise import (
+    Batches,
+    Source,
+    aligned_zeros,
+    base_noise,
+    standard_normal,
+)
 
 # Base noise, carried state and tracked values of one call may take this many bytes.
 CHUNK_BYTES = 32 * 2**20
@@ -78,6 +84,8 @@ class TrainingLoop:
     source : callable, optional
         Makes what ``step.noise`` stands for; base noise by default, which JAX draws itself where it
         computes on an accelerator.
+    batches : Batches, optional
+        Brings what stands for ``step.batch``.
     devices : Devices, optional
         Where the data are; else where JAX puts them.
 
@@ -111,6 +119,7 @@ class TrainingLoop:
         max_chunk: int = MAX_CHUNK,
         compile_kwargs: Mapping[str, object] | None = None,
         source: Source | None = None,
+        batches: Batches | None = None,
         devices: Devices | None = None,
     ):
         self.step = step
@@ -122,6 +131,8 @@ class TrainingLoop:
         self.idle_seconds = 0.0
         self.failures = 0
         self.failed_noise = np.zeros(step.noise.type.shape, self._dtype)
+        self._batches, self._taken = batches, 0
+        self._buffers: list[np.ndarray] = []
         self._noise = np.random.default_rng(noise_seed)
         self.shared = list(step.updates)
         self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // step.nbytes))
@@ -147,7 +158,7 @@ class TrainingLoop:
         with Interrupts(deferred=False), warnings.catch_warnings():
             # In single precision, where PyTensor asks for 64 bits all the same.
             warnings.filterwarnings("ignore", "Explicitly requested dtype .*64")
-            nothing = self._draw(0), np.zeros((0, len(self.step.settings)))
+            nothing = self._draw(0), self._read(0), np.zeros((0, len(self.step.settings)))
             with nullcontext() if self._length is None else kept_on_disk():
                 self._call(*nothing)
             if self._length is not None:
@@ -158,7 +169,7 @@ class TrainingLoop:
 
     def __getstate__(self) -> dict[str, object]:
         """Leave to a copy that it has to compile."""
-        return {**self.__dict__, "is_compiled": False}
+        return {**self.__dict__, "is_compiled": False, "_buffers": []}
 
     def run(self, settings: np.ndarray) -> Chunk:
         """Take one step per row of ``settings`` in one call; fewer, if too many fail in a row.
@@ -181,10 +192,11 @@ class TrainingLoop:
         """
         self.compile()
         n = len(settings)
+        data = self._read(n)
         before = self.generator_state
         noise = self.begin(n)
         try:
-            failures, values, rngs, records = self._call(noise, settings)
+            failures, values, rngs, records = self._call(noise, data, settings)
             self.check_finite(values)
         except BaseException as error:
             self.generator_state = before
@@ -231,6 +243,7 @@ class TrainingLoop:
         self.failures = failures
         taken, failed, lost, losses, *tracked = records
         n_taken = int(taken.sum())
+        self._taken += n_taken
         if n_taken < n:
             self.generator_state = before
             self._draw(n_taken)
@@ -247,9 +260,10 @@ class TrainingLoop:
         )
 
     def fail(self) -> Chunk:
-        """Count the next step as failed without running it: it uses up its noise, no more."""
+        """Count the next step as failed without running it: it uses up noise and data, no more."""
         [self.failed_noise] = np.array(self._draw(1)[:1])
         self.failures += 1
+        self._taken += 1
         self._gather()
         tracked = {
             name: np.asarray(
@@ -278,7 +292,9 @@ class TrainingLoop:
 
         As JSON has it, but for ``arrays``, the values of the optimizer's variables by name.
         """
+        batches = self._batches
         return {
+            **({"batches": {"taken": self._taken, **batches.state_dict()}} if batches else {}),
             "failures": self.failures,
             "noise_rng": encode_state(self._noise),
             "model_rngs": encode_state({str(k): rng for k, rng in enumerate(self.rngs)}),
@@ -309,6 +325,9 @@ class TrainingLoop:
             self.rngs = list(decode_state(state["model_rngs"], fresh).values())
         set_state(self._noise, noise)
         self.failures = as_count(state["failures"])
+        if self._batches is not None:
+            self._taken = as_count(state["batches"]["taken"])
+            self._batches.load_state_dict(state["batches"])
         self._gather()
 
     def _gather(self) -> None:
@@ -320,8 +339,24 @@ class TrainingLoop:
         shape = (self._length or max(1, n), *self.step.noise.type.shape)
         return self._source(self._noise, n, shape, self._dtype)
 
+    def _read(self, n: int) -> list[np.ndarray]:
+        """Data (length of a call, ...) of the next n steps; the rest is not used."""
+        if self._batches is None:
+            return []
+        length = self._length or max(1, n)
+        if not self._buffers or len(self._buffers[0]) < length:
+            values = [v.get_value(borrow=True) for v in self.step.batch]
+            shapes = [(length, *np.shape(value)) for value in values]
+            self._buffers = [
+                aligned_zeros(shape, v.dtype)
+                for shape, v in zip(shapes, self.step.batch, strict=True)
+            ]
+        if n:
+            self._batches.fill(self._taken, [buffer[:n] for buffer in self._buffers])
+        return [buffer[:length] for buffer in self._buffers]
+
     def _call(
-        self, noise: Any, settings: np.ndarray
+        self, noise: Any, data: list[np.ndarray], settings: np.ndarray
     ) -> tuple[int, list[np.ndarray], list[object], list[np.ndarray]]:
         """Failures in a row, new state, generators and records; as NumPy arrays, JAX has run."""
         padded = np.zeros((len(noise), settings.shape[1]), self._dtype)
@@ -329,7 +364,7 @@ class TrainingLoop:
         state = [v.get_value(borrow=True) for v in self.shared]
         counts = np.asarray(len(settings)), np.asarray(self.failures)
         with self.precision():
-            failures, *out = self.function(noise, padded, *counts, *state, *self.rngs)
+            failures, *out = self.function(noise, *data, padded, *counts, *state, *self.rngs)
             n, m = len(state), len(state) + len(self.rngs)
             values, records = [np.array(x) for x in out[:n]], [np.asarray(x) for x in out[m:]]
             return int(failures), values, list(out[n:m]), records

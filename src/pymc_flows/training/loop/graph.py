@@ -56,6 +56,8 @@ class Step:
         Those of the flow.
     lost : TensorVariable
         How many draws the loss leaves out, an integer.
+    batch : tuple of SharedVariable
+        Data that are others in each step; their values say of which shape.
     """
 
     noise: TensorVariable
@@ -67,6 +69,7 @@ class Step:
     packing: Packing | None = None
     params: tuple[SharedVariable, ...] = ()
     lost: TensorVariable = field(default_factory=lambda: pt.constant(0, dtype="int64"))
+    batch: tuple[SharedVariable, ...] = ()
 
     def by_parameter(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values of ``grads`` or ``tracked``, with further leading axes, by parameter."""
@@ -80,10 +83,11 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of noise, state and records that a step adds to a call."""
+        """Bytes of noise, state, data and records that a step adds to a call."""
         arrays = [self.noise, *self.tracked.values()]
         elements = sum(math.prod(n or 1 for n in x.type.shape) for x in arrays)
-        state = sum(np.asarray(v.get_value(borrow=True)).nbytes for v in self.updates)
+        kept = [*self.updates, *self.batch]
+        state = sum(np.asarray(v.get_value(borrow=True)).nbytes for v in kept)
         return 8 * elements + state
 
 
@@ -94,10 +98,11 @@ def compile_steps(
     *,
     skips: bool,
 ) -> Any:
-    """Compile (noise, settings, n_active, failures, *state, *rngs) -> (the last three, *records).
+    """Compile the function that takes many steps.
 
-    Records are, by step: taken, failed, lost, loss, tracked values. Only the first ``n_active``
-    steps are taken; with ``skips`` the others cost next to nothing.
+    Its arguments are noise, batches, settings, n_active, failures, state and generators; it returns
+    the last three, and records. Records are, by step: taken, failed, lost, loss, tracked values.
+    Only the first ``n_active`` steps are taken; with ``skips`` the others cost next to nothing.
     """
     index, n_active, failures = pt.lscalar("index"), pt.lscalar("n_active"), pt.lscalar("failures")
     taken = (index < n_active) & (failures < MAX_FAILURES)
@@ -115,8 +120,10 @@ def compile_steps(
     outputs = [index + 1, *after, *next_rngs, taken, failed, lost, loss, *tracked]
 
     def inner(noise: Variable, index_: Variable, *inputs: Variable) -> list[Variable]:
-        *state, settings, n_active_ = inputs
+        *state, settings, n_active_ = inputs[: len(inputs) - len(batches)]
         given = dict(zip([*carried, *rngs], state, strict=True))
+        data = inputs[len(inputs) - len(batches) :]
+        given |= {old: all_[index_] for old, all_ in zip(step.batch, data, strict=True)}
         given |= {step.noise: noise, index: index_, n_active: n_active_}
         given |= {x: settings[index_, k].astype(x.dtype) for k, x in enumerate(step.settings)}
         return graph_replace(outputs, given, strict=False)
@@ -125,6 +132,7 @@ def compile_steps(
     noise = pt.tensor("noise", dtype=step.noise.dtype, shape=(None, *step.noise.type.shape))
     shape = (None, len(step.settings))
     settings = pt.tensor("settings", dtype=step.noise.dtype, shape=shape)
+    batches = [pt.tensor(x.name, dtype=x.dtype, shape=(None, *x.type.shape)) for x in step.batch]
     state = [x.type(name=x.name) for x in [*carried, *rngs]]
     _, *results = pytensor.scan(
         inner,
@@ -134,7 +142,7 @@ def compile_steps(
             *state,
             *[None] * (len(outputs) - len(state) - 1),
         ],
-        non_sequences=[settings, n_active],
+        non_sequences=[settings, n_active, *batches],
         return_updates=False,
     )
     last = [trace[-1] for trace in results[: len(carried)]]
@@ -142,7 +150,7 @@ def compile_steps(
         # Some Elemwise stays unfused if a formula has very many blocks: nothing to act on.
         warnings.filterwarnings("ignore", "Loop fusion failed")
         return function_of(
-            [pytensor.In(x, borrow=True) for x in [noise, settings, n_active, *state]],
+            [pytensor.In(x, borrow=True) for x in [noise, *batches, settings, n_active, *state]],
             [pytensor.Out(x, borrow=True) for x in [*last, *results[len(carried) :]]],
             trust_input=True,
             **kwargs,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,19 @@ ALIGNMENT = 64
 
 type Source = Callable[[np.random.Generator, int, tuple[int, ...], str], Any]
 """Noise (steps, draws, dim) of a shape and a dtype, of which the first n steps are used."""
+
+
+class Batches(Protocol):
+    """Data of which each step sees another part."""
+
+    def fill(self, step: int, arrays: Sequence[np.ndarray]) -> None:
+        """Put those of a step, and of the steps after it, into arrays (steps, ...)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a file keeps of them, as JSON has it."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as in a file."""
 
 
 def base_noise(backend: str) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -14,6 +15,8 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.state import FlowState
 from pymc_flows.model.backend import choose_backend, layer_loop, requested_backend
 from pymc_flows.model.examine import DrawPlan, check_start, plan_draws, warn_if_affine
+from pymc_flows.model.streams import stream_of
+from pymc_flows.rows import Feed
 from pymc_flows.training.config import FitConfig
 from pymc_flows.training.loop import Step, TrainingLoop
 from pymc_flows.training.objectives.failures import why_step_failed
@@ -38,6 +41,11 @@ class Elbo:
     def q(self) -> FlowState:
         """What is fitted."""
         return self.problem.q
+
+    def batches(self, seed: int) -> Feed | None:
+        """Rows that are not all in memory."""
+        stream = stream_of(self.problem.density)
+        return stream.feed(seed) if stream is not None and stream.in_steps else None
 
     def step(self, config: FitConfig) -> tuple[FitConfig, Step]:
         """Check the start, choose backend and gradient, and make the graph of a step.
@@ -99,11 +107,17 @@ class Elbo:
                 raise ArgumentError(f"the loss does not depend on {param}, one of more_obj_params")
         switch = path if config.gradient == "switch" else None
         settings = [x for x in (estimator.inverse_temperature, switch) if x is not None]
-        return optimizer_step(self.q, config, packing, noise, loss, settings)
+        stream = stream_of(self.problem.density)
+        batch = stream.batch if stream is not None and stream.in_steps else ()
+        return optimizer_step(self.q, config, packing, noise, loss, settings, batch)
 
-    def record(self) -> dict[str, float]:
-        """The KL weight, under the name that it has in PyMC."""
-        return {"beta": self.problem.kl_weight}
+    def record(self) -> dict[str, Any]:
+        """The KL weight, under the name that it has in PyMC, and an anchor."""
+        anchor = self.problem.anchor
+        found = None
+        if anchor is not None:
+            found = [anchor.value, anchor.point.tolist(), anchor.gradient.tolist()]
+        return {"beta": self.problem.kl_weight, "anchor": found}
 
     def why_stuck(self, loop: TrainingLoop, config: FitConfig) -> str:
         """Say what was not finite first in the last step."""

@@ -48,6 +48,9 @@ class Likelihood:
 
         return choose
 
+    def batches(self, seed: int) -> None:
+        """None: `source` chooses draws."""
+
     def step(self, config: FitConfig) -> tuple[FitConfig, Step]:
         """Make the graph of a step."""
         q, dtype = self.q, pytensor.config.floatX
@@ -62,7 +65,7 @@ class Likelihood:
         loss = Loss(value, pytensor.grad(value, params), lost)
         return config, optimizer_step(self.q, config, packing, rows, loss)
 
-    def record(self) -> dict[str, float]:
+    def record(self) -> dict[str, Any]:
         """Nothing: such a fit is in no file."""
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pymc as pm
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.rewrites import materialize
@@ -27,6 +28,7 @@ def optimizer_step(
     noise: TensorVariable,
     loss: Loss,
     settings: Sequence[TensorVariable] = (),
+    batch: Sequence[SharedVariable] = (),
 ) -> Step:
     """Make the step of a loss.
 
@@ -40,6 +42,8 @@ def optimizer_step(
     loss : Loss
     settings : sequence of TensorVariable
         Scalars that are set step by step, besides the step size.
+    batch : sequence of SharedVariable
+        Data that are others in each step.
     """
     optimizer, extra, grads = config.optimizer, config.more_obj_params, loss.grads
     own = {"": packing.theta} if packing else dict(q.params_dict)
@@ -63,4 +67,5 @@ def optimizer_step(
         packing,
         tuple(q.params),
         loss.lost,
+        tuple(batch),
     )

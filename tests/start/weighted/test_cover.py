@@ -6,9 +6,9 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from pymc_flows.flows.frame import Frame
-from pymc_flows.start import cover as module
-from pymc_flows.start.cover import cover
-from pymc_flows.start.moments import Weighted
+from pymc_flows.start.weighted import cover as module
+from pymc_flows.start.weighted.cover import cover
+from pymc_flows.start.weighted.moments import Weighted
 
 MODES = np.array([[-4.0, 0.0], [3.0, 2.0], [0.0, -5.0]])
 MASSES = np.array([0.5, 0.3, 0.2])

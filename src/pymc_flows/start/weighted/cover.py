@@ -18,8 +18,8 @@ import numpy as np
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality, systematic, weigh
-from pymc_flows.start.moments import Weighted
 from pymc_flows.start.search import with_covariance
+from pymc_flows.start.weighted.moments import Weighted
 
 # Gaussians of each round; as many as before are those of before, fitted to better draws. No more
 # than some times the square of the dimension.

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from pymc_flows.flows.frame import Frame
-from pymc_flows.start import moments
-from pymc_flows.start.moments import FACTORS, PROBES, ROUNDS, Weighted, match_moments
+from pymc_flows.start.weighted import moments
+from pymc_flows.start.weighted.moments import FACTORS, PROBES, ROUNDS, Weighted, match_moments
 
 MEAN = np.array([3.0, -1.0])
 COV = np.array([[4.0, 1.5], [1.5, 1.0]])

@@ -8,8 +8,8 @@ from pymc_flows.flows import build_chain
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.start.copula import DRAWS, STRAIGHT, WIDER, copulas
-from pymc_flows.start.moments import Weighted
+from pymc_flows.start.weighted.copula import DRAWS, STRAIGHT, WIDER, copulas
+from pymc_flows.start.weighted.moments import Weighted
 
 SHAPES = (1.5, 4.0)
 LOWER = np.array([[1.0, 0.0], [0.8, 0.6]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,6 +93,40 @@ def match_moments(
         if gain <= GAIN:
             break
     return best.frame
+
+
+def match_significant(
+    log_density: Callable[[np.ndarray], np.ndarray],
+    frame: Frame,
+    rng: np.random.Generator,
+) -> Frame:
+    """Give a Gaussian those means and deviations of its weighted draws that are not noise.
+
+    In many dimensions a covariance of draws has more noise than the Gaussian has error, while the
+    mean of a skewed coordinate, a scale say, stands out.
+
+    Parameters
+    ----------
+    log_density, frame, rng
+        As for `match_moments`.
+
+    Returns
+    -------
+    Frame
+        ``frame`` itself where weights cannot be trusted.
+    """
+    if frame.scale is None:
+        return frame
+    draws = Weighted.draws(log_density, frame, max(ROUNDS), rng)
+    if not draws.quality.is_trusted:
+        return frame
+    weights, noise = np.exp(draws.log_weights), (draws.share * len(draws.points)) ** -0.5
+    u = frame.inverse(draws.points)
+    mean = weights @ u
+    sd = np.sqrt(weights @ np.square(u - mean))
+    mean = np.where(np.abs(mean) > N_ERRORS * noise, mean, 0.0)
+    sd = np.where(np.abs(sd - 1) > N_ERRORS * noise, sd, 1.0)
+    return replace(frame, center=frame.forward(mean), scale=frame.scale * sd)
 
 
 @dataclass(frozen=True, eq=False)

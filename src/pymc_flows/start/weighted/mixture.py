@@ -15,8 +15,8 @@ import numpy as np
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality, weigh
-from pymc_flows.start.moments import ENOUGH, GAIN, N_ERRORS
 from pymc_flows.start.search import with_covariance
+from pymc_flows.start.weighted.moments import ENOUGH, GAIN, N_ERRORS
 
 # Draws of each round for each Gaussian, and the most of all together.
 ROUNDS, MOST_DRAWS = (1_000, 2_000, 4_000, 8_000, 8_000), 64_000

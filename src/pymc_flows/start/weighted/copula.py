@@ -17,8 +17,8 @@ import numpy as np
 from pymc_flows.flows.frame import Frame
 from pymc_flows.flows.layers.elementwise.rational_quadratic import raw_of_knots
 from pymc_flows.flows.numerics import inverse_softplus
-from pymc_flows.start.moments import Weighted
 from pymc_flows.start.options import MAX_DENSE
+from pymc_flows.start.weighted.moments import Weighted
 
 # Quantiles of N(0, 1) between which a spline is fitted, in standard deviations. Beyond the outer
 # ones few draws say where the posterior ends.

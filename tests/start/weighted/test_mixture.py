@@ -4,7 +4,7 @@ import numpy as np
 from scipy import stats
 
 from pymc_flows.flows.frame import Frame
-from pymc_flows.start.mixture import match_modes
+from pymc_flows.start.weighted.mixture import match_modes
 
 CENTERS = np.array([[-6.0, 0.0], [7.0, 2.0]])
 SCALES = np.array([[[1.0, 0.0], [0.6, 0.8]], [[0.5, 0.0], [-0.3, 1.5]]])

@@ -1,0 +1,103 @@
+"""What every source of rows has: columns, and blocks that are read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pytensor
+
+from pymc_flows.errors import ArgumentError
+
+# What a block of a source without blocks of its own takes, in bytes.
+BLOCK_BYTES = 2**20
+
+type Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One name of a source.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the values of one row: () for numbers, (20,) for 20 numbers.
+    dtype : str
+        In which they come.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape, dtype=int)) * np.dtype(self.dtype).itemsize
+
+
+class Source(Protocol):
+    """Rows in blocks, each of which is read as a whole."""
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """What there is, by name."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Rows of each block."""
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+
+    def read(self, block: int, out: Arrays) -> None:
+        """Put a block into arrays (rows of the block, *shape of the column) by name."""
+
+    def where(self, block: int) -> str:
+        """Where a block is, for people."""
+
+
+def dtype_of(given: Any, what: str) -> str:
+    """The dtype in which numbers of a dtype come: real ones as PyTensor's default.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no numbers.
+    """
+    dtype = np.dtype(given)
+    if dtype.kind == "f":
+        return str(pytensor.config.floatX)
+    if dtype.kind == "b":
+        return "int8"
+    if dtype.kind not in "iu" or dtype == np.uint64:
+        raise no_number(given, what)
+    return dtype.newbyteorder("=").name
+
+
+def no_number(given: Any, what: str) -> ArgumentError:
+    """The error for columns of another kind."""
+    return ArgumentError(
+        f"{what} has type {given}, expected real or integer numbers, or true and false\n"
+        "Convert it first: text to integer codes, times to numbers."
+    )
+
+
+def check_block(arrays: Arrays, source: Source, block: int) -> None:
+    """Refuse NaN, which says nothing of the model and ends every step.
+
+    Raises
+    ------
+    ArgumentError
+        It says where.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and np.isnan(array.sum()) and np.isnan(array).any():
+            at = int(np.argwhere(np.isnan(array))[0][0])
+            raise ArgumentError(
+                f"{name!r} has NaN in row {at} of {source.where(block)}\n"
+                "Leave out rows with missing values, or fill them in, before the fit."
+            )

@@ -1,0 +1,1 @@
+"""Distributions by weighted draws: Gaussians, copulas and mixtures for which nothing is trained."""
