@@ -72,6 +72,7 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
                 marginal.is_gaussian,
                 marginal.conditional.corrects,
                 marginal.conditional.is_far,
+                marginal.conditional.modes.is_quadratic,
                 *astuple(found.evaluations),
             ]
         ),
@@ -107,8 +108,11 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         excess if len(excess) else None,
     )
     shift = _shift(surface, numbers("shift", None, m))
-    n_outer, is_gaussian, corrects, is_far, *evaluations = read("counts", (8,), "int64").tolist()
+    n_outer, is_gaussian, corrects, is_far, is_quadratic, *evaluations = read(
+        "counts", (9,), "int64"
+    ).tolist()
     modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
+    modes.is_quadratic = bool(is_quadratic)
     conditional = ConditionalField(
         modes,
         surface,

@@ -19,6 +19,8 @@ from pymc_flows.field.options import FieldOptions
 MANY, BYTES = 256, 300e6
 # Log densities that differ by less than this share differ by rounding.
 ROUNDING = 1e-9
+# Difference, in nats, below which a Newton step ends at the mode of the field.
+QUADRATIC = 1e-6
 # Standard deviation of log weights, in nats, from which on a Gaussian is far from the field.
 FAR = 3.0
 # A correction of a predicted mean that promises more, in nats, shows that the prediction is off.
@@ -196,9 +198,8 @@ class ConditionalField:
     ) -> list[FieldGaussian | None]:
         steps = self.options.newton_steps if steps is None else steps
         tolerance = self.options.newton_tolerance if tolerance is None else tolerance
-        return self.modes.find(
-            hyper, start, steps=steps, tolerance=tolerance, quadratic=not self.corrects
-        )
+        quadratic = self.modes.is_quadratic and not self.corrects
+        return self.modes.find(hyper, start, steps=steps, tolerance=tolerance, quadratic=quadratic)
 
     def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
         """Move means to where the expected gradient is 0, as far as that gains."""
@@ -304,8 +305,9 @@ class ConditionalField:
         posterior = self.modes.posterior
         points = self.points[[0, -1]]
         values, _ = posterior.value_and_grad(posterior.join(gaussian.hyper, gaussian.place(points)))
-        fallen = gaussian.log_joint - values - 0.5 * len(gaussian.mean)
-        return bool((np.abs(fallen) < ROUNDING * (1 + abs(gaussian.log_joint))).all())
+        fallen = np.abs(gaussian.log_joint - values - 0.5 * len(gaussian.mean)).max()
+        self.modes.is_quadratic = bool(fallen < QUADRATIC)
+        return bool(fallen < ROUNDING * (1 + abs(gaussian.log_joint)))
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
         """Return expectations under Gaussians over the field."""

@@ -21,6 +21,8 @@ from pymc_flows.field.posterior import Posterior
 # The first multiple of the identity, relative to the mean curvature, and its factors.
 FIRST_DAMPING, MORE, LESS = 1e-3, 8.0, 1 / 16
 MAX_DAMPING = 1e9
+# A decrement, per element of the field, from which on no log density is called quadratic.
+NEAR = 100.0
 # Share of the expected gain that a step must have.
 ARMIJO = 1e-4
 # A curvature is kept where the decrement has fallen to this share: its root is about how much the
@@ -88,10 +90,16 @@ class FieldModes:
     posterior : Posterior
     factoring : Factoring
         For the curvature of the field.
+
+    Attributes
+    ----------
+    is_quadratic : bool
+        Whether the log density is known to be quadratic in the field.
     """
 
     def __init__(self, posterior: Posterior, factoring: Factoring):
         self.posterior, self.factoring = posterior, factoring
+        self.is_quadratic = False
         self._diagonal = np.flatnonzero(factoring.indices == factoring.columns)
 
     def find(
@@ -115,7 +123,8 @@ class FieldModes:
         tolerance : float
             Newton decrement g'Q⁻¹g at which the mode is found, in nats.
         quadratic : bool
-            Whether the log density is quadratic in the field, so that a step ends at the mode.
+            Whether a step may end at the mode without another evaluation, as it does where the
+            log density is quadratic.
 
         Returns
         -------
@@ -124,11 +133,12 @@ class FieldModes:
             positive definite.
         """
         climbs = _Climbs(hyper, field, *self._evaluate(hyper, field))
+        at_once = NEAR * self.posterior.n_field if quadratic else tolerance
         for _ in range(steps):
             active = np.flatnonzero(~climbs.done)
             if not len(active):
                 break
-            self._step(climbs, active, np.inf if quadratic else tolerance, tolerance)
+            self._step(climbs, active, at_once, tolerance)
         for i in np.flatnonzero(~climbs.done).tolist():  # out of steps
             self._stop(climbs, i)
         return [climbs.result(i) for i in range(len(hyper))]

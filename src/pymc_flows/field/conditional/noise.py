@@ -7,11 +7,14 @@ integrates over all of them at once: what counts is the dimension of a group, no
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 # Largest number of dimensions of the Sobol' points behind draws; the others are pseudo-random.
 MAX_SOBOL = 1_024
+# Numbers that are kept, once they have been computed.
+MOST_KEPT = 2_000_000
 
 
 def ranks(groups: np.ndarray) -> tuple[np.ndarray, int]:
@@ -108,7 +111,17 @@ class NormalNoise:
         return len(self.points)
 
     def rows(self, begin: int, end: int) -> np.ndarray:
-        """Draws ``begin`` to ``end`` (n, n_field)."""
+        """Draws ``begin`` to ``end`` (n, n_field); the caller may change them."""
+        if len(self) * len(self.dimension) <= MOST_KEPT:
+            return self._all[begin:end].copy()
+        return self._made(begin, end)
+
+    @cached_property
+    def _all(self) -> np.ndarray:
+        """All draws, since the same ones serve at many values of the hyperparameters."""
+        return self._made(0, len(self))
+
+    def _made(self, begin: int, end: int) -> np.ndarray:
         from scipy.special import ndtri
 
         points = self.points[begin:end]

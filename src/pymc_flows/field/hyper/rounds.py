@@ -19,6 +19,7 @@ from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
 from pymc_flows.field.hyper.proposal import Proposal, lower_factor, mixture_log_prob, moments
+from pymc_flows.field.hyper.scaled import ScaledEffects
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
 from pymc_flows.flows.frame import Frame
@@ -33,6 +34,9 @@ ENOUGH = 5
 # One of so many of the last values comes from the profiles, and as many from those with fixed
 # effects so many times as wide: their standard deviations grow with the scales.
 TAILS, STRETCHED = 8, (2.0, 5.0)
+# One of so many as there are others from effects whose spread follows the scales: with an eighth,
+# single values had a tenth of the variance of the mean of five groups.
+SCALED = 3
 # Draws of a round whose k-hat is told from noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
@@ -43,7 +47,7 @@ FINITE = 0.5
 # than so many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
 
-type Distribution = Proposal | ProfileProposal | HyperFlow
+type Distribution = Proposal | ProfileProposal | ScaledEffects | HyperFlow
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +171,9 @@ class _Rounds:
             effects = self.marginal.conditional.modes.posterior.locations
             for factor in STRETCHED if effects.any() else ():
                 self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
+            if effects.any() and not effects.all():
+                scaled = ScaledEffects.fit(self.hyper, np.exp(self.log_weights), effects)
+                self.take(scaled, n // SCALED, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
         if self.ess < before["overall"].ess:  # predictions failed, and values were given up
             vars(self).update(before)
