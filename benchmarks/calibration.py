@@ -123,25 +123,26 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> Report:
+def main(argv: Sequence[str] | None = None) -> Report | None:
     """Calibrate all models and save the report."""
     parser = Parser("calibration", (__doc__ or "").split("\n")[0])
     parser.add_argument("--simulations", type=int, default=200, help="of each model (200)")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     arguments = parser.read(argv)
     parser.refuse_unknown(arguments.models, list(MODELS))
-    rows = []
+    rows: list[Row] = []
+    report = None
     for name in arguments.models:
         rows.append(measure(name, arguments.simulations))
         say(", ".join(f"{k} {v}" for k, v in rows[-1].items()))
-    report = Report(
-        "calibration",
-        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
-        {"draws": DRAWS, "rows, groups": {k: list(v) for k, v in GROUPS.items()}},
-        {"Models": rows},
-        checks(rows),
-    )
-    report.save(arguments)
+        report = Report(
+            "calibration",
+            (__doc__ or "").split("\n\n")[1].replace("\n", " "),
+            {"draws": DRAWS, "groups, rows of each": {k: list(v) for k, v in GROUPS.items()}},
+            {"Models": rows},
+            checks(rows),
+        )
+        report.save(arguments, show=name == arguments.models[-1])  # a model takes minutes
     return report
 
 
