@@ -25,7 +25,7 @@ RUNTIME = PROJECT["dependencies"]
 OPTIONAL = PROJECT["optional-dependencies"]
 EXTRAS = list(chain.from_iterable(v for extra, v in OPTIONAL.items() if extra != "bench"))
 # It names the other extras of this package, and what only the benchmarks need.
-BENCH = EXTRAS + [text for text in OPTIONAL["bench"] if Requirement(text).name != PROJECT["name"]]
+BENCH = [text for text in OPTIONAL["bench"] if Requirement(text).name != PROJECT["name"]]
 GROUPS = PYPROJECT["dependency-groups"]
 
 
@@ -38,11 +38,13 @@ def group(name: str) -> list[str]:
 
 
 ALONE = [text for extra in ("plots", "files") for text in OPTIONAL[extra]]
+# What the demo, the documentation and the peers need: no data on disk, no cluster.
+USUAL = ALONE + OPTIONAL["jax"]
 LOCKS = {
     "dev.lock": RUNTIME + EXTRAS + group("build") + group("dev"),
-    "demo.lock": RUNTIME + EXTRAS + group("build"),
-    "bench.lock": RUNTIME + BENCH + group("build"),
-    "docs.lock": RUNTIME + EXTRAS + group("build") + group("docs"),
+    "demo.lock": RUNTIME + USUAL + group("build"),
+    "bench.lock": RUNTIME + USUAL + BENCH + group("build"),
+    "docs.lock": RUNTIME + USUAL + group("build") + group("docs"),
     "numba.lock": RUNTIME + ALONE + group("build") + group("test"),
     "lowest.lock": RUNTIME + EXTRAS + group("build") + group("test") + group("peers"),
     "dist.lock": group("dist"),

@@ -33,6 +33,7 @@ PUBLIC = {
     "jax.lax",
     "jax.numpy",
     "jax.random",
+    "jax.sharding",
     "jax.tree",
     "pymc",
     "pymc.distributions.transforms",

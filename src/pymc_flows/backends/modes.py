@@ -15,7 +15,6 @@ from typing import Any
 import pytensor
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
-from pytensor.link.basic import Linker
 
 from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
@@ -25,6 +24,7 @@ from pymc_flows.support.compat import (
     Function,
     FunctionMaker,
     JITLinker,
+    Linker,
     VMLinker,
     query_of_mode,
 )

@@ -2,6 +2,6 @@
 
 from pymc_flows.devices.mesh import Devices, as_devices
 from pymc_flows.devices.rows import shared_out
-from pymc_flows.devices.sums import AllSum, local_mode
+from pymc_flows.devices.sums import AllSum, mesh_mode
 
-__all__ = ["AllSum", "Devices", "as_devices", "local_mode", "shared_out"]
+__all__ = ["AllSum", "Devices", "as_devices", "mesh_mode", "shared_out"]

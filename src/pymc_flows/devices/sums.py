@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AllSum(Op):
-    """Sum an array over the devices of a mesh; on JAX, in a function of `local_mode`.
+    """Sum an array over the devices of a mesh; on JAX, in a function of `mesh_mode`.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def _register() -> None:
 
 
 @lru_cache
-def local_mode(mesh: Mesh) -> Mode:
+def mesh_mode(mesh: Mesh) -> Mode:
     """Compile the training loop for the part of the data that each device of a mesh has.
 
     Arguments that are spread over the mesh enter as the part that is here; others are the same

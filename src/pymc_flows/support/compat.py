@@ -85,7 +85,8 @@ from pytensor.graph.replace import _vectorize_node as vectorize_node
 from pytensor.graph.rewriting.utils import rewrite_graph
 
 # Tells which modes compile. Instead: the names of modes, where users give no mode of their own.
-from pytensor.link.basic import JITLinker
+# The type of what a mode links with. Instead: no annotation.
+from pytensor.link.basic import JITLinker, Linker
 
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
@@ -171,6 +172,7 @@ __all__ = [
     "IncSubtensor",
     "JITLinker",
     "Join",
+    "Linker",
     "LogSoftmax",
     "LogSumExp",
     "MakeVector",

@@ -16,7 +16,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pymc_flows.backends.jax import kept_on_disk, precision
 from pymc_flows.backends.modes import training_mode
 from pymc_flows.backends.rngs import decode_state, encode_state, model_rngs, set_state
-from pymc_flows.devices import Devices, local_mode
+from pymc_flows.devices import Devices, mesh_mode
 from pymc_flows.support.arguments import as_count
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop.graph import Step, compile_steps
@@ -139,7 +139,7 @@ class TrainingLoop:
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
         self._length = max(2, self.max_chunk) if backend == "jax" else None
-        mode = local_mode(devices.mesh) if devices and not is_local else training_mode(backend)
+        mode = mesh_mode(devices.mesh) if devices and not is_local else training_mode(backend)
         kwargs: dict[str, Any] = {"mode": mode} | dict(compile_kwargs or {})
         self.mode = kwargs["mode"]
         self.precision = partial(precision, self._dtype) if backend == "jax" else nullcontext
