@@ -223,17 +223,17 @@ def minibatch_model(y, *, batch):
     return model
 
 
-def test_a_random_density_has_no_weights_but_the_full_model_in_context_has(rng):
+def test_a_minibatch_has_the_weights_of_all_its_rows(rng):
     y = rng.normal(3, 1, size=200)
     frame = Frame(np.array([y.mean()]), np.array([200**-0.5]))
     approx = pmf.NormalizingFlow(
         "scale-loc", model=minibatch_model(y, batch=True), jitter=0, start=frame
     )
-    with pytest.raises(ModelError, match="log density is random"):
-        approx.sample(100, correct="psis")
+    own = approx.sample(100, correct="psis", random_seed=1)
     with minibatch_model(y, batch=False):
         tree = approx.sample(100, correct="psis", random_seed=1)
     assert tree.sample_stats.attrs["importance_ess"] == pytest.approx(100, rel=1e-3)
+    np.testing.assert_allclose(own.sample_stats["lp"], tree.sample_stats["lp"], rtol=1e-10)
 
 
 def test_a_model_in_context_with_other_variables_is_refused(approx):

@@ -78,6 +78,13 @@ def refusals_of_two(each, half, approx, process):
     }
 
 
+def alone(more):
+    """A model of nothing but that."""
+    with pm.Model() as model:
+        more(pm.Normal("b", shape=2), 0)
+    return model
+
+
 def refusals_of_one(devices):
     """What is refused where one process has all rows; one model is not."""
 
@@ -88,6 +95,10 @@ def refusals_of_one(devices):
         batch = pm.Minibatch(np.arange(80.0), batch_size=8)
         pm.Normal("batch", b[0], observed=batch, total_size=80)
 
+    def stream(b, n):
+        rows = pmf.Rows.arrays({"s": np.arange(80.0)}, batch_size=8)
+        pm.Normal("stream", b[0], observed=rows["s"], total_size=rows.total)
+
     with pm.Model() as no_rows:
         pm.Normal("z")
     return {
@@ -95,6 +106,7 @@ def refusals_of_one(devices):
         "uneven": share(logistic(slice(0, 78))),
         "no rows": share(no_rows),
         "minibatch": share(logistic(more=batches)),
+        "stream": share(alone(stream)),
         "two of one": refusal(as_devices, jax.devices()),
         "of the other": refusal(as_devices, [jax.devices()[-1]]),
         "numba": refusal(lambda: FitConfig(devices=devices, backend="numba")),

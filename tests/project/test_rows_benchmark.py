@@ -27,7 +27,7 @@ def test_it_runs(bench, tmp_path, monkeypatch):
         ),
     )
     # Few draws: nothing is measured.
-    monkeypatch.setattr("pymc_flows.start.moments.ROUNDS", (400,) * 4)
+    monkeypatch.setattr("pymc_flows.start.weighted.moments.ROUNDS", (400,) * 4)
     met, ends = Counter({"in the middle of writing": 1}), Counter({rows.kills.SAME: 1})
     monkeypatch.setattr(rows.kills, "kill_fits", lambda n, seed, run: (met, ends, 1.0))
     arguments = ["--rows", "2000", "--steps", "3", "--kills", "1", "--models", "logistic"]

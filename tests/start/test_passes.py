@@ -3,12 +3,12 @@
 import numpy as np
 import pymc as pm
 import pytest
-from pymc_flows.start.moments import match_significant
 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.logp import density_of
 from pymc_flows.rows import Rows
 from pymc_flows.start.passes import nearly, on_all_rows, share_for
+from pymc_flows.start.weighted.moments import match_significant
 from pymc_flows.support.deadline import Deadline
 
 RNG = np.random.default_rng(6)

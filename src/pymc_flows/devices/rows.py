@@ -13,6 +13,7 @@ from pymc_flows.backends.modes import NUMPY
 from pymc_flows.devices.mesh import Devices
 from pymc_flows.errors import ModelError
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.streams import stream_of
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ def shared_out(devices: Devices, density: ModelDensity) -> Devices:
         If the model has no rows, if they cannot be divided evenly, or if the log density is not a
         sum over rows that processes could have separately.
     """
-    if density.is_random:
+    if density.is_random or stream_of(density) is not None:
         raise ModelError(
-            "the log density is random (a minibatch or a simulator): its rows are others in each "
-            "step\nGive devices= for a model of all rows."
+            "steps see batches of the rows, or the log density is random\n"
+            "Give devices= for a model of all rows."
         )
     observed = _row_counts(density.model)
     if not observed:

@@ -111,10 +111,10 @@ def fit(
         default the mixture where its ELBO is larger.
     batched : bool
         Take the steps of all restarts in one compiled loop on JAX, whose parameters have an axis
-        for them: for small models, and for accelerators, which are idle with one. Each restart is
-        the fit that it would be alone, up to rounding. Where that is not possible (without a
-        formula, on numba, with minibatches, ``stop=``, ``seconds=`` or further parameters) fits
-        run one by one, and the log says so.
+        for them: for accelerators, which one small fit leaves idle; on a CPU it is slower than fits
+        one by one. Each restart is the fit that it would be alone, up to rounding. Where that is
+        not possible (without a formula, on numba, with minibatches, ``stop=``, ``seconds=`` or
+        further parameters) fits run one by one, and the log says so.
     race : bool
         End restarts early that are behind: after an eighth, a quarter and a half of the steps,
         those of the worse half whose losses are above those of the best by more than noise. They

@@ -38,6 +38,14 @@ def alone(model):
     return [fit_one((pmf.fit, STEPS, arguments), task).content for task in TASKS]
 
 
+def rows_model():
+    rows = pmf.Rows.arrays({"y": np.linspace(-1, 2, 60)}, batch_size=20)
+    with pm.Model() as built:
+        x = pm.Normal("x")
+        pm.Normal("y", x, observed=rows["y"], total_size=rows.total)
+    return built
+
+
 def together(model, tasks=TASKS, formula=FORMULA, **more):
     fits = formula and Fits(STEPS, model, formula, {**FEW, **more})
     return fit_together(fits, tasks, show=False)
@@ -104,12 +112,13 @@ def test_a_call_that_fails_leaves_it_to_single_fits(model, monkeypatch, caplog):
     [
         (normal_mean, {"formula": None}, "only a formula that is trained step by step can be"),
         (normal_mean, {"stop": True}, "stop was given"),
-        (minibatch_model, {}, "the log density is random"),
+        (minibatch_model, {}, "steps see batches of the rows"),
+        (rows_model, {}, "steps see batches of the rows"),
     ],
 )
 def test_what_cannot_be_a_batch_is_said(build, given, why, caplog):
     assert together(build(), **given) is None
-    assert f"Restarts are fitted one by one, not as a batch: {why}." in caplog.text
+    assert f"Restarts are fitted one by one, not as a batch: {why}" in caplog.text
 
 
 @pytest.mark.parametrize("given", [{"cores": 2, "restarts": 2}, {}])

@@ -10,6 +10,7 @@ from typing import Any
 from pymc_flows.approximation import contents
 from pymc_flows.fitting.restarts.legs import Fits, Fitted, prepared
 from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop import MAX_FAILURES, BatchedLoop, StepError
@@ -69,8 +70,9 @@ def _why_not(fits: Fits | None) -> str:
     given = [name for name in _NOT_TOGETHER if fits.arguments.get(name)]
     if given:
         return f"{', '.join(given)} was given"
-    if density_of(fits.model).is_random:
-        return "the log density is random"
+    density = density_of(fits.model)
+    if density.is_random or stream_of(density) is not None:
+        return "steps see batches of the rows, or the log density is random"
     return ""
 
 
