@@ -29,6 +29,8 @@ BACKENDS = ("default", "numba", "jax")
 SHARE = 0.99
 # What became of a fit. The first two are as it should be, if the refusal is right.
 FITS, REFUSED, FAILS, LATE, NOT_BUILT = "fits", "refused", "fails", "late", "not built"
+# Most of the steps found no finite loss.
+STUCK = "stuck"
 
 
 # ------------------------------------------------------------------------------- in the child
@@ -73,9 +75,10 @@ def measure(path: Path, backend: str) -> Row:
         except Exception as error:  # a fault, of any kind
             return {"outcome": FAILS, "why": f"{type(error).__name__}: {_first_line(error)}"}
     state = inference.state
+    is_stuck = state.failed > STEPS / 2
     return {
-        "outcome": FITS,
-        "why": "",
+        "outcome": STUCK if is_stuck else FITS,
+        "why": f"{state.failed} of {STEPS} steps were skipped" if is_stuck else "",
         "backend": state.config.backend,
         "dimensions": approx.ddim,
         "steps skipped": state.failed,
