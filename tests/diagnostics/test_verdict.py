@@ -320,7 +320,7 @@ def test_seeds(model):
     assert pmf.report(approx, 500) != pmf.report(approx, 500)
 
 
-@pytest.mark.parametrize("n", [0, 99, 2.5, None, True])
+@pytest.mark.parametrize("n", [0, 99, 2.5, True])
 def test_a_number_of_draws_that_is_too_small_is_refused(model, n):
     with pytest.raises(ArgumentError, match="n must be an integer of at least 100"):
         pmf.report(gaussian(model, 0.0, 1.0), n)

@@ -28,13 +28,9 @@ from pymc_flows.support.compat import (
     VMLinker,
     query_of_mode,
 )
+from pymc_flows.support.threads import BUILDING
 
 BACKENDS = ("numba", "jax")
-
-
-# Held while PyTensor builds a function of ours, which uses state that all threads share: its
-# configuration, its registries, and what Ops and types remember of earlier graphs.
-_BUILDING = RLock()
 
 
 @contextmanager
@@ -46,7 +42,7 @@ def no_compiler() -> Iterator[None]:
     The settings are global. So one thread at a time may be in such a block: two that overlap would
     each put back what they found, and the compiler would stay switched off.
     """
-    with _BUILDING, pytensor.config.change_flags(cxx="", traceback__limit=0):
+    with BUILDING, pytensor.config.change_flags(cxx="", traceback__limit=0):
         yield
 
 

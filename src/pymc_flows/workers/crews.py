@@ -14,6 +14,7 @@ import cloudpickle
 import pytensor
 
 from pymc_flows.support.compat import kill_workers
+from pymc_flows.support.threads import BUILDING
 from pymc_flows.workers.attempt import Failed, Finished, Function, attempt, portable
 from pymc_flows.workers.options import Workers
 
@@ -43,7 +44,9 @@ class Job:
 
 @lru_cache(maxsize=KEPT_JOBS)
 def _unpacked(job: Job) -> tuple[Function, Any]:
-    found: tuple[Function, Any] = cloudpickle.loads(job.content)
+    # Models may hold functions, which are built anew here: in one thread of several.
+    with BUILDING:
+        found: tuple[Function, Any] = cloudpickle.loads(job.content)
     return found
 
 
