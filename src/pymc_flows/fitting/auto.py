@@ -23,6 +23,7 @@ from pymc_flows.fitting.candidates import (
     climbed,
     closed_forms,
     counted,
+    gaussian_of,
     richer,
     spread,
 )
@@ -346,9 +347,7 @@ def _gaussian(
     """The Gaussian of a frame: the one given, or one that is found in half of the time."""
 
     def of(frame: Frame) -> NormalizingFlow:
-        return NormalizingFlow(
-            GAUSSIAN, model=model, start=frame, jitter=0.0, random_seed=int(next(seeds))
-        )
+        return gaussian_of(model, frame, int(next(seeds)))
 
     if isinstance(start, Frame):
         return of(start)

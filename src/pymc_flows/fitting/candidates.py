@@ -124,9 +124,7 @@ def climbed(
         return None
     found = match_moments(counted(gaussian, tried), found, rng)
     found = replace(found, variables=frame.variables)
-    return NormalizingFlow(
-        GAUSSIAN, model=gaussian.model, start=found, jitter=0.0, random_seed=int(next(seeds))
-    )
+    return gaussian_of(gaussian.model, found, int(next(seeds)))
 
 
 def closed_forms(
@@ -211,11 +209,12 @@ def _mixture(
     found = cover(log_density, draws, np.random.default_rng(int(next(seeds))))
     if found is not None:
         seed = int(next(seeds))
-        parts = [_gaussian_of(model, frame, seed) for frame in found.frames]
+        parts = [gaussian_of(model, frame, seed) for frame in found.frames]
         yield NormalizingFlow.of(
             MixtureState([part.flow for part in parts], found.weights), model, seed
         )
 
 
-def _gaussian_of(model: pm.Model, frame: Frame, seed: int) -> NormalizingFlow:
+def gaussian_of(model: pm.Model, frame: Frame, seed: int) -> NormalizingFlow:
+    """The Gaussian that a frame is."""
     return NormalizingFlow(GAUSSIAN, model=model, start=frame, jitter=0.0, random_seed=seed)
