@@ -107,7 +107,7 @@ def read_config(
             gradient=fit["gradient"],
             total_grad_norm_constraint=norm and float(norm),
         )
-        kl_weight, anchor = float(fit["beta"]), _anchor(fit.get("anchor"))
+        kl_weight, anchor = float(fit["beta"]), read_anchor(content)
     except _MALFORMED as error:
         raise StorageError(f"the file is malformed: {error!r}") from error
     given = {name: value for name, value in given.items() if value is not None}
@@ -122,8 +122,9 @@ def read_config(
     return replace(config, **given, **more), kl_weight, anchor
 
 
-def _anchor(found: Any) -> Anchor | None:
-    """The anchor of a file, or `ValueError`."""
+def read_anchor(content: Content) -> Anchor | None:
+    """The anchor of the fit in a file, or `ValueError`."""
+    found = content.record["fit"].get("anchor")
     if found is None:
         return None
     value, point, gradient = found

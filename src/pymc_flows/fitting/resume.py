@@ -30,15 +30,13 @@ from pymc_flows.fitting.checkpoint import read_config, restore_fit
 from pymc_flows.fitting.ladder import Ladder
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.record import Restarts
+from pymc_flows.fitting.restarts.single import taken_up
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content, read
 from pymc_flows.support.arguments import model_or_context
 from pymc_flows.support.compat import default_progress_theme
-from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.config import Callback
-from pymc_flows.training.objectives.elbo import Elbo
 from pymc_flows.training.optimizers import Optimizer
-from pymc_flows.training.state import FitState
 
 
 def load(
@@ -179,17 +177,11 @@ def resume(
         progressbar_theme=progressbar_theme,
         devices=devices,
     )
-    inference = NFVI(**flow_arguments(content, model))
-    approx = inference.approx
-    restore(approx, content)
-    inference.hist = approx.hist
-    inference.objective.op.beta = kl_weight
     backend = config.backend
     if "mode" in compile_kwargs:
         config = replace(config, backend=None)
-    with Interrupts(deferred=False):
-        problem = approx.problem(kl_weight, anchor)
-        state = FitState.prepare(Elbo(problem), config, lambda: 0)
+    inference = taken_up(content, model, config, kl_weight, anchor)
+    approx, state = inference.approx, inference.state
     if state.config.backend != backend:
         raise ArgumentError(
             f"the fit ran on {backend!r}, the mode in compile_kwargs is one of "
@@ -199,6 +191,5 @@ def resume(
     if check_density:  # when what the fit has learned of the model itself is in its place
         check_log_density(approx, content)
     state.keep_in(path)
-    inference.state = state
     inference.go_on(progressbar_theme, show=progressbar).tell(stacklevel=2)
     return inference

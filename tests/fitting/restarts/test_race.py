@@ -3,12 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pymc as pm
 import pytest
 
 import pymc_flows as pmf
 from fits import JAX, normal_mean
 from gaussians import eight, gaussians
 from pymc_flows.errors import ArgumentError
+from pymc_flows.fitting.restarts.legs import Fits, Leg, fit_leg
 from pymc_flows.fitting.restarts.race import behind, looks_of
 
 pytestmark = pytest.mark.jax
@@ -95,3 +97,17 @@ def test_behind_are_those_of_the_worse_half_that_noise_does_not_explain(means, n
 def test_a_race_that_could_not_be_judged_is_refused(given, message):
     with pytest.raises(ArgumentError, match=message):
         pmf.fit(5, model=normal_mean(), **{"restarts": 2, "race": True, **given})
+
+
+def test_a_leg_keeps_what_takes_the_noise_of_batches_out():
+    y = np.random.default_rng(1).normal(size=400)
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1)
+        pm.Normal("y", x, 1, observed=pm.Minibatch(y, batch_size=20), total_size=len(y))
+    arguments = {"obj_n_mc": 4, "score": True, **JAX}
+    fits = Fits(6, model, pmf.Formula("scale-loc"), arguments)
+    first = fit_leg(fits, Leg(1, None, None, 3)).content
+    second = fit_leg(fits, Leg(1, None, first, 6)).content
+    assert first.record["fit"]["anchor"] is not None
+    assert second.record["fit"]["anchor"] == first.record["fit"]["anchor"]
+    assert len(second.arrays["hist"]) == 6

@@ -9,16 +9,14 @@ from typing import Any
 
 import pymc as pm
 
-from pymc_flows.approximation import contents, flow_arguments, restore
-from pymc_flows.fitting.checkpoint import fit_contents, restore_fit
+from pymc_flows.approximation import contents
+from pymc_flows.fitting.checkpoint import fit_contents, read_anchor, restore_fit
 from pymc_flows.fitting.nfvi import NFVI
-from pymc_flows.fitting.restarts.single import inference_of
+from pymc_flows.fitting.restarts.single import inference_of, taken_up
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import Content
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.training.config import FitConfig
-from pymc_flows.training.objectives.elbo import Elbo
-from pymc_flows.training.state import FitState
 
 # Arguments of `fit` that are none of `NFVI.fit`.
 _OF_FIT = ("inf_kwargs", "hyper", "field", "seconds", "quality")
@@ -113,21 +111,12 @@ def fit_leg(fits: Fits, leg: Leg) -> Fitted:
     if leg.content is None:
         inference = prepared(fits, (leg.seed, leg.start))
     else:
-        inference = _taken_up(fits, leg.content)
+        kl_weight, anchor = float(leg.content.record["fit"]["beta"]), read_anchor(leg.content)
+        inference = taken_up(leg.content, fits.model, fits.config, kl_weight, anchor)
+        restore_fit(inference.approx, inference.state, leg.content)
     inference.state.n = leg.until
     outcome = inference.go_on(default_progress_theme, show=False)
     if leg.until == fits.n:
         outcome.tell(stacklevel=1)
     content = fit_contents(inference.approx, inference.state, inference.hist, every=0)
     return Fitted(content, time.perf_counter() - begin)
-
-
-def _taken_up(fits: Fits, content: Content) -> NFVI:
-    inference = NFVI(**flow_arguments(content, fits.model))
-    approx = inference.approx
-    restore(approx, content)
-    inference.hist = approx.hist
-    problem = approx.problem(float(inference.objective.op.beta))
-    inference.state = FitState.prepare(Elbo(problem), fits.config, lambda: 0)
-    restore_fit(approx, inference.state, content)
-    return inference

@@ -8,14 +8,21 @@ from typing import Any
 import pymc as pm
 from numpy.typing import ArrayLike
 
+from pymc_flows.approximation import flow_arguments, restore
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
+from pymc_flows.io.files import Content
 from pymc_flows.model.logp import density_of
 from pymc_flows.start.search import seek_frame
 from pymc_flows.support.deadline import Deadline
+from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seeds
+from pymc_flows.training.config import FitConfig
+from pymc_flows.training.objectives.elbo import Elbo
+from pymc_flows.training.objectives.loss import Anchor
+from pymc_flows.training.state import FitState
 
 # Of the time that is left, for the search.
 SEARCH_SHARE = 0.5
@@ -50,3 +57,18 @@ def inference_of(
             deadline=(deadline or Deadline()).share(SEARCH_SHARE),
         )
     return NFVI(formula, model=model, random_seed=fit_seed, start=start, **(inf_kwargs or {}))
+
+
+def taken_up(
+    content: Content, model: pm.Model, config: FitConfig, kl_weight: float, anchor: Anchor | None
+) -> NFVI:
+    """What goes on with the fit in a file, once `restore_fit` has set the state of its steps."""
+    inference = NFVI(**flow_arguments(content, model))
+    approx = inference.approx
+    restore(approx, content)
+    inference.hist = approx.hist
+    inference.objective.op.beta = kl_weight
+    with Interrupts(deferred=False):
+        problem = Elbo(approx.problem(kl_weight, anchor))
+        inference.state = FitState.prepare(problem, config, lambda: 0)
+    return inference
