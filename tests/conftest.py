@@ -1,5 +1,6 @@
 """Settings that every test shares."""
 
+import gc
 import importlib
 import os
 import signal
@@ -28,6 +29,12 @@ os.environ["MPLBACKEND"] = "Agg"
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what stays: it took a fifth of the time of making graphs."""
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture

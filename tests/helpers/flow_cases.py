@@ -111,6 +111,12 @@ def layers(condition: Callable[[Flow], bool] = lambda layer: True) -> list:
     return [pytest.param(layer, id=layer.word) for layer in LAYERS if condition(layer)]
 
 
+def loops(chain: Chain) -> tuple[str, ...]:
+    """Ways of going through the layers that give different graphs: one layer is no loop."""
+    is_long = any(block.count > 1 for block in chain.blocks)
+    return ("unroll", "scan") if is_long else ("unroll",)
+
+
 def normal_params(chain: Chain, rng: np.random.Generator, *, dtype: str = "float64") -> tuple:
     """Raw parameters N(0, 1) as shared variables; those of a matrix are smaller."""
     values = tuple(

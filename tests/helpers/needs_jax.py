@@ -7,13 +7,14 @@ one that is not left out by mistake fails where it is missing.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = f"{Path(__file__).parents[1]}/"
 LIBRARIES = {"jax", "flowjax", "numpyro", "optax"}  # what runs on JAX
 WORD = re.compile(rf"\b(?:{'|'.join(LIBRARIES)})\b", re.IGNORECASE)
 PROGRAM = re.compile(r"""import jax\b|["']jax["']""")  # in the text of a child process
@@ -34,9 +35,13 @@ def needs_jax(item: pytest.Function) -> bool:
     if any((isinstance(x, str) and WORD.search(x)) or _is_jax(x) for x in parameters):
         return True
     fixtures = item._fixtureinfo.name2fixturedefs.values()
-    functions = [item.function, *(each.func for fixture in fixtures for each in fixture)]
-    seen: set[int] = set()
-    return any(uses_jax(function, seen) for function in functions)
+    return any(map(_names_jax, [item.function, *(each.func for fix in fixtures for each in fix)]))
+
+
+@cache
+def _names_jax(function: Callable) -> bool:
+    """Whether a test or fixture uses JAX: asked once, however many cases a test has."""
+    return uses_jax(function, set())
 
 
 def _is_jax(value: object) -> bool:
@@ -80,7 +85,7 @@ def _is_of_tests(value: ModuleType | FunctionType | None) -> bool:
         file = value.__code__.co_filename
     else:
         file = getattr(value, "__file__", None) or "/"
-    return Path(file).is_relative_to(ROOT)
+    return file.startswith(ROOT)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

@@ -182,7 +182,7 @@ def test_a_start_is_the_only_point_that_is_evaluated(monkeypatch):
 def test_a_mixture_with_ordered_means_fits_from_a_start():
     start = {"mu": [-1.0, 1.0]}
     inference = pmf.NFVI("loc", model=ordered_ties(), start=start, random_seed=1)
-    inference.fit(5, obj_n_mc=2, progressbar=False)
+    inference.fit(5, obj_n_mc=2, **JAX)
     assert np.isfinite(inference.hist).all()
     objective = inference.objective(2)
     assert np.isfinite(objective.eval(mode=NUMPY))

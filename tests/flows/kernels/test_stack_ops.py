@@ -6,6 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.graph.replace import vectorize_graph
 
+from flow_cases import MODE
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.flows import FLOWS, build_chain
 from pymc_flows.flows.base import KernelFlow
@@ -58,12 +59,12 @@ def values_and_gradients(outputs, raw, z, mode):
 
 @pytest.mark.parametrize("word", [*WORDS, *OPTIONS])
 @pytest.mark.parametrize(("n", "count", "dim"), [(1, 1, 1), (4, 1, 3), (1, 6, 2), (7, 5, 4)])
-def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
+def test_a_kernel_equals_the_layers_one_by_one(word, n, count, dim, rng):
     raw = raw_params(word, count, dim, rng)
     z = pytensor.shared(3 * rng.normal(size=(n, dim)), shape=(n, dim))
     kernel, layers = by_kernel(word, z, raw), by_layers(word, z, raw)
-    got = values_and_gradients(kernel, raw, z, NUMPY)
-    expected = values_and_gradients(layers, raw, z, NUMPY)
+    got = values_and_gradients(kernel, raw, z, MODE)
+    expected = values_and_gradients(layers, raw, z, MODE)
     assert kernel[0].type.shape == (n, dim)
     assert kernel[1].type.shape == (n,)
     for a, b in zip(got, expected, strict=True):
@@ -77,11 +78,16 @@ ON_NUMBA = [*(word for word in WORDS if word not in ("iaf", "nvp")), "nvp(shift=
 @pytest.mark.parametrize("word", ON_NUMBA)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_numba_kernel_equals_numpy(word, dtype, rng):
-    raw = raw_params(word, 6, 3, rng, dtype)
-    z = pytensor.shared(rng.normal(size=(5, 3)).astype(dtype), shape=(5, 3))
-    outputs = by_kernel(word, z, raw)
-    got = values_and_gradients(outputs, raw, z, "NUMBA")
-    expected = values_and_gradients(outputs, raw, z, NUMPY)
+    """On a graph of little else, as every further Op takes numba half a second."""
+    chain = build_chain(f"{word}*6", 3)
+    z, theta, by_z_new, by_log_det = (
+        pytensor.shared(rng.normal(size=shape).astype(dtype), shape=shape)
+        for shape in ((5, 3), (chain.blocks[0].size(3),), (5, 3), (5,))
+    )
+    outputs = chain.forward_and_log_det(z, [theta], loop="kernel")
+    cotangents = dict(zip(outputs, (by_z_new, by_log_det), strict=True))
+    outputs += tuple(pytensor.grad(None, [z, theta], known_grads=cotangents))
+    got, expected = (pytensor.function([], outputs, mode=mode)() for mode in ("NUMBA", NUMPY))
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(
@@ -102,7 +108,7 @@ def test_gradient_when_only_one_output_is_used(word, part, rng):
         cost = fn(word, z, raw)[part].sum()
         # The log-determinant of an affine map does not depend on the point.
         grads = pytensor.grad(cost, [z, *raw.values()], disconnected_inputs="ignore")
-        results.append(pytensor.function([], grads, mode=NUMPY)())
+        results.append(pytensor.function([], grads, mode=MODE)())
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 

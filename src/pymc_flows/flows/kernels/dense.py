@@ -46,7 +46,11 @@ class DenseStack(StackOp):
         return (count, size)
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
-        """Products of matrices, one layer after the other."""
+        """Products of matrices, one layer after the other, and explicit loops for all else.
+
+        A sum or copy of whole arrays checks their shapes; the text of its error takes numba
+        seconds to compile.
+        """
         hidden, depth, clip = self.hidden, self.depth, float(self.clip)
         is_before = self.shift == "before"
         tanh = functions(jit).tanh
@@ -76,7 +80,9 @@ class DenseStack(StackOp):
             saved = np.empty((count, 2 * n * (dim + depth * hidden)), z0.dtype)
             for k in range(count):
                 x = matrix(saved[k], 0, n, dim)
-                x[:] = z
+                for i in range(n):
+                    for j in range(dim):
+                        x[i, j] = z[i, j]
                 for level in range(depth):
                     start, rows, columns = starts(level, k, count, dim)
                     y = np.dot(x, matrix(theta, start, rows, columns))
@@ -128,7 +134,7 @@ class DenseStack(StackOp):
                     x = z
                     if level > 0:
                         x = matrix(saved[k], n * (dim + 2 * below * hidden), n, hidden)
-                    matrix(by_theta, start, rows, columns)[:] = np.dot(x.T, by_y)
+                    np.dot(x.T, by_y, matrix(by_theta, start, rows, columns))
                     by_bias = by_theta[start + rows * columns : start + (rows + 1) * columns]
                     by_bias[:] = 0.0
                     for i in range(n):
@@ -136,10 +142,14 @@ class DenseStack(StackOp):
                             by_bias[j] += by_y[i, j]
                     by_x = np.dot(by_y, matrix(theta, start, rows, columns).T)
                     if level == 0:
-                        by_z += by_x
+                        for i in range(n):
+                            for j in range(dim):
+                                by_z[i, j] += by_x[i, j]
                     else:
                         slope = matrix(saved[k], n * (dim + (2 * below + 1) * hidden), n, hidden)
-                        by_x *= slope
+                        for i in range(n):
+                            for j in range(hidden):
+                                by_x[i, j] *= slope[i, j]
                     by_y = by_x
                 after = z
             return by_z, by_theta
