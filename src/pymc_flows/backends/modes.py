@@ -28,6 +28,7 @@ from pymc_flows.support.compat import (
     VMLinker,
     query_of_mode,
 )
+from pymc_flows.support.garbage import fewer_collections
 from pymc_flows.support.threads import BUILDING
 
 BACKENDS = ("numba", "jax")
@@ -42,7 +43,8 @@ def no_compiler() -> Iterator[None]:
     The settings are global. So one thread at a time may be in such a block: two that overlap would
     each put back what they found, and the compiler would stay switched off.
     """
-    with BUILDING, pytensor.config.change_flags(cxx="", traceback__limit=0):
+    flags = pytensor.config.change_flags(cxx="", traceback__limit=0)
+    with BUILDING, fewer_collections(), flags:
         yield
 
 
