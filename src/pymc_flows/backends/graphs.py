@@ -8,19 +8,26 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
+from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace, graph_replace, vectorize_graph
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.functions import function_of, is_array
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.backends.ops import is_elementwise_graph, ops_inside, values_needed
+from pymc_flows.backends.ops import is_graph_of, ops_inside, values_needed
+from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
+    Alloc,
     Blockwise,
+    CAReduce,
     CheckParameterValue,
+    DimShuffle,
+    Elemwise,
     Join,
     ScalarFromTensor,
     Scan,
@@ -144,7 +151,7 @@ def open_batches(outputs: Sequence[Variable]) -> list[Variable]:
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for node in fgraph.toposort():
         op = node.op.core_op if isinstance(node.op, Blockwise) else None
-        if op is None or not is_elementwise_graph(op):
+        if op is None or not is_graph_of(op, (Elemwise,)):
             continue
         inner = op.fgraph.unfreeze()
         if any(v.type.ndim for v in inner.inputs):
@@ -153,6 +160,28 @@ def open_batches(outputs: Sequence[Variable]) -> list[Variable]:
         for old, new in zip(node.outputs, opened, strict=True):
             fgraph.replace(old, new, import_missing=True, reason="elementwise Op")
     return list(fgraph.outputs)
+
+
+# What takes a batch as it takes one: entry by entry, or along axes of its own.
+_IN_BATCHES = (Elemwise, DimShuffle, CAReduce, Alloc)
+
+
+@node_rewriter([Blockwise])
+def _opened_in_numpy(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Take all draws at once also of an Op such as the log of a sum of exponentials along an axis.
+
+    Its derivative is one, too. Compilers are better at these Ops as they are.
+    """
+    if not is_graph_of(node.op.core_op, _IN_BATCHES):
+        return None
+    inner = node.op.core_op.fgraph.unfreeze()
+    opened = vectorize_graph(inner.outputs, dict(zip(inner.inputs, node.inputs, strict=True)))
+    fits = all(old.type.is_super(new.type) for old, new in zip(node.outputs, opened, strict=True))
+    return opened if fits else None
+
+
+# Before all rewrites that simplify.
+optdb.register("pymc_flows_open_batches", in2out(_opened_in_numpy), TAGS["python"], position=0.5)
 
 
 def _static_shape(var: TensorVariable) -> tuple[TensorVariable | int, ...]:
