@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pymc as pm
@@ -14,7 +15,7 @@ from pymc.variational.callbacks import Tracker as PyMCTracker
 import pymc_flows as pmf
 from behind import function_behind
 from fits import ADAM, JAX, STILL, Y, assert_identical, inference, normal_mean, parameters
-from pymc_flows.backends.functions import forget
+from pymc_flows.backends import functions
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import ArgumentError, BackendError
 from pymc_flows.training.config import FitConfig
@@ -111,7 +112,7 @@ def test_only_one_training_function_is_compiled(monkeypatch):
             compiled.append(made)
         return made
 
-    forget()
+    monkeypatch.setattr(functions, "_KEPT", OrderedDict())
     monkeypatch.setattr(pytensor, "function", counting)
     inf = inference(formula="planar*2-loc")
     inf.fit(30, callbacks=[CheckParametersConvergence(every=8, tolerance=0)], **JAX)
