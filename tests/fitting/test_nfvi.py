@@ -1,8 +1,8 @@
 """`NFVI` on real models: what its arguments do and what a fit finds. On JAX."""
 
+import collections
 import inspect
 import math
-from collections import OrderedDict
 
 import numpy as np
 import pymc as pm
@@ -84,8 +84,7 @@ def test_none_is_one_draw():
 def test_more_draws_make_the_loss_less_noisy():
     spread = []
     for n in (1, 100):
-        inf = inference()
-        inf.fit(200, obj_n_mc=n, obj_optimizer=STILL, **JAX)
+        (inf := inference()).fit(200, obj_n_mc=n, obj_optimizer=STILL, **JAX)
         spread.append(inf.hist.std())
     assert 6 < spread[0] / spread[1] < 16
 
@@ -112,7 +111,7 @@ def test_only_one_training_function_is_compiled(monkeypatch):
             compiled.append(made)
         return made
 
-    monkeypatch.setattr(functions, "_KEPT", OrderedDict())
+    monkeypatch.setattr(functions, "_KEPT", collections.OrderedDict())
     monkeypatch.setattr(pytensor, "function", counting)
     inf = inference(formula="planar*2-loc")
     inf.fit(30, callbacks=[CheckParametersConvergence(every=8, tolerance=0)], **JAX)
