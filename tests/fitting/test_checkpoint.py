@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from subprocess import PIPE
 
 import numpy as np
 import pymc as pm
@@ -53,23 +54,22 @@ def whole_minibatches():
     return killed_fit.start()
 
 
-def kill(command, path, seconds):
-    """Run a fit in a process of its own; kill it that long after its second checkpoint."""
-    seen = {version(path)}
-    process = subprocess.Popen(
-        [sys.executable, killed_fit.__file__, command, str(path)], stdout=subprocess.PIPE, text=True
-    )
+def kill(fits, command, path, seconds):
+    """Begin a fit in a process of its own; kill it that long after its second checkpoint."""
+    fits.stdin.write(f"{command}\n")
+    fits.stdin.flush()
+    seen, process = {version(path)}, int(fits.stdout.readline())
     try:
         deadline = time.monotonic() + 120
         while len(seen) < 3:
-            assert process.poll() is None
+            os.kill(process, 0)  # it is there
             assert time.monotonic() < deadline
             time.sleep(0.005)
             seen.add(version(path))
         time.sleep(seconds)
     finally:
-        process.kill()
-        process.communicate()
+        os.kill(process, signal.SIGKILL)
+        assert fits.stdout.readline() == "ended\n"
 
 
 def version(path):
@@ -80,9 +80,11 @@ def version(path):
 def test_a_fit_that_was_killed_ends_with_the_same_bits(whole_minibatches, rng, tmp_path):
     path = tmp_path / "fit.nc"
     done = []
-    for command in ("fit", "resume"):
-        kill(command, path, rng.uniform(0, 0.6))
-        done.append(_files.read(path).record["fit"]["done"])
+    program = [sys.executable, killed_fit.__file__, str(path)]
+    with subprocess.Popen(program, stdin=PIPE, stdout=PIPE, text=True) as fits:
+        for command in ("fit", "resume"):
+            kill(fits, command, path, rng.uniform(0, 0.6))
+            done.append(_files.read(path).record["fit"]["done"])
     assert 0 < done[0] < done[1] < killed_fit.STEPS
     inf = killed_fit.resume(path)
     assert_identical(everything(inf), everything(whole_minibatches))

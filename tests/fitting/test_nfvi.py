@@ -1,5 +1,6 @@
 """`NFVI` on real models: what its arguments do and what a fit finds. On JAX."""
 
+import collections
 import inspect
 import math
 
@@ -14,7 +15,7 @@ from pymc.variational.callbacks import Tracker as PyMCTracker
 import pymc_flows as pmf
 from behind import function_behind
 from fits import ADAM, JAX, STILL, Y, assert_identical, inference, normal_mean, parameters
-from pymc_flows.backends.functions import forget
+from pymc_flows.backends import functions
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import ArgumentError, BackendError
 from pymc_flows.training.config import FitConfig
@@ -83,8 +84,7 @@ def test_none_is_one_draw():
 def test_more_draws_make_the_loss_less_noisy():
     spread = []
     for n in (1, 100):
-        inf = inference()
-        inf.fit(200, obj_n_mc=n, obj_optimizer=STILL, **JAX)
+        (inf := inference()).fit(200, obj_n_mc=n, obj_optimizer=STILL, **JAX)
         spread.append(inf.hist.std())
     assert 6 < spread[0] / spread[1] < 16
 
@@ -111,7 +111,7 @@ def test_only_one_training_function_is_compiled(monkeypatch):
             compiled.append(made)
         return made
 
-    forget()
+    monkeypatch.setattr(functions, "_KEPT", collections.OrderedDict())
     monkeypatch.setattr(pytensor, "function", counting)
     inf = inference(formula="planar*2-loc")
     inf.fit(30, callbacks=[CheckParametersConvergence(every=8, tolerance=0)], **JAX)

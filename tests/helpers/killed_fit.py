@@ -1,5 +1,9 @@
-"""A fit that is made to be killed: ``python killed_fit.py {fit,resume} PATH``."""
+"""Fits that are made to be killed: ``python killed_fit.py PATH``, with "fit" or "resume" as input.
 
+Each runs in a copy of this process, which has imported everything.
+"""
+
+import os
 import sys
 
 import pymc_flows as pmf
@@ -20,9 +24,22 @@ def resume(path):
     return pmf.resume(path, minibatch_model(), progressbar=False)
 
 
+def tell(what):
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
+def main(path):
+    """Run commands as they come: say which process each has, and when that has ended."""
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            start(checkpoint=path, every=EVERY) if line == "fit\n" else resume(path)
+            os._exit(0)
+        tell(process)
+        os.waitpid(process, 0)
+        tell("ended")
+
+
 if __name__ == "__main__":
-    command, path = sys.argv[1:]
-    if command == "fit":
-        start(checkpoint=path, every=EVERY)
-    else:
-        resume(path)
+    main(sys.argv[1])

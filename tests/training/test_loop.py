@@ -1,5 +1,7 @@
 """The compiled loop on steps small enough to be followed by hand, one at a time, from Python."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pymc as pm
 import pytensor
@@ -8,7 +10,7 @@ import pytest
 
 from behind import function_behind
 from fits import STILL
-from pymc_flows.backends.functions import forget
+from pymc_flows.backends import functions
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.training.loop import Step
 from pymc_flows.training.loop import compiled as training
@@ -139,8 +141,8 @@ def test_bits_do_not_depend_on_the_lengths_of_calls(lengths):
     assert_identical(state_of(step), state_of(reference))
 
 
-def test_jax_compiles_once_for_all_lengths():
-    forget()
+def test_jax_compiles_once_for_all_lengths(monkeypatch):
+    monkeypatch.setattr(functions, "_KEPT", OrderedDict())
     loop = loop_of(step_of(pm.adam(learning_rate=0.05)), max_chunk=50)
     loop.compile()
     for n in (1, 50, 3, 49, 2):

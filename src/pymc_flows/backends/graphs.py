@@ -18,7 +18,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.functions import function_of, is_array
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.backends.ops import is_elementwise_graph, ops_inside, values_needed
+from pymc_flows.backends.ops import is_graph_of, ops_inside, values_needed
 from pymc_flows.support.compat import (
     AdvancedIncSubtensor,
     AdvancedSubtensor,
@@ -154,7 +154,7 @@ def open_batches(outputs: Sequence[Variable]) -> list[Variable]:
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for node in fgraph.toposort():
         op = node.op.core_op if isinstance(node.op, Blockwise) else None
-        if op is None or not is_elementwise_graph(op):
+        if op is None or not is_graph_of(op, (Elemwise,)):
             continue
         inner = op.fgraph.unfreeze()
         if any(v.type.ndim for v in inner.inputs):

@@ -13,14 +13,24 @@ from threading import RLock
 from typing import Any
 
 import pytensor
-from pytensor.compile.mode import Mode, get_mode
+from pytensor.compile.mode import Mode, get_mode, optdb
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import vectorize_graph
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
+from pymc_flows.backends.ops import is_graph_of
 from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     CHECKS_AS_SWITCHES,
     FILLS_AS_ALLOC,
     STRUCTURED_PRODUCTS,
+    Alloc,
+    Blockwise,
+    CAReduce,
+    DimShuffle,
+    Elemwise,
     Function,
     FunctionMaker,
     JITLinker,
@@ -28,6 +38,7 @@ from pymc_flows.support.compat import (
     VMLinker,
     query_of_mode,
 )
+from pymc_flows.support.garbage import fewer_collections
 from pymc_flows.support.threads import BUILDING
 
 BACKENDS = ("numba", "jax")
@@ -42,7 +53,8 @@ def no_compiler() -> Iterator[None]:
     The settings are global. So one thread at a time may be in such a block: two that overlap would
     each put back what they found, and the compiler would stay switched off.
     """
-    with BUILDING, pytensor.config.change_flags(cxx="", traceback__limit=0):
+    flags = pytensor.config.change_flags(cxx="", traceback__limit=0)
+    with BUILDING, fewer_collections(), flags:
         yield
 
 
@@ -100,6 +112,28 @@ class _Mode(Mode):
     @property
     def function_maker(self) -> type[FunctionMaker]:
         return _Maker
+
+
+# What takes a batch as it takes one: entry by entry, or along axes of its own.
+_IN_BATCHES = (Elemwise, DimShuffle, CAReduce, Alloc)
+
+
+@node_rewriter([Blockwise])
+def _opened_in_numpy(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Take all draws at once also of an Op such as the log of a sum of exponentials along an axis.
+
+    Its derivative is one, too. Compilers are better at these Ops as they are.
+    """
+    if not is_graph_of(node.op.core_op, _IN_BATCHES):
+        return None
+    inner = node.op.core_op.fgraph.unfreeze()
+    opened = vectorize_graph(inner.outputs, dict(zip(inner.inputs, node.inputs, strict=True)))
+    fits = all(old.type.is_super(new.type) for old, new in zip(node.outputs, opened, strict=True))
+    return opened if fits else None
+
+
+# Before all rewrites that simplify.
+optdb.register("pymc_flows_open_batches", in2out(_opened_in_numpy), TAGS["python"], position=0.5)
 
 
 # "stabilize" keeps the numerically careful forms (log1p, logsumexp, ...) that a model's author

@@ -30,7 +30,7 @@ __all__ = [
     "failing_op",
     "first_line",
     "has_loop",
-    "is_elementwise_graph",
+    "is_graph_of",
     "loops_in_batches",
     "op_name",
     "ops_inside",
@@ -105,7 +105,7 @@ def values_needed(outputs: Sequence[Variable]) -> set[Variable]:
             if not hasattr(var.type, "dtype"):
                 continue
             safe = _OF_ANY_VALUES if var.type.dtype == "bool" else _OF_ANY_NUMBERS
-            if isinstance(node.op, safe) or is_elementwise_graph(node.op):
+            if isinstance(node.op, safe) or is_graph_of(node.op, (Elemwise,)):
                 is_needed = not found.isdisjoint(node.outputs)
             else:  # no float is a shape
                 is_needed = not var.type.dtype.startswith(("float", "complex"))
@@ -114,10 +114,10 @@ def values_needed(outputs: Sequence[Variable]) -> set[Variable]:
     return found
 
 
-def is_elementwise_graph(op: Op) -> bool:
-    """Whether an Op is a graph of elementwise ones."""
+def is_graph_of(op: Op, kinds: tuple[type[Op], ...]) -> bool:
+    """Whether an Op is a graph of Ops of these kinds."""
     return isinstance(op, OpFromGraph) and all(
-        isinstance(node.op, Elemwise) for node in op.fgraph.toposort()
+        isinstance(node.op, kinds) for node in op.fgraph.toposort()
     )
 
 

@@ -26,6 +26,7 @@ from pymc_flows.start.point import possible_start
 from pymc_flows.support.arguments import check_integer, model_or_context, renamed
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.deadline import Deadline
+from pymc_flows.support.garbage import fewer_collections
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 from pymc_flows.training.annealing import Anneal
@@ -93,7 +94,7 @@ class NFVI(KLqp):
     ):
         model, begin = model_or_context(model), cast("Any", start)
         if not isinstance(start, Frame):
-            with Interrupts(deferred=False):
+            with Interrupts(deferred=False), fewer_collections():
                 density = density_of(model)  # held, so that the flow finds it again
                 begin = possible_start(density, start, lambda: integer_seed(random_seed))
         approx = NormalizingFlow(
@@ -261,7 +262,7 @@ class NFVI(KLqp):
                 return int(approx.rng.randint(2**30, dtype=np.int64))
             return integer_seed(config.random_seed)
 
-        with Interrupts(deferred=False):
+        with Interrupts(deferred=False), fewer_collections():
             # What is replaced or optimised along makes another density of the model.
             changes = config.more_replacements or config.more_obj_params or config.more_updates
             anchor = None if changes else approx.anchor()

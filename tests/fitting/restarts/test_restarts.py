@@ -7,6 +7,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import dask
+import distributed.utils
 import loky
 import numpy as np
 import pymc as pm
@@ -106,8 +108,17 @@ def test_threads_give_the_same_bits(here):
     assert_same(here, other)
 
 
-def test_processes_give_the_same_bits(here):
-    other = pmf.fit(20, model=normal_mean(), restarts=2, cores=2, **FEW)
+@pytest.fixture(scope="module")
+def forks():
+    """Processes begin as copies of one that has imported PyMC; those of Dask, too."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        context = distributed.utils.get_mp_context()
+        context.set_forkserver_preload(["distributed", "pymc_flows"])
+        yield context
+
+
+def test_processes_give_the_same_bits(here, forks):
+    other = pmf.fit(20, model=normal_mean(), restarts=2, cores=2, mp_ctx=forks, **FEW)
     assert_same(here, other)
 
 
@@ -117,6 +128,7 @@ def test_processes_of_loky_give_the_same_bits(here):
     assert_same(here, other)
 
 
+@pytest.mark.usefixtures("forks")
 def test_workers_of_dask_give_the_same_bits_even_if_one_is_killed(here):
     killed = []
 
