@@ -96,9 +96,7 @@ class DryRun:
         """
         with self._lock:
             self._evaluate(point)
-            return sum(
-                size for shape, size in self._arrays if apart_from.isdisjoint(shape)
-            )
+            return sum(size for shape, size in self._arrays if apart_from.isdisjoint(shape))
 
     def _evaluate(self, point: np.ndarray) -> list[np.ndarray]:
         with self._lock:

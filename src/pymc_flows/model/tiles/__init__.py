@@ -1,4 +1,4 @@
-"""Log likelihoods that are sums over many rows: evaluated tile by tile, where the cache holds one."""
+"""Sums over many rows in a log density, evaluated tile by tile: the cache holds one."""
 
 from pymc_flows.model.tiles.evaluate import tiled_value_and_grad
 from pymc_flows.model.tiles.find import TILE_BYTES, RowSum, row_sums

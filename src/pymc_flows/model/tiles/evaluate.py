@@ -104,7 +104,7 @@ def _loop(
     results = pytensor.scan(
         step,
         sequences=[TileBounds(tile.length, axis)(array)],
-        outputs_info=[pt.zeros(x.type.shape, dtype=x.dtype) for x in inside],
+        outputs_info=[_zeros(x) for x in (row_sum.value, *(given[v] for v in wrt))],
         non_sequences=[*(v for v, _ in tile.rows), *(given[v] for v in tile.whole)],
         return_updates=False,
         strict=True,
@@ -112,3 +112,8 @@ def _loop(
     results = results if isinstance(results, list) else [results]
     result, *grads = (x[-1] for x in results)
     return result, dict(zip(wrt, grads, strict=True))
+
+
+def _zeros(like: TensorVariable) -> TensorVariable:
+    shape = like.type.shape
+    return pt.zeros_like(like) if None in shape else pt.zeros(shape, dtype=like.dtype)

@@ -122,8 +122,6 @@ def _of_length(
 
 def _tile_length(value: TensorVariable, tile: Tile, n_draws: int) -> int | None:
     """Rows of a tile; None if there are too few rows for tiles."""
-    if tile.n is None:
-        return None
     widest = max(_width(node.outputs[0]) for node in toposort([value]))
     length = TILE_BYTES // (np.dtype(value.dtype).itemsize * n_draws * widest)
     # Gradients with respect to what all rows share are added up tile by tile.

@@ -66,7 +66,7 @@ class Tile:
     whole : dict of Variable to TensorVariable
         What all rows share, and what stands for it.
     n : int
-        Number of rows.
+        Number of rows; 0 before an array of data has been met.
     """
 
     def __init__(self, length: int, dependent: Set[Variable]):
@@ -74,7 +74,7 @@ class Tile:
         self.begin = pt.scalar("begin", dtype="int64")
         self.rows: dict[tuple[TensorVariable, int], TensorVariable] = {}
         self.whole: dict[TensorVariable, TensorVariable] = {}
-        self.n: int | None = None
+        self.n = 0
         self._dependent = dependent
         self._done: dict[tuple[Variable, int], TensorVariable] = {}
 
@@ -100,7 +100,7 @@ class Tile:
 
     def _data(self, var: TensorVariable, axis: int) -> TensorVariable:
         n = _length(var, axis)
-        if self.n not in (None, n):
+        if self.n not in (0, n):
             raise NotLocalError
         self.n = n
         shape = list(var.type.shape)
@@ -121,8 +121,9 @@ class Tile:
         return self.whole[var]
 
     def _has_rows(self, var: Variable) -> bool:
-        return self.n is not None and any(
-            v in self._dependent and self.n in getattr(v.type, "shape", ()) for v in ancestors([var])
+        return any(
+            v in self._dependent and self.n in getattr(v.type, "shape", ())
+            for v in ancestors([var])
         )
 
     def _broadcast(self, var: TensorVariable, axis: int) -> Variable:
@@ -169,9 +170,7 @@ class Tile:
             raise NotLocalError
         if is_elementwise(node, ps.Switch):
             condition, if_true, if_false = node.inputs
-            if condition.type.broadcastable[axis] and not np.isfinite(
-                constant_value(if_false) if isinstance(if_false, Constant) else 0.0
-            ):
+            if condition.type.broadcastable[axis] and _is_no_number(if_false):
                 parts = [if_true, if_false]
                 return op(self._guard(condition), *(self._broadcast(x, axis) for x in parts))
         return op(*(self._broadcast(x, axis) for x in node.inputs))
@@ -260,6 +259,12 @@ class Tile:
 def _again(node: Apply, inputs: Iterable[Variable]) -> TensorVariable:
     [output] = node.op.make_node(*inputs).outputs
     return output
+
+
+def _is_no_number(var: Variable) -> bool:
+    """Whether all of a constant is infinite or NaN."""
+    value = constant_value(var) if isinstance(var, Constant) else None
+    return value is not None and not np.isfinite(value)
 
 
 def _length(var: TensorVariable, axis: int) -> int:
