@@ -18,7 +18,7 @@ from pymc_flows.support.compat import Sum
 
 # One array of the draws of a tile may take this many bytes: a few of them fit into the cache of a
 # core together. A constant, whatever the machine has: the same seed must give the same bits.
-TILE_BYTES = 512 * 2**10
+TILE_BYTES = 256 * 2**10
 # Fewer tiles are not worth a loop.
 MIN_TILES = 4
 # Length of a tile before it is chosen, unlike any other.
@@ -36,7 +36,8 @@ class RowSum:
     value : TensorVariable, shape (draws,)
         The sum over those rows of a tile that count.
     counts : TensorVariable, shape (length,)
-        Factors of the rows: 1 for those, 0 for others.
+        Factors of the rows: 1 for those, 0 for others. Not in ``value`` if all rows of all tiles
+        count.
     tile : Tile
         What ``value`` depends on.
     batches : dict of TensorVariable to TensorVariable
@@ -112,12 +113,15 @@ def _of_length(
     [terms] = total.owner.inputs
     tile = Tile(length, dependent)
     part = tile.part(terms, axis)
+    tile.check()
     # XLA takes 50% longer with a switch. Rows that do not count do so in the tile before: if one of
     # them is not finite, neither is the sum.
     counts = pt.vector("counts", dtype=part.dtype, shape=(length,))
     order: list[int | str] = ["x"] * part.ndim
     order[axis] = 0
-    return total.owner.op(part * counts.dimshuffle(order)), counts, tile
+    if tile.n % length or any(v.type.shape[k] is None for v, k in tile.rows):
+        part = part * counts.dimshuffle(order)
+    return total.owner.op(part), counts, tile
 
 
 def _tile_length(value: TensorVariable, tile: Tile, n_draws: int) -> int | None:
@@ -127,7 +131,11 @@ def _tile_length(value: TensorVariable, tile: Tile, n_draws: int) -> int | None:
     # Gradients with respect to what all rows share are added up tile by tile.
     length = max(length, sum(_width(v) for v in tile.whole), 1)
     n_tiles = math.ceil(tile.n / length)
-    return None if n_tiles < MIN_TILES else math.ceil(tile.n / n_tiles)
+    if n_tiles < MIN_TILES:
+        return None
+    # Without factors of rows a step takes 8% less.
+    even = (k for k in range(length, length // 2, -1) if tile.n % k == 0)
+    return next(even, math.ceil(tile.n / n_tiles))
 
 
 def _width(var: TensorVariable) -> int:

@@ -114,17 +114,13 @@ class Tile:
             return var
         if not isinstance(var, TensorVariable):
             raise NotLocalError
-        if var not in self.whole:
-            if var in self._dependent and self._has_rows(var):
-                raise NotLocalError
-            self.whole[var] = var.type()
-        return self.whole[var]
+        return self.whole.setdefault(var, var.type())
 
-    def _has_rows(self, var: Variable) -> bool:
-        return any(
-            v in self._dependent and self.n in getattr(v.type, "shape", ())
-            for v in ancestors([var])
-        )
+    def check(self) -> None:
+        """Raise `NotLocalError` if what rows share is computed from all of them."""
+        for var in ancestors(self._dependent.intersection(self.whole)):
+            if var in self._dependent and self.n in var.type.shape:
+                raise NotLocalError
 
     def _broadcast(self, var: TensorVariable, axis: int) -> Variable:
         return self.all_of(var) if var.type.broadcastable[axis] else self.part(var, axis)
@@ -251,7 +247,7 @@ class Tile:
             self.all_of(i) if k < 0 else self._broadcast(i, k)
             for i, k in zip(indices, places, strict=True)
         ]
-        if x in self._dependent and _counts_rows(indices[0]):
+        if x in self._dependent and places[0] >= 0 and _counts_rows(indices[0], places[0]):
             return op(self.part(x, 0), parts[0] - self.begin, *parts[1:])
         return op(self.all_of(x), *parts)
 
@@ -277,8 +273,10 @@ def _length(var: TensorVariable, axis: int) -> int:
     return int(function_of([], var.shape[axis], mode=NUMPY)())
 
 
-def _counts_rows(index: Variable) -> bool:
-    """Whether an index is 0, 1, 2, … whatever the data are."""
+def _counts_rows(index: TensorVariable, axis: int) -> bool:
+    """Whether an index is 0, 1, 2, … along an axis, whatever the data are."""
+    if not all(is_one or i == axis for i, is_one in enumerate(index.type.broadcastable)):
+        return False
     while index.owner is not None and isinstance(index.owner.op, DimShuffle):
         [index] = index.owner.inputs
     if index.owner is not None and isinstance(index.owner.op, ARange):
