@@ -32,7 +32,7 @@ DRAWS, COLUMNS, GROUPS, CATEGORIES = 64, 20, 50, 4
 FLAT, SHARE = 1.3, 0.5
 TILE, ROUNDS = 1024, 100
 # Row steps of a repeat.
-WORK, LEAST_STEPS = 4_000_000, 5
+WORK, LEAST_STEPS = 2_000_000, 3
 
 type Predictor = Any
 
@@ -247,11 +247,11 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
     report = Report(
         "row_cost",
         f"CPU nanoseconds of a step per row and draw: 'scale-loc', {DRAWS} draws, float64, a linear "
-        f"predictor of {COLUMNS} columns or effects of {GROUPS} groups; {CATEGORIES} categories. One "
-        "core, one thread, a process for each number, the lowest of the repeats. Rows are taken in "
-        "tiles, or all at once (“whole”). The limit is that of the matrix products X b and rᵀ X and "
-        "of one exponential per row and draw, in tiles that stay in the cache, each by the faster of "
-        "NumPy and JAX; the bars are about the Bernoulli likelihood of a linear predictor.",
+        f"predictor of {COLUMNS} columns or effects of {GROUPS} groups; {CATEGORIES} categories. "
+        "One core, one thread, a process for each number, the lowest of the repeats. Rows are taken "
+        "in tiles, or all at once (“whole”). The limit is that of the matrix products X b and rᵀ X "
+        "and of one exponential per row and draw, in tiles that stay in the cache, each by the "
+        "faster of NumPy and JAX; the bars are about the Bernoulli likelihood of a linear predictor.",
         {"repeats": repeats, "core": core},
         {
             "Nanoseconds per row and draw": rows,
