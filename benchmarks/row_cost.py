@@ -23,6 +23,7 @@ import pytensor.tensor as pt
 
 from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
 from benchmarks._process import SINGLE_THREAD, one_core, run_child
+from benchmarks.peers import set_jax_precision
 from pymc_flows import NFVI
 from pymc_flows.model.tiles import find
 
@@ -145,7 +146,7 @@ def _works_of_jax(
     import jax
     from jax.lax import dot_general, fori_loop
 
-    jax.config.update("jax_enable_x64", True)
+    set_jax_precision()
 
     @jax.jit
     def products(effects: Any, columns: Any) -> Any:
@@ -246,12 +247,13 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
             rows += measure_all("jax", others, sizes, ["in tiles", "whole"], repeats)
     report = Report(
         "row_cost",
-        f"CPU nanoseconds of a step per row and draw: 'scale-loc', {DRAWS} draws, float64, a linear "
-        f"predictor of {COLUMNS} columns or effects of {GROUPS} groups; {CATEGORIES} categories. "
-        "One core, one thread, a process for each number, the lowest of the repeats. Rows are taken "
-        "in tiles, or all at once (“whole”). The limit is that of the matrix products X b and rᵀ X "
-        "and of one exponential per row and draw, in tiles that stay in the cache, each by the "
-        "faster of NumPy and JAX; the bars are about the Bernoulli likelihood of a linear predictor.",
+        f"CPU nanoseconds of a step per row and draw: 'scale-loc', {DRAWS} draws, float64, a "
+        f"linear predictor of {COLUMNS} columns or effects of {GROUPS} groups; {CATEGORIES} "
+        "categories. One core, one thread, a process for each number, the lowest of the repeats. "
+        "Rows are taken in tiles, or all at once (“whole”). The limit is that of the matrix "
+        "products X b and rᵀ X and of one exponential per row and draw, in tiles that stay in the "
+        "cache, each by the faster of NumPy and JAX; the bars are about the Bernoulli likelihood "
+        "of a linear predictor.",
         {"repeats": repeats, "core": core},
         {
             "Nanoseconds per row and draw": rows,
