@@ -357,6 +357,7 @@ def lift_constants(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
             if key not in lifted:
                 name = var.name or "data"
                 lifted[key] = pytensor.shared(var.data, name, shape=var.data.shape, borrow=True)
+                lifted[key].tag.is_constant = True
             fgraph.replace(var, lifted[key], import_missing=True, reason="large constant")
     return list(fgraph.outputs)
 

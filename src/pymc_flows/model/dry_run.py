@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from threading import RLock
 from typing import Any
@@ -52,7 +52,7 @@ class DryRun:
         self._said: set[str] = set()
         self._lock = RLock()  # fits of several threads may have the same density
         self._mode = PLAIN
-        self._bytes = 0
+        self._arrays: list[tuple[tuple[int, ...], int]] = []
         self._dependent: set[Variable] = set()
         self._row = pt.vector("z", shape=(density.dim,), dtype=pytensor.config.floatX)
         values = density.single(self._row)
@@ -88,18 +88,19 @@ class DryRun:
             ) from error
         return [float(prior), float(data)]
 
-    def bytes_per_draw(self, point: np.ndarray) -> int:
+    def bytes_per_draw(self, point: np.ndarray, *, apart_from: Set[int] = frozenset()) -> int:
         """Bytes of all intermediates of value and gradient for one draw, none of them fused.
 
-        They follow from shapes alone, so that micro-batches depend on model and data only.
+        They follow from shapes alone, so that micro-batches depend on model and data only. Arrays
+        with an axis of one of the lengths ``apart_from`` do not count.
         """
         with self._lock:
             self._evaluate(point)
-            return self._bytes
+            return sum(size for shape, size in self._arrays if apart_from.isdisjoint(shape))
 
     def _evaluate(self, point: np.ndarray) -> list[np.ndarray]:
         with self._lock:
-            self._bytes = 0
+            self._arrays = []
             try:
                 return self._function(point)
             except Exception:
@@ -125,7 +126,8 @@ class DryRun:
     def _meter(self, *, node: Any, storage_map: dict[Variable, list[Any]], **_: object) -> None:
         if not node.op.view_map:
             for var in self._dependent.intersection(node.outputs):
-                self._bytes += getattr(storage_map[var][0], "nbytes", 0)
+                value = storage_map[var][0]
+                self._arrays.append((np.shape(value), getattr(value, "nbytes", 0)))
 
     # ------------------------------------------------------------------------------ several draws
 

@@ -41,10 +41,13 @@ class DrawPlan:
         Draws evaluated at once; None for a scan over single draws.
     reason : str
         Why draws are looped over, naming the Op; empty when they are not.
+    tiled : bool
+        Whether sums over many rows are taken tile by tile, of all draws at once.
     """
 
     micro_batch: int | None
     reason: str = ""
+    tiled: bool = False
 
 
 def check_start(
@@ -112,8 +115,20 @@ def plan_draws(
     start: np.ndarray,
     backend: str,
     replacements: Replacements = None,
+    *,
+    may_tile: bool = False,
 ) -> DrawPlan:
     """Decide how ``n_draws`` draws go through the log density on ``backend``.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    n_draws : int
+    start : ndarray, shape (dim,)
+    backend : {"numba", "jax"}
+    replacements : mapping, optional
+    may_tile : bool
+        Whether sums over rows may be taken tile by tile.
 
     Raises
     ------
@@ -128,6 +143,10 @@ def plan_draws(
     if reason := attempt.why_not_batched(start, backend):
         attempt.say_once(f"Draws are evaluated one after the other: {reason}.")
         return DrawPlan(None, reason)
+    if may_tile and (sums := density.rows_in_tiles(n_draws, replacements)):
+        lengths = frozenset(x.tile.n for x in sums)
+        if n_draws * attempt.bytes_per_draw(start, apart_from=lengths) <= MICRO_BATCH_BYTES:
+            return DrawPlan(n_draws, tiled=True)
     limit = max(1, MICRO_BATCH_BYTES // max(1, attempt.bytes_per_draw(start)))
     return DrawPlan(math.ceil(n_draws / math.ceil(n_draws / limit)))
 

@@ -53,6 +53,7 @@ from pymc_flows.model.layout import (
     tensor_values,
 )
 from pymc_flows.model.replacements import Replacements, check_replacements, named_terms, parts_of
+from pymc_flows.model.tiles import RowSum, row_sums, tiled_value_and_grad
 
 __all__ = ["ModelDensity", "Replacements", "Slot", "density_of"]
 
@@ -292,6 +293,7 @@ class ModelDensity:
         micro_batch: int | None,
         extra: Sequence[Variable] = (),
         replacements: Replacements = None,
+        tiled: bool = False,
     ) -> tuple[list[TensorVariable], TensorVariable, list[TensorVariable]]:
         """Values and gradient of weights[0]·log prior + weights[1]·log likelihood.
 
@@ -308,6 +310,9 @@ class ModelDensity:
             Further inputs of the log density to differentiate with respect to.
         replacements : mapping, optional
             Applied to the log density first.
+        tiled : bool
+            Whether sums over rows that `rows_in_tiles` finds are taken tile by tile; without
+            ``extra``.
 
         Returns
         -------
@@ -316,6 +321,9 @@ class ModelDensity:
         extra_grads : gradients of the weighted sum over all draws, shapes of ``extra``
         """
         n_draws = z.type.shape[0]
+        if tiled and not extra and (sums := self.rows_in_tiles(n_draws, replacements)):
+            terms = self.replaced(replacements).terms
+            return *tiled_value_and_grad(terms, self.unpack(z), z, weights, sums), []
         if n_draws == 1:
             values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
             grads = _gradient(values, weights, [z, *extra])
@@ -347,6 +355,10 @@ class ModelDensity:
             grad.reshape((-1, self.dim))[:n_draws],
             [g.sum(axis=0) for g in extra_grads],
         )
+
+    def rows_in_tiles(self, n_draws: int, replacements: Replacements = None) -> list[RowSum]:
+        """Sums over rows that are worth a loop over tiles for so many draws at once."""
+        return row_sums(self.replaced(replacements).terms, self.values, n_draws)
 
     def _at(self, row: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
         return graph_replace(terms, self.unpack(row), strict=False)

@@ -19,6 +19,7 @@ from pymc_flows.model.streams import stream_of
 from pymc_flows.rows import Feed
 from pymc_flows.training.config import FitConfig
 from pymc_flows.training.loop import Step, TrainingLoop
+from pymc_flows.training.loop.noise import is_on_accelerator
 from pymc_flows.training.objectives.failures import why_step_failed
 from pymc_flows.training.objectives.loss import (
     Estimator,
@@ -76,7 +77,14 @@ class Elbo:
         for tracker in config.trackers:
             tracker.prepare(q.chain)
         config = replace(config, backend=backend, gradient=gradient, devices=devices)
-        plan = plan_draws(density, config.obj_n_mc, start, backend, replacements)
+        plan = plan_draws(
+            density,
+            config.obj_n_mc,
+            start,
+            backend,
+            replacements,
+            may_tile=_has_rows_here(config),
+        )
         return config, self._graph(config, plan)
 
     def _graph(self, config: FitConfig, plan: DrawPlan) -> Step:
@@ -127,3 +135,10 @@ class Elbo:
             f"{why}\nParameters are those of the last good step. Try a smaller learning_rate, "
             "another start=, or total_grad_norm_constraint=."
         )
+
+
+def _has_rows_here(config: FitConfig) -> bool:
+    """Whether a core and its cache go through all rows, and for the gradient of the flow alone."""
+    is_local = config.devices is not None and config.devices.is_local
+    on_accelerator = config.backend == "jax" and is_on_accelerator()
+    return not is_local and not on_accelerator and not config.more_obj_params

@@ -234,7 +234,11 @@ def loss_and_gradients(
     n_parts = 1 if devices is None or devices.is_local else devices.n_parts
     weights[0] = weights[0] / n_parts
     (prior, data), z_grad, _ = problem.density.value_and_grad(
-        z, weights=weights, micro_batch=plan.micro_batch, replacements=replacements
+        z,
+        weights=weights,
+        micro_batch=plan.micro_batch,
+        replacements=replacements,
+        tiled=plan.tiled,
     )
     z_grad = z_grad.astype(z.dtype)
     if problem.anchor is not None:
