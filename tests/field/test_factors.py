@@ -84,7 +84,7 @@ def case(request, rng):
 
 def test_a_factor_solves_and_has_the_determinant(case, rng):
     dense, matrix, found = case
-    factor = found.factor(matrix)
+    factor = found.factor(matrix.data)
     b = rng.standard_normal((3, len(dense)))
     np.testing.assert_allclose(factor.solve(b), np.linalg.solve(dense, b.T).T, atol=1e-10)
     np.testing.assert_allclose(factor.solve(b[0]), np.linalg.solve(dense, b[0]), atol=1e-10)
@@ -93,7 +93,7 @@ def test_a_factor_solves_and_has_the_determinant(case, rng):
 
 def test_coloured_noise_has_the_inverse_as_covariance(case, rng):
     dense, matrix, found = case
-    factor = found.factor(matrix)
+    factor = found.factor(matrix.data)
     root = factor.color(np.eye(len(dense)))
     inverse = np.linalg.inv(dense)
     np.testing.assert_allclose(root.T @ root, inverse, atol=1e-10)
@@ -104,12 +104,12 @@ def test_coloured_noise_has_the_inverse_as_covariance(case, rng):
 
 def test_other_values_in_the_same_pattern_have_their_own_factor(case, rng):
     dense, matrix, found = case
-    found.factor(matrix)
+    found.factor(matrix.data)
     other = matrix.copy()
     other.setdiag(1.5 * matrix.diagonal())
     b = rng.standard_normal(len(dense))
     expected = np.linalg.solve(other.toarray(), b)
-    np.testing.assert_allclose(found.factor(other).solve(b), expected, atol=1e-10)
+    np.testing.assert_allclose(found.factor(other.data).solve(b), expected, atol=1e-10)
 
 
 def test_what_is_not_positive_definite_has_no_factor(case):
@@ -120,12 +120,12 @@ def test_what_is_not_positive_definite_has_no_factor(case):
         diagonal[-1] *= wrong
         other.setdiag(diagonal)
         with pytest.raises(NotPositiveDefinite):
-            found.factor(other)
+            found.factor(other.data)
         # What has none leaves those beside it alone.
         together = found.factors(np.stack([matrix.data, other.data, 4 * matrix.data]))
         assert together.exist.tolist() == [True, False, True]
         b = np.ones((2, matrix.shape[0]))
-        expected = found.factor(matrix).solve(b[0])
+        expected = found.factor(matrix.data).solve(b[0])
         for k, solved in enumerate(together.solve(np.array([0, 2]), b)):
             np.testing.assert_allclose(solved, expected / 4**k, rtol=1e-10)
 
@@ -134,7 +134,7 @@ def test_what_is_not_positive_definite_has_no_factor(case):
 def test_whitened_groups_depend_on_themselves_and_the_separator_only(make, rng):
     dense, groups = make(220 if make is bordered_band else 60, rng)
     matrix = sparse.csc_matrix(dense)
-    factor = factoring(matrix, groups).factor(matrix)
+    factor = factoring(matrix, groups).factor(matrix.data)
     delta = rng.standard_normal(len(dense))
     before = factor.whiten(delta)
     own = groups == 0

@@ -26,12 +26,14 @@ def curvature_of(
     density: ModelDensity,
     field: Ints | None = None,
     near: npt.NDArray[np.float64] | None = None,
+    *,
+    splits: bool = False,
 ) -> Curvature:
     """Return the curvature of a density over a field: the same as before, unless it is large."""
-    key = "curvature", None if field is None else field.tobytes()
+    key = "curvature", None if field is None else field.tobytes(), splits
     found: Curvature | None = density.kept.get(key)
     if found is None:
-        found = Curvature(density, field, near)
+        found = Curvature(density, field, near, splits=splits)
         if found.size <= MOST_KEPT:
             density.kept[key] = found
     return found
@@ -56,12 +58,18 @@ class Curvature:
         Flat indices of the latents whose curvature is wanted, all by default.
     near : ndarray, shape (dim,), optional
         Where shapes and constants are found; by default the start point of the density.
+    splits : bool
+        Whether a part of low rank is kept apart from the sparse one where it would make it dense:
+        the curvature is then the matrix with entries of `pattern` plus ``rows.T @ diag(w) @ rows``.
+        Such parts come of terms in the sum or mean of many elements, a soft constraint for example.
 
     Attributes
     ----------
     field : ndarray of int
     pattern : csc_matrix of bool, shape (n_field, n_field)
-        Entries that may differ from zero.
+        Entries that may differ from zero, but for the part of low rank.
+    rows : ndarray, shape (k, n_field)
+        Of the part of low rank, constant; none without ``splits``.
     n_evaluations : int
         Number of Hessians computed so far.
     n_gradients : int
@@ -80,8 +88,10 @@ class Curvature:
         density: ModelDensity,
         field: npt.ArrayLike | None = None,
         near: npt.NDArray[np.float64] | None = None,
+        *,
+        splits: bool = False,
     ):
-        self._density, self._near = density, near
+        self._density, self._near, self._splits = density, near, splits
         self.field = _checked(field, density.dim)
         self.n_evaluations = 0
         self.n_gradients = 0
@@ -100,8 +110,14 @@ class Curvature:
 
     @property
     def pattern(self) -> scipy.sparse.csc_matrix:
-        """Entries that may differ from zero."""
-        return self._planned().assembly.matrix(np.ones(self._planned().assembly.n_lower, bool))
+        """Entries that may differ from zero, but for the part of low rank."""
+        assembly = self._planned().assembly
+        return assembly.matrix(np.ones(assembly.n_entries, bool))
+
+    @property
+    def rows(self) -> Floats:
+        """Rows (k, n_field) of the part of low rank."""
+        return self._planned().long_rows.rows
 
     @property
     def differenced(self) -> tuple[str, ...]:
@@ -119,8 +135,8 @@ class Curvature:
         Returns
         -------
         csc_matrix, shape (n_field, n_field)
-            Symmetric, with the entries of `pattern`; NaN everywhere if the log density is not
-            finite.
+            Symmetric, with the entries of `pattern` if there is no part of low rank; NaN
+            everywhere if the log density is not finite.
         """
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
@@ -133,19 +149,20 @@ class Curvature:
 
         Returns
         -------
-        ndarray, shape (n, n_entries)
-            In the order of `pattern`; NaN if the log density is not finite.
+        ndarray, shape (n, n_entries + k)
+            In the order of `pattern`, then the weights of `rows`; NaN if the log density is not
+            finite.
         """
         plan = self._planned()
-        found = np.empty((len(points), plan.assembly.n_entries))
+        found = np.empty((len(points), plan.assembly.n_entries + len(plan.long_rows)))
         begin = 0
         self.n_evaluations += len(points)
         with np.errstate(all="ignore"):
             for part, (value, *slots) in plan.evaluate_many(points):
-                lower = plan.lower(part, slots)
-                lower[~np.isfinite(np.broadcast_to(value[:, 0], len(part)))] = np.nan
                 end = begin + len(part)
-                found[begin:end] = plan.assembly.entries(-lower)
+                found[begin:end] = -plan.entries(part, slots)
+                bad = ~np.isfinite(np.broadcast_to(value[:, 0], len(part)))
+                found[begin:end][bad] = np.nan
                 begin = end
         self.n_gradients += len(points) * plan.n_gradients
         return found
@@ -163,16 +180,16 @@ class Curvature:
         self.n_evaluations += 1
         with np.errstate(all="ignore"):
             value, gradient, slots = plan.evaluate(z, with_grad=with_grad)
-            [lower] = plan.lower(z[None], slots)
+            matrix = plan.matrix(-plan.entries(z[None], slots)[0])
         self.n_gradients += plan.n_gradients
         if not np.isfinite(value):
-            lower = np.full_like(lower, np.nan)
-        return value, gradient, plan.assembly.matrix(-lower)
+            matrix.data = np.full_like(matrix.data, np.nan)
+        return value, gradient, matrix
 
     def _planned(self) -> Plan:
         if self._plan is None or not self._plan.is_current():
             with no_compiler():
-                self._plan = Plan(self._density, self.field, self._near)
+                self._plan = Plan(self._density, self.field, self._near, splits=self._splits)
             if self._plan.differenced and not self._said:
                 self._said = True
                 _log.info("%s", self._plan.reason())

@@ -27,6 +27,7 @@ from pymc_flows.model.curvature.batched import LARGE, MOST, Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian
 from pymc_flows.model.curvature.expand import expanded, live_nodes
 from pymc_flows.model.curvature.jacobians import Matrix
+from pymc_flows.model.curvature.long_rows import LongRows, set_apart
 from pymc_flows.model.curvature.numbers import Jacobians, Slots, covers
 from pymc_flows.model.curvature.regions import Cut, cut
 from pymc_flows.model.logp import ModelDensity
@@ -50,9 +51,19 @@ type Ints = npt.NDArray[np.intp]
 
 
 class Plan:
-    """All that is found once: what to evaluate, and where its numbers go."""
+    """All that is found once: what to evaluate, and where its numbers go.
 
-    def __init__(self, density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None):
+    With ``splits``, the products of `long_rows` are kept apart.
+    """
+
+    def __init__(
+        self,
+        density: ModelDensity,
+        field: Ints,
+        near: npt.NDArray[np.float64] | None,
+        *,
+        splits: bool,
+    ):
         self._density, self._field, self._near = density, field, near
         self._column = np.full(density.dim, -1, dtype=np.intp)
         self._column[field] = np.arange(len(field))
@@ -66,13 +77,15 @@ class Plan:
         self._data = self._values_now()
         self._readings = Readings()
         with self._readings.recorded():
-            self._make(density, near)
+            self._make(density, near, splits=splits)
         self._functions: dict[bool, Any] = {}
         self._batched: Batched | None = None
         self._at_once: int | None = None
         self._lock = Lock()
 
-    def _make(self, density: ModelDensity, near: npt.NDArray[np.float64] | None) -> None:
+    def _make(
+        self, density: ModelDensity, near: npt.NDArray[np.float64] | None, *, splits: bool
+    ) -> None:
         """Find slots and where they go."""
         named = prepared(density).terms
         stable = stabilize(list(named.values()))
@@ -92,7 +105,7 @@ class Plan:
         slots = Slots()
         products = self._products(covered, known, slots)
         extra = self._differences([named[name] for name in self._opaque])
-        self.assembly = Assembly(products, len(self._field), extra)
+        self.assembly, self.long_rows = _assembled(products, len(self._field), extra, splits=splits)
         self._slots = list(slots.outputs)
         self._places = self.assembly.positions(extra)
 
@@ -273,13 +286,13 @@ class Plan:
             flat[slot.slice] = np.ravel(array)
         return flat[self._field]
 
-    def lower(self, points: Floats, slots: Sequence[Floats]) -> Floats:
-        """Entries (n, n_lower) of the Hessians' lower triangles at points (n, dim)."""
+    def entries(self, points: Floats, slots: Sequence[Floats]) -> Floats:
+        """Entries of the Hessians at points (n, dim), then the weights of long rows."""
         with self._lock:  # fits of several threads may have the same density
             for matrix in self._matrices:
                 matrix.update(slots)
-            found = self.assembly.lower(slots, len(points))
-        for z, row in zip(points, found, strict=True):
+            lower = self.assembly.lower(slots, len(points))
+        for z, row in zip(points, lower, strict=True):
             if self._coloured is not None:
 
                 def gradient(x: Floats, z: Floats = z) -> Floats:
@@ -288,7 +301,31 @@ class Plan:
                     return self._flat(self._gradient(*split_point(self._density, at)))
 
                 row[self._places] += self._coloured(gradient, z[self._field])
-        return found
+        found = self.assembly.entries(lower)
+        if not len(self.long_rows):
+            return found
+        return np.concatenate([found, self.long_rows.weights(slots, len(points))], axis=1)
+
+    def matrix(self, entries: Floats) -> scipy.sparse.csc_matrix:
+        """The matrix with `entries`, the part of low rank included."""
+        found = self.assembly.matrix(entries[: self.assembly.n_entries])
+        if not len(self.long_rows):
+            return found
+        rows, weights = self.long_rows.rows, entries[self.assembly.n_entries :]
+        return found + scipy.sparse.csc_matrix((rows.T * weights) @ rows)
+
+
+def _assembled(
+    products: Sequence[Product], n: int, extra: Ints, *, splits: bool
+) -> tuple[Assembly, LongRows]:
+    """What adds products up, and the rows whose products are kept apart if that pays."""
+    if splits:
+        kept, rows = set_apart(products, n)
+        if len(rows):
+            sparse = Assembly(kept, n, extra)
+            if sparse.n_entries < rows.largest:
+                return sparse, rows
+    return Assembly(products, n, extra), LongRows.none(n)
 
 
 def _uncovered(
