@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite
+from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite, cholesky
+from pymc_flows.field.factors.dense import DenseFactor
 
 # S may be so many times softer along a row than its diagonal: the digits that differences lose.
 SOFTEST = 1e9
+# Up to this size, a matrix whose sparse part has no factor is tried as a full one.
+MOST_DENSE = 2_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,8 @@ class LowRankFactoring(Factoring):
 
     Entries are those of S, then the weights w. Where S is singular, or nearly so, and its sum with
     the other part is not (an intrinsic autoregression whose sum is fixed), one element of each row
-    is held in place while S is factored, and let go with the part of low rank.
+    is held in place while S is factored, and let go with the part of low rank. Where that is not
+    enough, since S is indefinite, the full matrix is factored if it is not too large.
 
     Parameters
     ----------
@@ -85,25 +89,38 @@ class LowRankFactoring(Factoring):
         self._diagonal = np.flatnonzero(self.indices == self.columns)
         self._units = (self._held[:, None] == np.arange(self.n)).astype(float)
 
-    def factor(self, entries: np.ndarray) -> LowRankFactor:
+    def factor(self, entries: np.ndarray) -> Factor:
         """A factor of S, and a solution for each row."""
         if not np.isfinite(entries).all():
             raise NotPositiveDefinite("the matrix is not finite")
         cut = len(entries) - len(self.rows)
         sparse, weights = entries[:cut], entries[cut:]
-        stiff = np.abs(sparse[self._diagonal]).mean()
         with suppress(NotPositiveDefinite):
-            rest = self.rest.factor(sparse)
-            white = rest.whiten(rest.solve(self.rows))  # rows of V R₀⁻¹
-            softness = stiff * np.square(white).sum(axis=1) / np.square(self.rows).sum(axis=1)
-            if (softness < SOFTEST).all():
-                return _updated(rest, white, weights)
-        held = np.full(len(self._held), stiff)
-        more = sparse.copy()
+            return self._plain(sparse, weights)
+        with suppress(NotPositiveDefinite):
+            return self._holding(sparse, weights)
+        if self.n > MOST_DENSE:
+            raise NotPositiveDefinite("the sparse part is not positive definite")
+        full = self.rest.matrix(sparse).toarray() + (self.rows.T * weights) @ self.rows
+        return DenseFactor(cholesky(full))
+
+    def _plain(self, sparse: np.ndarray, weights: np.ndarray) -> LowRankFactor:
+        rest = self.rest.factor(sparse)
+        white = rest.whiten(rest.solve(self.rows))  # the rows of V R₀⁻¹
+        softness = np.square(white).sum(axis=1) / np.square(self.rows).sum(axis=1)
+        if not (softness * self._stiffness(sparse) < SOFTEST).all():
+            raise NotPositiveDefinite("the sparse part is nearly singular")
+        return _updated(rest, white, weights)
+
+    def _holding(self, sparse: np.ndarray, weights: np.ndarray) -> LowRankFactor:
+        more, held = sparse.copy(), np.full(len(self._held), self._stiffness(sparse))
         more[self._diagonal[self._held]] += held
         rest = self.rest.factor(more)
         white = rest.whiten(rest.solve(np.concatenate([self.rows, self._units])))
         return _updated(rest, white, np.concatenate([weights, -held]))
+
+    def _stiffness(self, sparse: np.ndarray) -> float:
+        return float(np.abs(sparse[self._diagonal]).mean())
 
 
 def _updated(rest: Factor, white: np.ndarray, weights: np.ndarray) -> LowRankFactor:
