@@ -100,7 +100,7 @@ class Posterior:
         gradient : callable, optional
             Log density and gradient at points, if there is one already.
         """
-        curvature = curvature_of(density, structure.field, start, splits=True)
+        curvature = curvature_of(density, structure.field, start)
         key = "parts", structure.field.tobytes()
         known = density.kept.get(key)
         if known is None or known[0] is not structure.factors:

@@ -10,6 +10,7 @@ import scipy
 
 from pymc_flows.backends.modes import no_compiler
 from pymc_flows.errors import ArgumentError
+from pymc_flows.model.curvature.long_rows import LowRankSum
 from pymc_flows.model.curvature.plan import Plan
 from pymc_flows.model.logp import ModelDensity
 
@@ -26,14 +27,12 @@ def curvature_of(
     density: ModelDensity,
     field: Ints | None = None,
     near: npt.NDArray[np.float64] | None = None,
-    *,
-    splits: bool = False,
 ) -> Curvature:
     """Return the curvature of a density over a field: the same as before, unless it is large."""
-    key = "curvature", None if field is None else field.tobytes(), splits
+    key = "curvature", None if field is None else field.tobytes()
     found: Curvature | None = density.kept.get(key)
     if found is None:
-        found = Curvature(density, field, near, splits=splits)
+        found = Curvature(density, field, near)
         if found.size <= MOST_KEPT:
             density.kept[key] = found
     return found
@@ -48,6 +47,9 @@ class Curvature:
     the graph. Terms with an Op that is neither are left to coloured differences of their gradient;
     the log says so.
 
+    Terms in the sum or mean of many elements, a soft constraint for example, would make a sparse
+    Hessian dense. Such a part of low rank, rows' diag(w) rows, is kept apart.
+
     Patterns and constant parts are found once. They follow the data: where these have been
     replaced (``pm.set_data``) and give others, they are found again at the next call.
 
@@ -58,10 +60,6 @@ class Curvature:
         Flat indices of the latents whose curvature is wanted, all by default.
     near : ndarray, shape (dim,), optional
         Where shapes and constants are found; by default the start point of the density.
-    splits : bool
-        Whether a part of low rank is kept apart from the sparse one where it would make it dense:
-        the curvature is then the matrix with entries of `pattern` plus ``rows.T @ diag(w) @ rows``.
-        Such parts come of terms in the sum or mean of many elements, a soft constraint for example.
 
     Attributes
     ----------
@@ -69,7 +67,7 @@ class Curvature:
     pattern : csc_matrix of bool, shape (n_field, n_field)
         Entries that may differ from zero, but for the part of low rank.
     rows : ndarray, shape (k, n_field)
-        Of the part of low rank, constant; none without ``splits``.
+        Of the part of low rank, constant; mostly none.
     n_evaluations : int
         Number of Hessians computed so far.
     n_gradients : int
@@ -88,10 +86,8 @@ class Curvature:
         density: ModelDensity,
         field: npt.ArrayLike | None = None,
         near: npt.NDArray[np.float64] | None = None,
-        *,
-        splits: bool = False,
     ):
-        self._density, self._near, self._splits = density, near, splits
+        self._density, self._near = density, near
         self.field = _checked(field, density.dim)
         self.n_evaluations = 0
         self.n_gradients = 0
@@ -124,7 +120,7 @@ class Curvature:
         """Terms whose curvature is differenced."""
         return self._planned().differenced
 
-    def __call__(self, z: npt.ArrayLike) -> scipy.sparse.csc_matrix:
+    def __call__(self, z: npt.ArrayLike) -> scipy.sparse.csc_matrix | LowRankSum:
         """Return the curvature at one point.
 
         Parameters
@@ -134,9 +130,9 @@ class Curvature:
 
         Returns
         -------
-        csc_matrix, shape (n_field, n_field)
-            Symmetric, with the entries of `pattern` if there is no part of low rank; NaN
-            everywhere if the log density is not finite.
+        csc_matrix, or LowRankSum of one, shape (n_field, n_field)
+            Symmetric, with the entries of `pattern` and weights of `rows`; NaN everywhere if the
+            log density is not finite.
         """
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
@@ -169,27 +165,29 @@ class Curvature:
 
     def value_grad_curvature(
         self, z: npt.ArrayLike
-    ) -> tuple[float, Floats, scipy.sparse.csc_matrix]:
+    ) -> tuple[float, Floats, scipy.sparse.csc_matrix | LowRankSum]:
         """Return log density, gradient in the field (n_field,) and curvature at z (dim,)."""
         return self._at(np.asarray(z, dtype=float), with_grad=True)
 
-    def _at(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, scipy.sparse.csc_matrix]:
+    def _at(
+        self, z: Floats, *, with_grad: bool
+    ) -> tuple[float, Floats, scipy.sparse.csc_matrix | LowRankSum]:
         if z.shape != (self._density.dim,):
             raise ArgumentError(f"expected z of shape ({self._density.dim},), got {z.shape}")
         plan = self._planned()
         self.n_evaluations += 1
         with np.errstate(all="ignore"):
             value, gradient, slots = plan.evaluate(z, with_grad=with_grad)
-            matrix = plan.matrix(-plan.entries(z[None], slots)[0])
+            [entries] = plan.entries(z[None], slots)
         self.n_gradients += plan.n_gradients
         if not np.isfinite(value):
-            matrix.data = np.full_like(matrix.data, np.nan)
-        return value, gradient, matrix
+            entries = np.full_like(entries, np.nan)
+        return value, gradient, plan.matrix(-entries)
 
     def _planned(self) -> Plan:
         if self._plan is None or not self._plan.is_current():
             with no_compiler():
-                self._plan = Plan(self._density, self.field, self._near, splits=self._splits)
+                self._plan = Plan(self._density, self.field, self._near)
             if self._plan.differenced and not self._said:
                 self._said = True
                 _log.info("%s", self._plan.reason())

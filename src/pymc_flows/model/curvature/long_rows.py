@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
 from pymc_flows.model.curvature.assembly import Product
 from pymc_flows.model.curvature.jacobians import Floats, binned
@@ -55,6 +56,37 @@ class LongRows:
         found = np.zeros((n_points, len(self)))
         for slot, elements, row in self.sources:
             found += binned(row, slots[slot][:, elements], len(self))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankSum:
+    """A matrix (n, n) as a sparse one plus rows' diag(weights) rows.
+
+    Parameters
+    ----------
+    sparse : csc_matrix, shape (n, n)
+    rows : ndarray, shape (k, n)
+    weights : ndarray, shape (k,)
+    """
+
+    sparse: scipy.sparse.csc_matrix
+    rows: Floats
+    weights: Floats
+
+    def __matmul__(self, vector: Floats) -> Floats:
+        """The matrix times a vector (n,)."""
+        found: Floats = self.sparse @ vector + self.rows.T @ (self.weights * (self.rows @ vector))
+        return found
+
+    def diagonal(self) -> Floats:
+        """Its diagonal (n,)."""
+        found: Floats = self.sparse.diagonal() + self.weights @ np.square(self.rows)
+        return found
+
+    def toarray(self) -> Floats:
+        """All its entries (n, n)."""
+        found: Floats = self.sparse.toarray() + (self.rows.T * self.weights) @ self.rows
         return found
 
 

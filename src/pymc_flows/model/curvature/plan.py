@@ -27,7 +27,7 @@ from pymc_flows.model.curvature.batched import LARGE, MOST, Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian
 from pymc_flows.model.curvature.expand import expanded, live_nodes
 from pymc_flows.model.curvature.jacobians import Matrix
-from pymc_flows.model.curvature.long_rows import LongRows, set_apart
+from pymc_flows.model.curvature.long_rows import LongRows, LowRankSum, set_apart
 from pymc_flows.model.curvature.numbers import Jacobians, Slots, covers
 from pymc_flows.model.curvature.regions import Cut, cut
 from pymc_flows.model.logp import ModelDensity
@@ -51,19 +51,9 @@ type Ints = npt.NDArray[np.intp]
 
 
 class Plan:
-    """All that is found once: what to evaluate, and where its numbers go.
+    """All that is found once: what to evaluate, and where its numbers go."""
 
-    With ``splits``, the products of `long_rows` are kept apart.
-    """
-
-    def __init__(
-        self,
-        density: ModelDensity,
-        field: Ints,
-        near: npt.NDArray[np.float64] | None,
-        *,
-        splits: bool,
-    ):
+    def __init__(self, density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None):
         self._density, self._field, self._near = density, field, near
         self._column = np.full(density.dim, -1, dtype=np.intp)
         self._column[field] = np.arange(len(field))
@@ -77,15 +67,13 @@ class Plan:
         self._data = self._values_now()
         self._readings = Readings()
         with self._readings.recorded():
-            self._make(density, near, splits=splits)
+            self._make(density, near)
         self._functions: dict[bool, Any] = {}
         self._batched: Batched | None = None
         self._at_once: int | None = None
         self._lock = Lock()
 
-    def _make(
-        self, density: ModelDensity, near: npt.NDArray[np.float64] | None, *, splits: bool
-    ) -> None:
+    def _make(self, density: ModelDensity, near: npt.NDArray[np.float64] | None) -> None:
         """Find slots and where they go."""
         named = prepared(density).terms
         stable = stabilize(list(named.values()))
@@ -105,7 +93,7 @@ class Plan:
         slots = Slots()
         products = self._products(covered, known, slots)
         extra = self._differences([named[name] for name in self._opaque])
-        self.assembly, self.long_rows = _assembled(products, len(self._field), extra, splits=splits)
+        self.assembly, self.long_rows = _assembled(products, len(self._field), extra)
         self._slots = list(slots.outputs)
         self._places = self.assembly.positions(extra)
 
@@ -306,25 +294,21 @@ class Plan:
             return found
         return np.concatenate([found, self.long_rows.weights(slots, len(points))], axis=1)
 
-    def matrix(self, entries: Floats) -> scipy.sparse.csc_matrix:
-        """The matrix with `entries`, the part of low rank included."""
-        found = self.assembly.matrix(entries[: self.assembly.n_entries])
+    def matrix(self, entries: Floats) -> scipy.sparse.csc_matrix | LowRankSum:
+        """The matrix with `entries`."""
+        sparse = self.assembly.matrix(entries[: self.assembly.n_entries])
         if not len(self.long_rows):
-            return found
-        rows, weights = self.long_rows.rows, entries[self.assembly.n_entries :]
-        return found + scipy.sparse.csc_matrix((rows.T * weights) @ rows)
+            return sparse
+        return LowRankSum(sparse, self.long_rows.rows, entries[self.assembly.n_entries :])
 
 
-def _assembled(
-    products: Sequence[Product], n: int, extra: Ints, *, splits: bool
-) -> tuple[Assembly, LongRows]:
+def _assembled(products: Sequence[Product], n: int, extra: Ints) -> tuple[Assembly, LongRows]:
     """What adds products up, and the rows whose products are kept apart if that pays."""
-    if splits:
-        kept, rows = set_apart(products, n)
-        if len(rows):
-            sparse = Assembly(kept, n, extra)
-            if sparse.n_entries < rows.largest:
-                return sparse, rows
+    kept, rows = set_apart(products, n)
+    if len(rows):
+        sparse = Assembly(kept, n, extra)
+        if sparse.n_entries < rows.largest:
+            return sparse, rows
     return Assembly(products, n, extra), LongRows.none(n)
 
 
