@@ -1,12 +1,15 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from scipy import sparse
 
-from pymc_flows.field.factors import NotPositiveDefinite, factoring
+from pymc_flows.field.factors import Factoring, NotPositiveDefinite, factoring, low_rank
 from pymc_flows.field.factors.blocks import BlockFactoring
 from pymc_flows.field.factors.bordered import BorderedFactoring
 from pymc_flows.field.factors.dense import DenseFactoring
 from pymc_flows.field.factors.general import SparseFactoring
+from pymc_flows.field.factors.low_rank import LowRankFactoring
 
 
 def banded(n, rng):
@@ -62,29 +65,60 @@ def full(n, rng):
 
 
 CASES = [
-    (full, 20, DenseFactoring),
-    (full, 200, DenseFactoring),
-    (banded, 200, SparseFactoring),
-    (blocks, 60, BlockFactoring),
-    (bordered, 60, DenseFactoring),
-    (bordered, 120, BorderedFactoring),
-    (bordered_band, 220, BorderedFactoring),
+    (full, 20, DenseFactoring, 0),
+    (full, 200, DenseFactoring, 0),
+    (banded, 200, SparseFactoring, 0),
+    (blocks, 60, BlockFactoring, 0),
+    (bordered, 60, DenseFactoring, 0),
+    (bordered, 120, BorderedFactoring, 0),
+    (bordered_band, 220, BorderedFactoring, 0),
+    (full, 20, LowRankFactoring, 3),
+    (banded, 200, LowRankFactoring, 1),
+    (blocks, 60, LowRankFactoring, 3),
+    (bordered, 60, BorderedFactoring, 3),
+    (bordered_band, 220, BorderedFactoring, 2),
 ]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}")
+@dataclass
+class Case:
+    """A matrix in full, its entries, and what factors it."""
+
+    dense: np.ndarray
+    entries: np.ndarray
+    diagonal: np.ndarray
+    found: Factoring
+
+    @classmethod
+    def make(cls, make, n, kind, k, rng):
+        """With k rows of a part of low rank, of one group and the separator; none at the end."""
+        dense, groups = make(n, rng)
+        matrix = sparse.csc_matrix(dense)
+        rows, weights = rng.standard_normal((k, n)), rng.uniform(-0.01, 2.0, k)
+        rows[:, -1] = 0.0
+        if groups is not None:
+            rows[:1, groups > 0] = 0.0
+            rows[1:, groups >= 0] = 0.0
+        found = factoring(matrix, groups, rows)
+        assert isinstance(found, kind)
+        whole = dense + (rows.T * weights) @ rows
+        diagonal = np.flatnonzero(found.indices == found.columns)
+        return cls(whole, np.concatenate([matrix.data, weights]), diagonal, found)
+
+    def scaled(self, elements, factor):
+        """Entries with other ones on the diagonal."""
+        entries = self.entries.copy()
+        entries[self.diagonal[elements]] *= factor
+        return entries
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[3]}")
 def case(request, rng):
-    make, n, kind = request.param
-    dense, groups = make(n, rng)
-    matrix = sparse.csc_matrix(dense)
-    found = factoring(matrix, groups)
-    assert isinstance(found, kind)
-    return dense, matrix, found
+    return Case.make(*request.param, rng)
 
 
 def test_a_factor_solves_and_has_the_determinant(case, rng):
-    dense, matrix, found = case
-    factor = found.factor(matrix)
+    dense, factor = case.dense, case.found.factor(case.entries)
     b = rng.standard_normal((3, len(dense)))
     np.testing.assert_allclose(factor.solve(b), np.linalg.solve(dense, b.T).T, atol=1e-10)
     np.testing.assert_allclose(factor.solve(b[0]), np.linalg.solve(dense, b[0]), atol=1e-10)
@@ -92,53 +126,89 @@ def test_a_factor_solves_and_has_the_determinant(case, rng):
 
 
 def test_coloured_noise_has_the_inverse_as_covariance(case, rng):
-    dense, matrix, found = case
-    factor = found.factor(matrix)
-    root = factor.color(np.eye(len(dense)))
-    inverse = np.linalg.inv(dense)
+    factor = case.found.factor(case.entries)
+    root = factor.color(np.eye(len(case.dense)))
+    inverse = np.linalg.inv(case.dense)
     np.testing.assert_allclose(root.T @ root, inverse, atol=1e-10)
     np.testing.assert_allclose(factor.variances(), np.diagonal(inverse), rtol=1e-8)
-    noise = rng.standard_normal((5, len(dense)))
+    noise = rng.standard_normal((5, len(case.dense)))
     np.testing.assert_allclose(factor.whiten(factor.color(noise)), noise, atol=1e-9)
 
 
 def test_other_values_in_the_same_pattern_have_their_own_factor(case, rng):
-    dense, matrix, found = case
-    found.factor(matrix)
-    other = matrix.copy()
-    other.setdiag(1.5 * matrix.diagonal())
-    b = rng.standard_normal(len(dense))
-    expected = np.linalg.solve(other.toarray(), b)
-    np.testing.assert_allclose(found.factor(other).solve(b), expected, atol=1e-10)
+    case.found.factor(case.entries)
+    other = case.scaled(slice(None), 1.5)
+    more = other[case.diagonal] - case.entries[case.diagonal]
+    b = rng.standard_normal(len(case.dense))
+    expected = np.linalg.solve(case.dense + np.diag(more), b)
+    np.testing.assert_allclose(case.found.factor(other).solve(b), expected, atol=1e-10)
 
 
 def test_what_is_not_positive_definite_has_no_factor(case):
-    _, matrix, found = case
     for wrong in (-1.0, 0.0, np.nan):
-        other = matrix.copy()
-        diagonal = matrix.diagonal()
-        diagonal[-1] *= wrong
-        other.setdiag(diagonal)
+        other = case.scaled(-1, wrong)
         with pytest.raises(NotPositiveDefinite):
-            found.factor(other)
+            case.found.factor(other)
         # What has none leaves those beside it alone.
-        together = found.factors(np.stack([matrix.data, other.data, 4 * matrix.data]))
+        together = case.found.factors(np.stack([case.entries, other, 4 * case.entries]))
         assert together.exist.tolist() == [True, False, True]
-        b = np.ones((2, matrix.shape[0]))
-        expected = found.factor(matrix).solve(b[0])
+        b = np.ones((2, len(case.dense)))
+        expected = case.found.factor(case.entries).solve(b[0])
         for k, solved in enumerate(together.solve(np.array([0, 2]), b)):
             np.testing.assert_allclose(solved, expected / 4**k, rtol=1e-10)
 
 
-@pytest.mark.parametrize("make", [bordered, bordered_band])
-def test_whitened_groups_depend_on_themselves_and_the_separator_only(make, rng):
-    dense, groups = make(220 if make is bordered_band else 60, rng)
-    matrix = sparse.csc_matrix(dense)
-    factor = factoring(matrix, groups).factor(matrix)
-    delta = rng.standard_normal(len(dense))
-    before = factor.whiten(delta)
-    own = groups == 0
-    delta[own] += 1.0
-    changed = ~np.isclose(factor.whiten(delta), before, atol=1e-12)
-    assert changed.any()
-    assert not changed[~own].any()
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize(("make", "n"), [(bordered, 60), (bordered_band, 220)])
+def test_whitened_groups_depend_on_themselves_and_the_separator_only(make, n, k, rng):
+    case = Case.make(make, n, Factoring, k, np.random.default_rng(1))
+    _, groups = make(n, np.random.default_rng(1))
+    factor = case.found.factor(case.entries)
+    delta = rng.standard_normal(n)
+    for own in (groups == 0, groups == 1):
+        if own.any():
+            before = factor.whiten(delta)
+            delta[own] += 1.0
+            changed = ~np.isclose(factor.whiten(delta), before, atol=1e-12)
+            assert changed.any()
+            assert not changed[~own].any()
+
+
+def laplacian(n):
+    """Of a ring: its null space are constants."""
+    return 2 * np.eye(n) - sum(np.roll(np.eye(n), shift, axis=1) for shift in (1, -1))
+
+
+@pytest.mark.parametrize("weight", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("softest", [0.0, 1e-14])
+def test_a_singular_part_has_a_factor_with_its_sum_fixed(weight, softest):
+    n = 160
+    rest = laplacian(n) + softest * np.eye(n)
+    found = factoring(sparse.csc_matrix(rest), rows=np.ones((1, n)))
+    factor = found.factor(np.append(sparse.csc_matrix(rest).data, weight))
+    # Constants, along which the row is n · weight, and all else are apart.
+    unit = laplacian(n) + 1 / n
+    inverse = np.linalg.inv(unit) - 1 / n + 1 / (n**2 * weight)
+    half_log_det = 0.5 * (np.linalg.slogdet(unit)[1] + np.log(n * weight))
+    close = 1e-6 * np.abs(inverse).max()
+    np.testing.assert_allclose(factor.solve(np.eye(n)), inverse, atol=close)
+    root = factor.color(np.eye(n))
+    np.testing.assert_allclose(root.T @ root, inverse, atol=close)
+    assert factor.half_log_det == pytest.approx(half_log_det, abs=1e-6)
+    with pytest.raises(NotPositiveDefinite):
+        found.factor(np.append(sparse.csc_matrix(rest).data, -1e-3))
+
+
+def test_an_indefinite_part_has_a_factor_where_the_whole_has_one(rng, monkeypatch):
+    n = 160
+    rest = sparse.csc_matrix(laplacian(n) - 0.1 * np.eye(n) / n)
+    row = np.ones((1, n))
+    found = factoring(rest, rows=row)
+    factor = found.factor(np.append(rest.data, 1.0))
+    b = rng.standard_normal(n)
+    np.testing.assert_allclose(factor.solve(b), np.linalg.solve(rest.toarray() + 1.0, b), rtol=1e-6)
+    monkeypatch.setattr(
+        low_rank, "MOST_DENSE", n - 1
+    )  # where that is too dear, Newton's steps damp
+    with pytest.raises(NotPositiveDefinite):
+        found.factor(np.append(rest.data, 1.0))

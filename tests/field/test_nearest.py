@@ -109,7 +109,7 @@ def loadings():
 
 
 def conditional_of(posterior, rng):
-    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
     points = quadrature(posterior.groups, 16, rng)
     return ConditionalField(modes, surface, points, FieldOptions(), corrects=False)
@@ -136,8 +136,8 @@ def test_mean_and_precision_are_expectations_under_the_gaussian_itself(rng):
     np.testing.assert_allclose(slope * sd, 0, atol=0.01)
     np.testing.assert_allclose(precision * sd**2, 1, atol=0.01)
     # The entries of its precision are those of the curvature at the mean and the excess.
-    at_mean = posterior.curvature(posterior.join(g, found.mean)[0])
-    np.testing.assert_allclose((at_mean.data + found.excess) * sd**2, 1)
+    [at_mean] = posterior.entries(posterior.join(g, found.mean))
+    np.testing.assert_allclose((at_mean + found.excess) * sd**2, 1)
 
 
 def test_the_mean_of_a_bilinear_field_is_found_where_its_mode_is_far(loadings, rng):

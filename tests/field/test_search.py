@@ -18,7 +18,7 @@ from pymc_flows.formula import Formula
 
 
 def conditional_of(posterior, pairs):
-    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
     points = quadrature(posterior.groups, pairs, np.random.default_rng(0))
     return ConditionalField(modes, surface, points, FieldOptions())

@@ -19,7 +19,7 @@ OPTIONS = FieldOptions(rounds=(32, 32), values=32, flow_rounds=0, effective=64)
 
 def gaussian_at(posterior, g, rng):
     """The Gaussian with its mean corrected."""
-    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
     conditional = ConditionalField(
         modes, surface, quadrature(posterior.groups, 8, rng), FieldOptions()

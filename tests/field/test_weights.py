@@ -14,7 +14,7 @@ from pymc_flows.field.factors import factoring
 
 def conditional_of(posterior, rng, *, corrects=True):
     options = FieldOptions(newton_tolerance=1e-8)
-    modes = FieldModes(posterior, factoring(posterior.curvature(posterior.start), posterior.groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
     points = quadrature(posterior.groups, options.quadrature_pairs, rng)
     return ConditionalField(modes, surface, points, options, corrects=corrects)

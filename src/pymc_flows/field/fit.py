@@ -89,7 +89,7 @@ def _conditional(
 ) -> ConditionalField:
     """The Gaussian over the field, sought from the start alone for the time being."""
     groups = posterior.groups
-    modes = FieldModes(posterior, factoring(posterior.pattern, groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, groups, posterior.rows))
     points = quadrature(groups, options.quadrature_pairs, rng)
     surface = Surface(start[posterior.hyper], start[posterior.field])
     return ConditionalField(modes, surface, points, options)

@@ -159,26 +159,33 @@ class Posterior:
         with np.errstate(all="ignore"):
             return self._grouped(points)
 
-    def curvature(self, point: np.ndarray) -> scipy.sparse.csc_matrix:
-        """−∇² log p (n_field, n_field) at a point (dim,)."""
-        self.evaluations.curvatures += 1
-        with np.errstate(all="ignore"):
-            return self._curvature(point)
-
     @cached_property
     def pattern(self) -> scipy.sparse.csc_matrix:
-        """Pattern of all curvatures (n_field, n_field)."""
+        """Pattern of all curvatures (n_field, n_field), but for their part of low rank."""
         if isinstance(self._curvature, Curvature):
             return self._curvature.pattern
-        return self.curvature(self.start)
+        return self._curvature(self.start)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows (k, n_field) of the part of low rank, mostly none: see `Curvature`."""
+        if isinstance(self._curvature, Curvature):
+            return self._curvature.rows
+        return np.zeros((0, self.n_field))
 
     def entries(self, points: np.ndarray) -> np.ndarray:
-        """Entries (n, nnz) of −∇² log p at points (n, dim), in the order of the pattern."""
-        if not isinstance(self._curvature, Curvature):
-            return np.stack([self.curvature(point).data for point in points])
+        """Entries of −∇² log p at points (n, dim).
+
+        Returns
+        -------
+        ndarray, shape (n, nnz + k)
+            In the order of the pattern, then the weights of the rows.
+        """
         self.evaluations.curvatures += len(points)
         with np.errstate(all="ignore"):
-            return self._curvature.entries(points)
+            if isinstance(self._curvature, Curvature):
+                return self._curvature.entries(points)
+            return np.stack([self._curvature(point).data for point in points])
 
 
 def _untransformed(density: ModelDensity) -> np.ndarray:

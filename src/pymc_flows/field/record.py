@@ -111,7 +111,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
     n_outer, is_gaussian, corrects, is_far, is_quadratic, *evaluations = read(
         "counts", (9,), "int64"
     ).tolist()
-    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
+    modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups, posterior.rows))
     modes.is_quadratic = bool(is_quadratic)
     conditional = ConditionalField(
         modes,

@@ -9,6 +9,7 @@ import numpy as np
 import scipy
 
 from pymc_flows.flows.frame import Frame
+from pymc_flows.model.curvature import LowRankSum
 from pymc_flows.start.options import MAX_DENSE, SearchOptions
 from pymc_flows.start.target import Matrix, Target, dense
 from pymc_flows.support.deadline import Deadline
@@ -162,6 +163,11 @@ class _Remembered:
 
 def pulled_back(frame: Frame, matrix: Matrix) -> Matrix:
     """A Hessian (dim, dim) by placed points as one by points of the frame; 0 where not finite."""
+    if isinstance(matrix, LowRankSum):
+        if not frame.is_elementwise:
+            return pulled_back(frame, matrix.toarray())
+        weights = np.where(np.isfinite(matrix.weights), matrix.weights, 0.0)
+        return LowRankSum(pulled_back(frame, matrix.sparse), frame.pullback(matrix.rows), weights)
     if not isinstance(matrix, np.ndarray):
         data = np.where(np.isfinite(matrix.data), matrix.data, 0.0)
         clean = scipy.sparse.csc_matrix((data, matrix.indices, matrix.indptr), matrix.shape)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from pymc_flows.backends.ops import has_loop
-from pymc_flows.model.curvature import Curvature, curvature_of
+from pymc_flows.model.curvature import Curvature, LowRankSum, curvature_of
 from pymc_flows.model.log_density import LogDensity, n_data
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.start.options import MAX_DENSE, SEARCH
@@ -19,7 +19,7 @@ from pymc_flows.support.evaluations import Evaluations
 _log = logging.getLogger(__name__)
 
 type Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-type Matrix = np.ndarray | scipy.sparse.csc_matrix
+type Matrix = np.ndarray | scipy.sparse.csc_matrix | LowRankSum
 
 
 def dense(matrix: Matrix) -> np.ndarray:

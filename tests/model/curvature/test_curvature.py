@@ -284,6 +284,61 @@ def test_few_products_are_added_up_as_many_are(make, monkeypatch):
     np.testing.assert_allclose(found[0], found[10**9], rtol=1e-9, atol=1e-9)
 
 
+def sums(n, *, fixed=True, n_totals=1):
+    """A field of n elements, its sum, means of its parts and some of its elements."""
+    size = n // (n_totals + 1)
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1, shape=n)
+        scale = pm.HalfNormal("scale", 1)
+        parts = np.zeros((n_totals, n))
+        for i, row in enumerate(parts):
+            row[i * size // 2 : i * size // 2 + size] = 1 + i
+        seen = pt.concatenate([pt.dot(parts, x), x[:3]])
+        pm.StudentT("seen", nu=4, mu=seen, sigma=scale, observed=np.arange(n_totals + 3.0))
+        pm.Potential("sum", -0.5 * pt.square((x if fixed else pt.exp(x)).sum() / n))
+    return model
+
+
+def correlated(n=160):
+    with pm.Model() as model:
+        x = pm.MvNormal("x", np.zeros(n), cov=np.eye(n) + 0.5)
+        pm.Potential("sum", -pt.square(x.sum()))
+    return model
+
+
+def test_products_of_long_rows_are_kept_apart():
+    density = ModelDensity(sums(160, n_totals=2))
+    field = structure(density.model).field
+    curvature = Curvature(density, field)
+    assert curvature.pattern.nnz == 160
+    assert curvature.rows.shape == (3, 160)
+    points = np.stack([start_near(density, seed) for seed in (1, 2)])
+    for z, entries in zip(points, curvature.entries(points), strict=True):
+        expected = -automatic_hessian(density, z)[np.ix_(field, field)]
+        matrix = curvature.pattern.astype(float)
+        matrix.data, weights = entries[:160], entries[160:]
+        found = matrix.toarray() + (curvature.rows.T * weights) @ curvature.rows
+        other = curvature(z)
+        for full in (found, other.toarray(), np.stack([other @ unit for unit in np.eye(160)])):
+            np.testing.assert_allclose(full, expected, atol=1e-12)
+        np.testing.assert_allclose(other.diagonal(), np.diagonal(expected), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: sums(149),  # small
+        lambda: sums(160, fixed=False, n_totals=0),  # a row that varies
+        lambda: sums(160, n_totals=16),  # too many
+        correlated,  # no sparser without
+    ],
+)
+def test_other_rows_are_not(model):
+    curvature = Curvature(ModelDensity(model()))
+    assert len(curvature.rows) == 0
+    assert curvature.pattern.shape == (curvature.n_field, curvature.n_field)
+
+
 def test_minibatches_are_differenced_and_nothing_is_hidden():
     with pm.Model() as model:
         x, y = pm.Minibatch(np.arange(20.0), np.ones(20), batch_size=4)

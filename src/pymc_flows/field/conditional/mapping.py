@@ -271,11 +271,11 @@ class ConditionalField:
     def _with_excess(
         self, hyper: np.ndarray, mean: np.ndarray, excess: np.ndarray | None
     ) -> FieldGaussian | None:
-        matrix = self.modes.curvature(hyper, mean)
+        entries = self.modes.curvature(hyper, mean)
         if excess is not None:
-            matrix.data = matrix.data + excess
+            entries = entries + excess
         try:
-            factor = self.modes.factor(matrix)
+            factor = self.modes.factor(entries)
         except NotPositiveDefinite:
             return None
         log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))

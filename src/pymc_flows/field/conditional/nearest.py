@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import scipy
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.newton import FieldModes
@@ -54,14 +53,13 @@ def nearest_gaussian(
     """
     posterior = modes.posterior
     hyper = gaussian.hyper
-    matrix = _precision(modes, gaussian)
+    precision = _precision(modes, gaussian)
     value, gradient = _averages(modes, gaussian, points)
     for _ in range(steps):
         target = _expected_curvature(modes, gaussian, points)
         share, moved = 1.0, None
         for _ in range(MOST_SHORTER):
-            mixed = matrix.copy()
-            mixed.data = (1 - share) * matrix.data + share * target.data
+            mixed = (1 - share) * precision + share * target
             moved = _moved(modes, gaussian, mixed, share * gradient[posterior.field])
             if moved is not None:
                 there, slope = _averages(modes, moved, points)
@@ -72,7 +70,7 @@ def nearest_gaussian(
             share, moved = share * SHORTER, None
         if moved is None:
             break
-        gaussian, matrix, value, gradient = moved, mixed, there, slope
+        gaussian, precision, value, gradient = moved, mixed, there, slope
         if gained < tolerance:
             break
     at_mean = modes.curvature(hyper, gaussian.mean)
@@ -80,27 +78,26 @@ def nearest_gaussian(
     return replace(
         gaussian,
         log_joint=float(log_joint[0]),
-        excess=matrix.data - at_mean.data,
+        excess=precision - at_mean,
         averages=(value, gradient),
     )
 
 
-def _precision(modes: FieldModes, gaussian: FieldGaussian) -> scipy.sparse.csc_matrix:
-    matrix = modes.curvature(gaussian.hyper, gaussian.mean)
-    if gaussian.excess is not None:
-        matrix.data = matrix.data + gaussian.excess
-    return matrix
+def _precision(modes: FieldModes, gaussian: FieldGaussian) -> np.ndarray:
+    """Entries of the precision."""
+    entries = modes.curvature(gaussian.hyper, gaussian.mean)
+    return entries if gaussian.excess is None else entries + gaussian.excess
 
 
 def _expected_curvature(
     modes: FieldModes, gaussian: FieldGaussian, points: np.ndarray
-) -> scipy.sparse.csc_matrix:
+) -> np.ndarray:
+    """Entries of the mean of curvatures."""
     first, *rest = gaussian.place(points)
     total = modes.curvature(gaussian.hyper, first)
     for field in rest:
-        total.data += modes.curvature(gaussian.hyper, field).data
-    total.data /= len(points)
-    return total
+        total += modes.curvature(gaussian.hyper, field)
+    return total / len(points)
 
 
 def _averages(
@@ -115,11 +112,11 @@ def _averages(
 
 
 def _moved(
-    modes: FieldModes, gaussian: FieldGaussian, matrix: scipy.sparse.csc_matrix, push: np.ndarray
+    modes: FieldModes, gaussian: FieldGaussian, precision: np.ndarray, push: np.ndarray
 ) -> FieldGaussian | None:
     """The Gaussian with another precision, and its mean pushed; None if there is none."""
     try:
-        factor = modes.factor(matrix)
+        factor = modes.factor(precision)
     except NotPositiveDefinite:
         return None
     return replace(gaussian, mean=gaussian.mean + factor.solve(push), factor=factor, averages=None)

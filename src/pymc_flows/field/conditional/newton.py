@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.factors import Factor, Factoring, Factors
@@ -44,7 +43,7 @@ class _Climbs:
 
     Attributes
     ----------
-    entries : ndarray, shape (m, nnz)
+    entries : ndarray, shape (m, n_entries)
         Of the curvatures where the ways are, as far as they are `bent`.
     bent, done : ndarray of bool, shape (m,)
     damping, decrement : ndarray, shape (m,)
@@ -143,14 +142,15 @@ class FieldModes:
             self._stop(climbs, i)
         return [climbs.result(i) for i in range(len(hyper))]
 
-    def curvature(self, hyper: np.ndarray, field: np.ndarray) -> scipy.sparse.csc_matrix:
-        """−∇² of the log density over the field, at one point."""
-        return self.posterior.curvature(self.posterior.join(hyper, field)[0])
+    def curvature(self, hyper: np.ndarray, field: np.ndarray) -> np.ndarray:
+        """Entries of −∇² of the log density over the field, at one point."""
+        [entries] = self.posterior.entries(self.posterior.join(hyper, field))
+        return entries
 
-    def factor(self, matrix: scipy.sparse.csc_matrix) -> Factor:
+    def factor(self, entries: np.ndarray) -> Factor:
         """Factor a curvature; raise `NotPositiveDefinite`."""
         self.posterior.evaluations.factors += 1
-        return self.factoring.factor(matrix)
+        return self.factoring.factor(entries)
 
     def _evaluate(self, hyper: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = self.posterior.value_and_grad(self.posterior.join(hyper, field))

@@ -10,9 +10,10 @@ import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, Factors, NotPositiveDefinite
 from pymc_flows.field.factors.blocks import BlockFactoring
-from pymc_flows.field.factors.bordered import BorderedFactoring
+from pymc_flows.field.factors.bordered import BorderedFactoring, touching
 from pymc_flows.field.factors.dense import DenseFactoring
 from pymc_flows.field.factors.general import SparseFactoring
+from pymc_flows.field.factors.low_rank import LowRankFactoring
 
 __all__ = ["Factor", "Factoring", "Factors", "NotPositiveDefinite", "factoring"]
 
@@ -26,7 +27,11 @@ MAX_BLOCK = 64
 DENSE_SHARE = 0.3
 
 
-def factoring(pattern: scipy.sparse.csc_matrix, groups: np.ndarray | None = None) -> Factoring:
+def factoring(
+    pattern: scipy.sparse.csc_matrix,
+    groups: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+) -> Factoring:
     """Choose how matrices with a pattern are factored.
 
     Parameters
@@ -37,6 +42,9 @@ def factoring(pattern: scipy.sparse.csc_matrix, groups: np.ndarray | None = None
         Label of each element's group, −1 for elements of the separator. Elements of different
         groups must not be connected. Without it, or without a separator, groups are the
         components of the pattern.
+    rows : ndarray, shape (k, n), optional
+        V of a part of low rank, V' diag(w) V, that all matrices have besides; their entries are
+        followed by the weights w. A row is 0 but for one group and the separator.
 
     Returns
     -------
@@ -45,17 +53,21 @@ def factoring(pattern: scipy.sparse.csc_matrix, groups: np.ndarray | None = None
         separator only, and those of the separator on itself only.
     """
     n = pattern.shape[0]
-    if groups is None or (groups >= 0).all():
-        return _without_separator(pattern)
+    rows = np.zeros((0, n)) if rows is None else rows
+    if groups is None or (groups >= 0).all() or (groups < 0).all():
+        return _without_separator(pattern, rows)
     rest, separator = np.flatnonzero(groups >= 0), np.flatnonzero(groups < 0)
-    if n <= DENSE_BORDERED or len(rest) == 0:
+    if n <= DENSE_BORDERED and not len(rows):
         return DenseFactoring(pattern, np.concatenate([rest, separator]))
     inner = pattern[rest][:, rest]
     inner.sort_indices()
-    return BorderedFactoring(pattern, rest, separator, _without_separator(inner))
+    inside = rows[touching(rows, rest)][:, rest]
+    return BorderedFactoring(pattern, rest, separator, _without_separator(inner, inside), rows)
 
 
-def _without_separator(pattern: scipy.sparse.csc_matrix) -> Factoring:
+def _without_separator(pattern: scipy.sparse.csc_matrix, rows: np.ndarray) -> Factoring:
+    if len(rows):
+        return LowRankFactoring(_without_separator(pattern, rows[:0]), rows)
     n = pattern.shape[0]
     n_blocks, labels = scipy.sparse.csgraph.connected_components(pattern, directed=False)
     largest = int(np.bincount(labels).max(initial=0))

@@ -100,8 +100,8 @@ class Factoring(ABC):
         return scipy.sparse.csc_matrix((entries, self.indices, self.indptr), (self.n, self.n))
 
     @abstractmethod
-    def factor(self, matrix: scipy.sparse.csc_matrix) -> Factor:
-        """Factor a matrix with the pattern.
+    def factor(self, entries: np.ndarray) -> Factor:
+        """Factor a matrix with entries (nnz,), in the order of the pattern.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class Factoring(ABC):
         found: list[Factor | None] = []
         for row in entries:
             try:
-                found.append(self.factor(self.matrix(row)))
+                found.append(self.factor(row))
             except NotPositiveDefinite:
                 found.append(None)
         return Factors(found)

@@ -137,10 +137,6 @@ class BlockFactoring(Factoring):
             self._entries.append((entries, places))
         self._blocks = tuple(blocks_of)
 
-    def factor(self, matrix: scipy.sparse.csc_matrix) -> BlockFactor:
-        """Σ size³ multiplications, in batches."""
-        return self._factor(matrix.data)
-
     def factors(self, entries: np.ndarray) -> Factors[BlockFactor]:
         """Factor matrices with entries (m, nnz), in one call if each of them has a factor."""
         with suppress(NotPositiveDefinite):
@@ -149,11 +145,11 @@ class BlockFactoring(Factoring):
         for row in entries:
             found.append(None)
             with suppress(NotPositiveDefinite):
-                found[-1] = self._factor(row)
+                found[-1] = self.factor(row)
         return Factors(found)
 
-    def _factor(self, entries: np.ndarray) -> BlockFactor:
-        """The factor of one matrix with entries (nnz,)."""
+    def factor(self, entries: np.ndarray) -> BlockFactor:
+        """Σ size³ multiplications, in batches."""
         lowers, inverses = self._batches(entries[None])
         return BlockFactor(
             self.n, self._blocks, tuple(x[0] for x in lowers), tuple(x[0] for x in inverses)

@@ -86,6 +86,9 @@ class BorderedFactoring(Factoring):
         Indices of both parts.
     inner : Factoring
         Of the rows and columns ``rest``.
+    rows : ndarray, shape (k, n), optional
+        V, if V' diag(w) V is added to the matrix, whose entries are followed by the weights w.
+        ``inner`` has the ``rest`` of those rows that have any there.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class BorderedFactoring(Factoring):
         rest: np.ndarray,
         separator: np.ndarray,
         inner: Factoring,
+        rows: np.ndarray | None = None,
     ):
         super().__init__(pattern)
         self.rest, self.separator, self.inner = rest, separator, inner
@@ -103,12 +107,22 @@ class BorderedFactoring(Factoring):
         self._inner = _sorted(entries[rest][:, rest])
         self._border = _sorted(entries[rest][:, separator])
         self._outer = _sorted(entries[separator][:, separator])
+        rows = np.zeros((0, self.n)) if rows is None else rows
+        self._inside = touching(rows, rest)
+        self._rows = scipy.sparse.csc_matrix(rows[:, rest]), rows[:, separator]
 
-    def factor(self, matrix: scipy.sparse.csc_matrix) -> BorderedFactor:
+    def factor(self, entries: np.ndarray) -> BorderedFactor:
         """Factor both parts; the separator costs the cube of its size."""
-        inner = self.inner.factor(_filled(self._inner, matrix))
-        border = _filled(self._border, matrix)
-        outer = _filled(self._outer, matrix).toarray()
+        weights = entries[len(self.indices) :]
+        inner = self.inner.factor(
+            np.concatenate([entries[self._inner.data - 1], weights[self._inside]])
+        )
+        border, outer = _filled(self._border, entries), _filled(self._outer, entries).toarray()
+        if len(weights):
+            mine, theirs = self._rows
+            weighted = weights[:, None] * theirs
+            border = (border + mine.T @ scipy.sparse.csc_matrix(weighted)).tocsc()
+            outer += theirs.T @ weighted
         coupling: np.ndarray | scipy.sparse.csr_matrix
         if isinstance(inner, BlockFactor):
             coupling = (inner.inverse() @ border).tocsr()
@@ -122,15 +136,18 @@ class BorderedFactoring(Factoring):
         return BorderedFactor(self.rest, self.separator, inner, coupling, DenseFactor(lower))
 
 
+def touching(rows: np.ndarray, elements: np.ndarray) -> np.ndarray:
+    """Numbers of the rows (k, n) that are not 0 in some elements."""
+    return np.flatnonzero((rows[:, elements] != 0).any(axis=1))
+
+
 def _sorted(matrix: scipy.sparse.csc_matrix) -> scipy.sparse.csc_matrix:
     matrix = matrix.tocsc()
     matrix.sort_indices()
     return matrix
 
 
-def _filled(
-    entries: scipy.sparse.csc_matrix, matrix: scipy.sparse.csc_matrix
-) -> scipy.sparse.csc_matrix:
-    """The part of a matrix whose entries (numbers from 1) these are."""
-    data = matrix.data[entries.data - 1]
-    return scipy.sparse.csc_matrix((data, entries.indices, entries.indptr), shape=entries.shape)
+def _filled(numbers: scipy.sparse.csc_matrix, entries: np.ndarray) -> scipy.sparse.csc_matrix:
+    """The part of a matrix that has these entries, numbered from 1."""
+    data = entries[numbers.data - 1]
+    return scipy.sparse.csc_matrix((data, numbers.indices, numbers.indptr), shape=numbers.shape)

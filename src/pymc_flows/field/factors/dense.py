@@ -89,9 +89,9 @@ class DenseFactoring(Factoring):
         rank = np.arange(self.n) if order is None else np.argsort(order)
         self._places = rank[self.indices] * self.n + rank[self.columns]
 
-    def factor(self, matrix: scipy.sparse.csc_matrix) -> DenseFactor:
+    def factor(self, entries: np.ndarray) -> DenseFactor:
         """n³/3 multiplications."""
-        found = self.factors(matrix.data[None])[0]
+        found = self.factors(entries[None])[0]
         if found is None:
             raise NotPositiveDefinite("the matrix is not positive definite")
         return found

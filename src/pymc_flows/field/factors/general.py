@@ -67,15 +67,15 @@ class SparseFactor(Factor):
 class SparseFactoring(Factoring):
     """Sparse factors with an order that keeps fill low: bands, trees, graphs."""
 
-    def factor(self, matrix: scipy.sparse.csc_matrix) -> SparseFactor:
+    def factor(self, entries: np.ndarray) -> SparseFactor:
         """Factor; the order is sought again each time, which SuperLU does not separate."""
         from scipy.sparse import linalg
 
-        if not np.isfinite(matrix.data).all():
+        if not np.isfinite(entries).all():
             raise NotPositiveDefinite("the matrix is not finite")
         try:
             lu = linalg.splu(
-                matrix,
+                self.matrix(entries),
                 permc_spec="MMD_AT_PLUS_A",
                 diag_pivot_thresh=0.0,
                 options={"SymmetricMode": True},

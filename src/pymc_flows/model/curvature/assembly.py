@@ -30,12 +30,15 @@ class Product:
     slot : int
         Where w is found.
     same : bool
+    elements : ndarray of int, optional
+        Which elements of what is found there; None for all.
     """
 
     left: Rows[Matrix]
     right: Rows[Matrix]
     slot: int
     same: bool
+    elements: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -201,11 +204,6 @@ class Assembly:
         return found.astype(np.int32) if small else found
 
     @property
-    def n_lower(self) -> int:
-        """Number of entries of the lower triangle."""
-        return len(self._keys)
-
-    @property
     def size(self) -> int:
         """Number of products of entries that are added up."""
         return sum(pairs.size for pairs, _ in self._pairs)
@@ -216,13 +214,15 @@ class Assembly:
         return len(self._indices)
 
     def lower(self, slots: Sequence[Floats], n_points: int) -> Floats:
-        """Entries (n_points, n_lower) of the lower triangle of the sum of all products.
+        """Entries of the lower triangle of the sum of all products, points by rows.
 
         Slots have as many rows, or one for all points.
         """
         out = np.zeros((n_points, len(self._keys)))
         for k, (pairs, places) in enumerate(self._pairs):
             w = slots[pairs.product.slot]
+            if pairs.product.elements is not None:
+                w = w[:, pairs.product.elements]
             if pairs.pair is not None:
                 w = binned(pairs.pair, w, len(pairs.left))
             w = np.ascontiguousarray(np.broadcast_to(w, (n_points, w.shape[1])), dtype=float)
@@ -237,10 +237,10 @@ class Assembly:
         found: Floats = lower[..., self._lower]
         return found
 
-    def matrix(self, lower: Floats) -> scipy.sparse.csc_matrix:
-        """The symmetric matrix with entries (n_lower,) of the lower triangle."""
+    def matrix(self, entries: npt.NDArray[np.generic]) -> scipy.sparse.csc_matrix:
+        """The matrix with these entries (n_entries,)."""
         return scipy.sparse.csc_matrix(
-            (self.entries(lower), self._indices, self._indptr), shape=(self._n, self._n)
+            (entries, self._indices, self._indptr), shape=(self._n, self._n)
         )
 
 

@@ -10,6 +10,7 @@ import scipy
 
 from pymc_flows.backends.modes import no_compiler
 from pymc_flows.errors import ArgumentError
+from pymc_flows.model.curvature.long_rows import LowRankSum
 from pymc_flows.model.curvature.plan import Plan
 from pymc_flows.model.logp import ModelDensity
 
@@ -46,6 +47,9 @@ class Curvature:
     the graph. Terms with an Op that is neither are left to coloured differences of their gradient;
     the log says so.
 
+    Terms in the sum or mean of many elements, a soft constraint for example, would make a sparse
+    Hessian dense. Such a part of low rank, rows' diag(w) rows, is kept apart.
+
     Patterns and constant parts are found once. They follow the data: where these have been
     replaced (``pm.set_data``) and give others, they are found again at the next call.
 
@@ -61,7 +65,9 @@ class Curvature:
     ----------
     field : ndarray of int
     pattern : csc_matrix of bool, shape (n_field, n_field)
-        Entries that may differ from zero.
+        Entries that may differ from zero, but for the part of low rank.
+    rows : ndarray, shape (k, n_field)
+        Of the part of low rank, constant; mostly none.
     n_evaluations : int
         Number of Hessians computed so far.
     n_gradients : int
@@ -100,15 +106,21 @@ class Curvature:
 
     @property
     def pattern(self) -> scipy.sparse.csc_matrix:
-        """Entries that may differ from zero."""
-        return self._planned().assembly.matrix(np.ones(self._planned().assembly.n_lower, bool))
+        """Entries that may differ from zero, but for the part of low rank."""
+        assembly = self._planned().assembly
+        return assembly.matrix(np.ones(assembly.n_entries, bool))
+
+    @property
+    def rows(self) -> Floats:
+        """Rows (k, n_field) of the part of low rank."""
+        return self._planned().long_rows.rows
 
     @property
     def differenced(self) -> tuple[str, ...]:
         """Terms whose curvature is differenced."""
         return self._planned().differenced
 
-    def __call__(self, z: npt.ArrayLike) -> scipy.sparse.csc_matrix:
+    def __call__(self, z: npt.ArrayLike) -> scipy.sparse.csc_matrix | LowRankSum:
         """Return the curvature at one point.
 
         Parameters
@@ -118,9 +130,9 @@ class Curvature:
 
         Returns
         -------
-        csc_matrix, shape (n_field, n_field)
-            Symmetric, with the entries of `pattern`; NaN everywhere if the log density is not
-            finite.
+        csc_matrix, or LowRankSum of one, shape (n_field, n_field)
+            Symmetric, with the entries of `pattern` and weights of `rows`; NaN everywhere if the
+            log density is not finite.
         """
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
@@ -133,41 +145,44 @@ class Curvature:
 
         Returns
         -------
-        ndarray, shape (n, n_entries)
-            In the order of `pattern`; NaN if the log density is not finite.
+        ndarray, shape (n, n_entries + k)
+            In the order of `pattern`, then the weights of `rows`; NaN if the log density is not
+            finite.
         """
         plan = self._planned()
-        found = np.empty((len(points), plan.assembly.n_entries))
+        found = np.empty((len(points), plan.assembly.n_entries + len(plan.long_rows)))
         begin = 0
         self.n_evaluations += len(points)
         with np.errstate(all="ignore"):
             for part, (value, *slots) in plan.evaluate_many(points):
-                lower = plan.lower(part, slots)
-                lower[~np.isfinite(np.broadcast_to(value[:, 0], len(part)))] = np.nan
                 end = begin + len(part)
-                found[begin:end] = plan.assembly.entries(-lower)
+                found[begin:end] = -plan.entries(part, slots)
+                bad = ~np.isfinite(np.broadcast_to(value[:, 0], len(part)))
+                found[begin:end][bad] = np.nan
                 begin = end
         self.n_gradients += len(points) * plan.n_gradients
         return found
 
     def value_grad_curvature(
         self, z: npt.ArrayLike
-    ) -> tuple[float, Floats, scipy.sparse.csc_matrix]:
+    ) -> tuple[float, Floats, scipy.sparse.csc_matrix | LowRankSum]:
         """Return log density, gradient in the field (n_field,) and curvature at z (dim,)."""
         return self._at(np.asarray(z, dtype=float), with_grad=True)
 
-    def _at(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, scipy.sparse.csc_matrix]:
+    def _at(
+        self, z: Floats, *, with_grad: bool
+    ) -> tuple[float, Floats, scipy.sparse.csc_matrix | LowRankSum]:
         if z.shape != (self._density.dim,):
             raise ArgumentError(f"expected z of shape ({self._density.dim},), got {z.shape}")
         plan = self._planned()
         self.n_evaluations += 1
         with np.errstate(all="ignore"):
             value, gradient, slots = plan.evaluate(z, with_grad=with_grad)
-            [lower] = plan.lower(z[None], slots)
+            [entries] = plan.entries(z[None], slots)
         self.n_gradients += plan.n_gradients
         if not np.isfinite(value):
-            lower = np.full_like(lower, np.nan)
-        return value, gradient, plan.assembly.matrix(-lower)
+            entries = np.full_like(entries, np.nan)
+        return value, gradient, plan.matrix(-entries)
 
     def _planned(self) -> Plan:
         if self._plan is None or not self._plan.is_current():

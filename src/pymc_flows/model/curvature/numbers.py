@@ -10,8 +10,7 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.model.curvature.jacobians import Matrix, Numbers, Taken, jacobian
-from pymc_flows.model.curvature.linear import Coefficient
-from pymc_flows.model.curvature.regions import Cut, Region
+from pymc_flows.model.curvature.regions import Coefficient, Cut, Region
 from pymc_flows.model.structure.graph import Facts
 from pymc_flows.model.structure.relations import relations
 from pymc_flows.model.structure.rows import Blocks, Coefficients, Ints, Part, Relation, Rows, spread

@@ -27,6 +27,7 @@ from pymc_flows.model.curvature.batched import LARGE, MOST, Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian
 from pymc_flows.model.curvature.expand import expanded, live_nodes
 from pymc_flows.model.curvature.jacobians import Matrix
+from pymc_flows.model.curvature.long_rows import LongRows, LowRankSum, set_apart
 from pymc_flows.model.curvature.numbers import Jacobians, Slots, covers
 from pymc_flows.model.curvature.regions import Cut, cut
 from pymc_flows.model.logp import ModelDensity
@@ -92,7 +93,7 @@ class Plan:
         slots = Slots()
         products = self._products(covered, known, slots)
         extra = self._differences([named[name] for name in self._opaque])
-        self.assembly = Assembly(products, len(self._field), extra)
+        self.assembly, self.long_rows = _assembled(products, len(self._field), extra)
         self._slots = list(slots.outputs)
         self._places = self.assembly.positions(extra)
 
@@ -273,13 +274,13 @@ class Plan:
             flat[slot.slice] = np.ravel(array)
         return flat[self._field]
 
-    def lower(self, points: Floats, slots: Sequence[Floats]) -> Floats:
-        """Entries (n, n_lower) of the Hessians' lower triangles at points (n, dim)."""
+    def entries(self, points: Floats, slots: Sequence[Floats]) -> Floats:
+        """Entries of the Hessians at points (n, dim), then the weights of long rows."""
         with self._lock:  # fits of several threads may have the same density
             for matrix in self._matrices:
                 matrix.update(slots)
-            found = self.assembly.lower(slots, len(points))
-        for z, row in zip(points, found, strict=True):
+            lower = self.assembly.lower(slots, len(points))
+        for z, row in zip(points, lower, strict=True):
             if self._coloured is not None:
 
                 def gradient(x: Floats, z: Floats = z) -> Floats:
@@ -288,7 +289,27 @@ class Plan:
                     return self._flat(self._gradient(*split_point(self._density, at)))
 
                 row[self._places] += self._coloured(gradient, z[self._field])
-        return found
+        found = self.assembly.entries(lower)
+        if not len(self.long_rows):
+            return found
+        return np.concatenate([found, self.long_rows.weights(slots, len(points))], axis=1)
+
+    def matrix(self, entries: Floats) -> scipy.sparse.csc_matrix | LowRankSum:
+        """The matrix with `entries`."""
+        sparse = self.assembly.matrix(entries[: self.assembly.n_entries])
+        if not len(self.long_rows):
+            return sparse
+        return LowRankSum(sparse, self.long_rows.rows, entries[self.assembly.n_entries :])
+
+
+def _assembled(products: Sequence[Product], n: int, extra: Ints) -> tuple[Assembly, LongRows]:
+    """What adds products up, and the rows whose products are kept apart if that pays."""
+    kept, rows = set_apart(products, n)
+    if len(rows):
+        sparse = Assembly(kept, n, extra)
+        if sparse.n_entries < rows.largest:
+            return sparse, rows
+    return Assembly(products, n, extra), LongRows.none(n)
 
 
 def _uncovered(
