@@ -50,8 +50,8 @@ def start_state(
     if isinstance(start, Frame):
         frame = check_frame(start, [slots[name] for name in names])
     else:
-        point = dict(zip(slots, density.split(start), strict=True))
-        frame = Frame(np.concatenate([np.ravel(point[name]) for name in names]))
+        flat = density.start(start)
+        frame = Frame(np.concatenate([flat[slots[name].slice] for name in names]))
         if isinstance(chain.blocks[-1].layer, Loc):
             values[-1]["loc"][-1] += frame.center.astype(dtype)
             frame = Frame(np.zeros(chain.dim))

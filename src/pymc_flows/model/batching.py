@@ -28,6 +28,7 @@ __all__ = [
     "loop_over_draws",
     "replaced",
     "vectorized",
+    "weighted_gradient",
 ]
 
 
@@ -277,3 +278,11 @@ def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Te
             for var in node.inputs:
                 visit(var)
     return list(found)
+
+
+def weighted_gradient(
+    values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
+) -> list[TensorVariable]:
+    """Gradient of the weighted sum of values over all draws."""
+    total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
+    return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")

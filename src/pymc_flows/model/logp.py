@@ -40,6 +40,7 @@ from pymc_flows.model.batching import (
     loop_over_draws,
     replaced,
     vectorized,
+    weighted_gradient,
 )
 from pymc_flows.model.layout import (
     Slot,
@@ -173,11 +174,6 @@ class ModelDensity:
             mask[slot.slice] = slot.name in free
         return mask
 
-    def split(self, start: Start | None = None) -> list[np.ndarray]:
-        """Return `start` variable by variable, in the order of ``slots``."""
-        flat = self.start(start)
-        return [flat[slot.slice] for slot in self.slots]
-
     def check_shapes(self) -> None:
         """Raise `ModelError` if a free variable no longer has the shape the flow was built for.
 
@@ -297,8 +293,8 @@ class ModelDensity:
     ) -> tuple[list[TensorVariable], TensorVariable, list[TensorVariable]]:
         """Values and gradient of weights[0]·log prior + weights[1]·log likelihood.
 
-        The gradient is taken draw by draw or micro-batch by micro-batch inside the scan, so
-        that nothing is ever differentiated through a scan over draws.
+        The gradient is taken draw by draw or micro-batch by micro-batch inside the scan: nothing is
+        ever differentiated through a scan over draws.
 
         Parameters
         ----------
@@ -311,8 +307,7 @@ class ModelDensity:
         replacements : mapping, optional
             Applied to the log density first.
         tiled : bool
-            Whether sums over rows that `rows_in_tiles` finds are taken tile by tile; without
-            ``extra``.
+            Whether the sums of `rows_in_tiles` are taken tile by tile; without ``extra``.
 
         Returns
         -------
@@ -326,11 +321,11 @@ class ModelDensity:
             return *tiled_value_and_grad(terms, self.unpack(z), z, weights, sums), []
         if n_draws == 1:
             values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
-            grads = _gradient(values, weights, [z, *extra])
+            grads = weighted_gradient(values, weights, [z, *extra])
             return values, grads[0], grads[1:]
         if micro_batch is not None and micro_batch >= n_draws:
             values = self.batched(z, replacements)
-            grads = _gradient(values, weights, [z, *extra])
+            grads = weighted_gradient(values, weights, [z, *extra])
             return values, grads[0], grads[1:]
 
         def one(
@@ -340,7 +335,7 @@ class ModelDensity:
             counted = values
             if counts:
                 counted = [pt.switch(counts[0], v, pt.zeros_like(v)) for v in values]
-            return [*values, *_gradient(counted, weights, [rows, *extra])]
+            return [*values, *weighted_gradient(counted, weights, [rows, *extra])]
 
         outer = [w for w in weights if isinstance(w, Variable)]
         prior, data, grad, *extra_grads = loop_over_draws(
@@ -403,10 +398,3 @@ def density_of(model: pm.Model) -> ModelDensity:
 
 def _total(terms: list[TensorVariable]) -> TensorVariable:
     return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
-
-
-def _gradient(
-    values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
-) -> list[TensorVariable]:
-    total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
-    return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
