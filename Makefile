@@ -7,12 +7,13 @@ UV ?= uv
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help test lint types unit quick test-numba test-lowest test-newest install-check dist demo docs \
+.PHONY: help test lint types unit quick coverage test-numba test-lowest test-newest install-check dist demo docs \
 	bench lock clean
 
 help:
 	@echo "make test           set up, then lint, types and tests"
 	@echo "make quick          run the tests that compile little, in a minute or two"
+	@echo "make coverage       run all tests, and show what lines and branches they miss"
 	@echo "make test-numba     run the tests that need no JAX where it is not installed"
 	@echo "make test-lowest    run the tests with the oldest versions that pyproject.toml allows"
 	@echo "make test-newest    run the tests with the newest versions; PRE=1: and PyMC's pre-releases"
@@ -34,9 +35,9 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 # Two workers on two cores: BLAS threads of their own would only fight over them.
-unit quick test-%: export OMP_NUM_THREADS = 1
-unit quick test-%: export OPENBLAS_NUM_THREADS = 1
-unit quick test-%: export MKL_NUM_THREADS = 1
+unit quick coverage test-%: export OMP_NUM_THREADS = 1
+unit quick coverage test-%: export OPENBLAS_NUM_THREADS = 1
+unit quick coverage test-%: export MKL_NUM_THREADS = 1
 # Some of the tests, say: make unit TESTS='tests/plots -k pairs'
 TESTS :=
 PYTEST = python -m pytest -n 2 --dist loadfile $(TESTS)
@@ -50,6 +51,12 @@ QUICK = tests/formula tests/flows/layers tests/flows/test_chain.py tests/flows/t
 	tests/project/test_metadata.py tests/project/test_docs.py
 quick: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not jax" $(QUICK)
+
+coverage: $(VENV)/dev.stamp
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 test-numba: .venv-numba/numba.stamp
 	.venv-numba/bin/$(PYTEST) -m "not jax"

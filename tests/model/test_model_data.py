@@ -13,9 +13,10 @@ from pytensor.tensor.variable import TensorConstant
 from scipy import stats
 
 from models import ZOO
-from pymc_flows.backends.graphs import MAX_CONSTANT_SIZE, frontier, lift_constants
+from pymc_flows.backends.graphs import MAX_CONSTANT_SIZE, lift_constants
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.errors import ModelError
+from pymc_flows.model.batching import frontier
 from pymc_flows.model.logp import ModelDensity
 from single_draws import assert_equal, by_variable, points_near, reference, value_and_grad
 

@@ -185,14 +185,20 @@ class StateApproximation(Approximation):
 
     groups: list[NormalizingFlowGroup]
     q: State
-    density: ModelDensity
 
     def __init__(
         self, q: State, density: ModelDensity, model: pm.Model, seeds: np.random.SeedSequence
     ):
-        self.q, self.density = q, density
+        self.q, self._density = q, density
         group = NormalizingFlowGroup(None, flow=q.formula, q=q, random_seed=seeds, model=model)
         super().__init__([group], model=model)
+
+    @property
+    def density(self) -> ModelDensity:
+        """The log density of the model: another one, where data decide lengths and have changed."""
+        if not self._density.has_its_lengths():
+            self._density = density_of(self.model)
+        return self._density
 
     @property
     def include_transformed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytensor
@@ -19,13 +20,22 @@ from pymc_flows.backends.functions import function_of, is_array
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.ops import is_elementwise_graph, ops_inside, values_needed
 from pymc_flows.support.compat import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    AllocEmpty,
+    ARange,
     Blockwise,
+    CAReduce,
     CheckParameterValue,
+    DimShuffle,
+    Dot,
+    Elemwise,
     Join,
     ScalarFromTensor,
     Scan,
     Shape,
     Shape_i,
+    TensorSharedVariable,
     rebuild_scan,
 )
 
@@ -159,36 +169,127 @@ def _static_shape(var: TensorVariable) -> tuple[TensorVariable | int, ...]:
     return tuple(var.shape[i] if n is None else n for i, n in enumerate(var.type.shape))
 
 
-# -------------------------------------------------------------------------------------- fixed parts
+# ---------------------------------------------------------------------------------- known sizes
 
 
-def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[TensorVariable]:
-    """Computed tensors that do not depend on ``inputs`` but feed a node that does.
+@dataclass(frozen=True)
+class Pin:
+    """A shared variable whose value, or shape alone, decided the length of an array of a graph."""
 
-    Outputs that do not depend on ``inputs`` at all are not listed. What is not a tensor (an index,
-    a slice) is not either, but the tensors that it comes from are.
+    variable: TensorSharedVariable
+    shape: tuple[int, ...]
+    value: np.ndarray | None = None
+
+    def holds(self) -> bool:
+        """Whether it is still as it was."""
+        now = self.variable.get_value(borrow=True)
+        return np.shape(now) == self.shape and (
+            self.value is None or np.array_equal(now, self.value)
+        )
+
+
+def fix_lengths(
+    outputs: Sequence[TensorVariable], inputs: Sequence[TensorVariable]
+) -> tuple[list[TensorVariable], list[Pin]]:
+    """Compute the lengths that loops and arrays take from data, and masks, as they are now.
+
+    JAX must know them before it runs: the length of ``x[mask]``, of ``arange(n)``, of a loop over
+    rows, of the parts of a join. Where data can be exchanged they are no constants.
+
+    Parameters
+    ----------
+    outputs : sequence of TensorVariable
+    inputs : sequence of TensorVariable
+        Of known shapes; no length may depend on their values.
+
+    Returns
+    -------
+    outputs : list of TensorVariable
+        Equal graphs, as long as the pins hold.
+    pins : list of Pin
+        What they were computed from.
     """
-    dependent = set(inputs)
+    pins: dict[tuple[Variable, bool], Pin] = {}
+    for wanted in (_lengths, _joined):
+        known: list[TensorVariable] = []
+        for var in wanted(outputs):
+            found = _decisive(var, by_value=wanted is _lengths)
+            if found is not None:
+                known.append(var)
+                pins.update(found)
+        if not known:
+            continue
+        zeros = [np.zeros(v.type.shape, v.type.dtype) for v in inputs]
+        values = function_of(list(inputs), known, mode=NUMPY)(*zeros)
+        given = {
+            var: pt.constant(value, dtype=var.type.dtype)
+            if wanted is _lengths
+            else pt.specify_shape(var, np.shape(value))
+            for var, value in zip(known, values, strict=True)
+        }
+        outputs = clone_replace(list(outputs), given, rebuild_strict=False)
+    return list(outputs), list(pins.values())
+
+
+def _lengths(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """Tensors whose values are lengths, or masks, which decide on one."""
     found: dict[TensorVariable, None] = {}
-
-    def visit(var: Variable) -> None:
-        if var in dependent or var.owner is None:
-            return
-        if isinstance(var, TensorVariable):
-            found[var] = None
-        else:
-            for parent in var.owner.inputs:
-                visit(parent)
-
     for node in toposort(outputs):
-        if not dependent.isdisjoint(node.inputs):
-            dependent.update(node.outputs)
-            for var in node.inputs:
-                visit(var)
+        if isinstance(node.op, ARange | AllocEmpty):
+            taken = node.inputs
+        elif isinstance(node.op, Scan):
+            taken = [v for v in node.inputs if v.type.dtype == "int64" and v.type.ndim == 0]
+        elif isinstance(node.op, AdvancedSubtensor | AdvancedIncSubtensor):
+            taken = [v for v in node.inputs[1:] if v.type.dtype == "bool"]
+        else:
+            continue
+        found.update(dict.fromkeys(v for v in taken if not isinstance(v, Constant)))
     return list(found)
 
 
-# ---------------------------------------------------------------------------------- known sizes
+def _joined(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
+    """Parts of joins whose shapes are not known; the gradient of a join splits by these."""
+    joins = [node for node in toposort(outputs) if isinstance(node.op, Join)]
+    parts = [v for node in joins for v in node.inputs if None in v.type.shape]
+    return list(dict.fromkeys(parts))
+
+
+def _decisive(length: TensorVariable, *, by_value: bool) -> dict[tuple[Variable, bool], Pin] | None:
+    """The data that decide on a value or a shape, by variable and whether their values do.
+
+    None if anything else has a say in it.
+    """
+    pins: dict[tuple[Variable, bool], Pin] = {}
+    seen, ahead = set[tuple[Variable, bool]](), [(length, by_value)]
+    while ahead:
+        var, by_value = ahead.pop()
+        shape = getattr(var.type, "shape", None)
+        if (var, by_value) in seen or isinstance(var, Constant):
+            continue
+        if not by_value and shape is not None and None not in shape:
+            continue
+        seen.add((var, by_value))
+        node = var.owner
+        if node is None:
+            if not isinstance(var, TensorSharedVariable):
+                return None
+            now = np.array(var.get_value(borrow=True))
+            pins[var, by_value] = Pin(var, now.shape, now if by_value else None)
+        elif isinstance(node.op, Shape | Shape_i):
+            ahead.append((node.inputs[0], False))
+        else:
+            ahead.extend((v, by_value or _is_length(node, v)) for v in node.inputs)
+    return pins
+
+
+def _is_length(node: Apply, var: Variable) -> bool:
+    """Whether the shape of what a node makes may depend on the value of this input."""
+    if isinstance(node.op, AdvancedSubtensor | AdvancedIncSubtensor):
+        return var.type.dtype == "bool"
+    if isinstance(node.op, Elemwise | CAReduce | DimShuffle | Dot | Blockwise):
+        return False
+    dtype = getattr(var.type, "dtype", "int64")
+    return dtype == "bool" or dtype.startswith(("int", "uint"))
 
 
 def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:

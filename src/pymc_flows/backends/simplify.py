@@ -6,6 +6,7 @@ They are looked for before gradients are taken, so that these are simpler, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import numpy as np
 import pytensor.tensor as pt
@@ -14,11 +15,20 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import ancestors, graph_inputs
 from pytensor.tensor import get_underlying_scalar_constant_value
-from pytensor.tensor.variable import TensorVariable
+from pytensor.tensor.variable import TensorConstant, TensorVariable
 
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.support.compat import All, DimShuffle, Elemwise, MakeVector, NotScalarConstantError
+from pymc_flows.support.compat import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    All,
+    DimShuffle,
+    Elemwise,
+    MakeVector,
+    NotScalarConstantError,
+    unflatten_index_variables,
+)
 
 type Rule = Callable[[Apply], TensorVariable | None]
 
@@ -31,7 +41,8 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 
     A choice that data make once and for all is made. A probability that is a sigmoid is not asked
     whether it lies between 0 and 1. And the two logarithms of a Bernoulli variable with such a
-    probability, log σ(x) and log(1 − σ(x)), become one function of ±x.
+    probability, log σ(x) and log(1 − σ(x)), become one function of ±x. A mask that is known becomes
+    the indices of what it lets through, whose number JAX must know.
 
     Parameters
     ----------
@@ -42,7 +53,7 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     list of TensorVariable
         Equal graphs on the same inputs.
     """
-    return apply_rules(outputs, (_certain, _decided, _bernoulli))
+    return apply_rules(outputs, (_certain, _decided, _bernoulli, _indexed))
 
 
 def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> list[TensorVariable]:
@@ -148,3 +159,25 @@ def constant_value(var: Variable) -> float | None:
         return float(get_underlying_scalar_constant_value(var))
     except NotScalarConstantError:
         return None
+
+
+def _indexed(node: Apply) -> TensorVariable | None:
+    """Indices in the place of masks: of x[mask], and of what changes a part of x."""
+    if not isinstance(node.op, AdvancedSubtensor | AdvancedIncSubtensor):
+        return None
+    is_read = isinstance(node.op, AdvancedSubtensor)
+    array, variables = node.inputs[0], node.inputs[1 if is_read else 2 :]
+    if not any(_is_known_mask(v) for v in variables):
+        return None
+    indices: list[object] = []
+    for index in unflatten_index_variables(variables, node.op.idx_list):
+        indices.extend(np.nonzero(index.data) if _is_known_mask(index) else [index])
+    found = array[tuple(indices)]
+    if is_read:
+        return found
+    change = pt.set_subtensor if node.op.set_instead_of_inc else pt.inc_subtensor
+    return change(found, node.inputs[1])
+
+
+def _is_known_mask(index: object) -> TypeGuard[TensorConstant]:
+    return isinstance(index, TensorConstant) and index.dtype == "bool" and index.ndim > 0

@@ -300,6 +300,8 @@ class NFVI(KLqp):
             Before the first fit, as in PyMC.
         ArgumentError
             If ``learning_rate`` is not positive, or given but the optimizer fixed its own.
+        ModelError
+            If data have changed that decide on lengths, or are masks.
         """
         n = check_integer("n", n, minimum=0)
         if self.state is None:
@@ -310,6 +312,7 @@ class NFVI(KLqp):
                     "learning_rate cannot be changed: the optimizer of the last fit has no step "
                     "size of its own\nUse one like pm.adam(learning_rate=.01)."
                 )
+        self.state.objective.problem.density.check_lengths()
         self.approx.density.check_shapes()
         self.state.begin(n, learning_rate)
         self.go_on(progressbar_theme, show=progressbar).tell(stacklevel=2)

@@ -62,6 +62,7 @@ class Template:
             else:
                 set_data(self._model, data)
             self._density.check_shapes()
+            self._density = density_of(self._model)  # another one, where data decide lengths
             yield self._model
 
     def own(self, data: Any) -> pm.Model:

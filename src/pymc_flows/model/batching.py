@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from pytensor.graph.traversal import toposort
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.functions import function_of
-from pymc_flows.backends.graphs import frontier, join_batches, open_batches, switch_parameter_checks
+from pymc_flows.backends.graphs import join_batches, open_batches, switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, locked
 from pymc_flows.backends.ops import failing_op, has_loop, loops_in_batches, op_name
 from pymc_flows.support.compat import RandomVariable, change_dist_size
@@ -251,3 +251,29 @@ def compiled(
     if not has_loop(outputs):
         return function_of(inputs, outputs, mode=NUMPY)
     return locked(pytensor.function(inputs, outputs, on_unused_input="ignore"))
+
+
+def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[TensorVariable]:
+    """Computed tensors that do not depend on ``inputs`` but feed a node that does.
+
+    Outputs that do not depend on ``inputs`` at all are not listed. What is not a tensor (an index,
+    a slice) is not either, but the tensors that it comes from are.
+    """
+    dependent = set(inputs)
+    found: dict[TensorVariable, None] = {}
+
+    def visit(var: Variable) -> None:
+        if var in dependent or var.owner is None:
+            return
+        if isinstance(var, TensorVariable):
+            found[var] = None
+        else:
+            for parent in var.owner.inputs:
+                visit(parent)
+
+    for node in toposort(outputs):
+        if not dependent.isdisjoint(node.inputs):
+            dependent.update(node.outputs)
+            for var in node.inputs:
+                visit(var)
+    return list(found)

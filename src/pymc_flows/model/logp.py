@@ -20,7 +20,14 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_flows.backends.graphs import fold_sizes, lift_constants, switch_parameter_checks
+from pymc_flows.backends.graphs import (
+    Pin,
+    fix_lengths,
+    fold_sizes,
+    lift_constants,
+    switch_parameter_checks,
+)
+from pymc_flows.backends.jax import has_jax
 from pymc_flows.backends.modes import no_compiler
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.backends.products import join_products
@@ -86,16 +93,22 @@ class ModelDensity:
         self._replacements: Replacements = None
         self._replaced: ModelDensity | None = None
         self._parts = parts_of(model)
+        self._pins: list[Pin] = []
         self.kept: dict[Any, Any] = {}
 
     def is_current(self) -> bool:
         """Whether the model still has the variables that it had, in shape and number."""
         parts = parts_of(self.model)
         return (
-            len(parts) == len(self._parts)
+            self.has_its_lengths()
+            and len(parts) == len(self._parts)
             and all(a is b for a, b in zip(parts, self._parts, strict=True))
             and (self._is_static or layout(self.model) == self.slots)
         )
+
+    def has_its_lengths(self) -> bool:
+        """Whether masks and lengths that its graph has taken from data are as they were."""
+        return all(pin.holds() for pin in self._pins)
 
     @property
     def _is_static(self) -> bool:
@@ -182,6 +195,15 @@ class ModelDensity:
                     "approximation."
                 )
 
+    def check_lengths(self) -> None:
+        """Raise `ModelError` if data on which lengths or masks of the graph depend have changed."""
+        if changed := sorted({str(pin.variable.name) for pin in self._pins if not pin.holds()}):
+            raise ModelError(
+                f"the data {', '.join(changed)} have changed since the loop was compiled\nThey are "
+                "masks or decide on lengths, which is part of what is compiled: call fit() again "
+                "instead of refine(); it starts where the flow is now."
+            )
+
     # -------------------------------------------------------------------------- log density graphs
 
     @cached_property
@@ -205,6 +227,8 @@ class ModelDensity:
         with no_compiler():
             totals = [_total(sums[:n_free]), _total(sums[n_free:])]
             outputs = fold_sizes(replaced(totals, fixed_lengths(model)))
+            if has_jax():
+                outputs, self._pins = fix_lengths(outputs, self.values)
             outputs = switch_parameter_checks(outputs, self.values, keep=model.check_bounds)
             return join_products(lift_constants(stabilize(simplify(outputs))), self.values)
 
@@ -235,13 +259,13 @@ class ModelDensity:
         if not checked:
             return self
         # Only the last ones are kept: a fit uses the same ones throughout.
-        if self._replaced is None or self._replaced._replacements != checked:
-            other = copy.copy(self)
+        known = self._replaced
+        if known is None or known._replacements != checked or not known.has_its_lengths():
+            known = self._replaced = copy.copy(self)
             for name in ("named_terms", "terms", "is_random"):
-                other.__dict__.pop(name, None)
-            other._replacements, other._replaced, other.kept = checked, None, {}
-            self._replaced = other
-        return self._replaced
+                known.__dict__.pop(name, None)
+            known._replacements, known._replaced, known.kept, known._pins = checked, None, {}, []
+        return known
 
     def single(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at one point z (dim,)."""
