@@ -14,14 +14,14 @@ from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
-ROOT = f"{Path(__file__).parents[1]}/"
+ROOT = f"{Path(__file__).parents[2]}/"
 LIBRARIES = {"jax", "flowjax", "numpyro", "optax"}  # what runs on JAX
 WORD = re.compile(rf"\b(?:{'|'.join(LIBRARIES)})\b", re.IGNORECASE)
 PROGRAM = re.compile(r"""import jax\b|["']jax["']""")  # in the text of a child process
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "jax: needs JAX (tests/helpers/needs_jax.py sets it)")
+    config.addinivalue_line("markers", "jax: needs JAX (`needs_jax` of tests/helpers sets it)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
