@@ -176,7 +176,7 @@ def test_few_rows_are_not_worth_it(monkeypatch):
     start = density.start()
     assert plan_draws(density, DRAWS, start, "numba") == DrawPlan(DRAWS)
     tiled = plan_draws(density, DRAWS, start, "numba", may_tile=True)
-    assert tiled == DrawPlan(DRAWS, tiled=True)
+    assert (tiled.micro_batch, tiled.tiled) == (DRAWS, True)
     monkeypatch.setattr(find, "TILE_BYTES", 512 * 2**10)
     assert plan_draws(density, DRAWS, start, "numba", may_tile=True) == DrawPlan(DRAWS)
 

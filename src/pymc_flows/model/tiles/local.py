@@ -118,7 +118,7 @@ class Tile:
 
     def check(self) -> None:
         """Raise `NotLocalError` if what rows share is computed from all of them."""
-        for var in ancestors(self._dependent.intersection(self.whole)):
+        for var in ancestors([v for v in self.whole if v in self._dependent]):
             if var in self._dependent and self.n in var.type.shape:
                 raise NotLocalError
 
