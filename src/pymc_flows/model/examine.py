@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 # Unfused intermediates (value and gradient of the log density) of one micro-batch of draws may
 # take this many bytes. A constant, never free memory: the same seed must give the same bits.
 MICRO_BATCH_BYTES = 512 * 2**20
+# Rows in tiles, times draws, that a core takes in about a second. On JAX a call has room for a
+# fixed number of steps, and those that it skips are not free: 45 ms for 3,000.
+ROWS_OF_A_SECOND = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,14 @@ class DrawPlan:
         Why draws are looped over, naming the Op; empty when they are not.
     tiled : bool
         Whether sums over many rows are taken tile by tile, of all draws at once.
+    most_steps : int, optional
+        So many steps take about a second, as far as the rows in tiles say.
     """
 
     micro_batch: int | None
     reason: str = ""
     tiled: bool = False
+    most_steps: int | None = None
 
 
 def check_start(
@@ -146,7 +152,8 @@ def plan_draws(
     if may_tile and (sums := density.rows_in_tiles(n_draws, replacements)):
         lengths = frozenset(x.tile.n for x in sums)
         if n_draws * attempt.bytes_per_draw(start, apart_from=lengths) <= MICRO_BATCH_BYTES:
-            return DrawPlan(n_draws, tiled=True)
+            work = n_draws * sum(x.tile.n for x in sums)
+            return DrawPlan(n_draws, tiled=True, most_steps=max(2, ROWS_OF_A_SECOND // work))
     limit = max(1, MICRO_BATCH_BYTES // max(1, attempt.bytes_per_draw(start)))
     return DrawPlan(math.ceil(n_draws / math.ceil(n_draws / limit)))
 

@@ -318,7 +318,7 @@ class ModelDensity:
         n_draws = z.type.shape[0]
         if tiled and not extra and (sums := self.rows_in_tiles(n_draws, replacements)):
             terms = self.replaced(replacements).terms
-            return *tiled_value_and_grad(terms, self.unpack(z), z, weights, sums), []
+            return *tiled_value_and_grad(terms, self.unpack, z, weights, sums), []
         if n_draws == 1:
             values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
             grads = weighted_gradient(values, weights, [z, *extra])

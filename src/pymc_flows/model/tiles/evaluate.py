@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytensor
@@ -19,7 +19,7 @@ from pymc_flows.model.tiles.slices import TakeTile, TileBounds
 
 def tiled_value_and_grad(
     terms: Sequence[TensorVariable],
-    points: Mapping[Variable, TensorVariable],
+    unpack: Callable[[TensorVariable], Mapping[Variable, TensorVariable]],
     z: TensorVariable,
     weights: Sequence[TensorVariable | float],
     sums: Sequence[RowSum],
@@ -32,8 +32,8 @@ def tiled_value_and_grad(
     ----------
     terms : sequence of TensorVariable
         Log densities of one draw.
-    points : mapping of Variable to TensorVariable
-        What a draw consists of, and its values with a leading draw axis, as graphs of ``z``.
+    unpack : callable
+        Gives what a draw consists of, and its values with a leading draw axis, for a ``z``.
     z : TensorVariable, shape (draws, dim)
     weights : sequence of scalars
     sums : sequence of RowSum
@@ -45,18 +45,20 @@ def tiled_value_and_grad(
         If the log density does not vectorise.
     """
     n_draws = z.type.shape[0]
+    # Vectorising copies what its rows are computed from: they are an input of their own first.
+    points = z.type()
     # The log density as a function of the draws and of the sums, which get values in the end.
     totals = {x.total: pt.scalar(dtype=x.total.dtype) for x in sums}
     shared = list(dict.fromkeys(v for x in sums for v in x.tile.whole))
     outside = graph_replace([*terms, *shared], totals, strict=False)
     batches = [pt.vector(dtype=t.dtype, shape=(n_draws,)) for t in totals.values()]
-    rows = {**points, **dict(zip(totals.values(), batches, strict=True))}
+    rows = {**unpack(points), **dict(zip(totals.values(), batches, strict=True))}
     found = vectorized(outside, rows, "the log density")
     if isinstance(found, str):
         raise ModelError(f"the log density must be evaluated draw by draw: {found}")
     values = [pt.full((n_draws,), v) if v.ndim == 0 else v for v in found.outputs[: len(terms)]]
     total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
-    by_z, *by_sums = pytensor.grad(total, [z, *batches], disconnected_inputs="ignore")
+    by_z, *by_sums = pytensor.grad(total, [points, *batches], disconnected_inputs="ignore")
     # Copies, whose gradients are known: one may be computed from another.
     copies = dict(zip(shared, map(pt.tensor_copy, found.outputs[len(terms) :]), strict=True))
     known: dict[TensorVariable, TensorVariable] = {}
@@ -68,9 +70,10 @@ def tiled_value_and_grad(
             part = by_sum.reshape((n_draws, *[1] * (grad.ndim - 1))) * grad
             known[copies[var]] = known[copies[var]] + part if copies[var] in known else part
     if known:
-        by_z = by_z + pytensor.grad(None, z, known_grads=known, disconnected_inputs="ignore")
+        by_z = by_z + pytensor.grad(None, points, known_grads=known, disconnected_inputs="ignore")
     filled = dict(zip(batches, results, strict=True))
-    *values, by_z = graph_replace([*values, by_z], filled, strict=False)
+    outputs = graph_replace([*values, by_z], filled, strict=False)
+    *values, by_z = graph_replace(outputs, {points: z}, strict=False)
     return values, by_z
 
 

@@ -135,7 +135,7 @@ class TrainingLoop:
         self._buffers: list[np.ndarray] = []
         self._noise = np.random.default_rng(noise_seed)
         self.shared = list(step.updates)
-        self.max_chunk = max(1, min(max_chunk, CHUNK_BYTES // step.nbytes))
+        self.max_chunk = max(1, min(step.most or max_chunk, max_chunk, CHUNK_BYTES // step.nbytes))
         # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
         # of one step, and the bits change) it never does; steps that are too many are skipped.
         self._length = max(2, self.max_chunk) if backend == "jax" else None

@@ -58,6 +58,8 @@ class Step:
         How many draws the loss leaves out, an integer.
     batch : tuple of SharedVariable
         Data that are others in each step; their values say of which shape.
+    most : int, optional
+        So many steps take long: a call need not take more.
     """
 
     noise: TensorVariable
@@ -70,6 +72,7 @@ class Step:
     params: tuple[SharedVariable, ...] = ()
     lost: TensorVariable = field(default_factory=lambda: pt.constant(0, dtype="int64"))
     batch: tuple[SharedVariable, ...] = ()
+    most: int | None = None
 
     def by_parameter(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values of ``grads`` or ``tracked``, with further leading axes, by parameter."""

@@ -117,7 +117,8 @@ class Elbo:
         settings = [x for x in (estimator.inverse_temperature, switch) if x is not None]
         stream = stream_of(self.problem.density)
         batch = stream.batch if stream is not None and stream.in_steps else ()
-        return optimizer_step(self.q, config, packing, noise, loss, settings, batch)
+        step = optimizer_step(self.q, config, packing, noise, loss, settings, batch)
+        return replace(step, most=plan.most_steps)
 
     def record(self) -> dict[str, Any]:
         """The KL weight, under the name that it has in PyMC, and an anchor."""
