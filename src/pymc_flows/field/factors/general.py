@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite
+
+# SuperLU's options for symmetric matrices: no pivoting.
+SYMMETRIC = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,26 +30,17 @@ class SparseFactor(Factor):
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """Q⁻¹ b."""
-        return self._columns(self.lu.solve, b)  # type: ignore[attr-defined]
+        return self._back(self._solved(self._columns(b)[self.order]), b)
 
     def color(self, noise: np.ndarray) -> np.ndarray:
         """Q⁻¹ P' L D^½ noise, which is P' L'⁻¹ D^-½ noise."""
-
-        def draw(columns: np.ndarray) -> np.ndarray:
-            product = self.lower @ (self.root[:, None] * columns)
-            placed = np.empty_like(product)
-            placed[self.order] = product
-            return self.lu.solve(placed)  # type: ignore[attr-defined]
-
-        return self._columns(draw, noise)
+        product = self.lower @ (self.root[:, None] * self._columns(noise))
+        return self._back(self._solved(product), noise)
 
     def whiten(self, delta: np.ndarray) -> np.ndarray:
         """D^½ L' P delta."""
-
-        def inverse(columns: np.ndarray) -> np.ndarray:
-            return self.root[:, None] * (self.lower.T @ columns[self.order])
-
-        return self._columns(inverse, delta)
+        white = self.root[:, None] * (self.lower.T @ self._columns(delta)[self.order])
+        return white.T.reshape(delta.shape)
 
     def variances(self, chunk: int = 256) -> np.ndarray:
         """Diagonal of Q⁻¹, by one solve per element."""
@@ -58,31 +53,61 @@ class SparseFactor(Factor):
             found[rows] = self.solve(units)[np.arange(len(rows)), rows]
         return found
 
+    def _solved(self, columns: np.ndarray) -> np.ndarray:
+        """(L D L')⁻¹ of each column."""
+        found: np.ndarray = self.lu.solve(np.asfortranarray(columns))  # type: ignore[attr-defined]
+        return found
+
+    def _back(self, ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Columns of P x as rows x, in the shape of others."""
+        found = np.empty((ordered.shape[1], len(self.order)))
+        found[:, self.order] = ordered.T
+        return found.reshape(rows.shape)
+
     @staticmethod
-    def _columns(map_columns: object, rows: np.ndarray) -> np.ndarray:
-        columns = np.asfortranarray(rows.reshape(-1, rows.shape[-1]).T, dtype=float)
-        return map_columns(columns).T.reshape(rows.shape)  # type: ignore[operator]
+    def _columns(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(-1, rows.shape[-1]).T.astype(float, copy=False)
 
 
 class SparseFactoring(Factoring):
     """Sparse factors with an order that keeps fill low: bands, trees, graphs."""
 
     def factor(self, entries: np.ndarray) -> SparseFactor:
-        """Factor; the order is sought again each time, which SuperLU does not separate."""
+        """Factor; the order is that of the pattern."""
         from scipy.sparse import linalg
 
         if not np.isfinite(entries).all():
             raise NotPositiveDefinite("the matrix is not finite")
+        order, numbers = self._ordered
+        matrix = scipy.sparse.csc_matrix(
+            (entries[numbers.data], numbers.indices, numbers.indptr), numbers.shape
+        )
         try:
-            lu = linalg.splu(
-                self.matrix(entries),
-                permc_spec="MMD_AT_PLUS_A",
-                diag_pivot_thresh=0.0,
-                options={"SymmetricMode": True},
-            )
+            lu = linalg.splu(matrix, permc_spec="NATURAL", **SYMMETRIC)
         except RuntimeError as error:  # exactly singular
             raise NotPositiveDefinite("the matrix is singular") from error
         pivots = lu.U.diagonal()
         if not (pivots > 0).all() or (lu.perm_r != lu.perm_c).any():
             raise NotPositiveDefinite("the matrix is not positive definite")
-        return SparseFactor(lu, lu.L.tocsr(), np.sqrt(pivots), np.argsort(lu.perm_c))
+        return SparseFactor(lu, lu.L.tocsr(), np.sqrt(pivots), order)
+
+    @cached_property
+    def _ordered(self) -> tuple[np.ndarray, scipy.sparse.csc_matrix]:
+        """The order of minimum degree, and the numbers of the entries in that order.
+
+        SuperLU seeks the order with each factor, and takes longer for that than for the rest; it
+        keeps one that it has found before and, once more, put into the order of its tree.
+        """
+        from scipy.sparse import linalg
+
+        diagonal = self.indices == self.columns
+        dominant = self.matrix(np.where(diagonal, 1.0 + self.n, -1.0))
+        numbers = self.matrix(np.arange(1, len(self.indices) + 1))
+        order = np.arange(self.n)
+        for spec in ("MMD_AT_PLUS_A", "NATURAL"):
+            found = linalg.splu(dominant[order][:, order].tocsc(), permc_spec=spec, **SYMMETRIC)
+            order = order[np.argsort(found.perm_c)]
+        numbers = numbers[order][:, order].tocsc()
+        numbers.sort_indices()
+        numbers.data -= 1
+        return order, numbers
