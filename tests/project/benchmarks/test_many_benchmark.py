@@ -1,4 +1,4 @@
-"""The benchmark of many fits runs, and its bars see what is missing."""
+"""The benchmarks of many fits and of calibration run, and their bars see what is missing."""
 
 import pytest
 
@@ -39,3 +39,20 @@ def test_bars(bench):
         )
     ]
     assert [check.holds for check in many.checks(rows)] == [False, False, True, True]
+
+
+def test_calibration_runs(bench, tmp_path):
+    arguments = ["--models", "normal hierarchy", "--simulations", "20", "--out", str(tmp_path)]
+    report = bench.calibration.main(arguments)
+    [row] = record(tmp_path, "calibration")["tables"]["Models"]
+    assert (row["simulations"], row["without a result"], row["scalars"]) == (20, 0, 13)
+    assert 0.6 < row["in 80 % intervals"] < 0.95
+    assert report.checks[0].holds
+
+
+def test_bars_of_calibration(bench):
+    rows = [
+        {"model": "m", "p of all": p, "unreliable": unreliable, "simulations": 20}
+        for p, unreliable in ((0.5, 0), (0.001, 0), (0.001, 12))
+    ]
+    assert [check.holds for check in bench.calibration.checks(rows)] == [True, False, True]
