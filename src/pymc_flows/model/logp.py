@@ -39,7 +39,9 @@ from pymc_flows.model.batching import (
     in_micro_batches,
     loop_over_draws,
     replaced,
+    total_of,
     vectorized,
+    weighted_gradient,
 )
 from pymc_flows.model.layout import (
     Slot,
@@ -226,7 +228,7 @@ class ModelDensity:
         model, n_free = self.model, len(self.model.free_RVs)
         sums = [term.sum() for term in self.named_terms.values()]
         with no_compiler():
-            totals = [_total(sums[:n_free]), _total(sums[n_free:])]
+            totals = [total_of(sums[:n_free]), total_of(sums[n_free:])]
             outputs = fold_sizes(replaced(totals, fixed_lengths(model)))
             if has_jax():
                 outputs, self._pins = fix_lengths(outputs, self.values)
@@ -311,8 +313,7 @@ class ModelDensity:
         replacements : mapping, optional
             Applied to the log density first.
         tiled : bool
-            Whether sums over rows that `rows_in_tiles` finds are taken tile by tile; without
-            ``extra``.
+            Whether sums of `rows_in_tiles` are taken tile by tile; not with ``extra``.
 
         Returns
         -------
@@ -324,13 +325,11 @@ class ModelDensity:
         if tiled and not extra and (sums := self.rows_in_tiles(n_draws, replacements)):
             terms = self.replaced(replacements).terms
             return *tiled_value_and_grad(terms, self.unpack, z, weights, sums), []
-        if n_draws == 1:
-            values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
-            grads = _gradient(values, weights, [z, *extra])
-            return values, grads[0], grads[1:]
-        if micro_batch is not None and micro_batch >= n_draws:
-            values = self.batched(z, replacements)
-            grads = _gradient(values, weights, [z, *extra])
+        if n_draws == 1 or (micro_batch or 0) >= n_draws:
+            single = n_draws == 1
+            values = self.single(z[0], replacements) if single else self.batched(z, replacements)
+            values = [pt.atleast_1d(v) for v in values]
+            grads = weighted_gradient(values, weights, [z, *extra])
             return values, grads[0], grads[1:]
 
         def one(
@@ -340,7 +339,7 @@ class ModelDensity:
             counted = values
             if counts:
                 counted = [pt.switch(counts[0], v, pt.zeros_like(v)) for v in values]
-            return [*values, *_gradient(counted, weights, [rows, *extra])]
+            return [*values, *weighted_gradient(counted, weights, [rows, *extra])]
 
         outer = [w for w in weights if isinstance(w, Variable)]
         prior, data, grad, *extra_grads = loop_over_draws(
@@ -399,14 +398,3 @@ def density_of(model: pm.Model) -> ModelDensity:
     if found is None or not found.is_current():
         found = _DENSITIES[id(model)] = ModelDensity(model)
     return found
-
-
-def _total(terms: list[TensorVariable]) -> TensorVariable:
-    return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
-
-
-def _gradient(
-    values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
-) -> list[TensorVariable]:
-    total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
-    return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")
