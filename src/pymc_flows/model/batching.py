@@ -27,6 +27,7 @@ __all__ = [
     "in_micro_batches",
     "loop_over_draws",
     "replaced",
+    "total_of",
     "vectorized",
     "weighted_gradient",
 ]
@@ -280,9 +281,14 @@ def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Te
     return list(found)
 
 
+def total_of(terms: list[TensorVariable]) -> TensorVariable:
+    """Sum of scalars, 0 of none."""
+    return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
+
+
 def weighted_gradient(
     values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
 ) -> list[TensorVariable]:
-    """Gradient of the weighted sum of values over all draws."""
+    """Gradients of the weighted sum of values, over all draws."""
     total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
     return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")

@@ -39,6 +39,7 @@ from pymc_flows.model.batching import (
     in_micro_batches,
     loop_over_draws,
     replaced,
+    total_of,
     vectorized,
     weighted_gradient,
 )
@@ -222,7 +223,7 @@ class ModelDensity:
         model, n_free = self.model, len(self.model.free_RVs)
         sums = [term.sum() for term in self.named_terms.values()]
         with no_compiler():
-            totals = [_total(sums[:n_free]), _total(sums[n_free:])]
+            totals = [total_of(sums[:n_free]), total_of(sums[n_free:])]
             outputs = fold_sizes(replaced(totals, fixed_lengths(model)))
             if has_jax():
                 outputs, self._pins = fix_lengths(outputs, self.values)
@@ -307,7 +308,7 @@ class ModelDensity:
         replacements : mapping, optional
             Applied to the log density first.
         tiled : bool
-            Whether the sums of `rows_in_tiles` are taken tile by tile; without ``extra``.
+            Whether sums of `rows_in_tiles` are taken tile by tile; not with ``extra``.
 
         Returns
         -------
@@ -319,12 +320,10 @@ class ModelDensity:
         if tiled and not extra and (sums := self.rows_in_tiles(n_draws, replacements)):
             terms = self.replaced(replacements).terms
             return *tiled_value_and_grad(terms, self.unpack, z, weights, sums), []
-        if n_draws == 1:
-            values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
-            grads = weighted_gradient(values, weights, [z, *extra])
-            return values, grads[0], grads[1:]
-        if micro_batch is not None and micro_batch >= n_draws:
-            values = self.batched(z, replacements)
+        if n_draws == 1 or (micro_batch or 0) >= n_draws:
+            single = n_draws == 1
+            values = self.single(z[0], replacements) if single else self.batched(z, replacements)
+            values = [pt.atleast_1d(v) for v in values]
             grads = weighted_gradient(values, weights, [z, *extra])
             return values, grads[0], grads[1:]
 
@@ -394,7 +393,3 @@ def density_of(model: pm.Model) -> ModelDensity:
     if found is None or not found.is_current():
         found = _DENSITIES[id(model)] = ModelDensity(model)
     return found
-
-
-def _total(terms: list[TensorVariable]) -> TensorVariable:
-    return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())

@@ -112,7 +112,8 @@ class Tile:
         """A variable that all rows share, as it is."""
         if isinstance(var, Constant):
             return var
-        if not isinstance(var, TensorVariable):
+        is_size = getattr(var.type, "dtype", "").startswith("int") and var.type.ndim == 0
+        if not isinstance(var, TensorVariable) or is_size:  # JAX must know it, also in a loop
             raise NotLocalError
         return self.whole.setdefault(var, var.type())
 
