@@ -16,6 +16,7 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.errors import ArgumentError, BackendError, FitError
 from pymc_flows.field.options import FieldOptions
+from pymc_flows.fitting import tried as _tried
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
     ON_NUMBA,
@@ -31,7 +32,7 @@ from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.structured import fit_structured
-from pymc_flows.fitting.tried import LITTLE_GAINED, Tried, gains_little, is_far, is_good
+from pymc_flows.fitting.tried import Tried, gains_little, is_far, is_good
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
@@ -134,6 +135,9 @@ def climb(
         if not isinstance(start, Frame) and has_weights(approx.density):
             candidates, enough, approx = _cheap(tried, approx, seeds)
             frame = approx.flow.frame
+            if candidates and len(frame.center) > MAX_DENSE and _tried.is_behind(tried.rungs):
+                tried.notes.append(f"Left out: trained flows, since {_tried.FAR_BEHIND}.")
+                return tried.best("")
         trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
         return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
 
@@ -242,7 +246,7 @@ class _Trainer:
                 break
             if candidates[i + 1 :] and gains_little(tried.rungs):
                 left = ", ".join(str(Formula(c.formula)) for c in candidates[i + 1 :])
-                tried.notes.append(f"Left out, since {LITTLE_GAINED}: {left}.")
+                tried.notes.append(f"Left out, since {_tried.LITTLE_GAINED}: {left}.")
                 break
         return tried.best(ended)
 

@@ -36,6 +36,9 @@ SPREAD = 1.0
 # A flow that closes less than this share of the gap between the best so far and the evidence, and
 # whose weights cannot be trusted either, will not be saved by more layers.
 LITTLE = 0.1
+# So many times what a field given hyperparameters lacks, and at least as many nats.
+BEHIND = 10.0
+FAR_BEHIND = "the Gaussian that they begin with is far behind a field given hyperparameters"
 LITTLE_GAINED = f"the last closed less than {LITTLE:.0%} of the gap to the evidence"
 
 
@@ -261,3 +264,16 @@ def gains_little(rungs: Sequence[Rung]) -> bool:
         return False
     best = max(q.elbo for q in before)
     return last.elbo - best < LITTLE * (last.log_evidence - best)
+
+
+def is_behind(rungs: Sequence[Rung]) -> bool:
+    """Whether the last one lacks far more than a field given hyperparameters does, trusted or not.
+
+    Flows that begin there would have to find in all dimensions what Newton's method knows.
+    """
+    *before, last = [rung for rung in rungs if rung.quality is not None]
+    fields = [r.quality for r in before if r.formula.conditional is not None and r.quality]
+    if not fields or last.quality is None:
+        return False
+    gap = fields[0].log_evidence - fields[0].elbo
+    return last.quality.elbo < fields[0].elbo - BEHIND * max(gap, 1.0)

@@ -352,7 +352,10 @@ class ModelDensity:
 
     def rows_in_tiles(self, n_draws: int, replacements: Replacements = None) -> list[RowSum]:
         """Sums over rows that are worth a loop over tiles for so many draws at once."""
-        return row_sums(self.replaced(replacements).terms, self.values, n_draws)
+        density = self.replaced(replacements)
+        found = row_sums(density.terms, self.values, n_draws)
+        self._pins += [pin for x in found for pin in x.pins]
+        return found
 
     def _at(self, row: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
         return graph_replace(terms, self.unpack(row), strict=False)

@@ -159,6 +159,14 @@ def test_a_fit_that_lacks_mass_which_an_earlier_one_has_is_not_good():
     assert tried.is_good([rung(-3.0, 0.0, error=0.4), narrow], 0.02)
 
 
+def test_a_gaussian_far_behind_a_field_is_no_place_to_begin_flows_at():
+    field = Rung(Formula("loc | laplace"), quality(-100.0, khat=2.0, log_evidence=-95.0), 1.0, 0)
+    assert tried.is_behind([field, rung(-151.0, -120.0)])
+    assert not tried.is_behind([field, rung(-149.0, -120.0)])
+    assert not tried.is_behind([rung(-100.0, -95.0), rung(-900.0, -800.0)])
+    assert not tried.is_behind([field])
+
+
 def test_more_layers_are_not_tried_where_a_flow_gained_little():
     """Of a gap of 20 nats that weights tell of which cannot be trusted."""
     first, bad = rung(-30.0, -10.0, khat=3.0), {"log_z": -10.0, "khat": 2.0}

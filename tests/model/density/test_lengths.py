@@ -13,6 +13,7 @@ from pymc_flows.errors import ModelError
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
+from pymc_flows.model.tiles import find
 
 X = np.linspace(-1.0, 2.0, 7)
 MASK = np.array([True, False, True, True, False, False, True])
@@ -98,3 +99,20 @@ def test_what_is_compiled_is_not_used_with_another_mask():
         fit.refine(2, progressbar=False)
     fit.fit(2, obj_n_mc=2, progressbar=False, backend="jax")
     fit.refine(1, progressbar=False)
+
+
+@pytest.mark.jax
+def test_rows_in_tiles_may_become_more(monkeypatch, rng):
+    monkeypatch.setattr(find, "TILE_BYTES", 8 * 8 * 4)
+    x = rng.normal(size=90)
+    with pm.Model() as model:
+        b = pm.Normal("b")
+        pm.Normal("y", pm.Data("x", x[:40]) * b, 1.0, observed=pm.Data("seen", x[:40] + 1))
+    fit = NFVI("loc", model=model)
+    for n in (40, 90):
+        pm.set_data({"x": x[:n], "seen": x[:n] + 1}, model=model)
+        assert [s.tile.n for s in fit.approx.density.rows_in_tiles(8)] == [n]
+        expected = x[:n] @ (x[:n] + 1) / (x[:n] @ x[:n] + 1)
+        rate = {"obj_optimizer": pm.adam(learning_rate=0.05)}
+        fit.fit(300, obj_n_mc=8, progressbar=False, backend="jax", random_seed=1, **rate)
+        assert_allclose(fit.approx.mean.eval(), expected, atol=0.05)

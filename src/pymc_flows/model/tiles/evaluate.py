@@ -104,6 +104,9 @@ def _loop(
         return [x + y.astype(x.dtype) for x, y in zip(sums, parts, strict=True)]
 
     array, axis = next(iter(tile.rows))
+    if row_sum.is_fixed:  # JAX must know how many steps a loop takes
+        shape = [tile.n if i == axis else n for i, n in enumerate(array.type.shape)]
+        array = pt.specify_shape(array, shape)
     results = pytensor.scan(
         step,
         sequences=[TileBounds(tile.length, axis)(array)],

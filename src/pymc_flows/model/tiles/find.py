@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Variable
-from pytensor.graph.traversal import toposort
+from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_flows.backends.graphs import Pin
+from pymc_flows.backends.jax import has_jax
 from pymc_flows.model.batching import vectorized
 from pymc_flows.model.tiles.local import NotLocalError, Tile
-from pymc_flows.support.compat import Sum
+from pymc_flows.support.compat import Sum, TensorSharedVariable
 
 # One array of the draws of a tile may take this many bytes: a few of them fit into the cache of a
 # core together. A constant, whatever the machine has: the same seed must give the same bits.
@@ -50,6 +52,20 @@ class RowSum:
     counts: TensorVariable
     tile: Tile
     batches: dict[TensorVariable, TensorVariable]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the number of rows is part of what is compiled, as JAX needs."""
+        return has_jax()
+
+    @property
+    def pins(self) -> list[Pin]:
+        """Data whose number of rows may change; as long as these hold it is what it was."""
+        if not self.is_fixed:
+            return []
+        arrays = [v for v, axis in self.tile.rows if v.type.shape[axis] is None]
+        shared = [v for v in ancestors(arrays) if isinstance(v, TensorSharedVariable)]
+        return [Pin(v, v.get_value(borrow=True).shape) for v in shared]
 
     @property
     def inputs(self) -> dict[TensorVariable, TensorVariable]:
