@@ -108,11 +108,11 @@ def test_rows_in_tiles_may_become_more(monkeypatch, rng):
     with pm.Model() as model:
         b = pm.Normal("b")
         pm.Normal("y", pm.Data("x", x[:40]) * b, 1.0, observed=pm.Data("seen", x[:40] + 1))
-    fit = NFVI("loc", model=model)
+    fit = NFVI("scale-loc", model=model)
     for n in (40, 90):
         pm.set_data({"x": x[:n], "seen": x[:n] + 1}, model=model)
         assert [s.tile.n for s in fit.approx.density.rows_in_tiles(8)] == [n]
         expected = x[:n] @ (x[:n] + 1) / (x[:n] @ x[:n] + 1)
         rate = {"obj_optimizer": pm.adam(learning_rate=0.05)}
-        fit.fit(300, obj_n_mc=8, progressbar=False, backend="jax", random_seed=1, **rate)
-        assert_allclose(fit.approx.mean.eval(), expected, atol=0.05)
+        fit.fit(400, obj_n_mc=8, progressbar=False, backend="jax", random_seed=1, **rate)
+        assert_allclose(fit.approx.mean.eval(), expected, atol=0.02)
