@@ -183,12 +183,6 @@ def test_initial_values_of_others_follow_a_start():
     assert_array_equal(ModelDensity(model).start({"mu": 3.0}), [3, 3])
 
 
-def test_split_gives_one_array_per_variable(schools):
-    parts = schools.split({"mu": 4.0})
-    assert [len(part) for part in parts] == [1, 1, 8]
-    assert parts[0] == 4
-
-
 @pytest.mark.parametrize("start", [{"theta": 1.0}, {"y": 1.0}, {"sigma": 1.0}, {3: 1.0}])
 def test_unknown_names_are_refused(schools, start):
     (name,) = start

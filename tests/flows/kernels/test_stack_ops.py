@@ -59,7 +59,7 @@ def values_and_gradients(outputs, raw, z, mode):
 
 @pytest.mark.parametrize("word", [*WORDS, *OPTIONS])
 @pytest.mark.parametrize(("n", "count", "dim"), [(1, 1, 1), (4, 1, 3), (1, 6, 2), (7, 5, 4)])
-def test_a_kernel_equals_the_layers_one_by_one(word, n, count, dim, rng):
+def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
     raw = raw_params(word, count, dim, rng)
     z = pytensor.shared(3 * rng.normal(size=(n, dim)), shape=(n, dim))
     kernel, layers = by_kernel(word, z, raw), by_layers(word, z, raw)
@@ -68,7 +68,8 @@ def test_a_kernel_equals_the_layers_one_by_one(word, n, count, dim, rng):
     assert kernel[0].type.shape == (n, dim)
     assert kernel[1].type.shape == (n,)
     for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+        # Of sums that cancel, rounding errors are those of what is added up.
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * np.abs(b).max(initial=1))
 
 
 # iaf has the kernel of nvp, where one is as good as the other.
