@@ -48,6 +48,7 @@ def _seconds(axis: Any, rows: Rows) -> None:
         axis.plot(seconds, places, "o", color=f"C{number}", alpha=0.8, label=method)
     axis.set_yticks(range(len(posteriors)), posteriors, fontsize="small")
     axis.set(xscale="log")
+    _tick(axis.xaxis)
     axis.invert_yaxis()
     axis.grid(axis="x", lw=0.4)
     axis.legend(fontsize="x-small")
@@ -64,6 +65,8 @@ def _grid(axis: Any, rows: Rows) -> None:
             axis.plot(seconds, error, marker, color=color, label=label, ms=4)
     axis.axhline(MEAN_BAR, color="0.7", lw=0.8)
     axis.set(xscale="log", yscale="log", xlabel="CPU s, compiling included")
+    _tick(axis.xaxis)
+    _tick(axis.yaxis)
     if judged:
         axis.legend(fontsize="x-small")
 
@@ -92,3 +95,12 @@ def _ranks(axis: Any, rows: Rows) -> None:
     axis.axhline(0, color="0.7", lw=0.8)
     axis.set(xlabel="rank", ylabel="empirical minus uniform distribution")
     axis.legend(fontsize="x-small")
+
+
+def _tick(axis: Any) -> None:
+    """Numbers at 1, 2 and 5 of each decade: those of all others lie over each other."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
