@@ -40,6 +40,7 @@ from pymc_flows.support.compat import (
     MakeVector,
     Reshape,
     ScalarFromTensor,
+    ScalarLoop,
     Shape,
     Shape_i,
     Softmax,
@@ -114,6 +115,9 @@ def _is_plain(node: Apply, variable: Set[Variable], *, static: bool) -> bool:
         safe = _SAFE_BLOCKWISE_IF_STATIC if static else _SAFE_BLOCKWISE
     op, *inner = ops_inside(node.op)
     if not all(isinstance(x, safe) for x in inner or [op]):
+        return False
+    # Derivatives of special functions by their parameters are series, summed entry by entry.
+    if any(isinstance(x, ScalarLoop) for x in ops_inside(node.op, scalars=True)):
         return False
     if isinstance(op, _TAKES_SHAPES):
         shapes = [v for v in node.inputs if v.type.ndim < 2 and v.type.dtype.startswith("int")]

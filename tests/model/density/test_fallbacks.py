@@ -199,6 +199,17 @@ def test_lengths_that_latents_decide_run_on_numba_by_themselves(caplog):
     assert "JAX cannot run the model: AdvancedSubtensor fails" in caplog.text
 
 
+def test_series_for_derivatives_run_on_numba_by_themselves(caplog):
+    """JAX has the function, and not its derivative by a parameter."""
+    with pm.Model() as model:
+        nu = pm.Gamma("nu", 2, 1)
+        pm.Potential("p", pt.log(pt.betainc(nu, 0.5, pt.constant(Y**2 / (1 + Y**2)))).sum())
+    density = ModelDensity(model)
+    with caplog.at_level(logging.INFO, "pymc_flows"):
+        assert choose_backend(None, build_chain("loc", density.dim), density, 4) == "numba"
+    assert "JAX cannot run the model" in caplog.text
+
+
 def test_what_jax_cannot_compile_after_all_is_fitted_on_numba(monkeypatch, caplog):
     """Trying a density out does not see everything that a fit makes of it."""
     model = mask_of_latents()
