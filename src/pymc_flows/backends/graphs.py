@@ -273,8 +273,8 @@ def _decisive(length: TensorVariable, *, by_value: bool) -> dict[tuple[Variable,
         if node is None:
             if not isinstance(var, TensorSharedVariable):
                 return None
-            now = np.array(var.get_value(borrow=True))
-            pins[var, by_value] = Pin(var, now.shape, now if by_value else None)
+            now = var.get_value(borrow=True)
+            pins[var, by_value] = Pin(var, np.shape(now), np.array(now) if by_value else None)
         elif isinstance(node.op, Shape | Shape_i):
             ahead.append((node.inputs[0], False))
         else:

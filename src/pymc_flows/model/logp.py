@@ -354,7 +354,8 @@ class ModelDensity:
         """Sums over rows that are worth a loop over tiles for so many draws at once."""
         density = self.replaced(replacements)
         found = row_sums(density.terms, self.values, n_draws)
-        self._pins += [pin for x in found for pin in x.pins]
+        pinned = {pin.variable for pin in self._pins}  # each fit asks more than once
+        self._pins += [pin for x in found for pin in x.pins if pin.variable not in pinned]
         return found
 
     def _at(self, row: TensorVariable, terms: list[TensorVariable]) -> list[TensorVariable]:
