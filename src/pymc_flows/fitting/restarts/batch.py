@@ -1,4 +1,4 @@
-"""Restarts as a batch: one compiled loop on JAX takes the steps of all of them together."""
+"""Restarts as a batch: one compiled loop on JAX takes the steps of all together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pymc_flows.approximation import contents
+from pymc_flows.backends.ops import brief
 from pymc_flows.fitting.restarts.legs import Fits, Fitted, prepared
 from pymc_flows.model.logp import density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop import MAX_FAILURES, BatchedLoop, StepError
-from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.progress import FitProgress
 from pymc_flows.training.trainer import Trainer
 from pymc_flows.workers import Failed, Finished, Tally
@@ -22,7 +22,7 @@ from pymc_flows.workers.attempt import Result, attempt
 
 _log = logging.getLogger(__name__)
 
-# Arguments that end fits at different steps, or are code that fits would have to share.
+# Arguments that end fits at different steps, or are objects that fits would have to share.
 _NOT_TOGETHER = ("stop", "seconds", "devices", "compile_kwargs", "more_obj_params", "more_updates")
 
 
@@ -77,7 +77,7 @@ def _why_not(fits: Fits | None) -> str:
 
 
 class _Together:
-    """Inferences that take their steps together."""
+    """Inferences whose steps are taken together."""
 
     def __init__(
         self, inferences: Sequence[Finished | Failed], loop: BatchedLoop, n: int, *, show: bool
@@ -90,7 +90,7 @@ class _Together:
         self._trainers = {i: Trainer(inference.state) for i, inference in self._running.items()}
 
     def run(self) -> Tally:
-        """Take all steps; a Ctrl-C ends that, and leaves what there is."""
+        """Take all steps; after a Ctrl-C, the results are those of the steps until then."""
         begin, is_interrupted = time.perf_counter(), False
         try:
             self._advance()
@@ -117,7 +117,7 @@ class _Together:
         ):
             while done < self._n:
                 steps = min(self._loop.steps, self._n - done)
-                # One that failed too often takes no further steps.
+                # The loop skips the steps of fits that failed too often.
                 furthest = max(states, key=lambda state: state.i)
                 if furthest.loop.failures >= MAX_FAILURES:
                     return
@@ -132,7 +132,7 @@ class _Together:
                 interrupts.let_through()
 
     def _finish(self, seconds: float, i: int) -> Fitted:
-        """What a fit leaves, and what there is to say of it."""
+        """Keep the losses of a fit, tell its outcome, and return it."""
         inference, trainer = self._running[i], self._trainers[i]
         trainer.check_stuck()
         inference.hist = inference.approx.hist = trainer.losses

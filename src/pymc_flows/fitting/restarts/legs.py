@@ -1,4 +1,4 @@
-"""One restart, in whatever process: all of it, or a leg of its way."""
+"""One restart, in any process: all of its steps, or some of them (a leg)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pymc_flows.io.files import Content
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.training.config import FitConfig
 
-# Arguments of `fit` that are none of `NFVI.fit`.
+# Arguments of `fit` that `NFVI.fit` does not have.
 _OF_FIT = ("inf_kwargs", "hyper", "field", "seconds", "quality")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit as it travels: without its model.
+    """A fit without its model, as processes exchange it.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Fitted:
 
 
 def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
-    """Fit once; in whatever process."""
+    """Fit once, in any process."""
     (fit, n, arguments), (seed, start) = shared, task
     begin = time.perf_counter()
     approx = fit(n, random_seed=seed, start=start, **arguments)
@@ -47,7 +47,7 @@ def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
 
 @dataclass(frozen=True)
 class Fits:
-    """What all fits of a formula share.
+    """Arguments that all fits of a formula share.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Fits:
     model : pymc.Model
     formula : Formula
     arguments : mapping
-        Others of `fit`.
+        Other arguments of `fit`.
     """
 
     n: int
@@ -72,7 +72,7 @@ class Fits:
 
 
 def prepared(fits: Fits, task: tuple[int, Any]) -> NFVI:
-    """What `fit` trains with this seed and start, before its first step."""
+    """The inference that `fit` makes with this seed and start, before its first step."""
     seed, start = task
     inference = inference_of(
         fits.formula,
@@ -94,9 +94,9 @@ class Leg:
     seed : int
     start : Frame, mapping or None
     content : Content or None
-        What the leg before has left; None for the first.
+        Result of the leg before; None for the first.
     until : int
-        The last step.
+        The last step of the leg.
     """
 
     seed: int
@@ -106,7 +106,7 @@ class Leg:
 
 
 def fit_leg(fits: Fits, leg: Leg) -> Fitted:
-    """Take the steps of a leg: the bits are those of a fit that takes all steps at once."""
+    """Take the steps of a leg, with the same bits as a fit that takes all steps at once."""
     begin = time.perf_counter()
     if leg.content is None:
         inference = prepared(fits, (leg.seed, leg.start))
