@@ -36,7 +36,7 @@ RESAMPLED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Quality:
-    """What the importance weights p/q of fresh draws say about an approximation.
+    """Quality of an approximation by importance weights p/q of fresh draws.
 
     They do not see where the approximation has no draws: a mode that it misses changes none of
     these numbers.

@@ -58,14 +58,8 @@ class Counts:
 class Bound:
     """A compiled function with data, which any number of threads may call.
 
-    Results that depend on data alone are computed once, and again when a shared variable has a new
-    value.
-
-    Parameters
-    ----------
-    functions : _Functions
-    data : sequence of Variable
-        Constants, and shared variables, whose values are read at each call.
+    Data are constants, and shared variables, whose values are read at each call. Results that
+    depend on data alone are computed once, and again when a shared variable has a new value.
     """
 
     def __init__(self, functions: _Functions, data: Sequence[Variable]):
@@ -101,19 +95,10 @@ class Bound:
 
 
 def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[..., Any] | None:
-    """One JAX function for several that differ only in their data.
+    """One JAX function for several that differ only in their data; None if graphs differ, too.
 
-    Parameters
-    ----------
-    functions : sequence of Bound
-    axes : sequence of int or None
-        For each argument, the axis along which the functions have their own values; None for an
-        argument that they share.
-
-    Returns
-    -------
-    callable or None
-        Its results have a leading axis for the functions. None if their graphs differ, too.
+    ``axes`` has for each argument the axis along which the functions have their own values, or None
+    if they share it. Results have a leading axis for the functions.
     """
     first = functions[0]._functions
     if any(function._functions is not first for function in functions):
@@ -132,14 +117,7 @@ def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[
 class _Functions:
     """The compiled functions of a graph: the main one, and one that prepares data for it.
 
-    Parameters
-    ----------
-    given : sequence of In
-    wanted : sequence of Out
-    data : sequence of Variable
-    mode : Mode or str
-    how : dict
-        Further arguments of `pytensor.function`.
+    ``how`` are further arguments of `pytensor.function`.
     """
 
     def __init__(
@@ -185,14 +163,7 @@ def _as_jax_arrays(arrays: list[Any]) -> list[Any]:
 
 
 class _Shared:
-    """A function that is compiled once, and again for each thread that would have to wait for it.
-
-    Parameters
-    ----------
-    make : callable
-        Compiles it.
-    mode : Mode or str
-    """
+    """A function that ``make`` compiles, again for each thread that would have to wait for it."""
 
     def __init__(self, make: Callable[[], Any], mode: Any):
         self._make = make

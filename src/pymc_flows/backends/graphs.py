@@ -51,27 +51,16 @@ MAX_CONSTANT_SIZE = 1
 def switch_parameter_checks(
     outputs: Sequence[Variable], inputs: Iterable[Variable], *, keep: bool
 ) -> list[Variable]:
-    """Turn checks of parameters into switches, so that each draw answers for itself.
+    """Turn checks of parameters, in log densities of one draw, into switches.
 
     A check is an ``all()`` over everything that it sees; vectorised as it is, one invalid draw
     would fail the whole batch. As a switch in the graph of a single draw it vectorises with it.
     Checks inside a Scan become switches too.
 
-    Parameters
-    ----------
-    outputs : sequence of Variable
-        Log densities of one draw.
-    inputs : iterable of Variable
-        The variables of a draw.
-    keep : bool
-        False drops PyMC's checks (a model with ``check_bounds=False``).
-
-    Returns
-    -------
-    list of Variable
-        New graphs on the same inputs. A failed check of PyMC's gives −inf where it guards a log
-        density and NaN where it guards something else, for that draw only; so does any other
-        assertion about the values of a draw. Assertions about data and shapes stay.
+    ``inputs`` are the variables of a draw. A failed check of PyMC's gives −inf where it guards a
+    log density and NaN where it guards something else, for that draw only; any other assertion
+    about the values of a draw gives NaN. Assertions about data and shapes stay. Without ``keep``,
+    PyMC's checks are dropped (a model with ``check_bounds=False``).
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     dependent = set(inputs)
@@ -196,18 +185,14 @@ def fix_lengths(
     JAX must know them before it runs: the length of ``x[mask]``, of ``arange(n)``, of a loop over
     rows, of the parts of a join. In shared data, which users can replace, they are not constant.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-    inputs : sequence of TensorVariable
-        Of known shapes; no length may depend on their values.
+    ``inputs`` have known shapes, and no length may depend on their values.
 
     Returns
     -------
     outputs : list of TensorVariable
         Equal graphs, as long as the pins hold.
     pins : list of Pin
-        The data that they were computed from.
+        The data that lengths and masks were computed from.
     """
     pins: dict[tuple[Variable, bool], Pin] = {}
     for wanted in (_lengths, _joined):
@@ -295,17 +280,9 @@ def _is_length(node: Apply, var: Variable) -> bool:
 def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     """Compute sizes that depend on constants alone, so that they are part of types.
 
-    JAX must know all shapes before it runs, also those of arrays that a loop fills.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs. Only integers of 64 bits are computed, as sizes are: narrower ones of data may
-        overflow where PyTensor's rewrites would widen them.
+    JAX must know all shapes before it runs, also those of arrays that a loop fills. Only integers
+    of 64 bits, as sizes are, are computed: narrower ones of data may overflow where PyTensor's
+    rewrites would widen them.
     """
     constant: set[Variable] = set()
     found: dict[TensorVariable, None] = {}
@@ -330,16 +307,8 @@ def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 def lift_constants(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     """Compute subgraphs of large data alone, and hold large arrays in shared variables.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-        Log densities of one draw.
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs in which no constant above `MAX_CONSTANT_SIZE` feeds an Op that can take
-        a variable instead.
+    In the new graphs no constant above `MAX_CONSTANT_SIZE` feeds an Op that can take a variable
+    instead.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     folded = _large_constant_parts(fgraph.outputs)

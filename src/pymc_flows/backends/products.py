@@ -95,17 +95,7 @@ def join_products(
 ) -> list[TensorVariable]:
     """Replace products of a vector and a matrix that all draws share by `DataProduct`.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-        Log densities of one draw.
-    inputs : iterable of Variable
-        The variables of a draw.
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs on the same inputs.
+    The graphs are log densities of one draw, whose variables are ``inputs``.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     dependent = set(inputs)

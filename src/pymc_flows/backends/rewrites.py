@@ -213,10 +213,6 @@ class ArrayLoop(Op):
     PyTensor writes derivatives of incomplete gamma, incomplete beta and hypergeometric functions as
     loops over the terms of a series, number by number. Here each step is taken at once for all
     numbers that still need it, which is some fifty times faster than Python.
-
-    Parameters
-    ----------
-    loop : ScalarLoop
     """
 
     __props__ = ("loop",)

@@ -65,14 +65,9 @@ def encode_state(state: Any) -> Any:
 
 
 def decode_state(found: Any, like: Any) -> Any:
-    """Decode the result of `encode_state`.
+    """Decode the result of `encode_state`, which may be any JSON value of a file.
 
-    Parameters
-    ----------
-    found : dict, list, str, int or float
-        From a file, so it may be any JSON value.
-    like : dict, array, str, int or float
-        A state of the same kind of generator.
+    ``like`` is a state of the same kind of generator.
 
     Raises
     ------

@@ -43,27 +43,14 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     between 0 and 1 are dropped. The two logarithms of a Bernoulli variable with such a probability,
     log σ(x) and log(1 − σ(x)), become one function of ±x. A constant mask becomes indices, whose
     number JAX must know.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs on the same inputs.
     """
     return apply_rules(outputs, (_certain, _decided, _bernoulli, _indexed))
 
 
 def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> list[TensorVariable]:
-    """Replace outputs of nodes by what rules return; one rule after the other sees all nodes.
+    """Apply rules, one after the other, to all nodes of graphs.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-    rules : sequence of callable
-        They get a node, and return a variable for its only output, or None.
+    A rule gets a node, and returns a variable that replaces its only output, or None.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for rule in rules:

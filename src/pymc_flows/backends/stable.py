@@ -40,15 +40,6 @@ def stabilize(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     Logarithms of probabilities that are joined, indexed, or differences of sigmoids are taken
     before these are rounded to 0 or 1. Then PyTensor's own stable forms (of softmax, erfc, sums of
     exponentials) are applied, as in PyMC's own gradients.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs on the same inputs.
     """
     rules = (_log_of_chosen, _log_of_joined, _cumulated_product)
     found = apply_rules(outputs, rules)

@@ -137,18 +137,7 @@ def closed_forms(
 ) -> Iterator[NormalizingFlow]:
     """Fit copulas and mixtures of Gaussians to weighted draws of a wider Gaussian.
 
-    Parameters
-    ----------
-    gaussian : NormalizingFlow
-    tried : Tried
-        Counts the draws.
-    seeds : iterator of int
-    is_spread : bool
-        Whether the posterior follows a curve or has modes that are apart: a mixture comes first.
-
-    Yields
-    ------
-    NormalizingFlow
+    Mixtures come first if the posterior ``is_spread``: follows a curve, or has separate modes.
     """
     tried.start_rung()
     tried.bar.say("Fitting copulas to weighted draws")

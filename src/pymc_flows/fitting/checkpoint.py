@@ -70,13 +70,8 @@ def read_config(
 ) -> tuple[FitConfig, float, Anchor | None]:
     """Return the arguments of the fit in a file, its KL weight, and its anchor.
 
-    Parameters
-    ----------
-    content : Content
-    given : mapping
-        Arguments that no file holds and the user gives again, by name; None if not given.
-    **more
-        Further arguments, which may differ from those of the fit.
+    ``given`` are arguments that no file holds and the user gives again, or None, by name; ``more``
+    may differ from those of the fit.
 
     Raises
     ------

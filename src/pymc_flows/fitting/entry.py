@@ -163,7 +163,14 @@ def fit(
     _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    is_auto = is_search(formula)
+    flow = None if formula is None or is_search(formula) else Formula(formula)
+    others: dict[str, Any] = {
+        "inf_kwargs": inf_kwargs,
+        "hyper": hyper,
+        "field": field,
+        "seconds": seconds,
+        "quality": quality,
+    }
     if restarts is not None:
         if kwargs.get("devices") and (cores != 1 or executor is not None):
             raise ArgumentError("devices= belong to this process: leave out cores= and executor=")
@@ -179,38 +186,19 @@ def fit(
             combine=combine,
             batched=batched,
             is_race=race,
-            formula=None if is_auto or formula is None else Formula(formula),
+            formula=flow,
             start=start,
             random_seed=random_seed,
-            arguments={
-                **kwargs,
-                "inf_kwargs": inf_kwargs,
-                "hyper": hyper,
-                "field": field,
-                "seconds": seconds,
-                "quality": quality,
-            },
+            arguments={**kwargs, **others},
         )
     if (cores, executor, combine, batched, race) != (1, None, None, False, False):
         raise ArgumentError(
             "cores=, executor=, combine=, batched= and race= are for restarts: give restarts=, too"
         )
-    if is_auto or formula is None:
-        return climb(
-            n,
-            model=model,
-            start=start,
-            random_seed=random_seed,
-            inf_kwargs=inf_kwargs,
-            hyper=hyper,
-            field=field,
-            seconds=seconds,
-            quality=quality,
-            **kwargs,
-        )
+    if flow is None:
+        return climb(n, model=model, start=start, random_seed=random_seed, **others, **kwargs)
     if kwargs.get("checkpoint") is not None:
         check_target(kwargs["checkpoint"])  # the search may take long
-    flow = Formula(formula)
     if flow.conditional is not None:
         if stream_of(density) is not None:
             raise ArgumentError(
@@ -241,8 +229,6 @@ def fit(
         inf_kwargs=inf_kwargs,
         deadline=deadline,
     )
-    if seconds is None:
-        return inference.fit(n, **kwargs)
     inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
     return inference.approx
 

@@ -75,10 +75,7 @@ class HeldOut(Hook):
     def keep_best(self, used: np.ndarray) -> None:
         """Set the parameters to the best ones; warn if later steps learned draws by heart.
 
-        Parameters
-        ----------
-        used : ndarray, shape (n, dim)
-            The draws of the fit.
+        ``used`` (n, dim) are the draws of the fit.
         """
         q, steps = self._q, self._last_step
         end = q.log_prob(self._points)

@@ -104,13 +104,7 @@ class Ladder:
         return sum((r.evaluations for r in self.rungs if r.evaluations is not None), Evaluations())
 
     def lacking(self, quality: Quality) -> float:
-        """Least share of the evidence, known by trusted weights of a rung, that another fit lacks.
-
-        Parameters
-        ----------
-        quality : Quality
-            Of the other fit.
-        """
+        """Least share of the evidence, known by trusted weights of a rung, that a fit lacks."""
         own = quality.log_evidence + N_ERRORS * quality.log_evidence_error
         gap = known_evidence(known_qualities(self.rungs)) - own
         return -math.expm1(-gap) if 0 < gap < math.inf else 0.0

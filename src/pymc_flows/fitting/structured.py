@@ -76,21 +76,13 @@ def fit_structured(
     formula : Formula, optional
         Such as ``'tril-loc | laplace'``. By default a Gaussian over the hyperparameters, and a flow
         if that is not enough.
-    model : pymc.Model
-    start : dict of str to array-like, optional
-    hyper, field : sequence of str
-        Names of free variables with a given role, as for `pymc_flows.structure`.
+    model, start, hyper, field, random_seed
+        As for `pymc_flows.fit`.
     found : Structure, optional
         The structure, if it has been read before.
-    random_seed : int, Generator, RandomState, optional
     report : callable, optional
         Called with stage, evaluations and CPU seconds after each unit of work.
     options : FieldOptions, optional
-        Bounds of the fit.
-
-    Returns
-    -------
-    NormalizingFlow
 
     Raises
     ------

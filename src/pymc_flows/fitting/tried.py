@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -95,9 +94,8 @@ class Tried:
 
     def train(self, inference: NFVI, config: FitConfig) -> Outcome:
         """Fit until the deadline, and count gradients."""
-        limited = {"deadline": self.deadline} if math.isfinite(self.deadline.at) else {}
         with self.bar.paused():
-            outcome = inference.train(config, **limited)
+            outcome = inference.train(config, deadline=self.deadline)
         self.counts.gradients += outcome.steps * config.obj_n_mc
         return outcome
 

@@ -20,14 +20,8 @@ type Path = list[np.ndarray]
 def ascend(target: Target, frame: Frame, options: SearchOptions, deadline: Deadline) -> Path:
     """Points (dim,) on the way to a mode, the last one there; none if the start has no density.
 
-    Parameters
-    ----------
-    target : Target
-    frame : Frame
-        Its centre is the start, and steps are measured in its coordinates.
-    options : SearchOptions
-    deadline : Deadline
-        When it has passed, the search ends at the point that it has reached.
+    The centre of the frame is the start, and steps are measured in its coordinates. When the
+    deadline has passed, the search ends at the point that it has reached.
     """
     if target.takes_newton_steps:
         return _newton(target, frame, options, deadline)
@@ -119,11 +113,7 @@ def _run(
 class _Remembered:
     """Value, gradient and Hessian, which a trust region asks for one by one, evaluated together.
 
-    Parameters
-    ----------
-    target : Target
-    frame : Frame
-        Points and derivatives are in its coordinates.
+    Points and derivatives are in the coordinates of the frame.
     """
 
     def __init__(self, target: Target, frame: Frame):

@@ -37,8 +37,6 @@ def climb_elbo(
         With exact curvatures (`Target.is_exact`): differences would cost too much.
     frame : Frame
         The Gaussian to begin with.
-    rng : numpy.random.Generator
-    options : NaturalOptions
     deadline : Deadline, optional
         When it has passed, the best so far is taken.
 

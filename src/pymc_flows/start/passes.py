@@ -52,23 +52,10 @@ def on_all_rows(
 
     The first passes over the rows compute a gradient each, for steps with the curvature of the
     batch. Then one pass computes differences of gradients along the axes of the Gaussian, for a
-    step of Newton's method.
+    step of Newton's method. Evaluations are added to those given.
 
-    Parameters
-    ----------
-    density : ModelDensity
-        Of a model that sees its rows batch by batch.
-    frame : Frame
-    evaluations : Evaluations, optional
-        Evaluations are added to these.
-    deadline : Deadline, optional
-        When it has passed, no further pass begins.
-
-    Returns
-    -------
-    Frame
-        The given one if the log density of all rows is not concave around it, as between separate
-        modes, or when the deadline has passed.
+    The given Gaussian is returned if the log density of all rows is not concave around it, as
+    between separate modes, or when the deadline has passed.
     """
     deadline, target = deadline or Deadline(), _target(density, evaluations)
     if frame.scale is None:
@@ -131,16 +118,8 @@ def nearly(
     """The log density with the likelihood of all rows to second order, cheap for any draws.
 
     With many rows that is accurate near the mode. The prior, which may be far from quadratic, is
-    exact. This takes one pass over the rows, or none after `on_all_rows`.
-
-    Parameters
-    ----------
-    density : ModelDensity
-        Of a model that sees its rows batch by batch.
-    frame : Frame
-        The likelihood is expanded near its centre.
-    evaluations : Evaluations, optional
-        Evaluations are added to these.
+    exact. This takes one pass over the rows, or none after `on_all_rows`. The likelihood is
+    expanded near the centre of the frame. Evaluations are added to those given.
 
     Returns
     -------

@@ -69,15 +69,8 @@ def possible_start(
 ) -> Start | None:
     """Return ``start``, or the point of `find_start` if the log density is not finite there.
 
-    If no such point is found, ``start`` is returned: a later fit says what is wrong.
-
-    Parameters
-    ----------
-    density : ModelDensity
-    start : mapping, optional
-        As for `ModelDensity.start`.
-    seed : callable
-        Returns the seed of `find_start`, if that is needed.
+    If no such point is found, ``start`` is returned: a later fit says what is wrong. ``seed`` is
+    called for the seed of `find_start` if that is needed.
     """
     try:
         point = density.start(start, finite=False)

@@ -136,17 +136,9 @@ def search(
     options: SearchOptions = SEARCH,
     deadline: Deadline | None = None,
 ) -> Frame:
-    """Return the best Gaussian, see `find_frame`; without a scale if there is none.
+    """Return the best Gaussian of a search from ``start`` (dim,), see `find_frame`.
 
-    Parameters
-    ----------
-    target : Target
-    start : ndarray, shape (dim,)
-    rng : numpy.random.Generator
-    dense : bool
-    options : SearchOptions
-    deadline : Deadline, optional
-        When it has passed, the best so far is taken.
+    It has no scale if none is found. When the deadline has passed, the best so far is taken.
     """
     seeker = Seeker(target, rng, options, deadline or Deadline(), dense=dense)
     seeker.from_start(start)

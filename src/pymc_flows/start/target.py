@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import scipy
@@ -27,15 +26,6 @@ def dense(matrix: Matrix) -> np.ndarray:
     return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
-class Curved(Protocol):
-    """An exact Hessian: what `Curvature` is."""
-
-    n_gradients: int
-
-    def value_grad_curvature(self, z: np.ndarray) -> tuple[float, np.ndarray, Matrix]:
-        """Log density, gradient (dim,) and −∇² (dim, dim) at z (dim,)."""
-
-
 class Target:
     """A log density, its gradient and its curvature.
 
@@ -45,7 +35,7 @@ class Target:
         Log density (n,) and its gradient (n, dim) at points (n, dim).
     value : callable, optional
         The log density alone.
-    curvature : Curved, optional
+    curvature : Curvature, optional
         Without one, curvatures are differences of gradients.
     is_cheap : bool
         Whether a curvature costs no more than a few gradients.
@@ -61,7 +51,7 @@ class Target:
         self,
         evaluate: Evaluate,
         value: Callable[[np.ndarray], np.ndarray] | None = None,
-        curvature: Curved | None = None,
+        curvature: Curvature | None = None,
         *,
         is_cheap: bool = True,
         is_exact: bool = True,

@@ -23,12 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Hook:
-    """Acts after each step that is a multiple of ``every``; 0 for never.
-
-    Attributes
-    ----------
-    every : int
-    """
+    """Acts after each step that is a multiple of ``every``; 0 for never."""
 
     every = 0
 
@@ -56,16 +51,7 @@ class Hook:
 
 
 class Callbacks(Hook):
-    """Calls the callbacks of a user, and lets trackers record.
-
-    Parameters
-    ----------
-    approx : NormalizingFlow
-        The first argument of callbacks.
-    callbacks : list of callable
-    chain : Chain
-        The flow whose parameters trackers record.
-    """
+    """Calls callbacks with the approximation, and lets trackers record parameters of its chain."""
 
     def __init__(self, approx: Any, callbacks: Sequence[Callback], chain: Chain):
         self._approx = approx
@@ -116,12 +102,7 @@ class Settling(Hook):
 
 
 class TimeLimit(Hook):
-    """Ends a fit at a deadline; the step size decays in the last fifth of the time.
-
-    Parameters
-    ----------
-    deadline : Deadline
-    """
+    """Ends a fit at a deadline; the step size decays in the last fifth of the time."""
 
     def __init__(self, deadline: Deadline):
         self._deadline, self._begin = deadline, time.perf_counter()
@@ -151,14 +132,7 @@ class TimeLimit(Hook):
 
 
 class Checkpoint(Hook):
-    """Writes the fit to its file.
-
-    Parameters
-    ----------
-    every : int
-    write : callable
-        Gets the losses of this run so far.
-    """
+    """Calls ``write`` with the losses of this run so far, to write the fit to its file."""
 
     def __init__(self, every: int, write: Callable[[np.ndarray], object]):
         self.every, self._write = every, write

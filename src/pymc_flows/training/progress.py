@@ -27,16 +27,7 @@ class FitProgress:
     """Shows the progress of a fit; costs next to nothing per call of the compiled loop.
 
     A bar in a terminal and in Jupyter. Where ipywidgets is missing, which rich needs for a bar in
-    Jupyter, a line of text is kept up to date instead.
-
-    Parameters
-    ----------
-    total : int
-        Steps.
-    theme : rich.theme.Theme
-    show : bool
-    label : str
-        What is fitted; cut if it is long.
+    Jupyter, a line of text is kept up to date instead. A long label is cut.
     """
 
     def __init__(self, total: int, theme: Any, *, show: bool, label: str):
@@ -101,11 +92,6 @@ class SearchProgress:
 
     The bar of a fit takes its place while that is trained. It leaves nothing behind. In a notebook
     without ipywidgets it is a line of text.
-
-    Parameters
-    ----------
-    theme : rich.theme.Theme
-    show : bool
     """
 
     def __init__(self, theme: Any, *, show: bool):

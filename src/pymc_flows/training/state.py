@@ -88,14 +88,8 @@ class FitState:
     ) -> FitState:
         """Check everything, then build the loop, which is not compiled yet.
 
-        Parameters
-        ----------
-        objective : Objective
-        config : FitConfig
-        entropy : callable
-            Returns the seed of base noise and the model's own randomness; called after all checks.
-        max_chunk : int, optional
-            Most steps of one call; by default the interval of callbacks.
+        ``entropy`` is called after all checks for the seed of base noise and the model's own
+        randomness. A call takes at most ``max_chunk`` steps, by default the interval of callbacks.
         """
         every = call_interval(config.step_callbacks)
         chosen, step = objective.step(config)
@@ -223,15 +217,9 @@ class FitState:
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a file, as JSON; ``arrays`` are those of the loop."""
-        schedule = self.schedule
         return {
             **{name: getattr(self, name) for name in _COUNTS},
-            "schedule": [
-                float(schedule.peak),
-                int(schedule.steps),
-                schedule.curve,
-                int(schedule.first),
-            ],
+            "schedule": astuple(self.schedule),
             "plateau": self.plateau and astuple(self.plateau),
             "ramp": self.ramp and astuple(self.ramp),
             "path_from": self.path_from,

@@ -95,11 +95,7 @@ class Trainer:
     def run(self, theme: Any, *, show: bool) -> Outcome:
         """Take the steps, unless a callback or a Ctrl-C ends the run before.
 
-        Parameters
-        ----------
-        theme : rich.theme.Theme
-        show : bool
-            Whether to show a progress bar.
+        ``theme`` and ``show`` are those of the progress bar.
 
         Raises
         ------

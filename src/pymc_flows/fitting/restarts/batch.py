@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pymc_flows.approximation import contents
@@ -29,20 +30,9 @@ _NOT_TOGETHER = ("stop", "seconds", "devices", "compile_kwargs", "more_obj_param
 def fit_together(
     fits: Fits | None, tasks: Sequence[tuple[int, Any]], *, show: bool
 ) -> Tally | None:
-    """Fit with each seed and start, in one loop.
+    """Fit with each (seed, start) in one loop; ``fits`` is None without a formula.
 
-    Parameters
-    ----------
-    fits : Fits or None
-        None without a formula.
-    tasks : sequence of (seed, start)
-    show : bool
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    Tally or None
-        None if they cannot be fitted together; the log says why.
+    None if they cannot be fitted together; the log says why.
     """
     why = _why_not(fits)
     if fits is not None and not why:
@@ -98,13 +88,9 @@ class _Together:
             is_interrupted = True
         seconds = (time.perf_counter() - begin) / len(self._running)
         for i in self._running:
-            before = self._prepared[i].messages
             found = attempt(self._finish, seconds, i)
-            messages = (*before, *found.messages)
-            if isinstance(found, Finished):
-                self._results[i] = Finished(found.value, messages)
-            else:
-                self._results[i] = Failed(found.error, messages)
+            messages = (*self._prepared[i].messages, *found.messages)
+            self._results[i] = replace(found, messages=messages)
         return Tally(self._results, is_interrupted)
 
     def _advance(self) -> None:

@@ -20,18 +20,8 @@ def disagreement(fits: Sequence[NormalizingFlow], seeds: Sequence[int]) -> Datas
     """Rank-normalised split R-hat of the free variables, where each fit is a chain.
 
     The larger one of draws and of distances from the median, which compares locations and scales.
-    Vehtari, Gelman, Simpson, Carpenter & Bürkner, Bayesian Analysis 16(2), 2021.
-
-    Parameters
-    ----------
-    fits : sequence of NormalizingFlow
-        Two or more, of one model.
-    seeds : sequence of int
-
-    Returns
-    -------
-    Dataset
-        By variable, with its dims and coords.
+    Vehtari, Gelman, Simpson, Carpenter & Bürkner, Bayesian Analysis 16(2), 2021. There must be two
+    or more fits, of one model. Variables have their dims and coords.
     """
     from arviz_stats.base.array import array_stats  # slow to import
 

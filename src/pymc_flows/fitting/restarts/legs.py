@@ -24,14 +24,7 @@ _OF_FIT = ("inf_kwargs", "hyper", "field", "seconds", "quality")
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit without its model, as processes exchange it.
-
-    Attributes
-    ----------
-    content : Content
-    seconds : float
-        Wall time.
-    """
+    """A fit without its model, as processes exchange it, and its wall time in seconds."""
 
     content: Content
     seconds: float
@@ -47,17 +40,7 @@ def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
 
 @dataclass(frozen=True)
 class Fits:
-    """Arguments that all fits of a formula share.
-
-    Attributes
-    ----------
-    n : int
-        Steps.
-    model : pymc.Model
-    formula : Formula
-    arguments : mapping
-        Other arguments of `fit`.
-    """
+    """What all fits of a formula share: steps, model, and further arguments of `fit`."""
 
     n: int
     model: pm.Model
@@ -87,17 +70,7 @@ def prepared(fits: Fits, task: tuple[int, Any]) -> NFVI:
 
 @dataclass(frozen=True)
 class Leg:
-    """Some of the steps of a fit.
-
-    Attributes
-    ----------
-    seed : int
-    start : Frame, mapping or None
-    content : Content or None
-        Result of the leg before; None for the first.
-    until : int
-        The last step of the leg.
-    """
+    """Some of the steps of a fit, up to ``until``; ``content`` is the result of the leg before."""
 
     seed: int
     start: Any

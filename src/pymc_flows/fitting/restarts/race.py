@@ -30,16 +30,9 @@ N_ERRORS = 3.0
 def race(
     fits: Fits, tasks: Sequence[tuple[int, Any]], workers: Workers, names: Sequence[str]
 ) -> tuple[Tally, dict[int, int]]:
-    """Fit with each seed and start, and end early those that are behind.
+    """Fit with each (seed, start), and end early those that are behind.
 
     Losses alone decide, not the process that computed them, or the time.
-
-    Parameters
-    ----------
-    fits : Fits
-    tasks : sequence of (seed, start)
-    workers : Workers
-    names : sequence of str
 
     Returns
     -------
@@ -75,10 +68,7 @@ def looks_of(n: int) -> list[int]:
 def behind(losses: Sequence[np.ndarray]) -> list[int]:
     """Indices of the worse half whose last losses exceed those of the best by more than noise.
 
-    Parameters
-    ----------
-    losses : sequence of ndarray, shape (steps,)
-        In nats; NaN for failed steps.
+    Losses (steps,) are in nats, NaN for failed steps.
     """
     levels = [_level(values) for values in losses]
     order = sorted(range(len(levels)), key=lambda k: levels[k][0])

@@ -65,30 +65,8 @@ def fit_restarts(
 ) -> NormalizingFlow:
     """Fit several times, compare, and return the best fit or the mixture of all.
 
-    Parameters
-    ----------
-    fit : callable
-        `pymc_flows.fit`.
-    n, model, start, random_seed
-        As for it.
-    restarts : int
-        Number of fits.
-    workers : Workers
-    combine : {'mixture', 'best'}, optional
-        What is returned; by default the mixture if its ELBO is larger.
-    batched : bool
-        Whether to take the steps of all in one loop, if possible.
-    is_race : bool
-        Whether fits that are behind end early.
-    formula : Formula, optional
-        None for ``'auto'``.
-    arguments : mapping
-        Other arguments of `fit`.
-
-    Returns
-    -------
-    NormalizingFlow
-        Its attribute ``restarts`` is the table of all.
+    Arguments are those of ``fit``, which is `pymc_flows.fit`; ``arguments`` are its further ones.
+    The formula is None for ``'auto'``.
     """
     restarts = check_integer("restarts", restarts)
     if combine not in (None, "mixture", "best"):

@@ -39,12 +39,7 @@ def inference_of(
 ) -> NFVI:
     """The inference of `fit`: a flow in the coordinates of a frame, given or searched for.
 
-    Parameters
-    ----------
-    formula, model, start, random_seed, inf_kwargs
-        As for `fit`.
-    deadline : Deadline, optional
-        Of the fit; the search gets a share of it.
+    The search gets a share of the time until the deadline of the fit.
     """
     search_seed, fit_seed = integer_seeds(random_seed, 2)
     if not isinstance(start, Frame):

@@ -54,14 +54,7 @@ class Copula:
 def copulas(draws: Weighted) -> Iterator[Copula]:
     """Fit a spline to each coordinate of weighted draws, on either side of a triangular matrix.
 
-    Parameters
-    ----------
-    draws : Weighted
-
-    Yields
-    ------
-    Copula
-        Nothing if there are too few effective draws.
+    Yields nothing if there are too few effective draws.
     """
     dim = len(draws.frame.center)
     if not draws.is_usable or draws.quality.ess < ENOUGH:

@@ -44,15 +44,7 @@ PRIOR_DRAWS = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Cover:
-    """A mixture of Gaussians.
-
-    Attributes
-    ----------
-    frames : tuple of Frame
-    weights : ndarray, shape (parts,)
-    quality : Quality
-        Of the mixture, by its draws.
-    """
+    """A mixture of Gaussians with weights (parts,), and its quality by its draws."""
 
     frames: tuple[Frame, ...]
     weights: np.ndarray
@@ -62,21 +54,10 @@ class Cover:
 def cover(
     log_density: Callable[[np.ndarray], np.ndarray], first: Weighted, rng: np.random.Generator
 ) -> Cover | None:
-    """Fit mixtures of more and more Gaussians.
+    """Fit mixtures of more and more Gaussians, from draws of one that covers the posterior.
 
-    Parameters
-    ----------
-    log_density : callable
-        Log density (n,) at points (n, dim), in nats.
-    first : Weighted
-        Draws of a Gaussian that covers the posterior.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    Cover or None
-        The mixture with the most even weights; None if effective draws are too few from the start
-        or in all mixtures.
+    The log density (n,) is one at points (n, dim), in nats. The mixture with the most even weights
+    is returned; None if effective draws are too few from the start, or in all mixtures.
     """
     frame, points, weights = first.matched(), first.points, np.exp(first.log_weights)
     wide, best, parts = [frame.widened(factor) for factor in WIDER], None, None

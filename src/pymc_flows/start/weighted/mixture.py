@@ -28,14 +28,7 @@ LEAST_SHARE = 0.02
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Gaussians at modes.
-
-    Attributes
-    ----------
-    frames : tuple of Frame
-    quality : Quality
-        Of their mixture, by its draws.
-    """
+    """Gaussians at modes, and the quality of their mixture by its draws."""
 
     frames: tuple[Frame, ...]
     quality: Quality
@@ -48,18 +41,8 @@ def match_modes(
 ) -> GaussianMixture:
     """Improve Gaussians at modes while the weights of their mixture become more even.
 
-    Parameters
-    ----------
-    log_density : callable
-        Log density (n,) at points (n, dim), in nats.
-    frames : sequence of Frame
-        One for each mode.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    GaussianMixture
-        The mixture with the most even weights.
+    The log density (n,) is one at points (n, dim), in nats. The mixture with the most even weights
+    is returned.
     """
     frames, weights = tuple(frames), np.full(len(frames), 1 / len(frames))
     best: GaussianMixture | None = None

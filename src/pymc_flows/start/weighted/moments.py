@@ -55,7 +55,6 @@ def match_moments(
         Log density (n,) at points (n, dim), in nats.
     frame : Frame
         The Gaussian: its mean and a factor of its covariance.
-    rng : numpy.random.Generator
     share : float
         Share of the usual draws that is taken, where evaluations are expensive.
 
@@ -103,17 +102,8 @@ def match_significant(
     """Give a Gaussian the means and deviations of its weighted draws, where these are not noise.
 
     In many dimensions the noise of a covariance of draws exceeds the error of the Gaussian, while
-    the mean of a skewed coordinate, such as a scale, stands out.
-
-    Parameters
-    ----------
-    log_density, frame, rng
-        As for `match_moments`.
-
-    Returns
-    -------
-    Frame
-        ``frame`` itself if weights cannot be trusted.
+    the mean of a skewed coordinate, such as a scale, stands out. Arguments are as for
+    `match_moments`. If weights cannot be trusted, ``frame`` itself is returned.
     """
     if frame.scale is None:
         return frame

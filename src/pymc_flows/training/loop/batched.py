@@ -21,17 +21,8 @@ STEPS = 500
 class BatchedLoop:
     """Loops on JAX with equal graphs, compiled once with a leading axis for the loops.
 
-    Parameters
-    ----------
-    loops : sequence of TrainingLoop
-        Without random generators of the model, and with all data in every step.
-    n : int
-        Steps of each fit.
-
-    Attributes
-    ----------
-    steps : int
-        Most steps of a call.
+    They take n steps, at most ``steps`` per call. It is not possible with random generators of the
+    model, or data that differ by step.
     """
 
     def __init__(self, loops: Sequence[TrainingLoop], n: int):

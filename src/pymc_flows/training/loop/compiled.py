@@ -298,11 +298,7 @@ class TrainingLoop:
     def load_state_dict(self, state: Mapping[str, Any], array: Callable[..., np.ndarray]) -> None:
         """Restore a `state_dict` of an equal loop, after the flow's parameters have been set.
 
-        Parameters
-        ----------
-        state : mapping
-        array : callable
-            ``array(name, shape, dtype)`` returns an array of that state.
+        ``array(name, shape, dtype)`` returns an array of that state.
 
         Raises
         ------

@@ -65,21 +65,9 @@ def is_on_accelerator() -> bool:
 def standard_normal_by_jax(
     rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str
 ) -> Any:
-    """Base noise that is drawn on the device where JAX computes.
+    """Base noise that is drawn on the device where JAX computes; steps after ``n`` get zeros.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Gives a key to each of the first ``n`` steps: their noise does not depend on the steps per
-        call.
-    n : int
-    shape : tuple of int
-        (steps, draws, dim); steps after the first ``n`` get zeros.
-    dtype : str
-
-    Returns
-    -------
-    jax.Array, shape (steps, draws, dim)
+    The generator gives a key to each step: its noise does not depend on the steps per call.
     """
     words = np.zeros((shape[0], 2), np.uint32)
     words[:n] = rng.integers(2**32, size=(n, 2), dtype=np.uint32)

@@ -19,13 +19,7 @@ from pymc_flows.training.objectives.loss import Problem
 def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacements) -> str:
     """Replay the last failed step outside the loop; name the first result that is not finite.
 
-    Parameters
-    ----------
-    problem : Problem
-        With the parameters at which the step failed: those after the last good step.
-    loop : TrainingLoop
-    replacements : mapping, optional
-        Of variables in the model's log density.
+    The problem has the parameters at which the step failed: those after the last good step.
     """
     q, density, step, noise = problem.q, problem.density, loop.step, loop.failed_noise
     z, log_det = forward_and_log_det(q.chain, noise, q.values())

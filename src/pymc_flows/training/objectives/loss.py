@@ -28,16 +28,9 @@ from pymc_flows.training.loop.packing import join, split_by_block
 
 
 def default_gradient(chain: Chain, backend: str, *, anneals: bool) -> str:
-    """Return the estimate that comes nearer to the posterior in equal time, 'total' or 'path'.
-
-    Parameters
-    ----------
-    chain : Chain
-    backend : {"numba", "jax"}
-        Numba compiles a flow in 15 s with the path gradient, and in 10 s without.
-    anneals : bool
-        Far from the posterior, where annealing begins, the path gradient has more noise.
-    """
+    """Return the estimate that comes nearer to the posterior in equal time, 'total' or 'path'."""
+    # Numba compiles a flow in 15 s with the path gradient, and in 10 s without. Far from the
+    # posterior, where annealing begins, the path gradient has more noise.
     is_path = backend == "jax" and not anneals and chain.has_quick_score
     return "path" if is_path else "total"
 
@@ -165,16 +158,7 @@ def loss_graph(
     loop: Loop,
     replacements: Mapping[Variable, Variable] | None = None,
 ) -> TensorVariable:
-    """Return the loss as one differentiable scalar, in nats.
-
-    Parameters
-    ----------
-    problem : Problem
-    z0 : TensorVariable, shape (draws, dim)
-        Base draws.
-    plan : DrawPlan
-        How draws go through the log density.
-    """
+    """Return the loss for base draws z0 (draws, dim) as one differentiable scalar, in nats."""
     z, log_det = problem.q.graph(z0, loop)
     log_q = base_log_prob(z0) - log_det
     density = problem.density

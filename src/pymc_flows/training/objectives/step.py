@@ -32,19 +32,9 @@ def optimizer_step(
 ) -> Step:
     """Make the step of a loss.
 
-    Parameters
-    ----------
-    q : FlowState
-    config : FitConfig
-    packing : Packing, optional
-        The gradients are those w.r.t. its vector; without one, w.r.t. ``q.params`` and
-        ``more_obj_params``.
-    noise : TensorVariable, shape (draws, dim)
-    loss : Loss
-    settings : sequence of TensorVariable
-        Scalars that are set step by step, besides the step size.
-    batch : sequence of SharedVariable
-        Data that differ in each step.
+    Gradients are w.r.t. the vector of ``packing`` or, without one, w.r.t. ``q.params`` and
+    ``more_obj_params``. ``settings`` are scalars that are set step by step, besides the step size,
+    and ``batch`` data that differ in each step.
     """
     optimizer, extra, grads = config.optimizer, config.more_obj_params, loss.grads
     own = {"": packing.theta} if packing else dict(q.params_dict)
