@@ -29,6 +29,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.modes import NUMPY, is_compiled, is_of_jax
 from pymc_flows.backends.ops import ops_inside, values_needed
 from pymc_flows.support.compat import TensorSharedVariable, frozen_graph, jax_function
+from pymc_flows.support.threads import BUILDING
 
 # Most functions that are kept for later requests.
 MAX_KEPT = 128
@@ -168,7 +169,6 @@ class _Shared:
     def __init__(self, make: Callable[[], Any], mode: Any):
         self._make = make
         self._waits = not is_compiled(mode)  # threads would wait for Python in any case
-        self._lock = RLock()
         self._functions = [(make(), RLock())]
 
     def __call__(self, *args: Any) -> Any:
@@ -192,7 +192,7 @@ class _Shared:
         if self._waits:
             function, lock = self._functions[0]
         else:
-            with self._lock:
+            with BUILDING:
                 function, lock = self._make(), RLock()
                 self._functions.append((function, lock))
         lock.acquire()
@@ -207,12 +207,11 @@ class _Shared:
         """Restore; further functions are copies."""
         function = state["function"]
         self._make, self._waits = function.copy, state["waits"]
-        self._lock, self._functions = RLock(), [(function, RLock())]
+        self._functions = [(function, RLock())]
 
 
 _KEPT: OrderedDict[tuple[Any, ...], tuple[_Functions, list[Op]]] = OrderedDict()
 _COUNTS = Counts()
-_LOCK = RLock()
 
 
 def function_of(
@@ -250,7 +249,7 @@ def function_of(
     data = None if more else _data(starts, ends)
     how = {"trust_input": trust_input, "on_unused_input": "ignore", **more}
     if data is None:
-        with _LOCK:
+        with BUILDING:
             _COUNTS.unkept += 1
         return pytensor.function(list(inputs), outputs, mode=mode, **how)
     foreign = _foreign_ops(ends)
@@ -261,7 +260,7 @@ def function_of(
         tuple(x.borrow for x in (*given, *wanted)),
         trust_input,
     )
-    with _LOCK:
+    with BUILDING:  # no further lock: a thread that holds this one may ask for functions
         found = _KEPT.get(key)
         if found is None:
             _COUNTS.made += 1
@@ -288,13 +287,13 @@ class _Only:
 
 def counts() -> Counts:
     """How often functions were found and made in this process so far."""
-    with _LOCK:
+    with BUILDING:
         return Counts(_COUNTS.found, _COUNTS.made, _COUNTS.unkept)
 
 
 def forget() -> None:
     """Keep no function any longer: what is asked for next is compiled."""
-    with _LOCK:
+    with BUILDING:
         _KEPT.clear()
 
 

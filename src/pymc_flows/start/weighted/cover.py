@@ -56,8 +56,9 @@ def cover(
 ) -> Cover | None:
     """Fit mixtures of more and more Gaussians, from draws of one that covers the posterior.
 
-    The log density (n,) is one at points (n, dim), in nats. The mixture with the most even weights
-    is returned; None if effective draws are too few from the start, or in all mixtures.
+    ``log_density`` returns log densities (n,) at points (n, dim), in nats. The mixture with the
+    most even weights is returned; None if effective draws are too few from the start, or in all
+    mixtures.
     """
     frame, points, weights = first.matched(), first.points, np.exp(first.log_weights)
     wide, best, parts = [frame.widened(factor) for factor in WIDER], None, None

@@ -41,8 +41,8 @@ def match_modes(
 ) -> GaussianMixture:
     """Improve Gaussians at modes while the weights of their mixture become more even.
 
-    The log density (n,) is one at points (n, dim), in nats. The mixture with the most even weights
-    is returned.
+    ``log_density`` returns log densities (n,) at points (n, dim), in nats. The mixture with the
+    most even weights is returned.
     """
     frames, weights = tuple(frames), np.full(len(frames), 1 / len(frames))
     best: GaussianMixture | None = None
