@@ -22,9 +22,8 @@ from pymc_flows.fitting.restarts.single import inference_of
 from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
-from pymc_flows.model.logp import density_of
+from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.deadline import Deadline, check_seconds
@@ -36,8 +35,8 @@ from pymc_flows.workers.options import BlasCores
 
 AUTO = "auto"
 QUALITIES = ("good", "best")
-# Arguments that a fit which is not trained step by step may ignore.
-_UNTRAINED = ("progressbar", "progressbar_theme", "backend", "score")
+# Arguments that a fit which is not trained step by step takes or ignores.
+_UNTRAINED = ("progressbar", "progressbar_theme", "backend", "score", "hyper", "field", "quality")
 
 
 def fit(
@@ -172,10 +171,11 @@ def fit(
         "quality": quality,
     }
     if restarts is not None:
-        if kwargs.get("devices") and (cores != 1 or executor is not None):
-            raise ArgumentError("devices= belong to this process: leave out cores= and executor=")
-        if batched and (cores != 1 or executor is not None):
-            raise ArgumentError("batched= is one loop in this process: leave out cores=, executor=")
+        if cores != 1 or executor is not None:
+            if kwargs.get("devices"):
+                raise ArgumentError("devices= belong to this process: leave out cores=, executor=")
+            if batched:
+                raise ArgumentError("batched= is one loop here: leave out cores= and executor=")
         show = bool(kwargs.pop("progressbar", True))
         return fit_restarts(
             fit,
@@ -191,32 +191,23 @@ def fit(
             random_seed=random_seed,
             arguments={**kwargs, **others},
         )
-    if (cores, executor, combine, batched, race) != (1, None, None, False, False):
+    unlike_default = cores != 1 or blas_cores != "auto" or any((executor, mp_ctx, combine))
+    if unlike_default or batched or race:
         raise ArgumentError(
-            "cores=, executor=, combine=, batched= and race= are for restarts: give restarts=, too"
+            "cores=, executor=, mp_ctx=, blas_cores=, combine=, batched= and race= are for "
+            "restarts: give restarts=, too"
         )
     if flow is None:
         return climb(n, model=model, start=start, random_seed=random_seed, **others, **kwargs)
-    if kwargs.get("checkpoint") is not None:
-        check_target(kwargs["checkpoint"])  # the search may take long
     if flow.conditional is not None:
-        if stream_of(density) is not None:
-            raise ArgumentError(
-                f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
-                "Leave out formula=, or take one of a flow over all variables."
-            )
         if isinstance(start, Frame):
             raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
-        if seconds is not None:
-            raise ArgumentError(
-                f"{str(flow)!r} is fitted as a whole: seconds= has no meaning there\n"
-                "Leave out formula=, which looks at the clock."
-            )
-        _check_structured(flow, {**kwargs, "inf_kwargs": inf_kwargs})
+        _check_structured(flow, density, {**kwargs, **others})
         with Interrupts(deferred=False):
             return fit_structured(
                 flow, model=model, start=start, hyper=hyper, field=field, random_seed=random_seed
             )
+    config = FitConfig(n=n, **kwargs)
     if hyper or field:
         raise ArgumentError(
             f"hyper= and field= are for formulas such as 'tril-loc | laplace', got {str(flow)!r}"
@@ -229,7 +220,7 @@ def fit(
         inf_kwargs=inf_kwargs,
         deadline=deadline,
     )
-    inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
+    inference.train(config, deadline=deadline).tell(stacklevel=2)
     return inference.approx
 
 
@@ -287,8 +278,18 @@ def _check_devices(
         )
 
 
-def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that have no meaning where nothing is trained step by step."""
+def _check_structured(flow: Formula, density: ModelDensity, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what a field given hyperparameters cannot be fitted to, or with."""
+    if stream_of(density) is not None:
+        raise ArgumentError(
+            f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
+            "Leave out formula=, or take one of a flow over all variables."
+        )
+    if kwargs.get("seconds") is not None:
+        raise ArgumentError(
+            f"{str(flow)!r} is fitted as a whole: seconds= has no meaning there\n"
+            "Leave out formula=, which looks at the clock."
+        )
     nothing: tuple[object, ...] = (None, False, [], {}, ())
     unused = [k for k, value in kwargs.items() if k not in _UNTRAINED and value not in nothing]
     if unused:

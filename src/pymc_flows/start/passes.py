@@ -58,6 +58,7 @@ def on_all_rows(
     between separate modes, or when the deadline has passed.
     """
     deadline, target = deadline or Deadline(), _target(density, evaluations)
+    _EXPANSIONS.pop(density, None)  # data may have changed
     if frame.scale is None:
         return frame
     if len(frame.center) > MAX_DENSE:
