@@ -93,6 +93,14 @@ def test_tails_beyond_the_gaussians_have_draws():
     assert weights.max() / weights.sum() < 0.002
 
 
+def test_nothing_comes_of_draws_without_a_density():
+    def nowhere(points):
+        return np.full(len(points), -np.inf)
+
+    rng = np.random.default_rng(9)
+    assert cover(nowhere, wide(nowhere, rng, n=40), rng) is None
+
+
 def test_one_gaussian_is_left_where_there_are_far_too_many():
     z = np.random.default_rng(7).standard_normal((200, 2))
     parts = module._Parts.spread_out(z, 40, np.random.default_rng(8))

@@ -60,7 +60,10 @@ def cover(
     most even weights is returned; None if effective draws are too few from the start, or in all
     mixtures.
     """
-    frame, points, weights = first.matched(), first.points, np.exp(first.log_weights)
+    points, weights = first.points, np.exp(first.log_weights)
+    if not weights.sum() > 0:
+        return None
+    frame = first.matched()
     wide, best, parts = [frame.widened(factor) for factor in WIDER], None, None
     rest = np.full(len(wide), DEFENSIVE)
     for before, count in pairwise((0, *ROUNDS)):
