@@ -141,12 +141,12 @@ class Ring(Target):
         tilted by exp(r / m) bounds it, tightly for m near the mode; this is a normal distribution
         around radius + width² / m.
         """
-        tilt = self.radius
+        tilt = max(self.radius, self.width)  # m
         draws = np.empty((n, 2))
         filled = 0
         while filled < n:
             size = ceil(1.1 * (n - filled)) + 16
-            radius = rng.normal(tilt + self.width**2 / tilt, self.width, size)
+            radius = rng.normal(self.radius + self.width**2 / tilt, self.width, size)
             angle = rng.uniform(0, 2 * pi, size)
             # A negative radius is accepted with probability 0.
             accept = rng.uniform(size=size) < radius / tilt * np.exp(1 - radius / tilt)
