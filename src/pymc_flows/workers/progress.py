@@ -41,12 +41,12 @@ class TaskProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the last state there."""
+        """Stop, and leave the last state visible."""
         self.show("")
         self._progress.__exit__(kind, error, trace)
 
     def show(self, now: str) -> None:
-        """Say what is running."""
+        """Show which tasks are running."""
         self._progress.update(self._task, now=now)
 
     def advance(self) -> None:
