@@ -146,26 +146,22 @@ class NormalizingFlow(FlowDraws):
         return self.flow.graph_loop
 
     def problem(self, kl_weight: float = 1.0, anchor: Anchor | None = None) -> Problem:
-        """What a fit optimises: this flow against the model's log density."""
-        scale = self.symbolic_normalizing_constant if self.has_minibatch else 1.0
+        """The optimisation problem of a fit: this flow against the model's log density."""
+        rvs = [*self.model.observed_RVs, *self.model.free_RVs]
+        has_minibatch = any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
+        scale = self.symbolic_normalizing_constant if has_minibatch else 1.0
         return Problem(self.flow, self.density, kl_weight, scale, anchor)
 
     def anchor(self) -> Anchor | None:
-        """The log density of all rows at the centre of the frame; None if there are no batches.
+        """The log density of all rows at the centre of the frame, for fits that see batches.
 
-        Without a frame the centre is no place near the posterior.
+        None without batches, and without a frame, whose centre may be far from the posterior.
         """
         if stream_of(self.density) is None or not self.is_framed:
             return None
         point = self.flow.frame.center
         value, gradient = LogDensity(self.density).value_and_grad(point[None])
         return Anchor(point, float(value[0]), gradient[0])
-
-    @property
-    def has_minibatch(self) -> bool:
-        """Whether a minibatch makes the model's log density random."""
-        rvs = [*self.model.observed_RVs, *self.model.free_RVs]
-        return any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
 
     # --------------------------------------------------------------------------------- display
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pytensor
@@ -219,11 +218,4 @@ class MixtureState:
     def load(self, array: Callable[..., np.ndarray]) -> None:
         """Set all numbers to those of a file; ``array(name, shape, dtype)`` returns them."""
         for k, part in enumerate(self.parts):
-            part.load(_of_part(array, k))
-
-
-def _of_part(array: Callable[..., np.ndarray], k: int) -> Callable[..., np.ndarray]:
-    def read(name: str, *what: Any) -> np.ndarray:
-        return array(f"part_{k}_{name}", *what)
-
-    return read
+            part.load(lambda name, *what, k=k: array(f"part_{k}_{name}", *what))

@@ -144,35 +144,42 @@ def as_devices(given: Any) -> Devices | None:
         return given
     if not has_jax():
         raise BackendError("devices= needs JAX, which is not installed")
-    import jax
     from jax.sharding import Mesh, NamedSharding
 
     if isinstance(given, NamedSharding):
-        first = given.spec[0] if len(given.spec) else None
+        mesh, first = given.mesh, given.spec[0] if len(given.spec) else None
         if first is None:
             raise ArgumentError(
                 f"devices= got a sharding that leaves the first axis whole: {given.spec}\n"
                 "Name an axis of the mesh first, as in PartitionSpec('rows')."
             )
         axes = (first,) if isinstance(first, str) else tuple(first)
-        # A mesh with explicit axes would ask each operation for the sharding of its result.
-        return _checked(Devices(Mesh(given.mesh.devices, given.mesh.axis_names), axes))
-    if isinstance(given, Mesh):
-        return _checked(Devices(Mesh(given.devices, given.axis_names), tuple(given.axis_names)))
+    elif isinstance(given, Mesh):
+        mesh, axes = given, tuple(given.axis_names)
+    else:
+        mesh, axes = Mesh(_given_devices(given), (AXIS,)), (AXIS,)
+    # A mesh with explicit axes would ask each operation for the sharding of its result.
+    return _checked(Devices(Mesh(mesh.devices, mesh.axis_names), axes))
+
+
+def _given_devices(given: Any) -> np.ndarray:
+    """JAX's devices from a number or a sequence of them."""
+    import jax
+
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
         n, known = check_integer("devices", given), jax.devices()
         if n > len(known):
             raise BackendError(
                 f"devices={n}, but JAX has {len(known)}: {known[0].platform}\n{_ON_CPU}"
             )
-        return _checked(Devices(Mesh(np.array(known[:n]), (AXIS,)), (AXIS,)))
+        return np.array(known[:n])
     is_list = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
     if not is_list or not len(given) or not all(isinstance(d, jax.Device) for d in np.ravel(given)):
         raise ArgumentError(
             "devices must be a number, a sequence of jax.devices(), a jax.sharding.Mesh or a "
             f"NamedSharding, got {given!r}"
         )
-    return _checked(Devices(Mesh(np.ravel(np.array(given)), (AXIS,)), (AXIS,)))
+    return np.ravel(np.array(given))
 
 
 def _checked(devices: Devices) -> Devices:

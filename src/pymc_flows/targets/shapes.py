@@ -42,14 +42,14 @@ class Mixture(Target):
         return log(len(self.means)) + self.dim * (log(self.sd) + 0.5 * log(2 * pi))
 
     def nearest(self, z: npt.ArrayLike) -> npt.NDArray[np.intp]:
-        """Say which mode is the nearest, as positions (...) in ``means`` for points (..., dim)."""
+        """Positions (...) in ``means`` of the modes that are nearest to points (..., dim)."""
         distance = np.asarray(z)[..., None, :] - np.array(self.means)
         return (distance**2).sum(-1).argmin(-1)
 
     def _log_density(self, z: Any, xp: ModuleType) -> Any:
         means = np.array(self.means, np.result_type(z.dtype, np.float32))
         modes = -0.5 * (((z[..., None, :] - means) / self.sd) ** 2).sum(-1)
-        # Far away all modes underflow but relative to the highest.
+        # Relative to the highest mode, since far away all of them underflow.
         top = xp.max(modes, axis=-1)
         return top + xp.log(xp.exp(modes - top[..., None]).sum(-1))
 
@@ -62,8 +62,8 @@ class Mixture(Target):
 class Banana(Target):
     """U(z) = ½ (z[0] / scale)² + ½ ((z[1] − bend z[0]²) / width)².
 
-    A curved ridge like that of Rosenbrock's function, along a parabola: z[0] is normal, and so is
-    z[1] given z[0].
+    A ridge along a parabola, like that of Rosenbrock's function: z[0] is normal, and so is z[1]
+    given z[0].
 
     Attributes
     ----------
@@ -128,8 +128,8 @@ class Ring(Target):
 
     def _log_density(self, z: Any, xp: ModuleType) -> Any:
         square = z[..., 0] ** 2 + z[..., 1] ** 2
-        # The square root has no derivative at 0. Taking it of 1 there makes the gradient 0, the
-        # mean over the directions, where it would be NaN.
+        # The square root has no derivative at 0, so the gradient would be NaN there. With the root
+        # of 1 in its place it is 0, the mean over all directions.
         at_origin = xp.equal(square, 0.0)
         radius = xp.where(at_origin, 0.0, xp.sqrt(xp.where(at_origin, 1.0, square)))
         return -0.5 * ((radius - self.radius) / self.width) ** 2
