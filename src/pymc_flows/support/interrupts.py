@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
 
 class Interrupts:
@@ -49,12 +49,7 @@ class Interrupts:
         if arrived is not None and self._previous is not None:
             self._previous(*arrived)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Restore the handler of SIGINT, and let a deferred or swallowed interrupt through."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)

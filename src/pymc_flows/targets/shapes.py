@@ -1,5 +1,6 @@
 """Shapes that Gaussians do not fit: separate modes, a banana and a ring."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, cos, erfc, exp, log, pi, sin, sqrt
@@ -142,19 +143,25 @@ class Ring(Target):
         around radius + width² / m.
         """
         tilt = max(self.radius, self.width)  # m
-        draws = np.empty((n, 2))
-        filled = 0
-        while filled < n:
-            size = ceil(1.1 * (n - filled)) + 16
+
+        def propose(wanted: int) -> npt.NDArray[np.float64]:
+            size = ceil(1.1 * wanted) + 16
             radius = rng.normal(self.radius + self.width**2 / tilt, self.width, size)
             angle = rng.uniform(0, 2 * pi, size)
             # A negative radius is accepted with probability 0.
             accept = rng.uniform(size=size) < radius / tilt * np.exp(1 - radius / tilt)
             z = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-            accepted = z[accept][: n - filled]
-            draws[filled : filled + len(accepted)] = accepted
-            filled += len(accepted)
-        return draws
+            return z[accept]
+
+        return collected(n, propose)
+
+
+def collected(n: int, propose: Callable[[int], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Collect n accepted points; ``propose(wanted)`` returns some, about as many as wanted."""
+    found = propose(n)
+    while len(found) < n:
+        found = np.concatenate([found, propose(n - len(found))])
+    return found[:n]
 
 
 def _on_a_circle(n: int, radius: float) -> tuple[tuple[float, ...], ...]:
