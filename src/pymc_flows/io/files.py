@@ -225,7 +225,7 @@ def _content(data: bytes) -> Content:
             raise StorageError("the formula in the file is not text, or is too long")
         record = json.loads(text)
         if not isinstance(record, dict):
-            raise StorageError("the record in the file is not a JSON object")
+            raise StorageError("the record in the file is no table")
         arrays = {str(k): np.array(v.values) for k, v in dataset.items() if k != "record"}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
