@@ -9,6 +9,8 @@ from dataclasses import dataclass
 LARGE, FEWEST, FEW_IN_A_ROW = 1_000_000, 0.25, 2
 # In more dimensions a frame does not mix coordinates: its scale is a vector.
 MAX_DENSE = 300
+# Least share of a Gaussian's draws with a density; importance weights drop the other draws.
+LEAST_INSIDE = 0.2
 
 
 @dataclass(frozen=True)
