@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import scipy
+from pytensor.graph.replace import graph_replace
 
+from pymc_flows.errors import FitError
 from pymc_flows.field.gradient import Gradient, batched_gradient
 from pymc_flows.field.shared import SharedDensity
 from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.replacements import DataValues
 from pymc_flows.model.structure import GroupedDensity, Structure
 from pymc_flows.support.evaluations import Evaluations
 
@@ -79,6 +83,7 @@ class Posterior:
         self.sizes = sizes or (len(self.start), len(self.start))
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
+        self._made_from: tuple[ModelDensity, Structure, DataValues] | None = None
 
     @classmethod
     def of(
@@ -112,7 +117,7 @@ class Posterior:
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
-        return cls(
+        found = cls(
             structure,
             gradient,
             curvature,
@@ -121,6 +126,37 @@ class Posterior:
             _untransformed(density)[structure.hyperparameters],
             (len(structure.factors.index), curvature.pattern.nnz),
         )
+        found._made_from = density, structure, DataValues(density.named_terms.values())
+        return found
+
+    def _keep_data(self) -> None:
+        """Go on with the data that it was made for where the model has got others since.
+
+        Raises
+        ------
+        FitError
+            If the curvature has another pattern with them as constants.
+        """
+        if self._made_from is None or not self._made_from[2].changed:
+            return
+        density, structure, data = self._made_from
+        factors, constants = structure.factors, data.constants()
+        outputs, checks = (
+            tuple(graph_replace(list(graphs), constants, strict=False))
+            for graphs in (factors.outputs, factors.checks)
+        )
+        factors = replace(factors, outputs=outputs, checks=checks)
+        fixed = Posterior.of(
+            density.replaced(constants), replace(structure, factors=factors), self.start
+        )
+        if (self.pattern != fixed.pattern).nnz:
+            raise FitError(
+                f"the data {', '.join(data.changed)} have changed since the fit, and the curvature "
+                "of the field cannot be computed without them\n"
+                "Draw before pm.set_data, or give the model its data back."
+            )
+        self._gradient, self._curvature = fixed._gradient, fixed._curvature
+        self._grouped, self._made_from = fixed._grouped, None
 
     @property
     def dim(self) -> int:
@@ -149,12 +185,14 @@ class Posterior:
 
         Points that share hyperparameters may get the mean of their gradients in these.
         """
+        self._keep_data()
         self.evaluations.gradients += len(points)
         with np.errstate(all="ignore"):
             return self._gradient(points)
 
     def by_group(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density in parts: shared (n,) and by group (n, n_groups), in nats."""
+        self._keep_data()
         self.evaluations.densities += len(points)
         with np.errstate(all="ignore"):
             return self._grouped(points)
@@ -181,6 +219,7 @@ class Posterior:
         ndarray, shape (n, nnz + k)
             In the order of the pattern, then the weights of the rows.
         """
+        self._keep_data()
         self.evaluations.curvatures += len(points)
         with np.errstate(all="ignore"):
             if isinstance(self._curvature, Curvature):
