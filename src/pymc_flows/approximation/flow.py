@@ -16,12 +16,13 @@ from pymc_flows.approximation.pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation.saving import contents
 from pymc_flows.approximation.start import LayerParams, check_jitter, start_state
 from pymc_flows.approximation.state import State
+from pymc_flows.field.state import FieldState
 from pymc_flows.flows.chain import Loop
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
-from pymc_flows.model.log_density import LogDensity, LogDensityOfFit
+from pymc_flows.model.log_density import DensityOfFit, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.arguments import model_or_context
@@ -148,9 +149,10 @@ class NormalizingFlow(FlowDraws):
     @ladder.setter
     def ladder(self, found: Any) -> None:
         self._ladder = found
-        # Weights that were found good are those by the data of the fit, whatever comes in later.
-        resamples = found is not None and found.resamples
-        self._judged_by = LogDensityOfFit(self.density) if resamples else None
+        # A field, and weights that were found good, are those by the data of the fit, whatever
+        # comes in later.
+        depends = isinstance(self.q, FieldState) or (found is not None and found.resamples)
+        self._fitted_to = DensityOfFit(self.density) if depends else None
 
     @property
     def graph_loop(self) -> Loop:

@@ -151,8 +151,8 @@ class LogDensity:
         return _Function(shapes, rows, function_of([z, *batch], outputs, mode=mode))
 
 
-class LogDensityOfFit:
-    """Evaluates a log density with the data that the model has now, also if they are exchanged.
+class DensityOfFit:
+    """A log density that stays that of the data which the model has now.
 
     Parameters
     ----------
@@ -163,11 +163,12 @@ class LogDensityOfFit:
         self._density = density
         self._data: DataValues | None = DataValues(density.named_terms.values())
 
-    def value(self, points: np.ndarray) -> np.ndarray:
-        """Log density (n,) at points (n, dim) of the unconstrained space, in nats."""
+    @property
+    def current(self) -> ModelDensity:
+        """The density; one with these data as constants where the model has got others since."""
         if self._data is not None and self._data.changed:
             self._density, self._data = self._density.replaced(self._data.constants()), None
-        return LogDensity(self._density).value(points)
+        return self._density
 
 
 def _in_parts(function: _Function, points: np.ndarray, *batch: np.ndarray) -> list[np.ndarray]:
