@@ -24,9 +24,9 @@ from pymc_flows.importance import systematic
 
 _log = logging.getLogger(__name__)
 
-# Draws of groups are fewer by this for each of several draws of the separator.
+# With a separator, each of its draws has this many times fewer draws of the groups.
 SHARED = 4
-# Groups that cannot be trusted are judged again by so many times as many draws.
+# Groups that cannot be trusted are judged again with this many times as many draws.
 MORE = 8
 # Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
 # given each.
@@ -43,19 +43,19 @@ def fit_field(
 ) -> FieldApproximation:
     """Fit a flow over the hyperparameters, and the Gaussian field given them.
 
-    Rue, Martino & Chopin, Approximate Bayesian inference for latent Gaussian models by using
-    integrated nested Laplace approximations, JRSS B 71(2), 2009, with importance sampling in
-    place of a grid.
+    It is the method of Rue, Martino & Chopin (Approximate Bayesian inference for latent Gaussian
+    models by using integrated nested Laplace approximations, JRSS B 71(2), 2009), with importance
+    sampling in place of a grid.
 
     Parameters
     ----------
     posterior : Posterior
     start : ndarray, shape (dim,), optional
-        Point of the unconstrained space to begin at; by default the start of the model.
+        Point of the unconstrained space to begin at; by default the start of the posterior.
     options : FieldOptions, optional
     random_seed : int, optional
     report : callable, optional
-        Called with stage, evaluations and CPU seconds, after each unit of work.
+        Called with stage, evaluations and CPU seconds after each unit of work.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def fit_field(
 def _conditional(
     posterior: Posterior, start: np.ndarray, options: FieldOptions, rng: np.random.Generator
 ) -> ConditionalField:
-    """The Gaussian over the field, sought from the start alone for the time being."""
+    """The Gaussian over the field, whose mode is sought from the start: none is predicted yet."""
     groups = posterior.groups
     modes = FieldModes(posterior, factoring(posterior.pattern, groups, posterior.rows))
     points = quadrature(groups, options.quadrature_pairs, rng)
@@ -102,7 +102,7 @@ def _marginal(
     rng: np.random.Generator,
     progress: Progress,
 ) -> Marginal:
-    """The corrected marginal, around the mode."""
+    """The corrected marginal, with what is predicted around the mode."""
     groups = conditional.modes.posterior.groups
     around = ConditionalField(
         conditional.modes,
@@ -139,7 +139,7 @@ def _marginal(
 
 
 def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:
-    """How many blocks, and draws in each, the weights of groups need: no more than these."""
+    """Numbers of blocks, and of draws in each, that suffice: no more than these weights have."""
     n_outer, n_inner = weights.by_group.shape[:2]
     # The variance of a mean falls with the number of draws.
     allowed = options.group_error**2
@@ -150,8 +150,9 @@ def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:
 
 
 def _fewer(n: int, share: float, least: int) -> int:
-    """That share of n, as a power of two between bounds."""
-    return int(np.clip(2.0 ** math.ceil(math.log2(max(share, 1e-9) * n)), least, n))
+    """A share of n, as a power of two from ``least`` to n; all of n if the share is not known."""
+    wanted = max(share, 1e-9) * n if share < 1 else n
+    return int(np.clip(2.0 ** math.ceil(math.log2(wanted)), least, n))
 
 
 def _groups(
@@ -161,7 +162,7 @@ def _groups(
     rng: np.random.Generator,
     progress: Progress,
 ) -> GroupQuality:
-    """Judge groups at values of the hyperparameters that have weight."""
+    """Judge groups at values of the hyperparameters that are drawn by their weights."""
     posterior = marginal.conditional.modes.posterior
     if marginal.is_gaussian:
         n = options.judge_draws
@@ -173,7 +174,7 @@ def _groups(
     found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
     seconds = MORE * (progress.effort - before)
     if not found.is_trusted and seconds <= options.judge_seconds:
-        # Of few draws, k-hat is noise: of 1,000 good groups some would be called bad.
+        # With few draws k-hat is noisy, and some of 1,000 good groups seem bad.
         n_draws = MORE * options.judge_draws
         found = judge(_weights_of_groups(marginal, hyper, n_draws, rng, progress))
     return found

@@ -1,4 +1,4 @@
-"""What a fit of a field given hyperparameters found, and draws of it."""
+"""The result of a fit of a field given hyperparameters, and draws from it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class FieldApproximation:
     Attributes
     ----------
     marginal : Marginal
-        Of the hyperparameters; it holds the Gaussian field given them.
+        Marginal of the hyperparameters g; it has the Gaussian over the field x given them.
     mode : HyperMode
     values : HyperValues
-        q(g), and the values of the hyperparameters at which the marginal was evaluated.
+        q(g), and the values of g at which the marginal was evaluated.
     groups : GroupQuality
-        Of the Gaussian over the field, group by group.
+        How good the Gaussian is, group by group.
     evaluations : Evaluations
     history : tuple
         Stage, evaluations and CPU seconds, in order.
@@ -62,7 +62,7 @@ class FieldApproximation:
 
     @property
     def posterior(self) -> Posterior:
-        """What was fitted."""
+        """The posterior that was fitted."""
         return self.marginal.conditional.modes.posterior
 
     def draw(self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None) -> FieldDraws:
@@ -75,6 +75,11 @@ class FieldApproximation:
         n_hyper : int, optional
             Distinct values of the hyperparameters, each with about n / n_hyper fields; by default
             n.
+
+        Returns
+        -------
+        FieldDraws
+            Fewer than n where no Gaussian over the field exists at some of these values.
         """
         posterior = self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
@@ -82,7 +87,7 @@ class FieldApproximation:
         log_hyper = self.values.flow.log_prob(hyper)
         repeats = np.full(count, n // count)
         repeats[: n % count] += 1
-        points, log_q = [], []
+        points, log_q = [np.empty((0, posterior.dim))], [np.empty(0)]
         for i, gaussian in self.marginal.gaussians(hyper):
             if gaussian is None:
                 continue
@@ -109,7 +114,7 @@ class FieldApproximation:
     def corrected(
         self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None
     ) -> np.ndarray:
-        """Draws (n, dim) of the posterior, as good as the weights of both parts are.
+        """Draws (n, dim) of the posterior, by the weights of hyperparameters and of groups.
 
         Parameters
         ----------

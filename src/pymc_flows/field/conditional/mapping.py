@@ -15,36 +15,36 @@ from pymc_flows.field.conditional.noise import ranks
 from pymc_flows.field.factors import NotPositiveDefinite
 from pymc_flows.field.options import FieldOptions
 
-# Gaussians that are held at once, and the bytes that they may take.
+# Most Gaussians that are held at once, and bytes that they may take.
 MANY, BYTES = 256, 300e6
-# Log densities that differ by less than this share differ by rounding.
+# Differences of log densities below this share are rounding.
 ROUNDING = 1e-9
-# Difference, in nats, below which a Newton step ends at the mode of the field.
+# Difference from a Gaussian's log density, in nats, below which the field's counts as quadratic.
 QUADRATIC = 1e-6
 # Standard deviation of log weights, in nats, from which on a Gaussian is far from the field.
 FAR = 3.0
-# A correction of a predicted mean that promises more, in nats, shows that the prediction is off.
+# A predicted mean is wrong if a correction would gain more than this, in nats.
 NEAR = 0.5
-# Expected gradients with a smaller decrement, in nats, correct nothing.
+# Means are not corrected where the decrement of the expected gradient is smaller, in nats.
 SMALL = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Predicts the mode of the field, or a way from it: quadratic in each hyperparameter.
+    """Predicts the mode of the field, or mean − mode: quadratic in each hyperparameter.
 
     Attributes
     ----------
     center : ndarray, shape (n_hyper,)
     mode : ndarray, shape (n_field,)
-        At the centre.
+        Value at the centre.
     slopes, bends : ndarray, shape (n_hyper, n_field), optional
-        First and second derivatives of the mode.
+        First and second derivatives of it; without them the prediction is constant.
     reach : ndarray, shape (n_hyper,), optional
-        Distances from the centre beyond which the prediction is that at the end.
+        Distances from the centre beyond which the prediction stays as it is there.
     excess : ndarray, shape (1 + n_hyper, n_entries), optional
-        Of Gaussians nearest to the field: their `FieldGaussian.excess` at the centre, then its
-        derivatives.
+        `FieldGaussian.excess` at the centre, then its derivatives; for Gaussians nearest to the
+        field.
     """
 
     center: np.ndarray
@@ -87,23 +87,23 @@ class Expectation:
 
 
 class ConditionalField:
-    """Maps hyperparameters to a Gaussian over the field, always to the same one.
+    """Maps hyperparameters to a Gaussian over the field; equal ones always to the same Gaussian.
 
     The mode is sought by Newton's method from a predicted one. Where the field is skewed, the mean
     is then moved to where the expected gradient under the Gaussian is 0 (van Niekerk & Rue,
     Low-rank variational Bayes correction to the Laplace method, JMLR 25(62), 2024). That takes many
-    gradients; but the way from the mode to the mean, in units of the Gaussian, hardly depends on
-    the hyperparameters, so that `at` takes it from a prediction, and only `near` computes it.
+    gradients. But mean − mode, in units of the Gaussian, hardly depends on the hyperparameters, so
+    `at` predicts it and only `near` computes it.
 
-    Where the field is far from Gaussian, in groups too large for weights to repair, it is the
-    Gaussian nearest to it; how its precision differs from the curvature is predicted as well.
+    Where the field is far from Gaussian, in groups too large for weights to correct, it is the
+    Gaussian nearest to the field, whose precision minus the curvature is predicted, too.
 
     Parameters
     ----------
     modes : FieldModes
     surface : Surface
     points : ndarray, shape (n, n_field)
-        Points of the quadrature, see `noise.quadrature`.
+        Points over which expectations are taken, see `noise.quadrature`.
     options : FieldOptions
     corrects : bool
         Whether the field may be skewed.
@@ -149,9 +149,9 @@ class ConditionalField:
         ----------
         hyper : ndarray
         start : ndarray, shape (n, n_field), optional
-            Where the modes are sought from; by default where the surface says.
+            Where the searches for the modes begin; by default at the predicted modes.
         steps : int, optional
-            Most steps of Newton's method.
+            Largest number of Newton steps.
         tolerance : float, optional
             Newton decrement at which a mode is found, in nats.
         """
@@ -166,22 +166,18 @@ class ConditionalField:
         shifts = self.shift(hyper)
         return [g and g.moved(by) for g, by in zip(found, shifts, strict=True)]
 
-    def near(
-        self, hyper: np.ndarray, other: FieldGaussian, *, steps: int | None = None
-    ) -> list[FieldGaussian | None]:
+    def near(self, hyper: np.ndarray, other: FieldGaussian) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper), with their means computed.
 
         Parameters
         ----------
         hyper : ndarray
         other : FieldGaussian
-            Given others: where modes and means are sought from.
-        steps : int, optional
-            Most steps of Newton's method.
+            Where the searches for modes and means begin; it belongs to other hyperparameters.
         """
         if self.is_far:
             return [self._nearest(g, other) for g in hyper]
-        found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0), steps)
+        found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0))
         if not self.corrects:
             return found
         if other.shift is not None:
@@ -193,7 +189,7 @@ class ConditionalField:
         self,
         hyper: np.ndarray,
         start: np.ndarray,
-        steps: int | None,
+        steps: int | None = None,
         tolerance: float | None = None,
     ) -> list[FieldGaussian | None]:
         steps = self.options.newton_steps if steps is None else steps
@@ -202,7 +198,7 @@ class ConditionalField:
         return self.modes.find(hyper, start, steps=steps, tolerance=tolerance, quadratic=quadratic)
 
     def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
-        """Move means to where the expected gradient is 0, as far as that gains."""
+        """Move means to where the expected gradient is 0, as long as the lower bound grows."""
         field, result = self.modes.posterior.field, list(gaussians)
         before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
@@ -227,7 +223,7 @@ class ConditionalField:
         return result
 
     def nearest(self, gaussian: FieldGaussian) -> FieldGaussian:
-        """The Gaussian nearest to the field, from another one on: with few points, then all."""
+        """The Gaussian nearest to the field, from another one on; first with few of the points."""
         options = self.options
         few = self.points[: min(options.first_pairs, len(self.points) // 2)]
         coarse = nearest_gaussian(
@@ -242,14 +238,14 @@ class ConditionalField:
         )
 
     def _nearest(self, hyper: np.ndarray, other: FieldGaussian) -> FieldGaussian | None:
-        """The Gaussian nearest to the field, from that for other hyperparameters on."""
+        """The Gaussian nearest to the field, from that of other hyperparameters on."""
         moved = self._with_excess(hyper, other.mean, other.excess)
         if moved is None:  # start again from the mode
-            [moved] = self._modes(hyper[None], other.mean[None], None)
+            [moved] = self._modes(hyper[None], other.mean[None])
         return None if moved is None else self.nearest(moved)
 
     def _predicted(self, hyper: np.ndarray, means: np.ndarray) -> list[FieldGaussian | None]:
-        """Gaussians of predicted excess, their means corrected; the nearest where that is off."""
+        """Gaussians with predicted excess and corrected mean; the nearest where that is wrong."""
         found = [
             self._with_excess(g, mean, self.surface.excess_at(g))
             for g, mean in zip(hyper, means, strict=True)
@@ -262,7 +258,7 @@ class ConditionalField:
         return result
 
     def _decrement(self, gaussian: FieldGaussian) -> float:
-        """What another correction of the mean promises, in nats."""
+        """Expected gain of another correction of the mean, in nats."""
         if gaussian.averages is None:
             return math.inf
         gradient = gaussian.averages[1][self.modes.posterior.field]
@@ -279,10 +275,10 @@ class ConditionalField:
         except NotPositiveDefinite:
             return None
         log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))
-        return FieldGaussian(hyper, mean, factor, float(log_joint[0]), 0.0, excess=excess)
+        return FieldGaussian(hyper, mean, factor, float(log_joint[0]), excess=excess)
 
     def adapt(self, gaussian: FieldGaussian) -> FieldGaussian:
-        """If the field is far from Gaussian, take the Gaussian nearest to it from here on."""
+        """If the field is far from Gaussian, switch to the Gaussian nearest to it."""
         if not self.corrects or self.is_far or not self._is_poor(gaussian):
             return gaussian
         found = self._nearest(gaussian.hyper, gaussian)
@@ -290,7 +286,7 @@ class ConditionalField:
         return gaussian if found is None else found
 
     def _is_poor(self, gaussian: FieldGaussian) -> bool:
-        """Whether joint weights of elements too many for an exact quadrature are useless."""
+        """Whether the log weights vary too much, in groups too large for an exact quadrature."""
         posterior, half = self.modes.posterior, len(self.points) // 2
         _, size = ranks(posterior.groups)
         if size <= half:
@@ -310,7 +306,7 @@ class ConditionalField:
         return bool(fallen < ROUNDING * (1 + abs(gaussian.log_joint)))
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
-        """Return expectations under Gaussians over the field."""
+        """Return expectations under Gaussians over the field, in their order."""
         missing = [g for g in gaussians if g.averages is None]
         new = zip(*self._averages(missing), strict=True) if missing else iter(())
         hyper, found = self.modes.posterior.hyper, []

@@ -14,23 +14,23 @@ from pymc_flows.field.options import FieldOptions, Progress
 
 # A step must gain this share of what the gradient promises.
 ARMIJO = 1e-4
-# A step that does not gain is shortened by this, so many times at most.
-SHORTER, MOST_SHORTER = 1 / 4, 8
-# A bound that a step reached is raised by this.
+# A step that does not gain is shortened by this factor; most lengths that are tried.
+SHORTER, MOST_LENGTHS = 1 / 4, 8
+# The bound on steps is raised by this factor where a step has reached it.
 FARTHER = 4.0
-# Where less than this is promised, in nats, no gain is the rounding of the lower bound.
+# A step that promises less than this, in nats, may fail to gain because of rounding.
 NEAR = 0.1
-# Widest range of the first curvatures, relative to their mean.
+# The first curvatures lie within this factor of their mean.
 RANGE = 1e4
-# Differences of the gradient: this share of a standard deviation, between these bounds.
+# Steps of differences of gradients: this share of a standard deviation, between these bounds.
 SHARE, LEAST, MOST = 0.5, 0.01, 0.5
-# A standard deviation of a hyperparameter that its curvature does not bound.
+# Standard deviation of a hyperparameter whose curvature is not known.
 WIDEST = 3.0
-# Of gradients, in nats per unit, so that they can be divided by.
+# Smallest gradient that is divided by, in nats per unit.
 SMALLEST = 1e-6
-# The least curvature in any direction, in units of that of the coordinates.
+# Least curvature in any direction, in units of that of the coordinates.
 FLATTEST = 1e-3
-# BFGS starts again from the curvature where it ended, so many times at most.
+# BFGS starts again from the curvature where it ended, this many times at most.
 MOST_CLIMBS = 6
 
 
@@ -41,15 +41,15 @@ class HyperMode:
     Attributes
     ----------
     gaussian : FieldGaussian
-        There.
+        The Gaussian over the field at the mode.
     expectation : Expectation
-        Lower bound of the marginal log density there, and its gradient.
+        Lower bound of the marginal log density at the mode, and its gradient.
     covariance : ndarray, shape (n_hyper, n_hyper)
         Inverse of minus the Hessian of the log marginal.
     surface : Surface
-        Predicts the mode of the field around it.
+        Predicts the mode of the field for other hyperparameters.
     shift : Surface, optional
-        Predicts the way from the mode to the mean; None if these are the same.
+        Predicts mean − mode of the field; None if mean and mode are the same.
     """
 
     gaussian: FieldGaussian
@@ -60,7 +60,7 @@ class HyperMode:
 
     @property
     def promises(self) -> float:
-        """What Newton's step from here would gain, in nats."""
+        """Expected gain of a Newton step from here, in nats."""
         gradient = self.expectation.gradient
         return 0.5 * float(gradient @ self.covariance @ gradient)
 
@@ -74,10 +74,11 @@ def find_mode(
 ) -> HyperMode:
     """Maximise the lower bound of the marginal log density, or Laplace's approximation of it.
 
-    By BFGS with bounded steps; where the curvature at its end promises more, again, with that.
+    It takes BFGS with bounded steps. If the curvature at the end promises more, BFGS starts again
+    with this curvature.
 
-    The gradient of the bound is E ∂ log p / ∂ hyperparameters under the Gaussian over the field, so
-    that its cost does not depend on the number of hyperparameters.
+    The gradient of the bound is E ∂ log p / ∂ hyperparameters under the Gaussian over the field.
+    Its cost does not depend on the number of hyperparameters.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def find_mode(
     objective = objective_of(conditional)
     if objective is not conditional:
         gaussian = first
-    found = objective.expect([gaussian])[0]
+    [found] = objective.expect([gaussian])
     gaussian, found = _settle(
         objective, conditional.modes.posterior.locations, gaussian, found, options, progress
     )
@@ -122,7 +123,7 @@ def find_mode(
         gaussian = conditional.adapt(centred)
         if gaussian is not centred:
             objective = conditional
-            found = objective.expect([gaussian])[0]
+            [found] = objective.expect([gaussian])
             mode = curve(objective, gaussian, found, mode.covariance, progress)
     for _ in range(MOST_CLIMBS):
         if mode.promises < NEAR:
@@ -130,11 +131,11 @@ def find_mode(
         gaussian, found, inverse = _climb(
             objective, mode.gaussian, mode.expectation, mode.covariance, options, progress
         )
-        # Expectations from few points have gradients that differ a little from their slopes.
+        # With few points, expected gradients differ a little from the slopes of expected values.
         if found.elbo - mode.expectation.elbo < options.search_tolerance:
             break
         mode = curve(objective, gaussian, found, inverse, progress)
-    if objective is not conditional and conditional.corrects:  # as far from the mode everywhere
+    if objective is not conditional and conditional.corrects:  # a constant shift will do
         [centred] = conditional.centred([mode.gaussian])
         mode = replace(mode, gaussian=centred, shift=Surface(centred.hyper, shift_of(centred)))
     return mode
@@ -148,10 +149,10 @@ def _settle(
     options: FieldOptions,
     progress: Progress,
 ) -> tuple[FieldGaussian, Expectation]:
-    """Newton's steps in the locations alone, whose marginal is often nearly quadratic.
+    """Take Newton steps in the locations alone, whose marginal is often nearly quadratic.
 
-    They have the units of the data, so that their steps have no bound; where they end depends on
-    scales little.
+    The steps have no bound, since locations have the units of the data. Where they end hardly
+    depends on the scales.
     """
     places = np.flatnonzero(locations)
     if not 0 < len(places) <= options.max_axes:
@@ -185,7 +186,7 @@ def _climb(
     options: FieldOptions,
     progress: Progress,
 ) -> tuple[FieldGaussian, Expectation, np.ndarray]:
-    """BFGS: where it ends, and its estimate of the covariance (n_hyper, n_hyper)."""
+    """Run BFGS; return where it ends, and its estimate of the covariance (n_hyper, n_hyper)."""
     caps = np.full(len(gaussian.hyper), options.max_step)
     fresh = inverse is None
     if inverse is None:
@@ -210,7 +211,7 @@ def _climb(
             continue
         new, expected = moved
         taken = np.abs(new.hyper - gaussian.hyper)
-        # What went all the way may go farther: locations have the units of the data.
+        # Hyperparameters that reached their bound may go farther: they may have large units.
         caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, options.max_step))
         if (taken < 0.99 * np.abs(step)).any():
             caps = np.maximum(options.max_step, 2 * taken)
@@ -223,21 +224,21 @@ def _climb(
 
 
 def _first(found: Expectation, options: FieldOptions) -> np.ndarray:
-    """A diagonal metric in which the first step is as long as may be, plateaus included."""
+    """A diagonal metric with which the first step reaches its bound, on plateaus too."""
     return np.diag(options.max_step / np.maximum(np.abs(found.gradient), SMALLEST))
 
 
 def _advance(
     objective: Objective, gaussian: FieldGaussian, found: Expectation, step: np.ndarray
 ) -> tuple[FieldGaussian, Expectation] | None:
-    """Go along a step as far as that gains; None if it does not."""
+    """Take a step, shortened until it gains; None if it does not."""
     promised = float(step @ found.gradient)
     share = 1.0
     slack = 1e-10 * (1 + abs(found.elbo))
-    for _ in range(MOST_SHORTER if promised > NEAR else 1):
+    for _ in range(MOST_LENGTHS if promised > NEAR else 1):
         [there] = objective.near((gaussian.hyper + share * step)[None], gaussian)
         if there is not None:
-            expected = objective.expect([there])[0]
+            [expected] = objective.expect([there])
             usable = np.isfinite(expected.elbo) and np.isfinite(expected.gradient).all()
             if usable and expected.elbo >= found.elbo + ARMIJO * share * promised - slack:
                 return there, expected
@@ -246,11 +247,11 @@ def _advance(
 
 
 def _updated(inverse: np.ndarray, s: np.ndarray, y: np.ndarray, *, scale: bool) -> np.ndarray:
-    """BFGS; y is the decrease of the gradient along s."""
+    """The BFGS update after a step s, along which the gradient decreased by y."""
     product = float(s @ y)
     if product <= 1e-10 * np.linalg.norm(s) * np.linalg.norm(y):
         return inverse
-    if scale:  # each coordinate by its own secant, where that is positive
+    if scale:  # of each coordinate by its own secant, where that is positive
         mean = product / float(y @ y)
         own = np.divide(s, y, out=np.full(len(s), mean), where=s * y > 0)
         inverse = np.diag(np.clip(own, mean / RANGE, mean * RANGE))
@@ -265,16 +266,16 @@ def curve(
     inverse: np.ndarray | None,
     progress: Progress,
 ) -> HyperMode:
-    """Curvature of the log marginal by differences of its gradient, and of the field's mode.
+    """Difference the gradient of the log marginal, and what is predicted, along each axis.
 
     Parameters
     ----------
     objective : Objective
     gaussian : FieldGaussian
     found : Expectation
-        Under it.
+        Expectation under ``gaussian``.
     inverse : ndarray, shape (n_hyper, n_hyper), optional
-        A rough covariance, by which steps of differences are chosen.
+        A rough covariance, by which the steps of differences are chosen.
     progress : Progress
     """
     n = len(gaussian.hyper)
@@ -324,12 +325,12 @@ class _Differences:
         self.slopes, self.bends = np.zeros(shape), np.zeros(shape)
 
     def take(self, i: int, above: np.ndarray, below: np.ndarray) -> None:
-        """Take the vectors at both ends of one axis."""
+        """Difference the vectors at both ends of axis i."""
         self.slopes[i] = (above - below) / (2 * self.reach[i])
         self.bends[i] = (above - 2 * self.middle + below) / self.reach[i] ** 2
 
     def surface(self, center: np.ndarray) -> Surface:
-        """The function that has them."""
+        """The surface with these derivatives."""
         return Surface(center, self.middle, self.slopes, self.bends, 2 * self.reach)
 
 
@@ -339,7 +340,7 @@ def shift_of(gaussian: FieldGaussian) -> np.ndarray:
 
 
 def _inverse(hessian: np.ndarray) -> np.ndarray:
-    """Inverse of a Hessian's absolute value, in units of its diagonal."""
+    """Inverse of a Hessian whose eigenvalues, in units of its diagonal, are made positive."""
     hessian = np.where(np.isfinite(hessian), hessian, 0.0)
     hessian = (hessian + hessian.T) / 2
     diagonal = np.abs(np.diagonal(hessian))

@@ -1,7 +1,7 @@
 """Adaptive importance sampling of hyperparameters, and a flow over them.
 
-Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All values that were
-evaluated count, as draws of the mixture of all distributions that they came from.
+The method is that of Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All
+values that were evaluated count as draws of the mixture of the distributions that they came from.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from pymc_flows.importance import Quality, systematic, weigh
 
 _log = logging.getLogger(__name__)
 
-# A covariance needs so many effective values per hyperparameter.
+# Effective values per hyperparameter that a covariance needs.
 ENOUGH = 5
 
-# One of so many of the last values comes from the profiles, and as many from those with fixed
-# effects so many times as wide: their standard deviations grow with the scales.
+# Besides n draws of a distribution, the last values are n / 8 draws of the profiles, and n / 8 each
+# of profiles in which fixed effects, whose standard deviations grow with scales, are wider by these
+# factors.
 TAILS, STRETCHED = 8, (2.0, 5.0)
-# One of so many as there are others from effects whose spread follows the scales: with an eighth,
-# single values had a tenth of the variance of the mean of five groups.
+# Another n / 3 have effects whose spread follows the scales: with n / 8, single values had a tenth
+# of the variance of the mean of five groups.
 SCALED = 3
-# Draws of a round whose k-hat is told from noise.
+# Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
-# Even weights have a variance, whatever their k-hat says: it counts as no more than this.
+# Even weights have a finite variance: their k-hat counts as no more than this.
 FINITE = 0.5
-# A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
-# than so many standard errors.
+# A distribution lacks mass if its log evidence is too low by more than this, in nats, and by more
+# than this many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
 
 type Distribution = Proposal | ProfileProposal | ScaledEffects | HyperFlow
@@ -59,16 +60,15 @@ class HyperValues:
     flow : Proposal or HyperFlow
         q(g): a Gaussian or a flow.
     quality : Quality
-        Of q(g), by weights of its draws against the marginal.
+        Quality of q(g), by weights of its draws against the marginal.
     hyper : ndarray, shape (n, n_hyper)
-        Values at which the marginal was evaluated, of all rounds.
+        Values of all rounds, at which the marginal was evaluated.
     log_weights : ndarray, shape (n,)
-        Their weights: logs, normalised, Pareto-smoothed.
+        Logarithms of their normalised and Pareto-smoothed weights.
     overall : Quality
-        Of these weights; its log evidence is that of the model.
+        Quality of these weights; its log evidence is that of the model.
     error : float
-        Standard error, in nats, of the corrected marginal itself, by which the log evidence is off
-        besides.
+        Standard error, in nats, of the corrected marginal itself; the log evidence has it, too.
     """
 
     flow: Proposal | HyperFlow
@@ -88,11 +88,11 @@ class _Rounds:
         self.log_weights = np.empty(0)
         self.overall: Quality | None = None
         self.correction: Correction | None = None
-        # What the correction missed at values that it had not seen, in nats.
+        # Error of the predicted correction at values that it had not seen, in nats.
         self.missed = 0.0
-        # The smallest k-hat of a round's own weights.
+        # Smallest k-hat of the weights of any single round.
         self.khat = math.inf
-        # What a value of the last round has taken.
+        # Seconds per value of the last round.
         self.seconds_each = 0.0
 
     @property
@@ -102,7 +102,7 @@ class _Rounds:
 
     @property
     def log_p(self) -> np.ndarray:
-        """Log marginal (n,) of all values, in nats: evaluated, or Laplace's with the correction."""
+        """Log marginal (n,) of all values, in nats: evaluated, or with a predicted correction."""
         return np.concatenate([self._log_p(values) for _, values in self.parts])
 
     def _log_p(self, values: MarginalValues) -> np.ndarray:
@@ -124,9 +124,18 @@ class _Rounds:
     ) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
 
-        Laplace's approximation is evaluated at all draws, its correction at some of them, and
-        predicted at the others, or, where that misses too much, evaluated as well. Of fields that
-        are far from Gaussian it is no help.
+        Laplace's approximation is evaluated at all draws, its correction at some of them. At the
+        others the correction is predicted or, if predictions are too wrong, evaluated. For fields
+        that are far from Gaussian, all draws are corrected at once.
+
+        Parameters
+        ----------
+        proposal : Distribution
+        most : int
+            Number of draws; there are fewer if they would take too long.
+        rng : Generator
+        seconds : float, optional
+            Longest that the round may take; by default as the options say.
         """
         draws = proposal.draw(most, rng)
         options = self.options
@@ -155,7 +164,7 @@ class _Rounds:
     def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
         """Evaluate more draws of a distribution, until enough of all values are effective.
 
-        Some come from the first distribution, the profiles, whose tails are hardly ever too short.
+        Some draws come from the first distribution, the profiles, whose tails are long enough.
         """
         options, first = self.options, self.parts[0][0]
         if not quality.ess:
@@ -175,14 +184,14 @@ class _Rounds:
                 scaled = ScaledEffects.fit(self.hyper, np.exp(self.log_weights), effects)
                 self.take(scaled, n // SCALED, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
-        if self.ess < before["overall"].ess:  # predictions failed, and values were given up
+        if self.ess < before["overall"].ess:  # predictions failed, and parts were dropped
             vars(self).update(before)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
-        """Evaluate the correction where there is weight; whether it may be predicted elsewhere."""
+        """Evaluate the correction where there is weight; return whether it can be predicted."""
         proposal, values = self.parts[-1]
         n, first = len(values.hyper), self.correction is None
-        # Tempered, so that values around those with the most weight count, too.
+        # Tempered, so that values around those with the most weight are chosen, too.
         weights = tempered(self._log_weights()[-n:])
         wanted = self.options.min_values if first else self.options.check_values
         rows = np.unique(systematic(weights, wanted, rng))
@@ -196,14 +205,16 @@ class _Rounds:
         self.correction = fit_correction(known.hyper, lacking, weights)
         if self.correction is not None:
             self.missed = self.correction.residual
-            _log.info("Left-out corrections are missed by %.2g nats.", self.missed)
+            _log.info(
+                "The predicted correction is off by %.2g nats at left-out values.", self.missed
+            )
             if self.missed <= self.options.correction_error:
                 return True
         self.missed, self.correction = 0.0, None
         return False
 
     def _correct_all(self, stage: str) -> None:
-        """Evaluate the newest values in full, as many as time allows, and give up predictions."""
+        """Evaluate the last values in full, as many as time allows; drop parts with predictions."""
         proposal, values = self.parts.pop()
         self.parts = [part for part in self.parts if part[1].is_direct.all()]
         pilot, before = self.options.min_values, self.progress.effort
@@ -226,9 +237,9 @@ class _Rounds:
         return 0.0 if self.overall is None else self.overall.ess
 
     def expects(self, proposal: Distribution) -> float:
-        """Share of effective draws that a distribution would have, by the values so far.
+        """Share of effective draws that a distribution q would have.
 
-        1 / E_p[p/q], from weighted values instead of draws of q.
+        It is 1 / E_p[p/q], estimated from the weighted values so far instead of draws of q.
         """
         overall = self.overall
         if overall is None or not np.isfinite(self.log_weights).any():
@@ -239,9 +250,9 @@ class _Rounds:
         return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
 
     def agree(self, quality: Quality) -> bool:
-        """Whether a distribution's weights are even, and it lacks no mass that others found."""
+        """Whether the weights of a distribution are even, and it has the mass that others found."""
         overall, options = self.overall, self.options
-        # Of few and even weights, k-hat is noise.
+        # The k-hat of few and even weights is noise.
         is_even = quality.ess >= EVEN * quality.n_draws
         if overall is None or not (quality.is_trusted or is_even):
             return False
@@ -252,17 +263,18 @@ class _Rounds:
 
     @property
     def error(self) -> float:
-        """Standard error of the log marginal, in nats: of weights of groups, and of predictions."""
+        """Standard error of the log marginal, in nats, by weights of groups and predictions."""
         values = MarginalValues.joined([values for _, values in self.parts])
         direct = np.exp(self.log_weights) * values.is_direct
         within = float(direct @ values.error) / max(float(direct.sum()), 1e-300)
         return math.hypot(within, self.missed)
 
     def judged(self) -> Quality:
-        """Of all values. What predictions miss varies the weights besides those that are known.
+        """Quality of the weights of all values.
 
-        The weights of a mixture are bounded by those of each of its parts, divided by its share: no
-        tail of theirs is heavier than that of the best part.
+        Errors of predictions make the weights vary more than is seen, which lowers the effective
+        number. A mixture's weights are bounded by those of each part divided by its share, so their
+        tail is no heavier than that of the best part: k-hat is the smallest of all rounds.
         """
         if self.overall is None:
             raise RuntimeError("no round has been taken")
@@ -275,7 +287,7 @@ class _Rounds:
 
 
 def tempered(log_weights: np.ndarray) -> np.ndarray:
-    """Roots of weights, normalised; log weights need not be finite."""
+    """Normalised square roots of weights; NaN counts as no weight."""
     known = np.where(np.isnan(log_weights), -np.inf, log_weights)
     top = known.max(initial=-np.inf)
     if not np.isfinite(top):
@@ -293,9 +305,14 @@ def sample_hyper(
 ) -> HyperValues:
     """Sample the marginal of the hyperparameters, and describe it by a Gaussian or a flow.
 
-    Values with the profiles along the axes come first, then those of a Student-t distribution with
-    the moments of the weighted values, and of the Gaussian with these. Where that one would not do,
-    a flow is fitted to the weighted values instead, as long as it gets better.
+    The first values come from the profiles along the axes, the next from a Student-t distribution
+    with the moments of the weighted values, then some from the Gaussian with these moments. Where
+    the Gaussian is not good enough, a flow is fitted to the weighted values while it improves.
+
+    Raises
+    ------
+    FitError
+        If the marginal is finite at none of the values.
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
@@ -330,8 +347,8 @@ def sample_hyper(
             best, quality = flow, found
     if rounds.overall is None or quality is None or not rounds.ess:
         raise FitError(
-            "the marginal of the hyperparameters is not finite at any of "
-            f"{len(rounds.hyper)} values\nGive other starting values."
+            f"the marginal of the hyperparameters is finite at none of {len(rounds.hyper)} values\n"
+            "Give other starting values."
         )
     rounds.fill(best, quality, rng)
     return HyperValues(
