@@ -8,6 +8,7 @@ from posteriors import Bernoulli, CentredMeans, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field
 from pymc_flows.field.conditional.judge import judge
+from pymc_flows.field.state import FieldState
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, effective=1_000, most_values=1_000)
 QUICK = replace(OPTIONS, rounds=(32, 32), values=32, flow_rounds=0)
@@ -94,6 +95,21 @@ def test_draws_have_the_density_that_log_prob_gives(make, rng):
     np.testing.assert_allclose(
         log_p - draws.log_q, marginal - found.values.flow.log_prob(hyper), atol=1e-8
     )
+
+
+def test_draws_without_a_gaussian_are_drawn_again(plated, rng, monkeypatch):
+    _, found = plated
+    whole, calls = found.marginal.gaussians, []
+
+    def flaky(hyper):
+        calls.append(len(hyper))
+        pairs = list(whole(hyper))
+        return [(0, None), *pairs[1:]] if len(calls) < 3 else pairs
+
+    monkeypatch.setattr(found.marginal, "gaussians", flaky)
+    points, log_q = FieldState(found, None).draw(3, rng)
+    assert calls == [3, 1, 1]
+    np.testing.assert_allclose(found.log_prob(points), log_q)
 
 
 def test_corrected_draws_have_the_posterior_moments(plated, rng):

@@ -77,13 +77,13 @@ def build_chain(formula: Formula | str, dim: int) -> Chain:
     FlowShapeError
         If ``dim`` is not a positive integer.
     ArgumentError
-        If the formula has a bar: it is no chain over all coordinates.
+        If the formula has a bar, and so is not a chain over all coordinates.
     """
     formula = Formula(formula)
     if formula.conditional is not None:
         raise ArgumentError(
-            f"{str(formula)!r} is no chain of layers: behind the bar stands a field given the "
-            f"hyperparameters\nFit it with pymc_flows.fit(formula={str(formula)!r})."
+            f"{str(formula)!r} is not a chain of layers over all coordinates: the word after the "
+            "bar is a field given hyperparameters\n"
+            f"Fit it with pymc_flows.fit(formula={str(formula)!r})."
         )
-    blocks = formula.blocks
-    return Chain(dim, tuple(Block(layer, count) for layer, count in blocks))
+    return Chain(dim, tuple(Block(layer, count) for layer, count in formula.blocks))

@@ -13,8 +13,7 @@ class HouseholderStack(StackOp):
     """Householder layers: raw parameter v (count, dim).
 
     The projections p = uᵀz (count, n) on the unit vectors u = v / ‖v‖ are saved. With them the
-    pullback walks back through the layers, z + 2pu at a time, so that no intermediate points have
-    to be.
+    pullback undoes one layer after the other, z + 2pu, so that no points need to be saved.
     """
 
     def layer_size(self, dim: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Layers whose parameters a network computes from other coordinates: coupling, autoregressive."""
+"""Coupling and autoregressive layers: a network maps some coordinates to parameters of others."""
 
 from pymc_flows.flows.layers.networks.autoregressive import IAF, MAF
 from pymc_flows.flows.layers.networks.coupling import NVP
