@@ -3,7 +3,6 @@ import pytest
 from scipy import stats
 
 from posteriors import Bernoulli, LinearMixed
-from pymc_flows.field import FieldOptions
 from pymc_flows.field.conditional.judge import judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
@@ -13,11 +12,10 @@ from pymc_flows.field.factors import factoring
 
 
 def conditional_of(posterior, rng, *, corrects=True):
-    options = FieldOptions(newton_tolerance=1e-8)
     modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
-    points = quadrature(posterior.groups, options.quadrature_pairs, rng)
-    return ConditionalField(modes, surface, points, options, corrects=corrects)
+    points = quadrature(posterior.groups, 8, rng)
+    return ConditionalField(modes, surface, points, corrects=corrects)
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,11 @@ from pymc_flows.importance import systematic
 
 _log = logging.getLogger(__name__)
 
-# With a separator, each of its draws has this many times fewer draws of the groups.
-SHARED = 4
+# Most draws behind the weights of groups. With a separator, draws of it, and the factor by which
+# each of these has fewer draws of the groups.
+GROUP_DRAWS, SEPARATOR_DRAWS, SHARED = 64, 8, 4
+# Values of the hyperparameters at which groups are judged.
+JUDGED = 4
 # Groups that cannot be trusted are judged again with this many times as many draws.
 MORE = 8
 # Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
@@ -71,7 +74,7 @@ def fit_field(
     progress = Progress(posterior.evaluations, posterior.sizes, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
-    mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], options, progress)
+    mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], progress)
     marginal = _marginal(conditional, mode, options, rng, progress)
     values = sample_hyper(marginal, mode, options, rng, progress)
     return FieldApproximation(
@@ -91,8 +94,7 @@ def _conditional(
     groups = posterior.groups
     modes = FieldModes(posterior, factoring(posterior.pattern, groups, posterior.rows))
     points = quadrature(groups, options.quadrature_pairs, rng)
-    surface = Surface(start[posterior.hyper], start[posterior.field])
-    return ConditionalField(modes, surface, points, options)
+    return ConditionalField(modes, Surface(start[posterior.hyper], start[posterior.field]), points)
 
 
 def _marginal(
@@ -108,12 +110,12 @@ def _marginal(
         conditional.modes,
         mode.surface,
         conditional.points,
-        options,
         is_far=conditional.is_far,
         shift=mode.shift,
     )
-    n_outer = options.separator_draws if (groups < 0).any() else 1
-    n_inner = options.group_draws // (1 if n_outer == 1 else SHARED)
+    n_outer, n_inner = 1, GROUP_DRAWS
+    if (groups < 0).any():
+        n_outer, n_inner = SEPARATOR_DRAWS, GROUP_DRAWS // SHARED
     noise = NormalNoise.make(groups, n_outer * n_inner, rng)
     marginal = Marginal(around, noise, n_outer=n_outer, is_gaussian=False)
     weights = marginal.weigh(mode.gaussian)
@@ -169,7 +171,7 @@ def _groups(
         return GroupQuality(
             n, np.full(posterior.n_groups, float(n)), np.full(posterior.n_groups, -np.inf)
         )
-    hyper = values.hyper[systematic(np.exp(values.log_weights), options.judged, rng)]
+    hyper = values.hyper[systematic(np.exp(values.log_weights), JUDGED, rng)]
     before = progress.effort
     found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
     seconds = MORE * (progress.effort - before)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
-from pymc_flows.field.conditional.mapping import ConditionalField
+from pymc_flows.field.conditional.mapping import TOLERANCE, ConditionalField
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
@@ -86,7 +86,7 @@ class Marginal:
         self.wide = np.zeros(n_groups, bool) if wide is None else wide
 
     def gaussians(
-        self, hyper: np.ndarray, *, tolerance: float | None = None
+        self, hyper: np.ndarray, *, tolerance: float = TOLERANCE
     ) -> Iterator[tuple[int, FieldGaussian | None]]:
         """Yield indices and Gaussians at values (n, n_hyper); few are held at once."""
         size = self.conditional.chunk

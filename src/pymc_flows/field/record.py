@@ -17,7 +17,6 @@ from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.proposal import Proposal
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
 from pymc_flows.flows.frame import Frame
@@ -118,7 +117,6 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         modes,
         surface,
         read("quadrature", (None, m), "int8").astype(float),
-        FieldOptions(),
         corrects=bool(corrects),
         is_far=bool(is_far),
         shift=shift,

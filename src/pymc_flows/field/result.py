@@ -20,22 +20,6 @@ DRAWN = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class FieldDraws:
-    """Draws of the approximation.
-
-    Attributes
-    ----------
-    points : ndarray, shape (n, dim)
-        In the unconstrained space.
-    log_q : ndarray, shape (n,)
-        Log density of the approximation, in nats.
-    """
-
-    points: np.ndarray
-    log_q: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class FieldApproximation:
     """q(g, x) = q(g) N(x; m(g), Q(g)⁻¹), and its corrections.
 
@@ -65,7 +49,9 @@ class FieldApproximation:
         """The posterior that was fitted."""
         return self.marginal.conditional.modes.posterior
 
-    def draw(self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None) -> FieldDraws:
+    def draw(
+        self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draw from the approximation.
 
         Parameters
@@ -78,8 +64,11 @@ class FieldApproximation:
 
         Returns
         -------
-        FieldDraws
-            Fewer than n where no Gaussian over the field exists at some of these values.
+        points : ndarray, shape (n, dim)
+            In the unconstrained space; fewer than n where no Gaussian over the field exists at
+            some of these values.
+        log_q : ndarray, shape (n,)
+            Log densities of the approximation, in nats.
         """
         posterior = self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
@@ -96,7 +85,7 @@ class FieldApproximation:
             points.append(posterior.join(hyper[i], field))
             log_prob = -0.5 * np.square(noise).sum(axis=1) - gaussian.log_normalizer
             log_q.append(log_hyper[i] + log_prob)
-        return FieldDraws(np.concatenate(points), np.concatenate(log_q))
+        return np.concatenate(points), np.concatenate(log_q)
 
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log density (n,) of the approximation at points (n, dim), in nats."""

@@ -92,9 +92,8 @@ class FieldState:
         points, log_q = np.empty((0, self.dim)), np.empty(0)
         for _ in range(MAX_TRIES):
             left = n - len(points)
-            more = self.found.draw(left, rng, n_hyper=min(left, MOST_VALUES))
-            points = np.concatenate([points, more.points])
-            log_q = np.concatenate([log_q, more.log_q])
+            more, more_q = self.found.draw(left, rng, n_hyper=min(left, MOST_VALUES))
+            points, log_q = np.concatenate([points, more]), np.concatenate([log_q, more_q])
             if len(points) == n:
                 return points, log_q
         raise FitError(

@@ -82,8 +82,8 @@ def build_chain(formula: Formula | str, dim: int) -> Chain:
     formula = Formula(formula)
     if formula.conditional is not None:
         raise ArgumentError(
-            f"{str(formula)!r} is not a chain of layers over all coordinates: the word after the "
-            "bar is a field given hyperparameters\n"
+            f"{str(formula)!r} is no chain of layers: the word after the bar is a field given "
+            "hyperparameters\n"
             f"Fit it with pymc_flows.fit(formula={str(formula)!r})."
         )
     return Chain(dim, tuple(Block(layer, count) for layer, count in formula.blocks))

@@ -13,10 +13,19 @@ from pymc_flows.field.conditional.nearest import nearest_gaussian
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import ranks
 from pymc_flows.field.factors import NotPositiveDefinite
-from pymc_flows.field.options import FieldOptions
 
 # Most Gaussians that are held at once, and bytes that they may take.
 MANY, BYTES = 256, 300e6
+# Most Newton steps for one mode of the field, and the Newton decrement, in nats, at which it is
+# found: the square of the distance from the mode, in standard deviations of the field as a whole.
+# The determinant of a large field's curvature is far more sensitive: 1e-3 leaves errors of several
+# nats at 6,000 elements.
+NEWTON_STEPS, TOLERANCE = 20, 1e-8
+# Most corrections of a mean by expected gradients.
+CORRECTIONS = 2
+# Steps to the Gaussian nearest to the field: pairs of points of the first steps, the largest number
+# of these, and the gain, in nats, below which they end.
+FIRST_PAIRS, NEAREST_STEPS, NEAREST_GAIN = 8, 12, 0.1
 # Differences of log densities below this share are rounding.
 ROUNDING = 1e-9
 # Difference from a Gaussian's log density, in nats, below which the field's counts as quadratic.
@@ -104,7 +113,6 @@ class ConditionalField:
     surface : Surface
     points : ndarray, shape (n, n_field)
         Points over which expectations are taken, see `noise.quadrature`.
-    options : FieldOptions
     corrects : bool
         Whether the field may be skewed.
     is_far : bool
@@ -118,15 +126,13 @@ class ConditionalField:
         modes: FieldModes,
         surface: Surface,
         points: np.ndarray,
-        options: FieldOptions,
         *,
         corrects: bool = True,
         is_far: bool = False,
         shift: Surface | None = None,
     ):
         self.modes, self.surface, self.points = modes, surface, points
-        self.options, self.corrects, self.shift = options, corrects, shift
-        self.is_far = is_far
+        self.corrects, self.is_far, self.shift = corrects, is_far, shift
 
     @property
     def chunk(self) -> int:
@@ -140,8 +146,8 @@ class ConditionalField:
         hyper: np.ndarray,
         start: np.ndarray | None = None,
         *,
-        steps: int | None = None,
-        tolerance: float | None = None,
+        steps: int = NEWTON_STEPS,
+        tolerance: float = TOLERANCE,
     ) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper); None where there is none.
 
@@ -150,9 +156,9 @@ class ConditionalField:
         hyper : ndarray
         start : ndarray, shape (n, n_field), optional
             Where the searches for the modes begin; by default at the predicted modes.
-        steps : int, optional
+        steps : int
             Largest number of Newton steps.
-        tolerance : float, optional
+        tolerance : float
             Newton decrement at which a mode is found, in nats.
         """
         start = self.surface(hyper) if start is None else start
@@ -189,11 +195,9 @@ class ConditionalField:
         self,
         hyper: np.ndarray,
         start: np.ndarray,
-        steps: int | None = None,
-        tolerance: float | None = None,
+        steps: int = NEWTON_STEPS,
+        tolerance: float = TOLERANCE,
     ) -> list[FieldGaussian | None]:
-        steps = self.options.newton_steps if steps is None else steps
-        tolerance = self.options.newton_tolerance if tolerance is None else tolerance
         quadratic = self.modes.is_quadratic and not self.corrects
         return self.modes.find(hyper, start, steps=steps, tolerance=tolerance, quadratic=quadratic)
 
@@ -202,7 +206,7 @@ class ConditionalField:
         field, result = self.modes.posterior.field, list(gaussians)
         before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
-        for k in range(self.options.correction_steps + 1):
+        for k in range(CORRECTIONS + 1):
             if not active:
                 break
             values, gradients = self._averages([result[i] for i in active])
@@ -215,7 +219,7 @@ class ConditionalField:
                 result[i] = replace(result[i], averages=(float(value), gradient))
                 factor = result[i].factor
                 step = factor.whiten(factor.solve(gradient[field]))
-                if k < self.options.correction_steps and step @ step > SMALL:
+                if k < CORRECTIONS and step @ step > SMALL:
                     before[i] = float(value), result[i]
                     result[i] = result[i].moved(step)
                     left.append(i)
@@ -224,18 +228,12 @@ class ConditionalField:
 
     def nearest(self, gaussian: FieldGaussian) -> FieldGaussian:
         """The Gaussian nearest to the field, from another one on; first with few of the points."""
-        options = self.options
-        few = self.points[: min(options.first_pairs, len(self.points) // 2)]
-        coarse = nearest_gaussian(
-            self.modes,
-            gaussian,
-            np.concatenate([few, -few]),
-            steps=options.nearest_steps,
-            tolerance=options.nearest_tolerance,
-        )
-        return nearest_gaussian(
-            self.modes, coarse, self.points, steps=1, tolerance=options.nearest_tolerance
-        )
+        few = self.points[: min(FIRST_PAIRS, len(self.points) // 2)]
+        for points, steps in ((np.concatenate([few, -few]), NEAREST_STEPS), (self.points, 1)):
+            gaussian = nearest_gaussian(
+                self.modes, gaussian, points, steps=steps, tolerance=NEAREST_GAIN
+            )
+        return gaussian
 
     def _nearest(self, hyper: np.ndarray, other: FieldGaussian) -> FieldGaussian | None:
         """The Gaussian nearest to the field, from that of other hyperparameters on."""

@@ -54,7 +54,9 @@ def nearest_gaussian(
     """
     posterior = modes.posterior
     hyper = gaussian.hyper
-    precision = _precision(modes, gaussian)
+    precision = modes.curvature(hyper, gaussian.mean)
+    if gaussian.excess is not None:
+        precision = precision + gaussian.excess
     value, gradient = _averages(modes, gaussian, points)
     for _ in range(steps):
         target = _expected_curvature(modes, gaussian, points)
@@ -82,12 +84,6 @@ def nearest_gaussian(
         excess=precision - at_mean,
         averages=(value, gradient),
     )
-
-
-def _precision(modes: FieldModes, gaussian: FieldGaussian) -> np.ndarray:
-    """Entries of the precision."""
-    entries = modes.curvature(gaussian.hyper, gaussian.mean)
-    return entries if gaussian.excess is None else entries + gaussian.excess
 
 
 def _expected_curvature(

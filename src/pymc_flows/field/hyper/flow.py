@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -126,14 +127,11 @@ class _Functions:
     def _inputs(
         self, rows: int | None = None
     ) -> tuple[TensorVariable, TensorVariable, list[TensorVariable]]:
-        dim = self.chain.dim
+        """The vector of parameters, points (rows, dim), and the parameters of each block."""
+        dim, blocks = self.chain.dim, self.chain.blocks
         theta, points = pt.dvector("theta"), pt.matrix("g", shape=(rows, dim), dtype="float64")
-        parts, begin = [], 0
-        for block in self.chain.blocks:
-            end = begin + block.size(dim)
-            parts.append(pt.specify_shape(theta[begin:end], (end - begin,)))
-            begin = end
-        return theta, points, parts
+        ends = itertools.accumulate((block.size(dim) for block in blocks), initial=0)
+        return theta, points, [theta[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def _log_prob_graph(
         self, rows: int | None = None

@@ -10,8 +10,18 @@ from pymc_flows.errors import FitError
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import ConditionalField, Expectation, Surface
 from pymc_flows.field.hyper.objective import Objective, objective_of
-from pymc_flows.field.options import FieldOptions, Progress
+from pymc_flows.field.options import Progress
 
+# Most Newton steps for the first mode of the field, from the start of the model.
+FIRST_STEPS = 100
+# Most steps of BFGS.
+STEPS = 60
+# Longest first step in each hyperparameter, in unconstrained units.
+MAX_STEP = 1.0
+# Gain, in nats, below which the search ends.
+SMALLEST_GAIN = 1e-2
+# Most hyperparameters that are moved or followed one by one.
+MAX_AXES = 16
 # A step must gain this share of what the gradient promises.
 ARMIJO = 1e-4
 # A step that does not gain is shortened by this factor; most lengths that are tried.
@@ -69,7 +79,6 @@ def find_mode(
     conditional: ConditionalField,
     hyper: np.ndarray,
     field: np.ndarray,
-    options: FieldOptions,
     progress: Progress,
 ) -> HyperMode:
     """Maximise the lower bound of the marginal log density, or Laplace's approximation of it.
@@ -85,7 +94,6 @@ def find_mode(
     conditional : ConditionalField
     hyper, field : ndarray
         Where to begin, (n_hyper,) and (n_field,).
-    options : FieldOptions
     progress : Progress
 
     Returns
@@ -97,7 +105,7 @@ def find_mode(
     FitError
         If there is no Gaussian over the field at the start.
     """
-    [first] = conditional.at(hyper[None], field[None], steps=options.first_newton_steps)
+    [first] = conditional.at(hyper[None], field[None], steps=FIRST_STEPS)
     if first is None:
         raise FitError(
             "the field has no mode at the starting values of the hyperparameters: its log density "
@@ -114,9 +122,9 @@ def find_mode(
         gaussian = first
     [found] = objective.expect([gaussian])
     gaussian, found = _settle(
-        objective, conditional.modes.posterior.locations, gaussian, found, options, progress
+        objective, conditional.modes.posterior.locations, gaussian, found, progress
     )
-    gaussian, found, inverse = _climb(objective, gaussian, found, None, options, progress)
+    gaussian, found, inverse = _climb(objective, gaussian, found, None, progress)
     mode = curve(objective, gaussian, found, inverse, progress)
     if conditional.corrects and not conditional.is_far:
         [centred] = conditional.centred([mode.gaussian])
@@ -129,10 +137,10 @@ def find_mode(
         if mode.promises < NEAR:
             break
         gaussian, found, inverse = _climb(
-            objective, mode.gaussian, mode.expectation, mode.covariance, options, progress
+            objective, mode.gaussian, mode.expectation, mode.covariance, progress
         )
         # With few points, expected gradients differ a little from the slopes of expected values.
-        if found.elbo - mode.expectation.elbo < options.search_tolerance:
+        if found.elbo - mode.expectation.elbo < SMALLEST_GAIN:
             break
         mode = curve(objective, gaussian, found, inverse, progress)
     if objective is not conditional and conditional.corrects:  # a constant shift will do
@@ -146,7 +154,6 @@ def _settle(
     locations: np.ndarray,
     gaussian: FieldGaussian,
     found: Expectation,
-    options: FieldOptions,
     progress: Progress,
 ) -> tuple[FieldGaussian, Expectation]:
     """Take Newton steps in the locations alone, whose marginal is often nearly quadratic.
@@ -155,7 +162,7 @@ def _settle(
     depends on the scales.
     """
     places = np.flatnonzero(locations)
-    if not 0 < len(places) <= options.max_axes:
+    if not 0 < len(places) <= MAX_AXES:
         return gaussian, found
     for _ in range(MOST_CLIMBS):
         hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
@@ -169,7 +176,7 @@ def _settle(
         step[places] = inverse @ found.gradient[places]
         promised = 0.5 * float(step @ found.gradient)
         moved = None
-        if promised > options.search_tolerance:
+        if promised > SMALLEST_GAIN:
             moved = _advance(objective, gaussian, found, step)
         progress.tell("locations")
         if moved is None:
@@ -183,38 +190,36 @@ def _climb(
     gaussian: FieldGaussian,
     found: Expectation,
     inverse: np.ndarray | None,
-    options: FieldOptions,
     progress: Progress,
 ) -> tuple[FieldGaussian, Expectation, np.ndarray]:
     """Run BFGS; return where it ends, and its estimate of the covariance (n_hyper, n_hyper)."""
-    caps = np.full(len(gaussian.hyper), options.max_step)
+    caps = np.full(len(gaussian.hyper), MAX_STEP)
     fresh = inverse is None
     if inverse is None:
-        inverse = _first(found, options)
+        inverse = _first(found)
     else:
         caps = np.maximum(caps, np.sqrt(np.diagonal(inverse)))
-    for _ in range(options.search_steps):
+    for _ in range(STEPS):
         step = np.clip(inverse @ found.gradient, -caps, caps)
         promised = float(step @ found.gradient)
         if promised <= 0 and not fresh:  # clipping turned it around
-            inverse = _first(found, options)
-            fresh = True
+            inverse, fresh = _first(found), True
             continue
-        if promised < options.search_tolerance:
+        if promised < SMALLEST_GAIN:
             break
         moved = _advance(objective, gaussian, found, step)
         progress.tell("mode of the hyperparameters")
         if moved is None:
             if fresh or promised < NEAR:
                 break
-            inverse, fresh = _first(found, options), True
+            inverse, fresh = _first(found), True
             continue
         new, expected = moved
         taken = np.abs(new.hyper - gaussian.hyper)
         # Hyperparameters that reached their bound may go farther: they may have large units.
-        caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, options.max_step))
+        caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, MAX_STEP))
         if (taken < 0.99 * np.abs(step)).any():
-            caps = np.maximum(options.max_step, 2 * taken)
+            caps = np.maximum(MAX_STEP, 2 * taken)
         inverse = _updated(
             inverse, new.hyper - gaussian.hyper, found.gradient - expected.gradient, scale=fresh
         )
@@ -223,9 +228,9 @@ def _climb(
     return gaussian, found, inverse
 
 
-def _first(found: Expectation, options: FieldOptions) -> np.ndarray:
+def _first(found: Expectation) -> np.ndarray:
     """A diagonal metric with which the first step reaches its bound, on plateaus too."""
-    return np.diag(options.max_step / np.maximum(np.abs(found.gradient), SMALLEST))
+    return np.diag(MAX_STEP / np.maximum(np.abs(found.gradient), SMALLEST))
 
 
 def _advance(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from pymc_flows.errors import FitError
 from pymc_flows.field.hyper.correction import Correction, fit_correction
 from pymc_flows.field.hyper.flow import HyperFlow
-from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.mode import MAX_AXES, HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
 from pymc_flows.field.hyper.proposal import Proposal, lower_factor, mixture_log_prob, moments
 from pymc_flows.field.hyper.scaled import ScaledEffects
@@ -30,7 +29,16 @@ _log = logging.getLogger(__name__)
 
 # Effective values per hyperparameter that a covariance needs.
 ENOUGH = 5
-
+# Fewest values of a round, by which its cost per value is measured. In the first round, the
+# correction of Laplace's approximation is evaluated at as many values; in later rounds at fewer.
+MIN_VALUES, CHECK_VALUES = 40, 16
+# Longest that the last round may take, in seconds of a usual core.
+SECONDS_TO_FILL = 8.0
+# Degrees of freedom of the Student-t distributions, and a factor of their covariances.
+DEGREES, WIDENING = 8.0, 1.1
+# A distribution is good enough with this share of effective values, and with no larger difference,
+# in nats, between log evidence and ELBO.
+GOOD, GAP = 0.7, 0.25
 # Besides n draws of a distribution, the last values are n / 8 draws of the profiles, and n / 8 each
 # of profiles in which fixed effects, whose standard deviations grow with scales, are wider by these
 # factors.
@@ -137,18 +145,10 @@ class _Rounds:
         seconds : float, optional
             Longest that the round may take; by default as the options say.
         """
-        draws = proposal.draw(most, rng)
-        options = self.options
-        allowed = options.seconds_per_round if seconds is None else seconds
-        evaluate = partial(self.marginal.evaluate, corrected=self.marginal.conditional.is_far)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        n, before = min(most, options.min_values), self.progress.effort
-        values = evaluate(draws[:n], self.progress, stage)
-        taken = self.progress.effort - before
-        end = int(np.clip(allowed * n / taken, n, most)) if taken else most
-        if end > n:
-            more = evaluate(draws[n:end], self.progress, stage)
-            values = MarginalValues.joined([values, more])
+        before, is_far = self.progress.effort, self.marginal.conditional.is_far
+        allowed = self.options.seconds_per_round if seconds is None else seconds
+        values = self._evaluate(proposal.draw(most, rng), allowed, stage, corrected=is_far)
         self.parts.append((proposal, values))
         if not values.is_direct.all() and not self._predicts(stage, rng):
             self._correct_all(stage)
@@ -161,6 +161,19 @@ class _Rounds:
             self.khat = min(self.khat, khat)
         return quality
 
+    def _evaluate(
+        self, hyper: np.ndarray, allowed: float, stage: str, *, corrected: bool
+    ) -> MarginalValues:
+        """Evaluate the marginal at the first of these values, as many as the seconds allow."""
+        n, before = min(len(hyper), MIN_VALUES), self.progress.effort
+        values = self.marginal.evaluate(hyper[:n], self.progress, stage, corrected=corrected)
+        taken = self.progress.effort - before
+        end = int(np.clip(allowed * n / taken, n, len(hyper)))
+        if end == n:
+            return values
+        more = self.marginal.evaluate(hyper[n:end], self.progress, stage, corrected=corrected)
+        return MarginalValues.joined([values, more])
+
     def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
         """Evaluate more draws of a distribution, until enough of all values are effective.
 
@@ -170,10 +183,10 @@ class _Rounds:
         if not quality.ess:
             return
         n = (options.effective - self.ess) * quality.n_draws / quality.ess
-        if n < options.min_values:
+        if n < MIN_VALUES:
             return
-        allowed = options.seconds_to_fill / max(self.seconds_each, 1e-9)
-        n = int(min(n, options.most_values, max(allowed, options.min_values)))
+        allowed = SECONDS_TO_FILL / max(self.seconds_each, 1e-9)
+        n = int(min(n, options.most_values, max(allowed, MIN_VALUES)))
         before = {**vars(self), "parts": list(self.parts)}
         if isinstance(first, ProfileProposal):
             self.take(first, n // TAILS, rng, math.inf)
@@ -193,7 +206,7 @@ class _Rounds:
         n, first = len(values.hyper), self.correction is None
         # Tempered, so that values around those with the most weight are chosen, too.
         weights = tempered(self._log_weights()[-n:])
-        wanted = self.options.min_values if first else self.options.check_values
+        wanted = MIN_VALUES if first else CHECK_VALUES
         rows = np.unique(systematic(weights, wanted, rng))
         found = self.marginal.evaluate(values.hyper[rows], self.progress, stage)
         self.parts[-1] = proposal, values.corrected(rows, found)
@@ -217,13 +230,8 @@ class _Rounds:
         """Evaluate the last values in full, as many as time allows; drop parts with predictions."""
         proposal, values = self.parts.pop()
         self.parts = [part for part in self.parts if part[1].is_direct.all()]
-        pilot, before = self.options.min_values, self.progress.effort
-        found = self.marginal.evaluate(values.hyper[:pilot], self.progress, stage)
-        each = (self.progress.effort - before) / len(found.hyper)
-        end = int(np.clip(self.options.seconds_per_round / each, pilot, len(values.hyper)))
-        if end > pilot:
-            more = self.marginal.evaluate(values.hyper[pilot:end], self.progress, stage)
-            found = MarginalValues.joined([found, more])
+        allowed = self.options.seconds_per_round
+        found = self._evaluate(values.hyper, allowed, stage, corrected=True)
         self.parts.append((proposal, found))
 
     def has_enough(self) -> bool:
@@ -251,15 +259,15 @@ class _Rounds:
 
     def agree(self, quality: Quality) -> bool:
         """Whether the weights of a distribution are even, and it has the mass that others found."""
-        overall, options = self.overall, self.options
+        overall = self.overall
         # The k-hat of few and even weights is noise.
         is_even = quality.ess >= EVEN * quality.n_draws
         if overall is None or not (quality.is_trusted or is_even):
             return False
         error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
         lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
-        is_close = quality.log_evidence - quality.elbo <= options.gap
-        return is_close and quality.ess >= options.enough * quality.n_draws and not lacks
+        is_close = quality.log_evidence - quality.elbo <= GAP
+        return is_close and quality.ess >= GOOD * quality.n_draws and not lacks
 
     @property
     def error(self) -> float:
@@ -316,14 +324,12 @@ def sample_hyper(
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
-    follows = len(loc) <= options.max_axes
     for i, most in enumerate(options.rounds):
         wide: Distribution
-        if i == 0 and follows:
+        if i == 0 and len(loc) <= MAX_AXES:
             wide = follow_axes(marginal.conditional, mode, progress)
         else:
-            lower = math.sqrt(options.widening) * lower_factor(covariance)
-            wide = Proposal(loc, lower, options.degrees)
+            wide = Proposal(loc, math.sqrt(WIDENING) * lower_factor(covariance), DEGREES)
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
@@ -331,7 +337,7 @@ def sample_hyper(
     flow: HyperFlow | None = None
     quality: Quality | None = None
     can_flow = options.flow_rounds and len(loc) and rounds.has_enough()
-    if not can_flow or rounds.expects(best) >= options.enough:
+    if not can_flow or rounds.expects(best) >= GOOD:
         quality = rounds.take(best, options.values, rng)
     for _ in range(options.flow_rounds if can_flow else 0):
         if quality and rounds.agree(quality):
