@@ -105,7 +105,7 @@ def _marginal(
     progress: Progress,
 ) -> Marginal:
     """The corrected marginal, with what is predicted around the mode."""
-    groups = conditional.modes.posterior.groups
+    groups = conditional.posterior.groups
     around = ConditionalField(
         conditional.modes,
         mode.surface,
@@ -165,7 +165,7 @@ def _groups(
     progress: Progress,
 ) -> GroupQuality:
     """Judge groups at values of the hyperparameters that are drawn by their weights."""
-    posterior = marginal.conditional.modes.posterior
+    posterior = marginal.posterior
     if marginal.is_gaussian:
         n = options.judge_draws
         return GroupQuality(
@@ -190,7 +190,7 @@ def _weights_of_groups(
     progress: Progress,
 ) -> list[GroupWeights]:
     """Weights of groups at values of the hyperparameters."""
-    posterior = marginal.conditional.modes.posterior
+    posterior = marginal.posterior
     noise, found = NormalNoise.make(posterior.groups, n_draws, rng), []
     for _, gaussian in marginal.gaussians(hyper):
         if gaussian is not None:

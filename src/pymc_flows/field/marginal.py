@@ -80,10 +80,9 @@ class Marginal:
         is_gaussian: bool,
         wide: np.ndarray | None = None,
     ):
-        self.conditional, self.noise = conditional, noise
+        self.conditional, self.noise, self.posterior = conditional, noise, conditional.posterior
         self.n_outer, self.is_gaussian = n_outer, is_gaussian
-        n_groups = conditional.modes.posterior.n_groups
-        self.wide = np.zeros(n_groups, bool) if wide is None else wide
+        self.wide = np.zeros(self.posterior.n_groups, bool) if wide is None else wide
 
     def gaussians(
         self, hyper: np.ndarray, *, tolerance: float = TOLERANCE
@@ -103,8 +102,9 @@ class Marginal:
         self, gaussian: FieldGaussian, noise: NormalNoise, *, n_outer: int = 1, keep: bool = False
     ) -> GroupWeights:
         """Weigh other draws of the same proposal, see `weigh_groups`."""
-        posterior = self.conditional.modes.posterior
-        return weigh_groups(posterior, gaussian, noise, n_outer=n_outer, wide=self.wide, keep=keep)
+        return weigh_groups(
+            self.posterior, gaussian, noise, n_outer=n_outer, wide=self.wide, keep=keep
+        )
 
     def evaluate(
         self, hyper: np.ndarray, progress: Progress, stage: str, *, corrected: bool = True

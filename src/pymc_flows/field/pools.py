@@ -50,16 +50,16 @@ def field_noise(
         Share of effective draws in the worst group.
     rng : Generator
     """
-    n_field = marginal.conditional.modes.posterior.n_field
+    n_field = marginal.posterior.n_field
     if marginal.is_gaussian:
         return lambda i, gaussian: rng.standard_normal((repeats[i], n_field))
     pool = _pool(float(repeats.mean()), share, marginal, hyper[:1])
-    noise = NormalNoise.make(_groups(marginal), math.prod(pool), rng)
+    noise = NormalNoise.make(marginal.posterior.groups, math.prod(pool), rng)
 
     def direct(i: int, gaussian: FieldGaussian) -> np.ndarray:
         other = noise.shifted(rng)
         weights = marginal.weigh_others(gaussian, other, n_outer=pool[0], keep=True)
-        return weights.resample(repeats[i], rng, _groups(marginal))
+        return weights.resample(repeats[i], rng, marginal.posterior.groups)
 
     if len(hyper) * math.prod(pool) <= ANCHORS * (ANCHOR_POOL + len(marginal.noise)):
         return direct
@@ -75,7 +75,7 @@ def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tupl
     separator contain the noise of all groups' means, so groups need enough draws.
     """
     wanted = 2 ** math.ceil(math.log2(max(POOL, 2 * n) / max(share, 1e-2) ** 2))
-    if (_groups(marginal) >= 0).all():
+    if (marginal.posterior.groups >= 0).all():
         return 1, min(wanted, MOST_POOL)
     n_outer = min(wanted // 2, OUTER)
     n_inner = min(wanted // n_outer, MOST_POOL // OUTER)
@@ -85,10 +85,6 @@ def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tupl
         needed = min(MOST_POOL, used * marginal.weigh(gaussian).within / NOISE)
         n_inner = max(n_inner, 2 ** math.ceil(math.log2(max(needed, 1.0))))
     return n_outer, n_inner
-
-
-def _groups(marginal: Marginal) -> np.ndarray:
-    return marginal.conditional.modes.posterior.groups
 
 
 class _Anchors:
@@ -106,7 +102,7 @@ class _Anchors:
         rng: np.random.Generator,
     ):
         self._rng, self._repeats = rng, repeats
-        groups = _groups(marginal)
+        groups = marginal.posterior.groups
         self._separator = np.flatnonzero(groups < 0)
         chosen = np.unique(np.linspace(0, len(hyper) - 1, ANCHORS).astype(int))
         noise = NormalNoise.make(groups, ANCHOR_POOL, rng)

@@ -47,7 +47,7 @@ class FieldApproximation:
     @property
     def posterior(self) -> Posterior:
         """The posterior that was fitted."""
-        return self.marginal.conditional.modes.posterior
+        return self.marginal.posterior
 
     def draw(
         self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None

@@ -6,7 +6,7 @@ each value of the hyperparameters; each point of the field given them takes n² 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,7 @@ class SharedDensity:
         self._density = density
         self._is_hyper = np.zeros(density.dim, bool)
         self._is_hyper[hyper] = True
+        self._functions: dict[bool, Callable[..., Any]] = {}
 
     @cached_property
     def pays(self) -> bool:
@@ -76,8 +77,7 @@ class SharedDensity:
             The log density, in nats.
         """
         found = np.empty((len(points), 1))
-        for rows in self._runs(points):
-            [value] = self._without(points[rows[0]], points[rows])
+        for rows, [value] in self._evaluated(points, grad=False):
             found[rows, 0] = value
         return np.zeros(len(points)), found
 
@@ -88,11 +88,18 @@ class SharedDensity:
         these.
         """
         values, gradients = np.empty(len(points)), np.empty(points.shape)
-        for rows in self._runs(points):
-            value, field, hyper = self._with_gradient(points[rows[0]], points[rows])
+        for rows, (value, field, hyper) in self._evaluated(points, grad=True):
             values[rows] = value
             gradients[rows] = np.where(self._is_hyper, hyper / len(rows), field)
         return values, gradients
+
+    def _evaluated(self, points: np.ndarray, *, grad: bool) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield indices of points with equal hyperparameters, and what is computed for these."""
+        if grad not in self._functions:
+            self._functions[grad] = self._compile(grad=grad)
+        for rows in self._runs(points):
+            some = points[rows].astype(pytensor.config.floatX)
+            yield rows, self._functions[grad](some[0], some)
 
     def _runs(self, points: np.ndarray) -> list[np.ndarray]:
         """Indices of points with equal hyperparameters, no more at once than memory allows."""
@@ -114,14 +121,6 @@ class SharedDensity:
                 return set(), set()
             (fixed if chosen.all() else field).add(value)
         return fixed, field
-
-    @cached_property
-    def _with_gradient(self) -> Callable[..., Any]:
-        return self._compile(grad=True)
-
-    @cached_property
-    def _without(self) -> Callable[..., Any]:
-        return self._compile(grad=False)
 
     def _vectorized(self, rows: Mapping[Variable, Variable]) -> Batch | str:
         """The log density of many fields at once, or why it does not vectorise."""

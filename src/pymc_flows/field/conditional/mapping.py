@@ -132,13 +132,14 @@ class ConditionalField:
         shift: Surface | None = None,
     ):
         self.modes, self.surface, self.points = modes, surface, points
+        self.posterior = modes.posterior
         self.corrects, self.is_far, self.shift = corrects, is_far, shift
 
     @property
     def chunk(self) -> int:
         """How many Gaussians may be held at once."""
-        n, dim = len(self.points), self.modes.posterior.dim
-        pattern = self.modes.posterior.n_field * 40 + dim * n
+        n, dim = len(self.points), self.posterior.dim
+        pattern = self.posterior.n_field * 40 + dim * n
         return int(np.clip(BYTES // (8 * pattern), 1, MANY))
 
     def at(
@@ -203,7 +204,7 @@ class ConditionalField:
 
     def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
         """Move means to where the expected gradient is 0, as long as the lower bound grows."""
-        field, result = self.modes.posterior.field, list(gaussians)
+        field, result = self.posterior.field, list(gaussians)
         before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
         for k in range(CORRECTIONS + 1):
@@ -259,7 +260,7 @@ class ConditionalField:
         """Expected gain of another correction of the mean, in nats."""
         if gaussian.averages is None:
             return math.inf
-        gradient = gaussian.averages[1][self.modes.posterior.field]
+        gradient = gaussian.averages[1][self.posterior.field]
         return 0.5 * float(gradient @ gaussian.factor.solve(gradient))
 
     def _with_excess(
@@ -272,7 +273,7 @@ class ConditionalField:
             factor = self.modes.factor(entries)
         except NotPositiveDefinite:
             return None
-        log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))
+        log_joint, _ = self.posterior.value_and_grad(self.posterior.join(hyper, mean))
         return FieldGaussian(hyper, mean, factor, float(log_joint[0]), excess=excess)
 
     def adapt(self, gaussian: FieldGaussian) -> FieldGaussian:
@@ -285,7 +286,7 @@ class ConditionalField:
 
     def _is_poor(self, gaussian: FieldGaussian) -> bool:
         """Whether the log weights vary too much, in groups too large for an exact quadrature."""
-        posterior, half = self.modes.posterior, len(self.points) // 2
+        posterior, half = self.posterior, len(self.points) // 2
         _, size = ranks(posterior.groups)
         if size <= half:
             return False
@@ -296,7 +297,7 @@ class ConditionalField:
 
     def is_gaussian(self, gaussian: FieldGaussian) -> bool:
         """Whether the log density at the quadrature's points is that of the Gaussian."""
-        posterior = self.modes.posterior
+        posterior = self.posterior
         points = self.points[[0, -1]]
         values, _ = posterior.value_and_grad(posterior.join(gaussian.hyper, gaussian.place(points)))
         fallen = np.abs(gaussian.log_joint - values - 0.5 * len(gaussian.mean)).max()
@@ -307,7 +308,7 @@ class ConditionalField:
         """Return expectations under Gaussians over the field, in their order."""
         missing = [g for g in gaussians if g.averages is None]
         new = zip(*self._averages(missing), strict=True) if missing else iter(())
-        hyper, found = self.modes.posterior.hyper, []
+        hyper, found = self.posterior.hyper, []
         for gaussian in gaussians:
             value, gradient = next(new) if gaussian.averages is None else gaussian.averages
             entropy = gaussian.log_normalizer + 0.5 * len(gaussian.mean)
@@ -316,7 +317,7 @@ class ConditionalField:
 
     def _averages(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
         """Expected log density (m,) and gradient (m, dim) under m Gaussians."""
-        posterior = self.modes.posterior
+        posterior = self.posterior
         rows = max(1, int(BYTES // (8 * 4 * posterior.dim * len(gaussians))))
         hyper = np.stack([g.hyper for g in gaussians])
         value = np.zeros(len(gaussians))

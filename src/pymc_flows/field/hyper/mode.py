@@ -121,9 +121,7 @@ def find_mode(
     if objective is not conditional:
         gaussian = first
     [found] = objective.expect([gaussian])
-    gaussian, found = _settle(
-        objective, conditional.modes.posterior.locations, gaussian, found, progress
-    )
+    gaussian, found = _settle(objective, conditional.posterior.locations, gaussian, found, progress)
     gaussian, found, inverse = _climb(objective, gaussian, found, None, progress)
     mode = curve(objective, gaussian, found, inverse, progress)
     if conditional.corrects and not conditional.is_far:

@@ -75,7 +75,7 @@ def objective_of(conditional: ConditionalField) -> Objective:
     """
     if conditional.is_far:
         return conditional
-    groups = conditional.modes.posterior.groups
+    groups = conditional.posterior.groups
     is_exact = 2 * ranks(groups)[1] <= len(conditional.points)
     if is_exact or (groups < 0).sum() > MOST_SEPARATOR:
         return conditional

@@ -190,7 +190,7 @@ class _Rounds:
         before = {**vars(self), "parts": list(self.parts)}
         if isinstance(first, ProfileProposal):
             self.take(first, n // TAILS, rng, math.inf)
-            effects = self.marginal.conditional.modes.posterior.locations
+            effects = self.marginal.posterior.locations
             for factor in STRETCHED if effects.any() else ():
                 self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
             if effects.any() and not effects.all():
