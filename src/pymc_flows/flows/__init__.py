@@ -8,24 +8,20 @@
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
-from pymc_flows.flows.layers import (
-    IAF,
-    MAF,
-    NSF,
-    NVP,
-    Householder,
-    Loc,
-    Loft,
-    LowRank,
-    Perm,
-    Planar,
-    Radial,
-    Scale,
-    Spline,
-    Sylvester,
-    Tail,
-    Tril,
-)
+from pymc_flows.flows.layers.affine.householder import Householder
+from pymc_flows.flows.layers.affine.lowrank import LowRank
+from pymc_flows.flows.layers.affine.perm import Perm
+from pymc_flows.flows.layers.affine.shift_scale import Loc, Scale
+from pymc_flows.flows.layers.affine.tril import Tril
+from pymc_flows.flows.layers.elementwise.loft import Loft
+from pymc_flows.flows.layers.elementwise.spline import Spline
+from pymc_flows.flows.layers.elementwise.tail import Tail
+from pymc_flows.flows.layers.networks.autoregressive import IAF, MAF
+from pymc_flows.flows.layers.networks.coupling import NVP
+from pymc_flows.flows.layers.networks.nsf import NSF
+from pymc_flows.flows.layers.residual.planar import Planar
+from pymc_flows.flows.layers.residual.radial import Radial
+from pymc_flows.flows.layers.residual.sylvester import Sylvester
 from pymc_flows.formula import Formula
 from pymc_flows.formula.registry import FLOWS, register_flow
 
