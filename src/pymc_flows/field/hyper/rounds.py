@@ -94,7 +94,7 @@ class _Rounds:
         self.marginal, self.options, self.progress = marginal, options, progress
         self.parts: list[tuple[Distribution, MarginalValues]] = []
         self.log_weights = np.empty(0)
-        self.overall: Quality | None = None
+        self.overall = Quality(0, -math.inf, math.nan, math.inf, 0.0, -math.inf, math.nan)
         self.correction: Correction | None = None
         # Error of the predicted correction at values that it had not seen, in nats.
         self.missed = 0.0
@@ -182,7 +182,7 @@ class _Rounds:
         options, first = self.options, self.parts[0][0]
         if not quality.ess:
             return
-        n = (options.effective - self.ess) * quality.n_draws / quality.ess
+        n = (options.effective - self.overall.ess) * quality.n_draws / quality.ess
         if n < MIN_VALUES:
             return
         allowed = SECONDS_TO_FILL / max(self.seconds_each, 1e-9)
@@ -197,7 +197,7 @@ class _Rounds:
                 scaled = ScaledEffects.fit(self.hyper, np.exp(self.log_weights), effects)
                 self.take(scaled, n // SCALED, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
-        if self.ess < before["overall"].ess:  # predictions failed, and parts were dropped
+        if self.overall.ess < before["overall"].ess:  # predictions failed, and parts were dropped
             vars(self).update(before)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
@@ -236,23 +236,16 @@ class _Rounds:
 
     def has_enough(self) -> bool:
         """Whether there are enough effective values for a covariance."""
-        overall = self.overall
-        return overall is not None and overall.ess >= ENOUGH * max(1, self.hyper.shape[1])
-
-    @property
-    def ess(self) -> float:
-        """Effective number of all values."""
-        return 0.0 if self.overall is None else self.overall.ess
+        return self.overall.ess >= ENOUGH * max(1, self.marginal.posterior.n_hyper)
 
     def expects(self, proposal: Distribution) -> float:
         """Share of effective draws that a distribution q would have.
 
         It is 1 / E_p[p/q], estimated from the weighted values so far instead of draws of q.
         """
-        overall = self.overall
-        if overall is None or not np.isfinite(self.log_weights).any():
+        if not np.isfinite(self.log_weights).any():
             return 0.0
-        log_p = self.log_p - overall.log_evidence
+        log_p = self.log_p - self.overall.log_evidence
         ratio = self.log_weights + log_p - proposal.log_prob(self.hyper)
         top = ratio.max()
         return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
@@ -262,7 +255,7 @@ class _Rounds:
         overall = self.overall
         # The k-hat of few and even weights is noise.
         is_even = quality.ess >= EVEN * quality.n_draws
-        if overall is None or not (quality.is_trusted or is_even):
+        if not (quality.is_trusted or is_even):
             return False
         error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
         lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
@@ -284,8 +277,6 @@ class _Rounds:
         number. A mixture's weights are bounded by those of each part divided by its share, so their
         tail is no heavier than that of the best part: k-hat is the smallest of all rounds.
         """
-        if self.overall is None:
-            raise RuntimeError("no round has been taken")
         ess = self.overall.ess * math.exp(-(self.missed**2))
         return replace(self.overall, ess=ess, khat=min(self.overall.khat, self.khat))
 
@@ -346,12 +337,12 @@ def sample_hyper(
             loc, covariance = rounds.moments()
             frame = Frame(loc, lower_factor(covariance))
             flow = HyperFlow.identity(Formula(options.formula), frame)
-        flow = flow.fit(rounds.hyper, np.exp(rounds.log_weights), rounds.ess)
+        flow = flow.fit(rounds.hyper, np.exp(rounds.log_weights), rounds.overall.ess)
         progress.tell("flow over the hyperparameters")
         found = rounds.take(flow, options.values, rng)
         if quality is None or found.elbo > quality.elbo:
             best, quality = flow, found
-    if rounds.overall is None or quality is None or not rounds.ess:
+    if quality is None or not rounds.overall.ess:
         raise FitError(
             f"the marginal of the hyperparameters is finite at none of {len(rounds.hyper)} values\n"
             "Give other starting values."
