@@ -104,7 +104,7 @@ def _marginal(
     rng: np.random.Generator,
     progress: Progress,
 ) -> Marginal:
-    """The corrected marginal, with what is predicted around the mode."""
+    """The corrected marginal, with modes and means that are predicted around the mode."""
     groups = conditional.posterior.groups
     around = ConditionalField(
         conditional.modes,

@@ -116,7 +116,7 @@ class Marginal:
         hyper : ndarray
         progress : Progress
         stage : str
-            What the progress tells.
+            Name of the stage, for the progress.
         corrected : bool
             Whether to correct Laplace's approximation by weights of groups, which costs most.
         """

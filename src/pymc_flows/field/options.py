@@ -1,4 +1,4 @@
-"""Bounds and tolerances of the fit of a field given hyperparameters, and what it has cost."""
+"""Options of the fit of a field given hyperparameters, and a record of its cost."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ type Report = Callable[[str, Evaluations, float], None]
 
 @dataclass
 class Progress:
-    """Records what is being done and reports it: stage, evaluations, CPU seconds since the start.
+    """Records and reports the progress of a fit: stage, evaluations, CPU seconds since the start.
 
     Parameters
     ----------

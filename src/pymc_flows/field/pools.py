@@ -2,7 +2,7 @@
 
 Groups that are not Gaussian are resampled by their weights. For a few draws that is done at the
 hyperparameters of each. For many draws it is done at a few values of the hyperparameters, the
-anchors, and each draw takes noise of the nearest one: what distinguishes the posterior from the
+anchors, and each draw takes noise of the nearest one: the difference between the posterior and the
 Gaussian, in units of the Gaussian, hardly depends on the hyperparameters.
 """
 

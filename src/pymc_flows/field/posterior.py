@@ -32,8 +32,8 @@ class Posterior:
         −∇² log p over the field (n_field, n_field) at a point (dim,), with a fixed pattern that
         contains the diagonal.
     grouped : callable
-        Parts of the log density at points (n, dim), in nats: what belongs to no group (n,), and
-        what belongs to each (n, n_groups).
+        Log density at points (n, dim) in parts, in nats: a part of no group (n,), and a part of
+        each group (n, n_groups).
     start : ndarray, shape (dim,)
         Where a search may begin.
     locations : ndarray of bool, shape (n_hyper,), optional
@@ -59,6 +59,7 @@ class Posterior:
         self.groups = np.asarray(structure.groups, dtype=int)
         self.n_groups = int(self.groups.max(initial=-1)) + 1
         self.start = np.asarray(start, dtype=float)
+        self.dim, self.n_hyper, self.n_field = len(self.start), len(self.hyper), len(self.field)
         self.locations = np.zeros(len(self.hyper), bool) if locations is None else locations
         self.sizes = sizes or (len(self.start), len(self.start))
         self.evaluations = Evaluations()
@@ -105,21 +106,6 @@ class Posterior:
             _untransformed(density)[structure.hyperparameters],
             (len(structure.factors.index), curvature.pattern.nnz),
         )
-
-    @property
-    def dim(self) -> int:
-        """Length of the flat vector."""
-        return len(self.start)
-
-    @property
-    def n_hyper(self) -> int:
-        """Number of hyperparameters."""
-        return len(self.hyper)
-
-    @property
-    def n_field(self) -> int:
-        """Number of elements of the field."""
-        return len(self.field)
 
     def join(self, hyper: np.ndarray, field: np.ndarray) -> np.ndarray:
         """Points (n, dim) from both parts, (n, n_hyper) and (n, n_field), which are broadcast."""

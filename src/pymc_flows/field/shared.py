@@ -31,7 +31,7 @@ BYTES, COPIES = 200e6, 12
 
 
 class SharedDensity:
-    """A log density and its gradient; what hyperparameters alone determine is computed once.
+    """A log density and its gradient, evaluated at once for points with equal hyperparameters.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class SharedDensity:
         return values, gradients
 
     def _evaluated(self, points: np.ndarray, *, grad: bool) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield indices of points with equal hyperparameters, and what is computed for these."""
+        """Yield indices of points with equal hyperparameters, and the results for these."""
         if grad not in self._functions:
             self._functions[grad] = self._compile(grad=grad)
         for rows in self._runs(points):

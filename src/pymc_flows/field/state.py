@@ -253,7 +253,7 @@ class FieldState:
         formula: Formula,
         array: Callable[..., np.ndarray],
     ) -> FieldState:
-        """Make the state whose `arrays` are what ``array(name, shape, dtype)`` returns.
+        """Make the state from its `arrays`, which ``array(name, shape, dtype)`` returns.
 
         Raises
         ------

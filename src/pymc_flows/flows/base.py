@@ -82,8 +82,8 @@ class Flow(ABC):
         log-determinant is made here, with its floor, since computing it again from other parameters
         could cross the floor.
 
-        The last of the leading axes counts repeats. A layer with a ``period`` adds what differs
-        between repeats; without leading axes it is the first repeat.
+        The last of the leading axes counts repeats. A layer with a ``period`` adds the fixed values
+        of each repeat; without leading axes it is the first repeat.
         """
 
     @abstractmethod
@@ -207,7 +207,7 @@ class KernelFlow(Flow):
         """The kernel Op of a block in ``dim`` dimensions, a `kernels.stack_op.StackOp`."""
 
     def kernel_params(self, theta: TensorVariable, dim: int) -> TensorVariable:
-        """Turn the vector of a block's raw parameters into that which the kernel Op takes."""
+        """Turn the vector of a block's raw parameters into the vector for the kernel Op."""
         return theta
 
     def kernel_forward_and_log_det(self, z: TensorVariable, theta: TensorVariable) -> Pair:

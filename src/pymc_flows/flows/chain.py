@@ -156,9 +156,7 @@ class Chain:
         ----------
         z : TensorVariable, shape (..., dim)
             Base draws.
-        params : sequence of Mapping[str, TensorVariable] or of TensorVariable
-            Raw parameters of each block, stacked or as a vector.
-        loop : {'unroll', 'scan', 'kernel'}
+        params, loop
             As in `forward_and_log_det`; there are no kernels of scores.
 
         Returns
@@ -188,9 +186,7 @@ class Chain:
         ----------
         y : TensorVariable, shape (..., dim)
             Points on the posterior side.
-        params : sequence of Mapping[str, TensorVariable] or of TensorVariable
-            Raw parameters of each block, stacked or as a vector.
-        loop : {'unroll', 'scan', 'kernel'}
+        params, loop
             As in `forward_and_log_det`; there are no kernels of inverses.
 
         Returns

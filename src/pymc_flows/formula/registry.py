@@ -16,7 +16,7 @@ FLOWS: dict[str, type[Any]] = {}
 """Registered layer classes by their word in a formula."""
 
 WORD = re.compile(r"(?!(?:true|false)\Z)[a-z][a-z0-9_]*")
-"""What can name a flow or an option, or be the value of an option of type str."""
+"""Pattern of names of flows and options, and of values of options of type str."""
 
 # Members of a layer class that the package uses; `pymc_flows.flows.Flow` documents them.
 _CONTRACT = (

@@ -18,7 +18,7 @@ MIN_DRAWS = 25
 
 @dataclass(frozen=True, eq=False)
 class GroupQuality:
-    """What weights of draws say about each group.
+    """Quality of the Gaussian in each group, by weights of draws.
 
     Attributes
     ----------

@@ -138,9 +138,8 @@ class ConditionalField:
     @property
     def chunk(self) -> int:
         """How many Gaussians may be held at once."""
-        n, dim = len(self.points), self.posterior.dim
-        pattern = self.posterior.n_field * 40 + dim * n
-        return int(np.clip(BYTES // (8 * pattern), 1, MANY))
+        numbers = self.posterior.n_field * 40 + self.posterior.dim * len(self.points)
+        return int(np.clip(BYTES // (8 * numbers), 1, MANY))
 
     def at(
         self,

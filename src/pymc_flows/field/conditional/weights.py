@@ -33,7 +33,7 @@ class GroupWeights:
     noise : ndarray, shape (n_outer, n_inner, n_field), or None
         The draws in the coordinates of the noise, if they were kept.
     shared : ndarray, shape (n_outer,)
-        Log weight of what belongs to no group, in nats: the separator and the hyperparameters.
+        Log weight of the separator and the hyperparameters, which belong to no group, in nats.
     by_group : ndarray, shape (n_outer, n_inner, n_groups)
         Log weights of groups given the separator, in nats.
     even : ndarray, shape (n_outer, n_inner, n_groups), or None

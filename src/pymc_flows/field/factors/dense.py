@@ -47,8 +47,8 @@ class DenseFactor(Factor):
         return found
 
 
-# LAPACK is called directly, since SciPy's wrappers take longer than small systems do. It stores
-# matrices by columns: what it is given is the upper triangle L'.
+# LAPACK is called directly, since SciPy's wrappers take longer than small systems do. LAPACK stores
+# matrices by columns, and gets the upper triangle L'.
 
 
 def _triangular(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ MAX_STEP = 1.0
 SMALLEST_GAIN = 1e-2
 # Most hyperparameters that are moved or followed one by one.
 MAX_AXES = 16
-# A step must gain this share of what the gradient promises.
+# A step must gain this share of the gain that the gradient promises.
 ARMIJO = 1e-4
 # A step that does not gain is shortened by this factor; most lengths that are tried.
 SHORTER, MOST_LENGTHS = 1 / 4, 8
@@ -123,14 +123,14 @@ def find_mode(
     [found] = objective.expect([gaussian])
     gaussian, found = _settle(objective, conditional.posterior.locations, gaussian, found, progress)
     gaussian, found, inverse = _climb(objective, gaussian, found, None, progress)
-    mode = curve(objective, gaussian, found, inverse, progress)
+    mode = _curve(objective, gaussian, found, inverse, progress)
     if conditional.corrects and not conditional.is_far:
         [centred] = conditional.centred([mode.gaussian])
         gaussian = conditional.adapt(centred)
         if gaussian is not centred:
             objective = conditional
             [found] = objective.expect([gaussian])
-            mode = curve(objective, gaussian, found, mode.covariance, progress)
+            mode = _curve(objective, gaussian, found, mode.covariance, progress)
     for _ in range(MOST_CLIMBS):
         if mode.promises < NEAR:
             break
@@ -140,7 +140,7 @@ def find_mode(
         # With few points, expected gradients differ a little from the slopes of expected values.
         if found.elbo - mode.expectation.elbo < SMALLEST_GAIN:
             break
-        mode = curve(objective, gaussian, found, inverse, progress)
+        mode = _curve(objective, gaussian, found, inverse, progress)
     if objective is not conditional and conditional.corrects:  # a constant shift will do
         [centred] = conditional.centred([mode.gaussian])
         mode = replace(mode, gaussian=centred, shift=Surface(centred.hyper, shift_of(centred)))
@@ -262,29 +262,20 @@ def _updated(inverse: np.ndarray, s: np.ndarray, y: np.ndarray, *, scale: bool) 
     return left @ inverse @ left.T + np.outer(s, s) / product
 
 
-def curve(
+def _curve(
     objective: Objective,
     gaussian: FieldGaussian,
     found: Expectation,
-    inverse: np.ndarray | None,
+    inverse: np.ndarray,
     progress: Progress,
 ) -> HyperMode:
-    """Difference the gradient of the log marginal, and what is predicted, along each axis.
+    """Difference the gradient of the log marginal, and the predicted vectors, along each axis.
 
-    Parameters
-    ----------
-    objective : Objective
-    gaussian : FieldGaussian
-    found : Expectation
-        Expectation under ``gaussian``.
-    inverse : ndarray, shape (n_hyper, n_hyper), optional
-        A rough covariance, by which the steps of differences are chosen.
-    progress : Progress
+    ``found`` is the expectation under ``gaussian``. ``inverse`` is a rough covariance (n_hyper,
+    n_hyper), by which the steps of the differences are chosen.
     """
     n = len(gaussian.hyper)
-    reach = np.full(n, LEAST)
-    if inverse is not None:
-        reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
+    reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
     hessian = np.zeros((n, n))
     modes, shifts = _Differences(gaussian.mode, reach), None
     if gaussian.shift is not None:
@@ -299,7 +290,7 @@ def curve(
         hyper = np.concatenate([gaussian.hyper + steps, gaussian.hyper - steps])
         around = objective.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
-        expected = dict(zip(map(id, ends), objective.expect(ends) if ends else [], strict=True))
+        expected = dict(zip(map(id, ends), objective.expect(ends), strict=True))
         for k, i in enumerate(rows.tolist()):
             above, below = around[k], around[k + len(rows)]
             if above is None or below is None:
@@ -313,10 +304,9 @@ def curve(
             if shifts is not None:
                 shifts.take(i, shift_of(above), shift_of(below))
         progress.tell("curvature of the hyperparameters")
-    center = gaussian.hyper
-    predicted = None if shifts is None else shifts.surface(center)
-    surface = replace(modes.surface(center), excess=excess)
-    return HyperMode(gaussian, found, _inverse(hessian), surface, predicted)
+    surface = replace(modes.surface(gaussian.hyper), excess=excess)
+    shift = None if shifts is None else shifts.surface(gaussian.hyper)
+    return HyperMode(gaussian, found, _inverse(hessian), surface, shift)
 
 
 class _Differences:

@@ -1,4 +1,4 @@
-"""What the search over hyperparameters maximises: a lower bound, or Laplace's approximation."""
+"""The objective of the search over hyperparameters: a lower bound, or Laplace's approximation."""
 
 from __future__ import annotations
 
@@ -31,12 +31,7 @@ class LaplaceMarginal:
     """
 
     def __init__(self, conditional: ConditionalField):
-        self.conditional = conditional
-
-    @property
-    def chunk(self) -> int:
-        """How many Gaussians may be held at once."""
-        return self.conditional.chunk
+        self.conditional, self.chunk = conditional, conditional.chunk
 
     def near(self, hyper: np.ndarray, other: FieldGaussian) -> list[FieldGaussian | None]:
         """Gaussians given hyperparameters (n, n_hyper), at modes sought from that of another."""

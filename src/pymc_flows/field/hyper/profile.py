@@ -142,7 +142,7 @@ class ProfileProposal:
 
 
 def _bent(z: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """L z (n, n_hyper) for rows z, with a bound on what each axis adds to others."""
+    """L z (n, n_hyper) for rows z, where the part that an axis adds to others is bounded."""
     scale = np.diagonal(lower)
     return z * scale + np.clip(z, -NEAR, NEAR) @ (lower - np.diag(scale)).T
 

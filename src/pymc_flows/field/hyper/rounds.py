@@ -147,8 +147,9 @@ class _Rounds:
         """
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
         before, is_far = self.progress.effort, self.marginal.conditional.is_far
-        allowed = self.options.seconds_per_round if seconds is None else seconds
-        values = self._evaluate(proposal.draw(most, rng), allowed, stage, corrected=is_far)
+        if seconds is None:
+            seconds = self.options.seconds_per_round
+        values = self._evaluate(proposal.draw(most, rng), seconds, stage, corrected=is_far)
         self.parts.append((proposal, values))
         if not values.is_direct.all() and not self._predicts(stage, rng):
             self._correct_all(stage)
@@ -162,13 +163,13 @@ class _Rounds:
         return quality
 
     def _evaluate(
-        self, hyper: np.ndarray, allowed: float, stage: str, *, corrected: bool
+        self, hyper: np.ndarray, seconds: float, stage: str, *, corrected: bool
     ) -> MarginalValues:
-        """Evaluate the marginal at the first of these values, as many as the seconds allow."""
+        """Evaluate the marginal at the first of these values, as many as the time allows."""
         n, before = min(len(hyper), MIN_VALUES), self.progress.effort
         values = self.marginal.evaluate(hyper[:n], self.progress, stage, corrected=corrected)
         taken = self.progress.effort - before
-        end = int(np.clip(allowed * n / taken, n, len(hyper)))
+        end = int(np.clip(seconds * n / taken, n, len(hyper)))
         if end == n:
             return values
         more = self.marginal.evaluate(hyper[n:end], self.progress, stage, corrected=corrected)
@@ -230,8 +231,8 @@ class _Rounds:
         """Evaluate the last values in full, as many as time allows; drop parts with predictions."""
         proposal, values = self.parts.pop()
         self.parts = [part for part in self.parts if part[1].is_direct.all()]
-        allowed = self.options.seconds_per_round
-        found = self._evaluate(values.hyper, allowed, stage, corrected=True)
+        seconds = self.options.seconds_per_round
+        found = self._evaluate(values.hyper, seconds, stage, corrected=True)
         self.parts.append((proposal, found))
 
     def has_enough(self) -> bool:

@@ -61,7 +61,7 @@ class HouseholderStack(StackOp):
                         z[i, j] += 2.0 * part * u[j]
                         by_u[j] -= 2.0 * (part * by_z[i, j] + by_p * z[i, j])
                         by_z[i, j] -= 2.0 * by_p * u[j]
-                # Through the division by ‖v‖: only what is orthogonal to u counts.
+                # Through the division by ‖v‖: only the part orthogonal to u counts.
                 along = 0.0
                 for j in range(dim):
                     along += by_u[j] * u[j]

@@ -1,1 +1,1 @@
-"""Layers that map each coordinate by itself: splines, tails, a guard of the range."""
+"""Layers that map each coordinate on its own: splines, tails, a logarithmic range."""

@@ -1,4 +1,4 @@
-"""A bound, nearly, on the range of deep flows."""
+"""A logarithmic range for deep flows."""
 
 import math
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Loft(FixedFlow):
             raise ArgumentError(f"threshold must be finite and at least 0, got {self.threshold!r}")
 
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
-        """Take the logarithm of what exceeds the threshold."""
+        """Take the logarithm of the excess over the threshold."""
         t, last = (np.asarray(value, z.dtype) for value in (self.threshold, _LAST))
         excess = pt.maximum(pt.abs(z) - t, 0)
         within = pt.minimum(excess, last)
@@ -62,7 +62,7 @@ class Loft(FixedFlow):
         return _outside(z, t, t + shrunk), log_slope.sum(axis=-1)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
-        """Take the exponential of what exceeds the threshold."""
+        """Take the exponential of the excess over the threshold."""
         t, last = (np.asarray(value, y.dtype) for value in (self.threshold, np.log1p(_LAST)))
         excess = pt.maximum(pt.abs(y) - t, 0)
         within = pt.minimum(excess, last)

@@ -31,7 +31,7 @@ class Spline(Flow):
     root of a quadratic equation, in a form without cancellation.
 
     At jitter 0 all raw values are 0 and the map is the identity. The layer does nothing to points
-    outside of the square: what comes before it should keep most points inside.
+    outside of the square, so the layers before it should keep most points inside.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ class _Autoregressive(MaskedAffine):
             values = dict(zip(params, fixed[1:], strict=True))
             return self._advance(k, result, fixed[0], values, step)
 
-        # What does not change is handed over, or the loop would compute it again in each pass.
+        # Fixed values are handed over, or the loop would compute them again in each pass.
         results, scales = pytensor.scan(
             advance,
             sequences=[pt.arange(dim)],

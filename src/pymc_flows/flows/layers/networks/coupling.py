@@ -45,7 +45,7 @@ class NVP(MaskedAffine, KernelFlow):
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
     shift : {'after', 'before'}
-        ``'before'`` shifts first, b' = (b + t(a)) ∘ exp(s(a)): what is scaled down hardly moves.
+        ``'before'`` shifts first, b' = (b + t(a)) ∘ exp(s(a)): a small scale makes shifts small.
 
     References
     ----------
@@ -73,10 +73,10 @@ class NVP(MaskedAffine, KernelFlow):
         return z * pt.exp(s) + t, s.sum(axis=-1)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
-        """Shift and scale back: the network sees only what the layer has not changed."""
+        """Shift and scale back: the network sees only coordinates that the layer did not change."""
         s, t = self.log_scale_and_shift(y, params)
         return (y - t) * pt.exp(-s), s.sum(axis=-1)
 
     def note(self, dim: int) -> str:
-        """Say what the layer is in 1 dimension."""
+        """Name the map in 1 dimension."""
         return AFFINE if dim == 1 else ""

@@ -71,7 +71,7 @@ class MaskedAffine(Flow):
         return constrained
 
     def _factors(self, dim: int) -> Arrays:
-        """What each matrix is multiplied by, (period, inputs + 1, outputs)."""
+        """Factors of each raw matrix, (period, inputs + 1, outputs): masks and gains."""
         masks = self.masks(dim)
         masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
         pairs = zip(dense_names(self.depth), masks, strict=True)

@@ -128,7 +128,7 @@ class NSF(Flow):
         return self._couple(z, params, transform)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
-        """Invert the splines: the network sees only what the layer has not changed."""
+        """Invert the splines: the network sees only coordinates that the layer did not change."""
         return self._couple(y, params, transform_back)
 
     def _couple(self, points: TensorVariable, params: Params, spline: _Spline) -> Pair:
@@ -147,7 +147,7 @@ class NSF(Flow):
         return pt.switch(flip, result[..., ::-1], result), log_slope.sum(axis=-1)
 
     def note(self, dim: int) -> str:
-        """Say what the layer is in 1 dimension."""
+        """Name the map in 1 dimension."""
         return "in 1 dimension a spline" if dim == 1 else ""
 
 
