@@ -3,6 +3,8 @@
 A regression spends its time in X β and, for the gradient, Xᵀ r. PyTensor's own products ask for
 Xᵀ as an array of its own. The compiled loop then keeps X twice, or with several draws copies it
 in every step: up to twice the time. Here one Op reads the same X both ways.
+
+The inverse is here as well: NumPy solves the systems of all rows that share a matrix at once.
 """
 
 from __future__ import annotations
@@ -12,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.dispatch import on_first_use, source_key
+from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     Blockwise,
     DimShuffle,
     Dot,
+    SolveBase,
     vectorize_node,
     vectorize_node_fallback,
 )
@@ -159,6 +165,34 @@ def _added(node: Apply) -> int | None:
     """The axis that a node adds to a vector."""
     axes: dict[tuple[int | str, ...], int] = {(0, "x"): 1, ("x", 0): 0}
     return axes.get(_order(node))
+
+
+@node_rewriter([Blockwise])
+def _one_system_for_all_rows(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Make a matrix of right-hand sides (…, k) that differ along an axis where the matrix does not.
+
+    The Python linker would solve for each of them alone. JAX does this itself.
+    """
+    core = node.op.core_op
+    if not isinstance(core, SolveBase) or core.b_ndim != 1:
+        return None
+    matrix, rows = node.inputs
+    last = rows.type.ndim - 1
+    both = zip(matrix.type.broadcastable, rows.type.broadcastable, strict=False)
+    shared = [i for i, (is_one, rows_is_one) in enumerate(both) if is_one and not rows_is_one]
+    shared = [i for i in shared if i < last]
+    if not shared:
+        return None
+    others = [i for i in range(last) if i != shared[-1]]
+    order = [*others, last, shared[-1]]
+    system = Blockwise(type(core)(**{**core._props_dict(), "b_ndim": 2}))
+    found = system(matrix.dimshuffle([*others, last, last + 1]), rows.dimshuffle(order))
+    return [found.dimshuffle([order.index(i) for i in range(last + 1)])]
+
+
+optdb.register(
+    "pymc_flows_one_system", in2out(_one_system_for_all_rows), TAGS["python"], position=48.4
+)
 
 
 @on_first_use("numba")

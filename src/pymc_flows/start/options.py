@@ -9,6 +9,8 @@ from dataclasses import dataclass
 LARGE, FEWEST, FEW_IN_A_ROW = 1_000_000, 0.25, 2
 # Above this dimension a frame does not mix coordinates: its scale is a vector.
 MAX_DENSE = 300
+# Of a Gaussian's draws, at least this share must have a density; weights take out the others.
+LEAST_INSIDE = 0.2
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pymc_flows.start.ascent import Path, ascend
 from pymc_flows.start.options import (
     FEW_IN_A_ROW,
     LARGE,
+    LEAST_INSIDE,
     MAX_DENSE,
     SEARCH,
     SearchOptions,
@@ -112,7 +113,11 @@ def seek_frame(
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A Gaussian, its ELBO, and the same with the median log density; in nats."""
+    """A Gaussian, its ELBO, and the same with the median log density; in nats.
+
+    Where some draws have no density, as beyond a constraint, they are those of the Gaussian
+    restricted to where there is one: weights can do the same.
+    """
 
     frame: Frame
     elbo: float
@@ -120,9 +125,18 @@ class Candidate:
 
     @classmethod
     def of(cls, target: Target, frame: Frame, noise: np.ndarray) -> Candidate:
-        """Estimate the ELBO from base noise (n, dim); −∞ if any draw has none."""
+        """Estimate the ELBO from base noise (n, dim); −∞ if few draws have a density."""
         log_p = target.value(frame.forward(noise))
         entropy = 0.5 * noise.shape[1] * math.log(2 * math.pi * math.e) + frame.log_det
+        inside = np.isfinite(log_p)
+        share = inside.mean()
+        if share < LEAST_INSIDE:
+            return cls(frame, -math.inf, -math.inf)
+        if share < 1:
+            # −log of the restricted density is smaller by the log of the mass that is kept.
+            log_p, noise = log_p[inside], noise[inside]
+            squares = np.square(noise).sum(axis=1).mean() - noise.shape[1]
+            entropy += 0.5 * squares + math.log(share)
         elbo, typical = float(log_p.mean()) + entropy, float(np.median(log_p)) + entropy
         return cls(frame, *(x if math.isfinite(x) else -math.inf for x in (elbo, typical)))
 
