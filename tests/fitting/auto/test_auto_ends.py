@@ -39,7 +39,7 @@ def fits(monkeypatch):
     """What happens at each fit in turn: an error, or the number of steps until an interrupt."""
     script = []
 
-    def train(self, config):
+    def train(self, config, deadline):
         happens, formula = script.pop(0), str(self.approx.formula)
         if isinstance(happens, BaseException):
             raise happens
