@@ -202,11 +202,11 @@ class Rows:
         return Feed(self._source, names, self.batch_size, self.pool_rows, seed)
 
     def scan(self, names: Sequence[str], arrays: Sequence[np.ndarray]) -> Scan:
-        """All rows once; arrays (batch_size, *shape of the column) are filled."""
+        """Pass over all rows once, and fill arrays ``(batch_size, *shape of the column)``."""
         return Scan(self.feed(names, None), arrays, self.total)
 
     def buffers(self, n: int, names: Sequence[str]) -> list[np.ndarray]:
-        """Arrays (n, batch_size, *shape of the column) for batches of some columns."""
+        """Arrays ``(n, batch_size, *shape of the column)`` for batches of some columns."""
         columns = [self._source.columns[name] for name in names]
         return [np.zeros((n, self.batch_size, *c.shape), c.dtype) for c in columns]
 
