@@ -320,7 +320,8 @@ def check_finite(point: Mapping[str, np.ndarray]) -> None:
 
 def names_without_value(model: pm.Model, start: Start | None) -> set[str]:
     """Names of the value variables that ``start`` gives no value: none, or only a strategy."""
-    given = {_name(key) for key, value in (start or {}).items() if not isinstance(value, str)}
+    pairs = (start or {}).items()
+    given = {_name(key) for key, value in pairs if not isinstance(value, str | None)}
     values = {rv.name: model.rvs_to_values[rv].name for rv in model.free_RVs}
     return {inner for outer, inner in values.items() if given.isdisjoint((outer, inner))}
 
@@ -374,10 +375,8 @@ def _names(model: pm.Model) -> str:
 
 
 def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> ModelError:
-    return ModelError(
-        f"start value of {name!r} has the wrong shape\n"
-        f"expected {tuple(map(int, expected))}, got {got}"
-    )
+    shape = tuple(map(int, expected))
+    return ModelError(f"start value of {name!r} has the wrong shape\nexpected {shape}, got {got}")
 
 
 def _check_support(

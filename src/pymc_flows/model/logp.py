@@ -195,7 +195,8 @@ class ModelDensity:
 
     def check_lengths(self) -> None:
         """Raise `ModelError` if data on which lengths or masks of the graph depend have changed."""
-        if changed := sorted({str(pin.variable.name) for pin in self._pins if not pin.holds()}):
+        pins = [*self._pins, *(self._replaced._pins if self._replaced is not None else ())]
+        if changed := sorted({str(pin.variable.name) for pin in pins if not pin.holds()}):
             raise ModelError(
                 f"the data {', '.join(changed)} have changed since the loop was compiled\nThey are "
                 "masks or decide on lengths, which is part of what is compiled: call fit() again "

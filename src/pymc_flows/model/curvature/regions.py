@@ -217,7 +217,7 @@ def coefficients(node: Apply, live: set[Variable]) -> dict[int, Coefficient] | N
         return {on[0]: pt.mul(*others) if len(others) > 1 else others[0]}
     if isinstance(op, ps.TrueDiv) and on == [0]:
         return {0: 1 / given[1]}
-    if isinstance(op, ps.Switch):
+    if isinstance(op, ps.Switch):  # the condition has no derivative, even if it varies
         sides = {1: pt.switch(given[0], 1.0, 0.0), 2: pt.switch(given[0], 0.0, 1.0)}
-        return {i: sides[i] for i in on}
+        return {i: sides[i] for i in on if i > 0}
     return None

@@ -11,7 +11,11 @@ from pytensor.graph.basic import Apply
 
 from pymc_flows.model.structure.graph import Facts
 from pymc_flows.model.structure.rows import Relation, Relations, positions, spread
-from pymc_flows.support.compat import MakeVector, unflatten_index_variables
+from pymc_flows.support.compat import (
+    AdvancedIncSubtensor,
+    MakeVector,
+    unflatten_index_variables,
+)
 
 
 def _run(node: Apply, output: int, first: list[npt.NDArray[Any]], known: Facts) -> Any:
@@ -73,6 +77,8 @@ def join(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
 def placed(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
     """An array x after x[index] = y, or x[index] += y."""
     if not all(v in known.fixed for v in node.inputs[2:]):
+        return None
+    if isinstance(node.op, AdvancedIncSubtensor) and node.op.ignore_duplicates:
         return None
     x, y = node.inputs[:2]
     size = known.size(x)
