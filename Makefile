@@ -40,7 +40,9 @@ unit quick coverage test-%: export OPENBLAS_NUM_THREADS = 1
 unit quick coverage test-%: export MKL_NUM_THREADS = 1
 # Some of the tests, say: make unit TESTS='tests/plots -k pairs'
 TESTS :=
-PYTEST = python -m pytest -n 2 --dist loadfile $(TESTS)
+# Not the files with the most tests first: those with few take long, and one worker would wait.
+IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = python -m pytest $(IN_PARALLEL) $(TESTS)
 unit: $(VENV)/dev.stamp
 	$(BIN)/$(PYTEST)
 
@@ -50,11 +52,11 @@ QUICK = tests/formula tests/flows/layers tests/flows/test_chain.py tests/flows/t
 	tests/support/test_tables.py tests/project/test_packages.py tests/project/test_public_api.py \
 	tests/project/test_metadata.py tests/project/test_docs.py
 quick: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not jax" $(QUICK)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not jax" $(QUICK)
 
 coverage: $(VENV)/dev.stamp
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/coverage run -m pytest $(IN_PARALLEL) $(TESTS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

@@ -1,6 +1,6 @@
 """Fit flows to four hard densities and to a real posterior; print a table and draw a picture.
 
-    python examples/demo.py [--picture FILE] [--steps N] [--default TARGET ...]
+    python examples/demo.py [--picture FILE] [--steps N] [--default TARGET ...] [--cores N]
 
 Each target is fitted with formulas of planar flows, as in the notebook, and by `pymc_flows.fit()`
 alone. Every target has an answer that is known without flows: the normalising constants of the four
@@ -156,16 +156,19 @@ def verdict(off: float) -> str:
     return "wrong"
 
 
-def fit_all(tasks: Sequence[Task]) -> Iterable[Result]:
-    """Fit all, two at a time, each on one core."""
+def fit_all(tasks: Sequence[Task], cores: int) -> Iterable[Result]:
+    """Fit all, so many at a time, each on one core."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     )
+    if cores == 1:
+        yield from map(fit, tasks)
+        return
     # The slowest first, so that no core waits for the other in the end.
     first = sorted(range(len(tasks)), key=lambda i: (tasks[i].formula is not None, i))
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {i: pool.submit(fit, tasks[i]) for i in first}
         for i in range(len(tasks)):
             yield waiting[i].result()
@@ -334,11 +337,13 @@ def main() -> None:
         metavar="TARGET",
         help="targets for pymc_flows.fit() without a formula",
     )
+    parser.add_argument("--cores", type=int, default=2, metavar="N", help="fits at a time (2)")
     arguments = parser.parse_args()
 
     mpl.use("Agg")
     started = time.perf_counter()
-    print("Two fits at a time, the slowest first; the first row takes a minute or two.\n")
+    if arguments.cores > 1:
+        print("The slowest fits come first, so the first row takes a minute or two.\n")
     print(HEADER, flush=True)
     tasks = [
         Task(target, formula, arguments.steps)
@@ -346,7 +351,7 @@ def main() -> None:
         for formula in (*PLANAR[target], *([None] if target in arguments.default else []))
     ]
     results = []
-    for result in fit_all(tasks):
+    for result in fit_all(tasks, arguments.cores):
         results.append(result)
         print(row(result), flush=True)
     draw(results, arguments.picture)

@@ -30,11 +30,21 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+_FILE = [""]  # of the test that runs
+
 
 def pytest_collection_finish() -> None:
     """Keep the garbage collector from what stays: it took a fifth of the time of making graphs."""
     gc.freeze()
-    gc.set_threshold(10_000)
+    gc.set_threshold(20_000, 1_000, 1_000)
+
+
+def pytest_runtest_logstart(nodeid: str, location: tuple[str, int | None, str]) -> None:
+    """Collect once a file what young collections leave, and keep the rest: imports and caches."""
+    if location[0] != _FILE[0]:
+        _FILE[0] = location[0]
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

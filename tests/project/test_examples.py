@@ -87,8 +87,8 @@ def test_every_notebook_is_tested():
     assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == set(SHORTER)
 
 
-@notebooks
-def test_shortened_notebook_runs(name, tmp_path):
+def shortened(name: str) -> list["nbformat.NotebookNode"]:
+    """Cells that have not been run."""
     notebook = read(name)
     source = "\n".join(cell.source for cell in code_cells(notebook))
     for text, replacement, places in SHORTER[name]:
@@ -97,6 +97,15 @@ def test_shortened_notebook_runs(name, tmp_path):
             cell.source = cell.source.replace(text, replacement)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
+    return notebook.cells
+
+
+def test_shortened_notebooks_run(tmp_path):
+    # One after the other in one kernel, without the names of the first: what takes the longest is
+    # to import what they need.
+    notebook = nbformat.v4.new_notebook()
+    for name in SHORTER:
+        notebook.cells += [*shortened(name), nbformat.v4.new_code_cell("%reset -f")]
 
     client = nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
@@ -140,6 +149,7 @@ def test_demo_runs(tmp_path):
     picture = tmp_path / "demo.png"
     command = [sys.executable, EXAMPLES / "demo.py", "--steps", "50", "--picture", picture]
     command += ["--default", "eight schools"]  # of the potentials it compiles for a minute
+    command += ["--cores", "1"]  # each process would import all that is needed
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -3,9 +3,6 @@
 A failure here, with a new version of one of them, says what to change in `support/compat.py`.
 """
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pymc as pm
@@ -23,15 +20,6 @@ from pymc_flows.support import compat
 
 def test_all_names_are_there():
     assert {name for name in compat.__all__ if not hasattr(compat, name)} == set()
-
-
-def test_nothing_slow_is_imported_before_it_is_needed():
-    code = (
-        "import sys; from pymc_flows.support import compat; "
-        "assert not {'jax', 'numba'} & set(sys.modules), 'too early'; "
-        "compat.jax_funcify; assert 'jax' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ------------------------------------------------------------------------------ rewrites, by effect

@@ -16,7 +16,7 @@ def test_it_runs(bench, tmp_path, monkeypatch):
         return {"seconds": 1.0 + arguments[-1], "made": 3, "error": 0.1}
 
     monkeypatch.setattr(many, "run_child", here)
-    arguments = ["--formulas", "loc", "--fits", "2", "--processes", "1", "--steps", "10"]
+    arguments = ["--formulas", "loc", "--fits", "1", "--processes", "1", "--steps", "10"]
     report = many.main([*arguments, "--out", str(tmp_path)])
     rows = record(tmp_path, "many")["tables"]["Ways"]
     assert [row["way"] for row in rows] == [many.MANY, many.CALLS, many.ALONE, many.PROCESS]
