@@ -173,14 +173,13 @@ def _why_not(
             f"{n_hyper} hyperparameters, more than {MAX_HYPER}: "
             f"{free[large].name} alone has {density.slots[large].size}"
         )
-    local = np.isin(owner, found.local)
+    of_field = owner[~is_hyper]
+    is_other = ~np.isin(of_field, found.local)
     for i in found.local:
-        mine = np.flatnonzero(owner[~is_hyper] == i)
-        touched = np.unique(pattern[mine].indices)
-        others = ~local[~is_hyper]
-        coupled = touched[others[touched]]
+        touched = np.unique(pattern[np.flatnonzero(of_field == i)].indices)
+        coupled = touched[is_other[touched]]
         if len(coupled) > MAX_WITH_HUBS:
-            other = free[owner[~is_hyper][coupled[0]]].name
+            other = free[of_field[coupled[0]]].name
             return (
                 f"{free[i].name} has {density.slots[i].size} bounded elements that scale those "
                 f"of {other}: no small set of hyperparameters"

@@ -6,7 +6,7 @@ that no rule covers cannot be computed tile by tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import singledispatchmethod
 from typing import Any
@@ -134,15 +134,16 @@ class Tile:
         node = var.owner
         if var not in self._dependent or node is None:
             return self.all_of(var)
-        if isinstance(node.op, DimShuffle | MakeVector) or is_elementwise(node, ps.AND):
-            return _again(node, map(self._guard, node.inputs))
-        if isinstance(node.op, All):
+        op: Any = node.op
+        if isinstance(op, DimShuffle | MakeVector) or is_elementwise(node, ps.AND):
+            return op(*map(self._guard, node.inputs))
+        if isinstance(op, All):
             [inner] = node.inputs
             if inner.owner is not None and isinstance(inner.owner.op, MakeVector):
-                return _again(node, [self._guard(inner)])
-            for axis in range(inner.ndim) if node.op.axis is None else node.op.axis:
+                return op(self._guard(inner))
+            for axis in range(inner.ndim) if op.axis is None else op.axis:
                 with self._attempt():
-                    return _again(node, [self.part(inner, axis)])
+                    return op(self.part(inner, axis))
         return self.all_of(var)
 
     @contextmanager
@@ -251,11 +252,6 @@ class Tile:
         if x in self._dependent and places[0] >= 0 and _counts_rows(indices[0], places[0]):
             return op(self.part(x, 0), parts[0] - self.begin, *parts[1:])
         return op(self.all_of(x), *parts)
-
-
-def _again(node: Apply, inputs: Iterable[Variable]) -> TensorVariable:
-    [output] = node.op.make_node(*inputs).outputs
-    return output
 
 
 def _is_no_number(var: Variable) -> bool:
