@@ -19,20 +19,6 @@ from pymc_flows.backends.modes import NUMPY, locked
 from pymc_flows.backends.ops import failing_op, has_loop, loops_in_batches, op_name
 from pymc_flows.support.compat import RandomVariable, change_dist_size
 
-__all__ = [
-    "Batch",
-    "batched",
-    "batched_draws",
-    "compiled",
-    "dependent_variables",
-    "in_micro_batches",
-    "loop_over_draws",
-    "replaced",
-    "total_of",
-    "vectorized",
-    "weighted_gradient",
-]
-
 
 class Batch(NamedTuple):
     """Graphs with a leading draw axis.

@@ -16,8 +16,6 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.model.layout import tensors
 from pymc_flows.support.compat import replace_rvs_by_values
 
-__all__ = ["Replacements", "check_replacements", "named_terms", "parts_of"]
-
 type Replacements = Mapping[Variable, Variable] | None
 
 

@@ -18,8 +18,6 @@ from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.model.logp import ModelDensity
 
-__all__ = ["different_terms", "probe", "terms_at"]
-
 type Values = dict[str, list[float]]
 type _Function = Callable[..., list[np.ndarray]]
 

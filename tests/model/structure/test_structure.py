@@ -110,6 +110,19 @@ def test_nested_plates():
     assert_independent(found)
 
 
+def test_a_label_is_shared_by_all_elements_of_a_group():
+    with pm.Model(coords={"school": ["A", "B"], "item": range(80)}) as model:
+        scale = pm.HalfNormal("scale")
+        a = pm.Normal("a", 0, scale, dims=("school", "item"))
+        pm.Normal("y", a, 1, observed=np.zeros((2, 80)))
+    names, indices = structure(model).names, 1 + np.arange(160)
+    assert names.common(indices) == "a[A, 0] and 159 more"
+    assert names.common(indices[80:]) == "school=B"
+    assert names.common(indices[5::80]) == "item=5"
+    with pytest.raises(IndexError, match="expected indices from 0 to 160"):
+        names.element(161)
+
+
 def test_fixed_effects_join_the_hyperparameters_while_they_are_few():
     def model(columns):
         design = np.random.default_rng(0).normal(size=(60, columns))

@@ -22,13 +22,16 @@ _MAX_NAMES = 6
 
 @dataclass(frozen=True)
 class _Variable:
-    """A free variable: its flat indices from ``begin`` to before ``end``, its shape and dims."""
+    """A free variable: its place in the flat vector, and its dims."""
 
     name: str
-    begin: int
-    end: int
-    shape: tuple[int, ...]
+    slot: Slot
     dims: tuple[str | None, ...]
+
+    def positions(self, indices: Ints) -> tuple[Ints, ...]:
+        """Positions of elements, by flat indices, along each axis."""
+        shape = self.slot.shape
+        return np.unravel_index(indices - self.slot.slice.start, shape) if shape else ()
 
 
 @dataclass(frozen=True)
@@ -52,51 +55,50 @@ class Names:
             same = len(dims) == len(slot.shape) and all(
                 n == len(coords.get(dim, range(n))) for dim, n in zip(dims, slot.shape, strict=True)
             )
-            if not same:
-                dims = (None,) * len(slot.shape)
-            begin, end = slot.slice.start, slot.slice.stop
-            variables.append(_Variable(rv.name, begin, end, slot.shape, dims))
+            variables.append(_Variable(rv.name, slot, dims if same else (None,) * len(slot.shape)))
         return cls(tuple(variables), coords)
 
     def element(self, index: int) -> str:
         """Name one element: ``intercept[Aitkin]``."""
-        var, position = self._find(index)
-        if not position:
-            return var.name
-        labels = [self._label(d, i) for d, i in zip(var.dims, position, strict=True)]
-        return f"{var.name}[{', '.join(labels)}]"
+        [owner] = self._owners(np.array([index]))
+        var = self.variables[owner]
+        places = zip(var.dims, var.positions(np.array([index])), strict=True)
+        labels = [self._label(dim, at[0]) for dim, at in places]
+        return f"{var.name}[{', '.join(labels)}]" if labels else var.name
 
     def covering(self, indices: Ints) -> tuple[str, ...]:
         """Names of the variables that elements belong to."""
-        begins = [var.begin for var in self.variables]
-        owners = np.unique(np.searchsorted(begins, indices, side="right") - 1)
-        return tuple(self.variables[i].name for i in owners)
+        return tuple(self.variables[i].name for i in np.unique(self._owners(indices)))
 
     def common(self, indices: Ints) -> str:
         """Name the labels that elements share: ``county=Aitkin``; without any, the elements."""
         if not len(indices):
             return "nothing"
-        found: list[dict[str | None, str]] = []
-        for index in indices[:64].tolist():
-            var, position = self._find(index)
-            pairs = zip(var.dims, position, strict=True)
-            found.append({dim: self._label(dim, i) for dim, i in pairs if dim is not None})
+        owners = self._owners(indices)
+        labels: list[dict[str, str]] = []
+        for i in np.unique(owners):
+            var = self.variables[i]
+            places = zip(var.dims, var.positions(indices[owners == i]), strict=True)
+            labels.append(
+                {dim: self._label(dim, at[0]) for dim, at in places if dim and np.ptp(at) == 0}
+            )
         shared = [
             f"{dim}={label}"
-            for dim, label in found[0].items()
-            if all(other.get(dim) == label for other in found)
+            for dim, label in labels[0].items()
+            if all(other.get(dim) == label for other in labels)
         ]
         if shared:
             return ", ".join(shared)
         first = self.element(int(indices[0]))
         return first if len(indices) == 1 else f"{first} and {len(indices) - 1} more"
 
-    def _find(self, index: int) -> tuple[_Variable, tuple[int, ...]]:
-        for var in self.variables:
-            if var.begin <= index < var.end:
-                position = np.unravel_index(index - var.begin, var.shape) if var.shape else ()
-                return var, tuple(int(i) for i in position)
-        raise IndexError(f"expected an index below {self.variables[-1].end}, got {index}")
+    def _owners(self, indices: Ints) -> Ints:
+        """Positions of the variables that elements belong to."""
+        begins = [var.slot.slice.start for var in self.variables]
+        end = self.variables[-1].slot.slice.stop
+        if not (0 <= indices.min(initial=0) and indices.max(initial=0) < end):
+            raise IndexError(f"expected indices from 0 to {end - 1}, got {indices}")
+        return np.searchsorted(begins, indices, side="right") - 1
 
     def _label(self, dim: str | None, position: int) -> str:
         return str(self.coords[dim][position]) if dim in self.coords else str(position)
