@@ -73,7 +73,7 @@ def factor_incidence(density: ModelDensity, near: np.ndarray | None = None) -> F
     nodes = dependents(outputs, values)
     known = facts(density, nodes, live_variables(nodes, values), outputs, near)
     inputs = {
-        value: identity(np.r_[slot.slice], density.dim)
+        value: identity(np.arange(density.dim)[slot.slice], density.dim)
         for value, slot in zip(values, density.slots, strict=True)
     }
     sets, unknown = incidence(nodes, inputs, known)

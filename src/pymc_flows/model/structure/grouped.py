@@ -124,9 +124,9 @@ class GroupedDensity:
         total = np.zeros((self._structure.n_groups + 1, len(z)))
         members = self._members
         for member, values in zip(members, found[: len(members)], strict=True):
-            size = member.shape[1]
-            flat = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
-            total += member @ np.ascontiguousarray(flat.T, dtype=float)
+            if size := member.shape[1]:
+                flat = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
+                total += member @ np.ascontiguousarray(flat.T, dtype=float)
         for valid in found[len(members) :]:
             impossible = np.logical_not(np.broadcast_to(valid, len(z)))
             total[:-1, impossible], total[-1, impossible] = 0.0, -np.inf
