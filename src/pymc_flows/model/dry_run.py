@@ -22,7 +22,7 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY, PLAIN, metered
 from pymc_flows.backends.ops import failing_op, first_line
 from pymc_flows.errors import ModelError
-from pymc_flows.model.batching import Batch, dependent_variables
+from pymc_flows.model.batching import NO_DERIVATIVE, Batch, dependent_variables
 from pymc_flows.model.logp import ModelDensity, Replacements
 from pymc_flows.support.compat import compiled_graph
 
@@ -227,7 +227,7 @@ def dry_run(density: ModelDensity, replacements: Replacements = None) -> DryRun:
 def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVariable:
     try:
         return pytensor.grad(sum(v.sum() for v in values), z, disconnected_inputs="ignore")
-    except (NotImplementedError, TypeError) as error:
+    except NO_DERIVATIVE as error:
         raise ModelError(
             f"the log density of the model has no gradient: {first_line(error)}\n"
             "Variational inference follows the gradient of the log density; rewrite that term "

@@ -18,10 +18,11 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, no_compiler
-from pymc_flows.backends.ops import op_name
+from pymc_flows.backends.ops import first_line, op_name
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.backends.stable import stabilize
-from pymc_flows.model.batching import total_of
+from pymc_flows.errors import ModelError
+from pymc_flows.model.batching import NO_DERIVATIVE, total_of
 from pymc_flows.model.curvature.assembly import Assembly, Product
 from pymc_flows.model.curvature.batched import LARGE, MOST, Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian
@@ -41,6 +42,7 @@ from pymc_flows.model.structure.graph import (
     live_variables,
     prepared,
     values_of,
+    why_not_twice,
 )
 from pymc_flows.model.structure.groups import pattern_of
 from pymc_flows.model.structure.relations import relations
@@ -89,7 +91,11 @@ class Plan:
             elif term in live:
                 covered.append(term)
         slots = Slots()
-        products = self._products(covered, known, slots)
+        try:
+            products = self._products(covered, known, slots)
+        except NO_DERIVATIVE as error:
+            why = why_not_twice(self._density, self._inputs) or first_line(error)
+            raise ModelError(f"the log density has no exact curvature: {why}") from error
         extra = self._differences([named[name] for name in self._opaque])
         self.assembly, self.long_rows = _assembled(products, len(self._field), extra)
         self._slots = list(slots.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import pytensor
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -22,8 +23,9 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import as_tensor_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
-from pymc_flows.backends.ops import random_inputs
+from pymc_flows.backends.ops import op_name, random_inputs
 from pymc_flows.backends.simplify import simplify
+from pymc_flows.model.batching import NO_DERIVATIVE
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.support.compat import (
     CheckParameterValue,
@@ -38,6 +40,8 @@ from pymc_flows.support.compat import (
 
 # Never opened: `relations` knows that they mix the elements along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
+# Elementwise functions from here have all derivatives.
+_BASIC = "pytensor.scalar.basic"
 # The most bytes of values read off data that are kept.
 MOST_BYTES = 20e6
 
@@ -139,6 +143,35 @@ def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[
 def live_variables(nodes: Iterable[Apply], inputs: Iterable[Variable]) -> set[Variable]:
     """The inputs and all outputs of nodes that depend on them."""
     return {*inputs, *(v for node in nodes for v in node.outputs)}
+
+
+def why_not_twice(density: ModelDensity, inputs: Collection[Variable]) -> str:
+    """Name a term, and an elementwise Op of it without second derivatives by ``inputs``, if any.
+
+    PyTensor computes the derivatives of some functions, such as incomplete gammas, as series.
+    """
+    for name, term in prepared(density).terms.items():
+        nodes = dependents([term], inputs)
+        live = live_variables(nodes, inputs)
+        for node in filter(is_elementwise, nodes):
+            if not _is_twice_differentiable(node, live):
+                return f"PyTensor has no second derivative of {op_name(node.op)}, in {name}"
+    return ""
+
+
+def _is_twice_differentiable(node: Apply, live: set[Variable]) -> bool:
+    if isinstance(node.op, Elemwise) and type(node.op.scalar_op).__module__ == _BASIC:
+        return True
+    inputs = [v.type() for v in node.inputs]
+    wrt = [x for x, v in zip(inputs, node.inputs, strict=True) if v in live]
+    options = {"disconnected_inputs": "ignore", "return_disconnected": "none"}
+    try:
+        for first in pytensor.grad(node.op(*inputs).sum(), wrt, **options):
+            if first is not None:
+                pytensor.grad(first.sum(), wrt, **options)
+    except NO_DERIVATIVE:
+        return False
+    return True
 
 
 class Readings:

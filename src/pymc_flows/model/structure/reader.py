@@ -12,7 +12,7 @@ import scipy
 from pymc_flows.model.layout import Start
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.structure.factors import factor_incidence
-from pymc_flows.model.structure.graph import Readings, prepared
+from pymc_flows.model.structure.graph import Readings, prepared, why_not_twice
 from pymc_flows.model.structure.groups import hubs_of, partition, pattern_of
 from pymc_flows.model.structure.result import Names, Structure
 from pymc_flows.model.structure.roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
@@ -173,13 +173,13 @@ def _why_not(
             f"{n_hyper} hyperparameters, more than {MAX_HYPER}: "
             f"{free[large].name} alone has {density.slots[large].size}"
         )
-    of_field = owner[~is_hyper]
-    is_other = ~np.isin(of_field, found.local)
+    owner = owner[~is_hyper]
+    is_other = ~np.isin(owner, found.local)
     for i in found.local:
-        touched = np.unique(pattern[np.flatnonzero(of_field == i)].indices)
+        touched = np.unique(pattern[np.flatnonzero(owner == i)].indices)
         coupled = touched[is_other[touched]]
         if len(coupled) > MAX_WITH_HUBS:
-            other = free[of_field[coupled[0]]].name
+            other = free[owner[coupled[0]]].name
             return (
                 f"{free[i].name} has {density.slots[i].size} bounded elements that scale those "
                 f"of {other}: no small set of hyperparameters"
@@ -188,4 +188,6 @@ def _why_not(
         return f"{n_field} latents besides the hyperparameters: no field"
     if n_hyper == 0:
         return "no hyperparameter: nothing scales other latents"
-    return None
+    pairs = zip(density.values, density.slots, strict=True)
+    of_field = [value for value, slot in pairs if not is_hyper[slot.slice].all()]
+    return why_not_twice(density, of_field) or None

@@ -14,6 +14,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError
+from pymc_flows.model.batching import NO_DERIVATIVE
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure.graph import read
 
@@ -144,5 +145,5 @@ def _second_derivative(term: TensorVariable, value: TensorVariable) -> TensorVar
     try:
         first = pytensor.grad(term.sum(), value, disconnected_inputs="ignore")
         return pytensor.grad(first.sum(), value, disconnected_inputs="ignore")
-    except NotImplementedError:
+    except NO_DERIVATIVE:
         return None
