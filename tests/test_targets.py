@@ -291,7 +291,9 @@ def test_draws_of_the_banana():
     assert stats.spearmanr(along, across).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("target", [targets.ring, targets.Ring("wide", 1.0, 2.0)])
+@pytest.mark.parametrize(
+    "target", [targets.ring, targets.Ring("wide", 1.0, 2.0), targets.Ring("disc", 0.0, 1.0)]
+)
 def test_draws_of_rings(target):
     z = target.sample(20_000, random_seed=15)
     radius = np.linspace(0, target.radius + 10 * target.width, 20_001)

@@ -12,6 +12,7 @@ from xarray import Dataset
 
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import Chain
+from pymc_flows.support.arguments import check_integer
 
 __all__ = ["Tracker"]
 
@@ -19,44 +20,41 @@ __all__ = ["Tracker"]
 class Tracker(Callback):
     """Records parameters and gradients of every step inside the compiled training loop.
 
-    Give it to ``NFVI.fit(callbacks=[tracker])``. Values leave the
-    compiled loop with its losses; Python is not called at each step. Gradients are those that the
-    optimizer used, parameters those after the step. `refine`, or a further fit of the same flow,
-    appends to the records.
+    Give it to ``NFVI.fit(callbacks=[tracker])``. Values leave the compiled loop with its losses;
+    Python is not called at each step. Gradients are those that the optimizer used, parameters those
+    after the step. `refine`, or a further fit of the same flow, appends to the records.
 
     Parameters
     ----------
     params, grads : bool
         What to record.
     max_bytes : int
-        Most memory that records take. When it is reached, every second record is dropped, and
-        from then on half as many are kept.
+        Limit of the memory for records, in bytes. Whenever it is reached, every second record is
+        dropped, and half as many are kept from then on.
 
     Attributes
     ----------
     stride : int
-        Every how many steps a record is kept.
+        One record is kept for this many steps.
     dataset : xarray.Dataset
-        Variables ``{position}_{word}_{param}``, position counting blocks from 0, and ``grad_…``
-        for gradients. Dimensions: ``step`` (number of the step as coordinate, from 1), then the
-        repeats of the block (``layer``, or ``layer_{position}`` if the formula has several blocks;
-        positions in the expanded formula as coordinate), then the parameter's own.
+        Variables ``{position}_{word}_{param}``, where positions count blocks from 0, and
+        ``grad_…`` for gradients. Dimensions: ``step`` (coordinate: number of the step, from 1),
+        then the repeats of the block (``layer``, or ``layer_{position}`` if the formula has
+        several blocks; coordinate: position in the expanded formula), then the parameter's own.
 
     Raises
     ------
     ArgumentError
-        If there is nothing to record, ``max_bytes`` has no room for two records, a fit of another
-        flow uses the tracker, or another inference than NFVI does.
+        If there is nothing to record, ``max_bytes`` has no room for two records, or a fit of
+        another flow or an inference other than NFVI uses the tracker.
     """
 
     def __init__(self, *, params: bool = True, grads: bool = True, max_bytes: int = 256 * 2**20):
         if not (params or grads):
             raise ArgumentError("a Tracker without params and grads records nothing")
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer):
-            raise ArgumentError(f"max_bytes must be an integer, got {max_bytes!r}")
         self.params = params
         self.grads = grads
-        self.max_bytes = int(max_bytes)
+        self.max_bytes = check_integer("max_bytes", max_bytes)
         self.clear()
 
     def clear(self) -> None:
@@ -76,7 +74,7 @@ class Tracker(Callback):
         )
 
     def prepare(self, chain: Chain) -> None:
-        """Note what will be recorded; each fit calls this before it starts."""
+        """Get ready to record a flow; each fit calls this before it starts."""
         if self._chain is not None and chain != self._chain:
             raise ArgumentError(
                 "this Tracker has records of another flow\nUse a new one, or call its clear()."
@@ -93,7 +91,7 @@ class Tracker(Callback):
         self._chain = chain
 
     def record(self, values: Mapping[str, np.ndarray]) -> None:
-        """Keep records of the next steps.
+        """Record the next steps.
 
         Parameters
         ----------

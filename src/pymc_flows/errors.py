@@ -1,7 +1,7 @@
 """Exceptions of the package.
 
-Each derives from `FlowError` and from the builtin exception that callers of such an operation
-expect, so that both ``except FlowError`` and, say, ``except ValueError`` work.
+Each derives from `FlowError` and from the builtin exception that callers would expect, so that both
+``except FlowError`` and, for example, ``except ValueError`` work.
 """
 
 import unicodedata
@@ -60,7 +60,7 @@ class StorageError(FlowError, ValueError):
 
 
 class WorkerError(FlowError, RuntimeError):
-    """What ran a task was lost, or could not run it."""
+    """A worker was lost, or could not run its task."""
 
 
 class FormulaError(FlowError, ValueError):
@@ -88,7 +88,7 @@ class FormulaError(FlowError, ValueError):
     """
 
     def __init__(self, message: str, source: str, start: int, end: int, hint: str) -> None:
-        # All fields are passed on as `args`, which is what makes the exception picklable.
+        # All fields are passed on as `args`, so that the exception can be pickled.
         super().__init__(message, source, start, end, hint)
         self.message = message
         self.source = source

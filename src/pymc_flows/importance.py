@@ -16,30 +16,30 @@ from pymc_flows.errors import ArgumentError, FitError
 
 type Correction = Literal["psis", "resample", False]
 
-# With fewer weights, the largest fifth is too small to estimate a tail.
+# With fewer weights, the largest fifth is too small to fit a tail.
 MIN_DRAWS = 25
-# Differences of log weights below this share of the log density are rounding.
+# Differences of log weights below this share of the log density are rounding errors.
 ROUNDING = {"float32": 1e-5, "float64": 1e-9}
-# Standard errors within which a log evidence is taken to be known.
+# Standard errors to which a log evidence is taken to be known.
 N_ERRORS = 2.0
 # An approximation that lacks more than this share of the evidence is incomplete.
 LACKING = 0.1
-# Weights with a larger share of effective draws, and a gap between ELBO and evidence below this
-# many nats, are nearly equal: in no direction a mean is off by more than √0.04 standard deviations.
+# Weights with a larger share of effective draws, and a smaller gap between ELBO and evidence
+# (nats), are nearly equal: in no direction is a mean off by more than √0.04 standard deviations.
 EVEN_SHARE, EVEN_GAP = 0.9, 0.02
 # The largest weights are equal if their logs differ by less than this, in nats.
 SAME = 1e-3
-# With trusted weights and a larger share of effective draws, resampled draws are those of the
-# posterior, for no more than twice as many evaluations.
+# With trusted weights and a larger share of effective draws, draws are resampled: that takes at
+# most twice as many evaluations.
 RESAMPLED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What the importance weights p/q of fresh draws say about an approximation.
+    """Quality of an approximation by importance weights p/q of fresh draws.
 
-    They are blind where the approximation has no draws: a mode that it never visited changes none
-    of these numbers.
+    They do not see where the approximation has no draws: a mode that it misses changes none of
+    these numbers.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Quality:
 
     @property
     def is_even(self) -> bool:
-        """Whether the weights are nearly equal: k-hat then is the tail of what does not matter.
+        """Whether the weights are nearly equal, so that the tail, by k-hat, does not matter.
 
         More than 90 % of the draws are effective, and the ELBO is within 0.02 nats of the evidence,
         or within two standard errors of their difference.
@@ -108,9 +108,9 @@ class Quality:
 
     @property
     def is_usable(self) -> bool:
-        """Whether an approximation with these weights is of use: trusted, or correctable tails.
+        """Whether the approximation is of use: its weights are trusted, or have a finite mean.
 
-        Below a k-hat of 1 the mean weight exists.
+        The mean is finite if k-hat is below 1.
         """
         return self.is_trusted or (math.isfinite(self.elbo) and self.khat < 1)
 
@@ -124,12 +124,12 @@ def threshold(n_draws: int) -> float:
 
 
 def quality(log_weights: np.ndarray) -> Quality:
-    """Return what log weights (n,) of draws of the approximation say, in nats."""
+    """Judge an approximation by the log weights (n,) of its draws, in nats."""
     return weigh(log_weights)[0]
 
 
 def known_evidence(found: Sequence[Quality]) -> float:
-    """Largest lower bound on the log evidence by trusted weights, in nats; −∞ without any."""
+    """Largest lower bound of the log evidence by trusted weights, in nats; −∞ without any."""
     known = [q.log_evidence - N_ERRORS * q.log_evidence_error for q in found if q.is_trusted]
     return max(known, default=-math.inf)
 
@@ -142,8 +142,8 @@ def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.
     log_weights : ndarray, shape (n,)
         log p − log q of draws of the approximation, in nats.
     pairs : bool
-        Whether the second half are the mirror images of the first (antithetic draws). What counts
-        as one draw is then a pair with its mean weight: there are n/2.
+        Whether the second half are the mirror images of the first (antithetic draws). Each pair
+        then counts as one draw with its mean weight: there are n/2.
 
     Returns
     -------
@@ -161,8 +161,8 @@ def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.
     if not finite.any():
         return _unusable(n), smoothed
     kept = log_weights[finite].astype(float)
-    # Sums and squares overflow for draws far off, whose log density is nearly the largest float:
-    # the ELBO is then −∞ or its error infinite, as it should be.
+    # For draws far off, sums and squares of log densities may overflow: the ELBO is then −∞ or its
+    # error infinite, as it should be.
     with np.errstate(over="ignore"):
         elbo = float(kept.mean())
         spread = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan
@@ -178,11 +178,11 @@ def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.
     error = math.nan
     relative_error = math.nan
     if n > 1:
-        # Equal weights are all off by the same rounding.
+        # Rounding is the same for equal weights: their spread does not show it.
         error = max(spread / math.sqrt(n), rounding)
         error = error if finite.all() else math.nan
         relative_error = float(weights.std(ddof=1) / weights.mean() / math.sqrt(n))
-        # One draw far off may determine the ELBO, but not the evidence.
+        # By the largest log density: one draw far off may dominate the ELBO, but not the evidence.
         relative_error = max(relative_error, _rounding(top))
     found = Quality(
         n,
@@ -197,7 +197,7 @@ def weigh(log_weights: np.ndarray, *, pairs: bool = False) -> tuple[Quality, np.
 
 
 def _weigh_pairs(log_weights: np.ndarray) -> tuple[Quality, np.ndarray]:
-    """Weigh pairs (2, n) by their mean weights, and share each between the two."""
+    """Weigh pairs (2, n) by their mean weights, and divide each between its two draws."""
     with np.errstate(invalid="ignore"):
         together = np.logaddexp(*log_weights)
         found, smoothed = weigh(together - math.log(2))
@@ -219,7 +219,7 @@ def _rounding(log_density: float) -> float:
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pareto-smoothed log weights, normalised, and k-hat.
+    """Pareto-smoothed log weights (n,), normalised, and k-hat.
 
     Vehtari, Simpson, Gelman, Yao & Gabry, Pareto Smoothed Importance Sampling, JMLR 25(72), 2024.
     """
@@ -251,7 +251,7 @@ def _log_sum_exp(values: np.ndarray) -> float:
 
 
 def check_correction(correct: Correction | None, *, return_inferencedata: bool) -> None:
-    """Raise `ArgumentError` if there is no such correction, or nowhere to put it."""
+    """Raise `ArgumentError` if a correction is unknown, or the result has no place for weights."""
     if correct is not None and correct is not False and correct not in ("psis", "resample"):
         raise ArgumentError(f"correct must be None, 'psis', 'resample' or False, got {correct!r}")
     if correct and not return_inferencedata:
@@ -280,15 +280,14 @@ def corrected(
     rng : Generator
         For resampling.
     n : int, optional
-        How many are resampled, of weights that have been found good before; by default as many as
-        there are.
+        How many draws are resampled, from weights already judged good; default: as many as given.
 
     Returns
     -------
     points : ndarray, shape (n, dim)
     stats : Dataset
-        ``lp``, ``log_q`` and ``log_weight``, shape (chain, draw) each, and in its ``attrs`` what
-        the weights say of the approximation.
+        ``lp``, ``log_q`` and ``log_weight``, shape (chain, draw) each, in nats; its ``attrs`` say
+        how good the weights are.
 
     Raises
     ------
@@ -298,7 +297,7 @@ def corrected(
     Warns
     -----
     UserWarning
-        If k-hat is above its threshold, without ``n``.
+        If the weights cannot be trusted and ``n`` is not given.
     """
     log_weights = log_p - log_q
     found, smoothed = weigh(log_weights)
@@ -335,9 +334,9 @@ def corrected(
 def systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Systematic resampling: n indices in order, each n·weight times rounded up or down.
 
-    Copies of a draw stay side by side, so that the effective sample size and the Monte-Carlo error
-    that ArviZ computes from autocorrelations count them as the one draw that they are.
+    Copies of a draw stay side by side: effective sample sizes and Monte-Carlo errors, which ArviZ
+    computes from autocorrelations, then count them as one draw.
     """
     total = np.cumsum(weights / weights.sum())
-    total[np.flatnonzero(weights)[-1] :] = 1.0  # whatever the sum was rounded to
+    total[np.flatnonzero(weights)[-1] :] = np.inf  # whatever sums and places are rounded to
     return np.searchsorted(total, (rng.random() + np.arange(n)) / n, side="right")

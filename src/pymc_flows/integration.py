@@ -24,10 +24,10 @@ def install() -> None:
     """Make flows reachable through PyMC's names.
 
     Afterwards ``pm.NFVI``, ``pm.NormalizingFlow``, ``pm.fit(method='nfvi=planar*8')`` and PyMC's
-    ``Group(vars, vfam='scale-hh*4-loc')`` work. Several groups in one
-    ``Approximation([...])`` are repaired: in PyMC 6.4 fitting them fails, and draws of groups that
-    are not in the model's order end up under each other's names. Everything else in PyMC is as
-    before. Calling it again does nothing; `uninstall` undoes it.
+    ``Group(vars, vfam='scale-hh*4-loc')`` work. It also repairs ``Approximation([...])`` of
+    several groups: in PyMC 6.4 fits of them fail, and draws of groups that are not in the model's
+    order come under wrong names. Everything else in PyMC is as before. Calling it again does
+    nothing; `uninstall` undoes it.
     """
     if _replaced:
         return
@@ -45,7 +45,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`; without one before, do nothing."""
+    """Undo `install`; does nothing if it was not called."""
     while _replaced:
         owner, name, value = _replaced.pop()
         if value is _ABSENT:
@@ -93,12 +93,12 @@ def _group_with_flows(by_name: Callable[[str], type[Group]]) -> Callable[..., ty
 
 
 def _rng_of_first_group(approx: Approximation) -> Any:
-    """What seeds a fit; PyMC 6.4 looks it up on an approximation but gives it to groups only."""
+    """The generator that seeds a fit: PyMC 6.4 expects it here, but only groups have one."""
     return approx.groups[0].rng
 
 
 def _in_order_of_model(draws: Any) -> Callable[[Approximation], Callable[..., dict[str, Any]]]:
-    """Make PyMC's draws keep their names: it takes them by position in the model's order."""
+    """Return draws in the model's order, because PyMC assigns names by position."""
 
     def sample_dict_fn(approx: Approximation) -> Callable[..., dict[str, Any]]:
         draw = draws.__get__(approx)

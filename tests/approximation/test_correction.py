@@ -13,7 +13,7 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, FitError, ModelError
 from pymc_flows.flows.frame import Frame
-from pymc_flows.importance import MIN_DRAWS, corrected, weigh
+from pymc_flows.importance import MIN_DRAWS, corrected, systematic, weigh
 
 N = 4_000
 
@@ -275,3 +275,14 @@ def test_resampled_draws_go_through_leave_one_out(rng):
         assert az.loo(idata).elpd == pytest.approx(exact_loo(y, sd), abs=0.03)
         found[f"sd {sd}"] = idata
     assert list(az.compare(found).index) == ["sd 2.0", "sd 5.0"]
+
+
+def test_the_last_place_of_systematic_resampling_is_a_draw():
+    """The largest number below 1 and a draw before it are rounded to the number of draws."""
+
+    class Largest:
+        def random(self):
+            return np.nextafter(1.0, 0.0)
+
+    chosen = systematic(np.array([0.5, 0.5, 0.0]), 1_000, Largest())
+    assert chosen.max() == 1

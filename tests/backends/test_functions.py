@@ -13,8 +13,9 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 
 from behind import function_behind
+from pymc_flows.backends import functions
 from pymc_flows.backends.functions import counts, forget, function_of
-from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.model.logp import ModelDensity
 
 RNG = np.random.default_rng(1)
@@ -168,12 +169,12 @@ def test_a_random_graph_is_not_kept():
 
 
 def test_threads_share_a_function_and_keep_their_data():
-    functions = [line(np.full(3, float(k)), offset=np.zeros(3))[0] for k in range(8)]
+    found = [line(np.full(3, float(k)), offset=np.zeros(3))[0] for k in range(8)]
     failed = []
 
     def work(k):
         for _ in range(50):
-            if not np.allclose(functions[k](np.ones(3))[0], 2 * k + 1):
+            if not np.allclose(found[k](np.ones(3))[0], 2 * k + 1):
                 failed.append(k)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
@@ -182,6 +183,34 @@ def test_threads_share_a_function_and_keep_their_data():
     for thread in threads:
         thread.join()
     assert not failed
+
+
+def test_a_thread_that_builds_and_one_that_asks_do_not_wait_for_each_other(monkeypatch):
+    builds, makes = threading.Event(), threading.Event()
+
+    class Noted(functions._Functions):
+        def __init__(self, *args):
+            makes.set()
+            super().__init__(*args)
+
+    monkeypatch.setattr(functions, "_Functions", Noted)
+
+    def build():
+        with no_compiler():
+            builds.set()
+            makes.wait(0.2)
+            line(np.ones(3))
+
+    def ask():
+        builds.wait()
+        line(np.ones(3), slope=3.0)
+
+    threads = [threading.Thread(target=f, daemon=True) for f in (build, ask)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_function_can_be_pickled():

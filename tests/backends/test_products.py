@@ -11,6 +11,7 @@ from pytensor.graph.traversal import toposort
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.backends.products import DataProduct, join_products
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.support.compat import SolveBase, compiled_graph
 
 
 def products(outputs):
@@ -99,3 +100,21 @@ def test_other_types_and_ranks_are_refused():
         DataProduct(is_transposed=False)(pt.matrix(), pt.fvector())
     with pytest.raises(TypeError, match="a matrix"):
         DataProduct(is_transposed=False)(pt.vector(), pt.vector())
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (5, 3), (2, 4, 5, 3)])
+def test_rows_that_share_a_matrix_are_solved_for_at_once(shape, rng):
+    """A triangle for each draw, and a row of data for each right-hand side."""
+    draws = shape[:1] if len(shape) > 2 else ()
+    triangles = np.tril(rng.normal(size=(*draws, 3, 3))) + 3 * np.eye(3)
+    rows = rng.normal(size=shape)
+    lower, right = pt.tensor("lower", shape=triangles.shape), pt.tensor("right", shape=shape)
+    spread = lower if not draws else pt.expand_dims(lower, tuple(range(1, len(shape) - 1)))
+    solved = pt.linalg.solve_triangular(spread, right, lower=True, b_ndim=1)
+    solve = pytensor.function([lower, right], solved, mode=NUMPY)
+    ones = (1,) * (len(shape) - 1 - len(draws))
+    expected = np.linalg.inv(triangles).reshape(*draws, *ones, 3, 3) @ rows[..., None]
+    np.testing.assert_allclose(solve(triangles, rows), expected[..., 0], rtol=1e-12)
+    cores = [getattr(node.op, "core_op", node.op) for node in compiled_graph(solve).apply_nodes]
+    [solver] = [op for op in cores if isinstance(op, SolveBase)]
+    assert solver.b_ndim == 2

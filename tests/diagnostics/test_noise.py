@@ -9,7 +9,7 @@ import pytensor
 import pytest
 
 import pymc_flows as pmf
-from pymc_flows.diagnostics import coverage as _coverage
+from pymc_flows.diagnostics import reliability as _reliability
 from pymc_flows.diagnostics.quality import quality
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.flows.frame import Frame
@@ -57,13 +57,22 @@ def test_errors_that_the_weights_do_not_see_are_seen_by_a_long_reference(rng):
     assert not few._contradicts
 
 
+def test_a_noisy_coordinate_does_not_hide_another_that_contradicts():
+    """An error below its noise by more than the other one's excess is no excess."""
+    truth = _reliability.Moments(np.zeros(2), np.ones(2), np.array([25.0, 10_000.0]))
+    errors = [np.array([0.0, 0.5]), np.zeros(2)]
+    error, noise = _reliability.contradiction(errors, truth, ess=10_000)
+    assert error == 0.5
+    assert noise == pytest.approx(4 * math.sqrt(2e-4))
+
+
 def test_noise_of_a_heavy_tailed_standard_deviation(rng):
     """That of the squares of Student's t draws is many times that of normal ones."""
-    effective = _coverage.effective_sizes(rng.standard_t(5, size=(4_000, 50)))
-    light = _coverage.effective_sizes(rng.normal(size=(4_000, 50)))
+    effective = _reliability.effective_sizes(rng.standard_t(5, size=(4_000, 50)))
+    light = _reliability.effective_sizes(rng.normal(size=(4_000, 50)))
     assert np.median(effective) < 0.9 * np.median(light)
     assert np.median(light) == pytest.approx(4_000, rel=0.15)
-    assert _coverage.effective_sizes(np.ones((100, 1))) == 100
+    assert _reliability.effective_sizes(np.ones((100, 1))) == 100
 
 
 # --------------------------------------------------------------------------------- pairs

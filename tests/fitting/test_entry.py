@@ -82,11 +82,27 @@ def test_the_search_mixes_coordinates_only_if_the_flow_does(formula, mixes):
     np.testing.assert_allclose(approx.center_point(), [5, -3], atol=0.05)
 
 
-@pytest.mark.parametrize("given", [{"callbacks": [print]}, {"checkpoint": "fit.nc"}])
-def test_callbacks_and_checkpoints_need_one_formula(given, model):
+@pytest.mark.parametrize(
+    "given",
+    [{"callbacks": [print]}, {"checkpoint": "fit.nc"}, {"more_replacements": {"a variable": 1}}],
+)
+def test_callbacks_checkpoints_and_replacements_need_one_formula(given, model):
     [name] = given
     with pytest.raises(ArgumentError, match=f"{name}= needs one formula"):
         pmf.fit(3, model=model, **given, **JAX)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gradient": "steepest"}, "gradient must be one of"),
+        ({"anneal": 2}, "anneal must be"),
+        ({"total_grad_norm_constraint": -1.0}, "total_grad_norm_constraint must be positive"),
+    ],
+)
+def test_wrong_arguments_are_refused_even_if_nothing_would_be_trained(given, message, model):
+    with pytest.raises(ArgumentError, match=message):
+        pmf.fit(3, model=model, **given)
 
 
 def test_an_inference_is_fitted_as_it_is(model):
@@ -97,7 +113,15 @@ def test_an_inference_is_fitted_as_it_is(model):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("model", None), ("start", {"x": 1.0}), ("random_seed", 1), ("inf_kwargs", {"jitter": 1.0})],
+    [
+        ("model", None),
+        ("start", {"x": 1.0}),
+        ("random_seed", 1),
+        ("inf_kwargs", {"jitter": 1.0}),
+        ("cores", 2),
+        ("quality", "best"),
+        ("hyper", ["x"]),
+    ],
 )
 def test_arguments_that_come_too_late_for_an_inference(model, name, value):
     inference = pmf.NFVI("scale-loc", model=model)

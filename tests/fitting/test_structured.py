@@ -211,6 +211,16 @@ def test_posterior_predictive_draws(approx, model):
             "not trained step by step",
         ),
         (
+            lambda m: pmf.fit(formula="tril-loc | laplace", model=m, more_replacements={"a": 1}),
+            ArgumentError,
+            "more_replacements has no meaning",
+        ),
+        (
+            lambda m: pmf.fit(formula="tril-loc | laplace", model=m, obj_n_mc=8),
+            ArgumentError,
+            "obj_n_mc has no meaning",
+        ),
+        (
             lambda m: pmf.fit(formula="scale-loc", model=m, hyper=["tau"]),
             ArgumentError,
             "hyper= and field=",
@@ -256,7 +266,7 @@ def test_a_structure_that_cannot_be_read_is_no_end(monkeypatch, model, caplog):
     def broken(*_, **__):
         raise RuntimeError("an Op of the future")
 
-    monkeypatch.setattr("pymc_flows.fitting.auto.structure", broken)
+    monkeypatch.setattr("pymc_flows.fitting.structured.structure", broken)
     monkeypatch.setattr("pymc_flows.fitting.auto._gaussian", _stop)
     with caplog.at_level(logging.WARNING, "pymc_flows"), pytest.raises(StopIteration):
         pmf.fit(model=model, random_seed=1)

@@ -116,6 +116,13 @@ def test_what_has_no_meaning_is_refused(sets, arguments, message):
         pmf.fit_many(build, sets, **arguments)
 
 
+def test_data_sets_with_different_names_are_refused():
+    """What a data set does not name would keep the value of the fit before."""
+    sets = [{"data": Y[0]}, {"data": Y[1], "more": 1}]
+    with pytest.raises(ArgumentError, match=r"data set 0 has \['data'\], data set 1 has"):
+        pmf.fit_many(build(Y[0]), sets, progressbar=False)
+
+
 def test_leave_one_out_by_importance_and_by_refits_agree():
     """What ArviZ makes of our log p and log q, and what as many fits say."""
     import arviz_stats as azs

@@ -3,6 +3,7 @@
 import cloudpickle
 import numpy as np
 import pymc as pm
+import pytensor
 import pytest
 
 from pymc_flows.errors import ArgumentError, ModelError
@@ -72,11 +73,37 @@ def test_it_travels_without_what_a_process_makes_for_itself():
         ({"z": X}, "the model has no data 'z'\nIt has: x, y"),
         ({"y": Y[:3]}, r"observed values of 'y' have shape \(3,\), expected \(6,\)"),
         (Y, "a data set must be a dict of values by name"),
+        ({"y": np.ma.array(Y, mask=Y > 3)}, "values of 'y' are partly masked"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(data, message):
     with pytest.raises(ArgumentError, match=message):
         Template(regression((X, Y)), {}).own(data)
+
+
+def test_fractions_do_not_become_integers():
+    def count(data):
+        with pm.Model() as model:
+            size = pm.Data("size", np.array([3, 4]))
+            pm.Binomial("y", size, pm.Beta("p", 1, 1), observed=np.array([1, 2]))
+        return model
+
+    template = Template(count(None), {})
+    own = template.own({"y": [2.0, 3.0], "size": [5.0, 6.0]})
+    np.testing.assert_array_equal(own["size"].get_value(), [5, 6])
+    for data in ({"y": [0.5, 1.0]}, {"size": [np.nan, 4.0]}):
+        with pytest.raises(ArgumentError, match="must be of type int"):
+            template.own(data)
+
+
+def test_observed_values_may_be_shared_variables_without_a_name():
+    def shared(data):
+        with pm.Model() as model:
+            pm.Normal("y", pm.Normal("mu"), observed=pytensor.shared(np.asarray(data)))
+        return model
+
+    with Template(shared, Y).with_data(2 * Y) as model:
+        np.testing.assert_array_equal(model.rvs_to_values[model["y"]].get_value(), 2 * Y)
 
 
 def test_models_that_differ_in_more_than_data_are_refused():

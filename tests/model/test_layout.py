@@ -280,3 +280,10 @@ def test_single_precision(name):
             found = pytensor.function([z], [prior, data, grad], mode=NUMPY)(np.tile(start, (3, 1)))
             for one, two in zip(found, expected, strict=True):
                 assert_allclose(one, np.broadcast_to(two, one.shape), rtol=2e-4, atol=2e-5)
+
+
+def test_a_variable_that_a_potential_has_renamed_is_named():
+    with pm.Model() as model:
+        pm.Potential("p", pm.Normal("x"))
+    with pytest.raises(ModelError, match=r"'x' was given another name .*'p'\npm.Potential\(name"):
+        ModelDensity(model)

@@ -31,11 +31,14 @@ def two_approximations():
 
 
 def use(approx, seed):
-    """Draws, both densities and the draws' deterministics: whatever runs a shared function."""
+    """Draws, both densities, deterministics and a report: whatever runs a shared function."""
     points, log_q = approx.sample_and_log_prob(1 + seed % 3, random_seed=seed)
     log_p = LogDensity(approx.density).value(points)
     draws = approx.draws_at(points, approx.model, np.random.default_rng(seed))["twice"]
-    return [points, log_q, log_p, draws, approx.log_prob({"x": points})]
+    found = [points, log_q, log_p, draws, approx.log_prob({"x": points})]
+    if seed % 20 == 0:
+        found.append(pmf.report(approx, 200, random_seed=seed).quality.elbo)
+    return found
 
 
 def test_two_threads_draw_what_they_draw_alone():

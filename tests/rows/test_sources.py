@@ -125,6 +125,8 @@ def test_what_is_no_rows_is_refused(tmp_path):
         Rows.parquet(paths)
     with pytest.raises(ArgumentError, match="arrays must have one length"):
         Rows.arrays({"x": X, "y": X[:-1]})
+    with pytest.raises(ArgumentError, match="'x' has masked values"):
+        Rows.arrays({"x": np.ma.array(X, mask=X > 1)}, batch_size=1)
     with pytest.raises(ArgumentError, match="batch_size is 501, and there are 500 rows"):
         Rows.arrays({"x": X}, batch_size=501)
     with pytest.raises(ArgumentError, match="'when' has type datetime64"):

@@ -40,6 +40,8 @@ def test_no_seed_is_a_new_one_each_time():
     ("seed", "message"),
     [
         ("seven", "got 'seven'"),
+        ("7", "got '7'"),
+        (1.5, "got 1.5"),
         ([1, 2, 3], "holds 3 seeds, expected 1"),
         (object(), "must be an integer"),
         ([None], "got None"),

@@ -11,6 +11,7 @@ import tasks
 from fits import send
 from pymc_flows.errors import ArgumentError, WorkerError
 from pymc_flows.workers import Failed, Finished, Workers, run_tasks
+from pymc_flows.workers.crews import Foreign
 
 NAMES = [f"restart {i}" for i in range(4)]
 
@@ -130,6 +131,28 @@ def test_an_executor_that_is_broken_fails_what_is_left():
     tally = run(tasks.add, on(tasks.Breaks({3: 1}, BrokenExecutor)))
     assert values(tally)[:3] == [10, 11, 12]
     assert isinstance(tally.results[3].error, WorkerError)
+
+
+def test_an_executor_that_breaks_while_tasks_wait_may_be_renewed():
+    class Renews(tasks.LosesWorkers):
+        """One that is broken when task 1 first comes."""
+
+        refusals = 1
+
+        def submit(self, function, job, task):
+            if task == 1 and self.refusals:
+                self.refusals -= 1
+                raise BrokenExecutor("broken")
+            return super().submit(function, job, task)
+
+    executor = Renews({0: 1}, BrokenExecutor)
+    assert values(run(tasks.add, on(executor))) == [10, 11, 12, 13]
+
+
+def test_a_result_that_is_lost_does_not_end_other_processes(monkeypatch):
+    executor = tasks.LosesWorkers({1: 1}, TypeError)
+    monkeypatch.setattr(Foreign, "renew", lambda crew: pytest.fail("no worker has died"))
+    assert values(run(tasks.add, on(executor))) == [10, 11, 12, 13]
 
 
 def test_processes_that_die_are_replaced(tmp_path, caplog):

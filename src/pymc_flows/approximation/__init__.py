@@ -1,7 +1,7 @@
 """`NormalizingFlow`: a chain of flow layers as a PyMC approximation.
 
-`_pymc` alone knows PyMC's variational base classes, and gives them what they ask for; draws,
-densities, moments and files come from a `State`, such as the `FlowState` of a flow.
+`_pymc` alone knows PyMC's variational base classes. Draws, densities, moments and files come from a
+`State`, such as the `FlowState` of a flow.
 """
 
 from pymc_flows.approximation._pymc import NormalizingFlowGroup

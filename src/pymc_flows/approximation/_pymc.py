@@ -1,6 +1,6 @@
-"""PyMC's variational classes, and what makes a distribution one of them.
+"""Adapters that make a `State` one of PyMC's variational approximations.
 
-The only module that imports them: whatever PyMC changes about them is followed here.
+Only this module imports PyMC's variational classes, so a change of theirs is followed here alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class NormalizingFlowGroup(Group):
     params, random_seed, model, jitter, start
         As for `NormalizingFlow`.
     q : State, optional
-        The distribution, if it has been made.
+        The distribution, if it exists already.
 
     Attributes
     ----------
@@ -90,12 +90,10 @@ class NormalizingFlowGroup(Group):
         self._make = partial(
             start_state, self.formula, jitter=check_jitter(jitter), start=start, params=params
         )
-        if isinstance(random_seed, np.random.SeedSequence):
-            seeds = random_seed
-        else:
-            seeds = np.random.SeedSequence(integer_seed(random_seed))
-        self._seeds = seeds
-        seed = self._seeds.generate_state(1)[0]
+        if not isinstance(random_seed, np.random.SeedSequence):
+            random_seed = np.random.SeedSequence(integer_seed(random_seed))
+        self._seeds = random_seed
+        seed = random_seed.generate_state(1)[0]
         super().__init__(group, random_seed=seed, model=model, options=options)
 
     def __init_group__(self, group: Sequence[TensorVariable]) -> None:
@@ -114,7 +112,7 @@ class NormalizingFlowGroup(Group):
 
     @property
     def params_dict(self) -> dict[str, SharedVariable]:
-        """The same by unique name, ``{block}_{word}_{param}``."""
+        """The parameters by unique name, ``{block}_{word}_{param}``."""
         return self.q.params_dict
 
     @node_property
@@ -147,7 +145,7 @@ class NormalizingFlowGroup(Group):
         return self.q.cov()
 
     def var_to_data(self, shared: TensorVariable) -> Dataset:
-        """A flat vector by variable, as PyMC does it, but without compiling its graph."""
+        """Split a flat vector into variables, as PyMC does, but without compiling its graph."""
         return super().var_to_data(_Value(shared.eval(mode=NUMPY)))
 
     def __str__(self) -> str:
@@ -159,7 +157,7 @@ class NormalizingFlowGroup(Group):
 
 
 class _Value(NamedTuple):
-    """What PyMC asks of a tensor variable that it turns into data."""
+    """The part of a tensor variable that PyMC's `var_to_data` uses."""
 
     value: np.ndarray
 
@@ -168,7 +166,7 @@ class _Value(NamedTuple):
 
 
 def _of_group(name: str, doc: str) -> Any:
-    """What an approximation has of its only group."""
+    """A property that is an attribute of the approximation's only group."""
     return property(lambda approx: getattr(approx.groups[0], name), doc=doc)
 
 
@@ -195,7 +193,7 @@ class StateApproximation(Approximation):
 
     @property
     def density(self) -> ModelDensity:
-        """The log density of the model: another one, where data decide lengths and have changed."""
+        """Log density of the model, made anew if data that lengths depend on have changed."""
         if not self._density.has_its_lengths():
             self._density = density_of(self.model)
         return self._density
@@ -252,7 +250,7 @@ class FlowObjective(ObjectiveFunction):
             return_next_rng=True,
         )
         with warnings.catch_warnings():
-            # PyTensor discourages what nothing else can do: draw anew at each `eval`.
+            # PyTensor deprecates this, but nothing else draws anew at each `eval`.
             warnings.simplefilter("ignore", DeprecationWarning)
             rng.default_update = next_rng
         replacements = kwargs.get("more_replacements")

@@ -32,7 +32,7 @@ from pymc_flows.support.compat import MultiTrace
 from pymc_flows.support.evaluations import Evaluations
 from pymc_flows.support.seeds import RandomState, integer_seed
 
-# Of the points that are held at once, where they need not be held together.
+# Size of the parts in which many points are drawn, where they need not be held together.
 PART_BYTES = 32 * 2**20
 
 type Space = Literal["unconstrained", "constrained"]
@@ -50,12 +50,12 @@ class FlowDraws(StateApproximation):
 
     @property
     def flow(self) -> FlowState:
-        """The distribution, as a map of N(0, I).
+        """The distribution as a map of N(0, I).
 
         Raises
         ------
         NotInvertibleError
-            If it is none.
+            If it is no such map, as a mixture or a field given hyperparameters.
         """
         if not isinstance(self.q, FlowState):
             raise NotInvertibleError(
@@ -66,7 +66,7 @@ class FlowDraws(StateApproximation):
 
     @property
     def formula(self) -> Formula:
-        """The formula of the chain."""
+        """The formula of the distribution."""
         return self.q.formula
 
     @property
@@ -76,12 +76,15 @@ class FlowDraws(StateApproximation):
 
     @property
     def is_framed(self) -> bool:
-        """Whether it began in coordinates that were found for the posterior."""
+        """Whether the flow works in coordinates that were found for the posterior."""
         return self.q.is_framed
 
     @property
     def evaluations(self) -> Evaluations | None:
-        """How often the model was evaluated, where that was counted: by `fit` with ``'auto'``."""
+        """How often the model was evaluated; None where that was not counted.
+
+        ``fit(formula='auto')`` and fits of fields given hyperparameters count it.
+        """
         if self.ladder is not None:
             found: Evaluations = self.ladder.evaluations
             return found
@@ -89,10 +92,10 @@ class FlowDraws(StateApproximation):
 
     @property
     def correction(self) -> Correction | None:
-        """What `sample` does to draws by default: 'resample', or None for nothing."""
-        if isinstance(self.q, FieldState):
+        """The default correction of `sample`: 'resample', or None."""
+        if isinstance(self.q, FieldState) or (self.ladder is not None and self.ladder.resamples):
             return "resample"
-        return "resample" if self.ladder is not None and self.ladder.resamples else None
+        return None
 
     def sample_and_log_prob(
         self, n: int, *, random_seed: RandomState = None
@@ -122,7 +125,7 @@ class FlowDraws(StateApproximation):
     def draw_parts(
         self, n: int, *, random_seed: RandomState = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Draw the points of `sample_and_log_prob` in parts, so that not all of them are held.
+        """Draw the points of `sample_and_log_prob` part by part, to save memory.
 
         Yields
         ------
@@ -139,7 +142,7 @@ class FlowDraws(StateApproximation):
         return np.random.default_rng(integer_seed(random_seed))
 
     def draw_seeds(self, n: int, random_seed: RandomState = None) -> list[int]:
-        """Seeds of n sets of draws; without a seed, from the approximation's own stream."""
+        """Seeds for n sets of draws; without a seed, from the approximation's own stream."""
         return self._rng_for(random_seed).integers(2**32, size=n).tolist()
 
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -159,16 +162,16 @@ class FlowDraws(StateApproximation):
         points : array-like, TensorVariable, dict of str to array-like, DataTree or Dataset
             An array (n, dim) or (dim,) holds points of the unconstrained space; a symbolic one
             gives a symbolic result. Values by name, of shape (n, *shape of the variable), are
-            mapped there: of the free variables (``"sigma"``) or of their unconstrained forms
-            (``"sigma_log__"``). Of a DataTree, the group ``posterior`` is taken.
+            mapped to that space; names are those of the free variables (``"sigma"``) or of their
+            unconstrained forms (``"sigma_log__"``). Of a DataTree, the group ``posterior`` counts.
         space : 'unconstrained' or 'constrained'
-            Where the density lives: 'constrained' adds the log-Jacobians of the transforms, so
-            that it is the density of the values of the variables. Only for values by name.
+            Space of the density: 'constrained' adds the log-Jacobians of the transforms, which
+            gives the density of the variables' own values. Only for values by name.
 
         Returns
         -------
         ndarray or TensorVariable, shape (n,), (), or (chain, draw) for a DataTree
-            ln q, in nats; −∞ at values outside of the support.
+            ln q, in nats; −∞ at values outside the support.
 
         Raises
         ------
@@ -197,7 +200,7 @@ class FlowDraws(StateApproximation):
             rows, shape = self._rows(points)
             return self.q.log_prob(rows).reshape(shape[:-1])
         placed = to_unconstrained(self.density, points, with_log_det=space == "constrained")
-        # A point that has no place in the unconstrained space has no inverse either.
+        # Values outside the support, or at infinity, get the density 0 without an inverse.
         nan = np.isnan(placed.points).any(axis=1)
         reachable = placed.inside & np.isfinite(placed.points).all(axis=1)
         safe = np.where(reachable[:, None], placed.points, self.center_point())
@@ -241,13 +244,13 @@ class FlowDraws(StateApproximation):
         FlowShapeError
             If the last axis is not ``dim``.
         NotInvertibleError
-            If a layer of the chain has no inverse.
+            If the distribution is not one map of N(0, I), or a layer has no inverse.
         """
         rows, shape = self._rows(points)
         return self.flow.inverse(rows)[0].reshape(shape)
 
     def center_point(self) -> np.ndarray:
-        """A point (dim,) in the middle: what a flow draws from a zero of the base."""
+        """A point (dim,) in the middle: that of a flow is the image of the base's origin."""
         return self.q.center()
 
     def _rows(self, points: ArrayLike) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -279,18 +282,19 @@ class FlowDraws(StateApproximation):
         draws : int
             Number of draws.
         correct : 'psis', 'resample' or False, optional
-            Corrects by importance weights p/q, Pareto-smoothed. 'psis' leaves the draws as they
-            are and stores their weights, for weighted means of one's own. Whatever else takes
-            draws ignores weights, such as ``az.summary``, ``az.loo``, ``az.compare``, plots and
-            ``pm.sample_posterior_predictive``: it needs 'resample', which draws from the draws,
-            with replacement, as often as there are draws (without, nothing would change); copies
-            of a draw stay side by side, and ArviZ's effective sample sizes and standard errors
-            see them. Neither can bring back what the approximation misses. By default, and with
-            False, draws are those of the approximation itself. Where `correction` says so, the
-            default is 'resample', and only False gives draws of the approximation: where `fit`
-            ended with a flow whose weights make good draws, of which then more are taken, so that
-            they are worth as many as are asked for; and for a field given hyperparameters
-            (``'tril-loc | laplace'``), which weighs each group of variables for itself.
+            Correction by importance weights p/q, Pareto-smoothed. 'psis' leaves the draws as they
+            are and stores their weights, for weighted means of your own. Functions that take draws
+            without weights (``az.summary``, ``az.loo``, ``az.compare``, plots,
+            ``pm.sample_posterior_predictive``) need 'resample': it chooses as many of the draws by
+            their weights, with replacement. Copies of a draw stay side by side, so that ArviZ's
+            effective sample sizes and standard errors see them. Neither brings back what the
+            approximation misses. False gives draws of the approximation itself.
+
+            The default is the attribute `correction`. It is 'resample' in two cases, else False:
+            where `fit` ended with a flow whose weights make good draws, of which more are then
+            drawn, so that they are worth ``draws`` of the posterior; and for a field given
+            hyperparameters (``'tril-loc | laplace'``), which weighs each group of variables by
+            itself.
         random_seed : int, Generator, RandomState, optional
             Without one, draws continue the approximation's own stream.
         return_inferencedata : bool
@@ -302,10 +306,10 @@ class FlowDraws(StateApproximation):
         -------
         DataTree
             Groups ``posterior`` (free variables and deterministics, with dims and coords),
-            ``observed_data`` and ``constant_data``. With ``correct``, also ``sample_stats``: ``lp``
-            (log density of the model in the unconstrained space, Jacobians included), ``log_q``
-            and ``log_weight`` (normalised; equal if resampled), and in its attrs ``khat``,
-            ``khat_threshold``, ``importance_ess`` and ``n_without_density``.
+            ``observed_data`` and ``constant_data``. Corrected draws also have ``sample_stats``:
+            ``lp`` (log density of the model in the unconstrained space, Jacobians included),
+            ``log_q`` and ``log_weight`` (normalised; equal if resampled), all in nats, and in its
+            attrs ``khat``, ``khat_threshold``, ``importance_ess`` and ``n_without_density``.
 
         Raises
         ------
@@ -343,7 +347,7 @@ class FlowDraws(StateApproximation):
     def _corrected_draws(
         self, n: int, correct: Correction | None, model: pm.Model, rng: np.random.Generator
     ) -> tuple[np.ndarray, Dataset | None]:
-        """Draws (n, dim), and what their weights say; None if they have not been weighed."""
+        """Draws (n, dim), and their ``sample_stats``; None if they have no weights."""
         n = check_integer("the number of draws", n)
         if isinstance(self.q, FieldState) and correct in (None, "resample"):
             points, attrs = self.q.resample(n, rng)
@@ -351,7 +355,7 @@ class FlowDraws(StateApproximation):
             return points, Dataset({"log_weight": (("chain", "draw"), weights)}, attrs=attrs)
         wanted = None
         if correct is None and self.correction:
-            # As many as are worth n of the posterior.
+            # As many draws as are worth n of the posterior.
             correct, wanted, n = self.correction, n, math.ceil(n / self.ladder.share)
         points, log_q = self._draw(n, rng)
         if not correct:
@@ -362,9 +366,9 @@ class FlowDraws(StateApproximation):
     def draws_at(
         self, points: np.ndarray, model: pm.Model, rng: np.random.Generator
     ) -> _draws.Draws:
-        """Everything that draws of a model consist of, at points (n, dim), by name: (n, ...) each.
+        """All variables and deterministics of a model at points (n, dim), by name: (n, ...) each.
 
-        The generator is for random variables that deterministics contain.
+        The generator is for random variables inside deterministics.
         """
         n = len(points)
         values = {s.name: points[:, s.slice].reshape((n, *s.shape)) for s in self.density.slots}

@@ -43,9 +43,9 @@ class NormalizingFlow(FlowDraws):
     jitter : float
         Standard deviation of the noise on the raw start parameters.
     start : dict of str to array-like or Frame, optional
-        Start point by variable name; what it does not name comes from ``model.initial_point()``.
-        It is the constant c, or the start of a final ``loc`` layer, and then c = 0; A = I. A
-        `Frame`, such as `find_frame` returns, is c and A.
+        Start point by variable name; other variables start at ``model.initial_point()``. It is
+        the constant c, or the start of a final ``loc`` layer, with c = 0; A = I. A `Frame`, such
+        as `find_frame` returns, is c and A.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer: position in the expanded formula (0 is applied first) and
         name, shapes as for one layer. They replace the drawn ones, without jitter.
@@ -122,7 +122,7 @@ class NormalizingFlow(FlowDraws):
 
     @classmethod
     def of(cls, q: State, model: pm.Model, random_seed: RandomState = None) -> NormalizingFlow:
-        """Make the approximation of a model by a distribution that is there already."""
+        """Make the approximation of a model by an existing distribution."""
         approx = cls.__new__(cls)
         seeds = np.random.SeedSequence(integer_seed(random_seed))
         approx._set_up(q, density_of(model), model, seeds)
@@ -146,26 +146,22 @@ class NormalizingFlow(FlowDraws):
         return self.flow.graph_loop
 
     def problem(self, kl_weight: float = 1.0, anchor: Anchor | None = None) -> Problem:
-        """What a fit optimises: this flow against the model's log density."""
-        scale = self.symbolic_normalizing_constant if self.has_minibatch else 1.0
+        """The optimisation problem of a fit: this flow against the model's log density."""
+        rvs = [*self.model.observed_RVs, *self.model.free_RVs]
+        has_minibatch = any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
+        scale = self.symbolic_normalizing_constant if has_minibatch else 1.0
         return Problem(self.flow, self.density, kl_weight, scale, anchor)
 
     def anchor(self) -> Anchor | None:
-        """The log density of all rows at the centre of the frame; None if there are no batches.
+        """The log density of all rows at the centre of the frame, for fits that see batches.
 
-        Without a frame the centre is no place near the posterior.
+        None without batches, and without a frame, whose centre may be far from the posterior.
         """
         if stream_of(self.density) is None or not self.is_framed:
             return None
         point = self.flow.frame.center
         value, gradient = LogDensity(self.density).value_and_grad(point[None])
         return Anchor(point, float(value[0]), gradient[0])
-
-    @property
-    def has_minibatch(self) -> bool:
-        """Whether a minibatch makes the model's log density random."""
-        rvs = [*self.model.observed_RVs, *self.model.free_RVs]
-        return any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in rvs)
 
     # --------------------------------------------------------------------------------- display
 
@@ -197,9 +193,9 @@ class NormalizingFlow(FlowDraws):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a netCDF file that `pymc_flows.load` reads, with the same model at hand.
 
-        In it are the formula, the frame, the raw parameters, ``hist``, ``ladder``, the random
-        states of the draws, and what tells the model from others: its free variables, and its log
-        density at three points. It takes the place of an existing file in one step.
+        The file has the formula, the frame, the raw parameters, ``hist``, ``ladder``, the random
+        states of the draws, and what the model is recognised by: its free variables, and its log
+        density at three points. It replaces an existing file in one step.
 
         Parameters
         ----------

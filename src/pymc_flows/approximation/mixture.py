@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pytensor
@@ -85,12 +84,12 @@ class MixtureState:
 
     @property
     def params(self) -> list[SharedVariable]:
-        """Nothing is trained any more."""
+        """None: a mixture is not trained."""
         return []
 
     @property
     def params_dict(self) -> dict[str, SharedVariable]:
-        """The same by name."""
+        """None, by name."""
         return {}
 
     # ----------------------------------------------------------------------- draws and densities
@@ -98,9 +97,9 @@ class MixtureState:
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return n draws (n, dim) and their log densities (n,).
 
-        Each part has its weight's share of them, rounded up or down, in random order. Weights
-        p/q with the density of the mixture are right for such draws too, and have less noise than
-        for parts drawn by lot (Owen & Zhou, JASA 95(449), 2000).
+        The number of draws of each part is its weight times n, rounded up or down; their order is
+        random. Importance weights p/q with the density of the mixture remain valid for such draws,
+        and have less noise than with parts drawn at random (Owen & Zhou, JASA 95(449), 2000).
         """
         which = rng.permutation(systematic(self.weights, n, rng))
         points = np.empty((n, self.dim), pytensor.config.floatX)
@@ -116,10 +115,10 @@ class MixtureState:
         return self._log_prob(points, np.full(len(points), -1), np.zeros(len(points)))
 
     def _log_prob(self, points: np.ndarray, which: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Log densities at points, of which part ``which`` is known to have the density ``own``.
+        """Log densities at points; that of part ``which`` is known there, ``own``.
 
-        Far from a part its inverse may overflow. What is no number there counts as nothing, unless
-        it is so for all parts.
+        Far from a part its inverse may overflow. A part without a number counts as 0, unless no
+        part has one.
         """
         logs = np.empty((len(self.parts), len(points)))
         for k, (part, weight) in enumerate(zip(self.parts, self.weights, strict=True)):
@@ -147,8 +146,8 @@ class MixtureState:
     def from_base(self, z0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points (n, dim) of standard normal noise (n, dim), and their log densities (n,).
 
-        The first coordinate of the noise chooses the part. Its place among the values that choose
-        this part is again uniform, and so gives the part's own noise.
+        The first coordinate of the noise chooses the part. Its position among the values that
+        choose this part is uniform again, and gives the part's own first coordinate.
         """
         from scipy.special import ndtr, ndtri  # slow to import
 
@@ -217,13 +216,6 @@ class MixtureState:
         return found
 
     def load(self, array: Callable[..., np.ndarray]) -> None:
-        """Set the parameters to those of `arrays`, which ``array(name, shape, dtype)`` returns."""
+        """Set all numbers to those of a file; ``array(name, shape, dtype)`` returns them."""
         for k, part in enumerate(self.parts):
-            part.load(_of_part(array, k))
-
-
-def _of_part(array: Callable[..., np.ndarray], k: int) -> Callable[..., np.ndarray]:
-    def read(name: str, *what: Any) -> np.ndarray:
-        return array(f"part_{k}_{name}", *what)
-
-    return read
+            part.load(lambda name, *what, k=k: array(f"part_{k}_{name}", *what))

@@ -26,7 +26,7 @@ class OnlyCloudpickle:
 def deep_copy[T](thing: T) -> T:
     """Copy something that holds graphs of a model, together with the model.
 
-    PyMC clones a model that `copy.deepcopy` meets on its own, and graphs that are copied apart from
-    it would be of neither model. Serialised together they stay together.
+    `copy.deepcopy` lets PyMC clone the model by itself, and graphs that are copied apart from it
+    belong to neither model. Serialised together they stay together.
     """
     return cloudpickle.loads(cloudpickle.dumps(thing))

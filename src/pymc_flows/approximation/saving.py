@@ -32,13 +32,13 @@ _log = logging.getLogger(__name__)
 
 PACKAGES = ("pymc-flows", "pymc", "pytensor", "numpy", "numba", "jax", "jaxlib")
 _MOST_SHOWN = 10
-# Parts of a mixture in a file.
+# Most parts of a mixture that are read from a file.
 MAX_PARTS = 10_000
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what the bits of a fit depend on."""
+    """Versions of the software that the bits of a fit depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
@@ -49,47 +49,32 @@ def versions() -> dict[str, str]:
 
 
 def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
-    """All that `restore` needs; with other losses than the approximation's own, if given."""
+    """The content of an approximation's file; ``hist`` replaces its own losses."""
+    q = approx.q
     losses = np.asarray(approx.hist if hist is None else hist, dtype=float)
-    arrays = {**approx.q.arrays(), "hist": losses}
+    roles = parts = None
+    if isinstance(q, FieldState):
+        roles = {"hyper": list(q.structure.hyper_names), "field": list(q.structure.field_names)}
+    if isinstance(q, MixtureState):
+        parts = [str(part.formula) for part in q.parts]
     record = {
         "versions": versions(),
         "floatX": pytensor.config.floatX,
         "model": fingerprint(approx.model, approx.density.slots),
-        "log_density": _log_density(approx),
+        "log_density": probe(approx.density, q.landmarks()),
         "ladder": None if approx.ladder is None else approx.ladder.record(),
         "restarts": None if approx.restarts is None else approx.restarts.record(),
-        "structure": _roles(approx),
-        "mixture": _formulas(approx),
+        "structure": roles,
+        "mixture": parts,
         "scale_cost_to_minibatch": approx.scale_cost_to_minibatch,
         "draws_rng": encode_state(approx._sample_rng.bit_generator.state),
         "seeds_rng": encode_state(approx.rng.get_state(legacy=False)),
     }
-    return Content(str(approx.formula), arrays, record)
-
-
-def _roles(approx: FlowDraws) -> dict[str, list[str]] | None:
-    """Names of the hyperparameters and of the field, if there are any."""
-    if not isinstance(approx.q, FieldState):
-        return None
-    found = approx.q.structure
-    return {"hyper": list(found.hyper_names), "field": list(found.field_names)}
-
-
-def _formulas(approx: FlowDraws) -> list[str] | None:
-    """Formulas of the parts of a mixture, if it is one."""
-    if not isinstance(approx.q, MixtureState):
-        return None
-    return [str(part.formula) for part in approx.q.parts]
-
-
-def _log_density(approx: FlowDraws) -> dict[str, list[float]] | None:
-    """Log densities where the approximation is, by term of the model."""
-    return probe(approx.density, approx.q.landmarks())
+    return Content(str(approx.formula), {**q.arrays(), "hist": losses}, record)
 
 
 def check_model(content: Content, model: pm.Model) -> None:
-    """Raise `StorageError` unless a file belongs to a model, and has the precision of now."""
+    """Raise `StorageError` unless a file belongs to a model and has the current ``floatX``."""
     dtype = pytensor.config.floatX
     if content.record.get("floatX") != dtype:
         raise StorageError(
@@ -110,7 +95,7 @@ def field_state(content: Content, model: pm.Model) -> FieldState:
     Raises
     ------
     StorageError
-        If the model is not the one that it was made for.
+        If it was made for another model, or the file is malformed.
     """
     check_model(content, model)
     try:
@@ -129,7 +114,7 @@ def mixture_state(content: Content, model: pm.Model) -> MixtureState:
     Raises
     ------
     StorageError
-        If the model is not the one that it was made for, or the file is malformed.
+        If it was made for another model, or the file is malformed.
     """
     formulas = content.record["mixture"]
     if not isinstance(formulas, list) or not 0 < len(formulas) <= MAX_PARTS:
@@ -169,9 +154,9 @@ def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
     Raises
     ------
     StorageError
-        If the model is not the one that the flow was made for.
+        If the flow was made for another model.
     FormulaError
-        If the formula has a word that is not known (any more).
+        If the formula has a word that is not registered.
     """
     check_model(content, model)
     dtype, slots = pytensor.config.floatX, layout(model)
@@ -182,7 +167,7 @@ def flow_arguments(content: Content, model: pm.Model) -> dict[str, Any]:
     if "scale" in content.arrays:
         square = (dim, dim) if content.arrays["scale"].ndim == 2 else (dim,)
         scale = content.array("scale", square, dtype)
-    # Before anything of these shapes is made.
+    # Check all shapes before anything of these sizes is made.
     chain = build_chain(formula, dim)
     for i, (block, shapes) in enumerate(zip(chain.blocks, chain.param_shapes(), strict=True)):
         for name, shape in shapes.items():
@@ -220,15 +205,15 @@ def _shown(lines: list[str]) -> str:
 def check_log_density(approx: FlowDraws, content: Content) -> None:
     """Raise `StorageError` if the model of a restored approximation has other priors or data.
 
-    A minibatch, which is another one each time, is not compared; nor is anything if the model could
-    not be evaluated when it was saved, or cannot be now: the log says so.
+    Terms of minibatches are not compared, since each batch is different. Nothing is compared if the
+    model could not be evaluated when the file was written, or cannot be now; the log says so.
     """
-    found, expected = content.record.get("log_density"), _log_density(approx)
+    found, expected = content.record.get("log_density"), probe(approx.density, approx.q.landmarks())
     if found is None or expected is None:
         when = "now" if expected is None else "when the file was written"
         _log.warning(
-            "The log density of the model could not be evaluated %s, so that nothing tells whether "
-            "the file belongs to these data and priors.",
+            "The log density of the model could not be evaluated %s, so it is unknown whether the "
+            "file belongs to these data and priors.",
             when,
         )
         return
@@ -240,13 +225,13 @@ def check_log_density(approx: FlowDraws, content: Content) -> None:
         raise StorageError(
             "the model has other data or priors than when the file was written\n"
             f"{_shown(lines)}\n"
-            "Give the model of that time, with its data (pm.set_data), or check_density=False if "
-            "another one is meant."
+            "Give the model that the file was written for, with its data (pm.set_data), or "
+            "check_density=False if you mean another one."
         )
 
 
 def restore(approx: FlowDraws, content: Content) -> None:
-    """Give an approximation made with `flow_arguments` the rest of what is in the file."""
+    """Set the parameters, losses and random states of an approximation to those of a file."""
     approx.q.load(content.array)
     approx.hist = content.array("hist", (None,))
     record = content.record

@@ -1,4 +1,4 @@
-"""Where the raw parameters of an approximation start: what the user gave, checked."""
+"""The state that a fit begins with, from the user's start values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def start_state(
         {name: pytensor.shared(v, name, shape=v.shape) for name, v in block.items()}
         for block in values
     )
-    # A frame without a scale is a point: what a search returns that has found nothing.
+    # A search that has found nothing returns a frame without a scale, which is only a point.
     is_framed = isinstance(start, Frame) and start.scale is not None
     return FlowState(formula, chain, blocks, frame.astype(dtype), is_framed)
 
@@ -75,7 +75,7 @@ def check_jitter(jitter: float) -> float:
 
 
 def check_frame(frame: Frame, slots: Sequence[Slot]) -> Frame:
-    """Return the frame, if it is one of a model with these variables."""
+    """Return the frame, if it is one for these variables."""
     variables = sizes(slots)
     dim = sum(size for _, size in variables)
     if len(frame.center) != dim:
@@ -85,7 +85,7 @@ def check_frame(frame: Frame, slots: Sequence[Slot]) -> Frame:
     if frame.variables not in (None, variables):
         raise ArgumentError(
             "start is a frame of another model\n"
-            f"expected one of {_listed(variables)}, got one of {_listed(frame.variables)}\n"
+            f"expected a frame of {_listed(variables)}, got one of {_listed(frame.variables)}\n"
             "Find one for this model: find_frame(model)."
         )
     return frame

@@ -15,22 +15,21 @@ from pymc_flows.formula import Formula
 class State(Protocol):
     """A distribution q over the unconstrained space: all that `NormalizingFlow` asks of it.
 
-    `FlowState` is the one of a flow over all coordinates. Draws, reports, plots and files use
-    nothing else, so that another family of distributions needs this and no change there; what needs
-    a flow over all coordinates (``inverse``, ``neutra``, training) asks for a
-    `FlowState` by `NormalizingFlow.flow`.
+    `FlowState` is that of a flow over all coordinates. Draws, reports, plots and files use nothing
+    else, so a new family of distributions only has to provide this. What needs a flow over all
+    coordinates (``inverse``, ``neutra``, training) asks for its `FlowState` by
+    `NormalizingFlow.flow`.
 
-    Points are rows (n, dim); log densities are in nats. ``params`` are what a fit trains; a state
-    without any is fitted in another way.
+    Points are rows (n, dim); log densities are in nats.
     """
 
     @property
     def formula(self) -> Formula:
-        """Names the family, and its layers."""
+        """The formula, which names the family and its layers."""
 
     @property
     def label(self) -> str:
-        """What it is called where it is shown."""
+        """Its name in texts."""
 
     @property
     def dim(self) -> int:
@@ -42,11 +41,11 @@ class State(Protocol):
 
     @property
     def is_framed(self) -> bool:
-        """Whether it began in coordinates that were found for the posterior."""
+        """Whether it works in coordinates that were found for the posterior."""
 
     @property
     def params(self) -> list[SharedVariable]:
-        """What a fit trains."""
+        """The parameters that a fit trains; none if it is fitted in another way."""
 
     @property
     def params_dict(self) -> dict[str, SharedVariable]:
@@ -62,7 +61,7 @@ class State(Protocol):
         """A point (dim,) in the middle."""
 
     def landmarks(self) -> np.ndarray:
-        """A few fixed points (n, dim) where it has mass: files keep the model's density there."""
+        """A few fixed points (n, dim) where it has mass, at which files keep log densities."""
 
     def draw_graph(self, z0: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
         """Draws (n, dim) from standard normal z0 (n, dim), and their log densities, as graphs."""
@@ -83,7 +82,7 @@ class State(Protocol):
         """All numbers that it consists of, by name, for a file."""
 
     def load(self, array: Callable[..., np.ndarray]) -> None:
-        """Set them to those of `arrays`, which ``array(name, shape, dtype)`` returns."""
+        """Set all numbers to those of a file; ``array(name, shape, dtype)`` returns them."""
 
 
 @runtime_checkable

@@ -1,5 +1,4 @@
-"""What PyTensor needs to be right and fast on numba and JAX.
+"""Modes, rewrites, Ops and graph surgery that make PyTensor correct and fast on numba and JAX.
 
-Modes, rewrites and Ops for one backend, and surgery on graphs. Everything works on PyTensor graphs;
-nothing here knows of models or flows.
+Everything here works on PyTensor graphs; nothing knows of models or flows.
 """

@@ -13,11 +13,9 @@ from pytensor.compile.mode import optdb
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import GraphRewriter
 
-__all__ = ["on_first_use", "source_key"]
-
 
 class _RegisterOnce(GraphRewriter):
-    """A rewrite that changes no graph; being asked to is the sign that a backend compiles."""
+    """A rewrite that changes no graph; its first call shows that a backend compiles."""
 
     def __init__(self, register: Callable[[], None]) -> None:
         super().__init__()
@@ -50,8 +48,8 @@ def on_first_use(backend: str) -> Callable[[Callable[[], None]], Callable[[], No
 def source_key(module: str) -> str:
     """Digest of a module's name and source.
 
-    Numba's disk cache knows a kernel by the key that its registration returns, not by its code, and
-    imports the module that the kernel was in. A key made from both cannot go stale.
+    Numba's disk cache identifies a kernel by the key that its registration returns, not by its
+    code, and imports the module that the kernel was in. A key made from both cannot go stale.
     """
     source = inspect.getsource(sys.modules[module])
     return hashlib.sha256(f"{module}\n{source}".encode()).hexdigest()

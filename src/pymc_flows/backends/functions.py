@@ -1,8 +1,8 @@
 """Functions of graphs, which are compiled once for each structure and serve any data.
 
-Two models that are built alike have equal graphs, but for their data. So data are arguments of what
-is compiled, and a graph whose nodes, constants and types have been seen before is not compiled
-again: for another data set, or for the same model in the next cell of a notebook.
+Models that are built alike have equal graphs, except for their data. Compiled functions therefore
+take data as arguments, and a graph whose nodes, constants and types have been seen before is not
+compiled again: for another data set, or for the same model in the next cell of a notebook.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.modes import NUMPY, is_compiled, is_of_jax
 from pymc_flows.backends.ops import ops_inside, values_needed
 from pymc_flows.support.compat import TensorSharedVariable, frozen_graph, jax_function
+from pymc_flows.support.threads import BUILDING
 
-__all__ = ["Bound", "batched", "counts", "forget", "function_of", "is_array"]
-
-# Functions that are kept; whoever holds one keeps it anyway.
+# Most functions that are kept for later requests.
 MAX_KEPT = 128
 # Ops from here are equal only if they compute the same. Any other Op counts as equal to itself
 # alone: it may hold data that its ``__props__`` do not name.
@@ -45,12 +44,12 @@ def is_array(var: Variable) -> TypeGuard[TensorConstant]:
 
 
 type Place = Callable[[list[Any]], list[Any]]
-"""Brings data to where a function computes."""
+"""Converts data to what the backend takes, on its device."""
 
 
 @dataclass
 class Counts:
-    """How often a function was asked for: one that was there, a new one, one that is not kept."""
+    """How many requested functions were found, compiled and kept, or compiled and not kept."""
 
     found: int = 0
     made: int = 0
@@ -60,23 +59,16 @@ class Counts:
 class Bound:
     """A compiled function with data, which any number of threads may call.
 
-    What is computed from data alone is computed once, and again when a shared variable has got
-    another value.
-
-    Parameters
-    ----------
-    functions : _Functions
-    data : sequence of Variable
-        Constants, and shared variables, whose values are those at the time of a call.
+    Data are constants, and shared variables, whose values are read at each call. Results that
+    depend on data alone are computed once, and again when a shared variable has a new value.
     """
 
     def __init__(self, functions: _Functions, data: Sequence[Variable]):
         self._functions = functions
-        # Of a shared variable, what holds its value.
         self._data = [
             [var.data] if isinstance(var, Constant) else var.container.storage for var in data
         ]
-        # Data and what has been made of them: one value, so that other threads see both.
+        # Data and the arguments made from them, set together for other threads.
         self._prepared: tuple[list[Any], list[Any]] | None = None
         self._place: Place = functions.place
 
@@ -91,7 +83,7 @@ class Bound:
         return self._functions.main(*args, *self.arguments())
 
     def arguments(self) -> list[Any]:
-        """What stands for the data now."""
+        """Arguments of the compiled function for the data as they are now."""
         data = [storage[0] for storage in self._data]
         known = self._prepared
         if known is None or any(x is not y for x, y in zip(data, known[0], strict=True)):
@@ -99,23 +91,15 @@ class Bound:
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is computed."""
+        """Leave out what is computed from data."""
         return {**self.__dict__, "_prepared": None}
 
 
 def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[..., Any] | None:
-    """One function for several that differ in their data alone; on JAX.
+    """One JAX function for several that differ only in their data; None if graphs differ, too.
 
-    Parameters
-    ----------
-    functions : sequence of Bound
-    axes : sequence of int or None
-        Axis of each argument along which it has that of each function; None if all have the same.
-
-    Returns
-    -------
-    callable or None
-        Its results have a leading axis for the functions. None if what these compute differs, too.
+    ``axes`` has for each argument the axis along which the functions have their own values, or None
+    if they share it. Results have a leading axis for the functions.
     """
     first = functions[0]._functions
     if any(function._functions is not first for function in functions):
@@ -132,16 +116,9 @@ def batched(functions: Sequence[Bound], axes: Sequence[int | None]) -> Callable[
 
 
 class _Functions:
-    """What is compiled for a graph: a function of arguments and prepared data, and what prepares.
+    """The compiled functions of a graph: the main one, and one that prepares data for it.
 
-    Parameters
-    ----------
-    given : sequence of In
-    wanted : sequence of Out
-    data : sequence of Variable
-    mode : Mode or str
-    how : dict
-        Further arguments of `pytensor.function`.
+    ``how`` are further arguments of `pytensor.function`.
     """
 
     def __init__(
@@ -156,9 +133,8 @@ class _Functions:
         stands_for = {var: var.type(name=var.name) for var in [*data, *parts]}
         ends = graph_replace([x.variable for x in wanted], stands_for, strict=False)
         used = set(graph_inputs(ends))
-        direct = [i for i, var in enumerate(data) if stands_for[var] in used]
-        self._direct = direct
-        arguments = [stands_for[v] for v in [*(data[i] for i in direct), *parts]]
+        self._direct = [i for i, var in enumerate(data) if stands_for[var] in used]
+        arguments = [stands_for[v] for v in [*(data[i] for i in self._direct), *parts]]
         inputs = [*given, *map(In, arguments)]
         outputs = [Out(x, borrow=old.borrow) for x, old in zip(ends, wanted, strict=True)]
         self.main = _Shared(lambda: pytensor.function(inputs, outputs, mode=mode, **how), mode)
@@ -166,15 +142,14 @@ class _Functions:
         self._parts = None
         if parts:
             leaves = [stands_for[v] for v in data]
-            known = {v: stands_for[v] for v in data}
-            graphs = graph_replace(parts, known, strict=False)
+            graphs = graph_replace(parts, dict(zip(data, leaves, strict=True)), strict=False)
             self._parts = _Shared(
                 lambda: pytensor.function(leaves, graphs, mode=NUMPY, on_unused_input="ignore"),
                 NUMPY,
             )
 
     def prepare(self, data: Sequence[Any]) -> list[Any]:
-        """Arguments of `main` for data, where the data are."""
+        """Arguments of `main` for the values of the data."""
         found = [data[i] for i in self._direct]
         if self._parts is not None:
             with np.errstate(all="ignore"):
@@ -189,19 +164,11 @@ def _as_jax_arrays(arrays: list[Any]) -> list[Any]:
 
 
 class _Shared:
-    """A function that is compiled once, or once more for each thread that would have to wait.
-
-    Parameters
-    ----------
-    make : callable
-        Compiles it.
-    mode : Mode or str
-    """
+    """A function that ``make`` compiles, again for each thread that would have to wait for it."""
 
     def __init__(self, make: Callable[[], Any], mode: Any):
         self._make = make
         self._waits = not is_compiled(mode)  # threads would wait for Python in any case
-        self._lock = RLock()
         self._functions = [(make(), RLock())]
 
     def __call__(self, *args: Any) -> Any:
@@ -225,7 +192,7 @@ class _Shared:
         if self._waits:
             function, lock = self._functions[0]
         else:
-            with self._lock:
+            with BUILDING:
                 function, lock = self._make(), RLock()
                 self._functions.append((function, lock))
         lock.acquire()
@@ -240,12 +207,11 @@ class _Shared:
         """Restore; further functions are copies."""
         function = state["function"]
         self._make, self._waits = function.copy, state["waits"]
-        self._lock, self._functions = RLock(), [(function, RLock())]
+        self._functions = [(function, RLock())]
 
 
 _KEPT: OrderedDict[tuple[Any, ...], tuple[_Functions, list[Op]]] = OrderedDict()
 _COUNTS = Counts()
-_LOCK = RLock()
 
 
 def function_of(
@@ -264,11 +230,11 @@ def function_of(
     Parameters
     ----------
     inputs : sequence of Variable or In
-        Those that are not used are ignored.
+        Unused ones are ignored.
     outputs : Variable or sequence of Variable or Out
     mode : Mode or str
     trust_input : bool
-        Whether arguments have the types of the inputs, which is not checked then.
+        Whether to skip the check that arguments have the types of the inputs.
     **more
         Other arguments of `pytensor.function`; such a function is not kept.
 
@@ -283,7 +249,7 @@ def function_of(
     data = None if more else _data(starts, ends)
     how = {"trust_input": trust_input, "on_unused_input": "ignore", **more}
     if data is None:
-        with _LOCK:
+        with BUILDING:
             _COUNTS.unkept += 1
         return pytensor.function(list(inputs), outputs, mode=mode, **how)
     foreign = _foreign_ops(ends)
@@ -294,7 +260,7 @@ def function_of(
         tuple(x.borrow for x in (*given, *wanted)),
         trust_input,
     )
-    with _LOCK:
+    with BUILDING:  # no further lock: a thread that holds this one may ask for functions
         found = _KEPT.get(key)
         if found is None:
             _COUNTS.made += 1
@@ -321,18 +287,18 @@ class _Only:
 
 def counts() -> Counts:
     """How often functions were found and made in this process so far."""
-    with _LOCK:
+    with BUILDING:
         return Counts(_COUNTS.found, _COUNTS.made, _COUNTS.unkept)
 
 
 def forget() -> None:
     """Keep no function any longer: what is asked for next is compiled."""
-    with _LOCK:
+    with BUILDING:
         _KEPT.clear()
 
 
 def _data(inputs: Sequence[Variable], outputs: Sequence[Variable]) -> list[Variable] | None:
-    """What a graph takes from data, in the order of the graph; None if a function keeps state."""
+    """Data of a graph, in the order of the graph; None if a function of it cannot be shared."""
     nodes = toposort(outputs, blockers=inputs)
     leaves = [v for node in nodes for v in node.inputs if v.owner is None]
     needed, found = values_needed(outputs), list[Variable]()
@@ -342,7 +308,7 @@ def _data(inputs: Sequence[Variable], outputs: Sequence[Variable]) -> list[Varia
         if isinstance(var, TensorSharedVariable):
             found.append(var)
         elif isinstance(var, SharedVariable) or not isinstance(var, Constant):
-            return None  # a random generator, which goes on; or what is missing, which is refused
+            return None  # a random generator keeps state; PyTensor refuses a missing input
         elif is_array(var) and var.data.size > 1 and var not in needed:
             found.append(var)
     return found
@@ -361,7 +327,7 @@ def _foreign_ops(outputs: Sequence[Variable]) -> list[Op]:
 def _data_parts(
     inputs: Sequence[Variable], outputs: Sequence[Variable], data: Sequence[Variable]
 ) -> list[TensorVariable]:
-    """What a graph computes from data alone, if it is no larger than these and no shape."""
+    """Variables that a graph computes from data alone, no larger than the data, and no shapes."""
     known, largest = set(data), max((_size(v) or 0 for v in data), default=0)
     varies, needed = set(inputs), values_needed(outputs)
     used: dict[TensorVariable, None] = {}

@@ -1,4 +1,4 @@
-"""Graph surgery on log densities: checks per draw, data as inputs, parts that no draw changes."""
+"""Graph surgery on log densities: checks by draw, batched joins, known sizes, data as inputs."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from pymc_flows.support.compat import (
     rebuild_scan,
 )
 
-# Constants with more elements than this become function inputs: what is compiled then serves other
-# data of the same shape. And compilers embed constants in the code they generate, which takes
-# seconds and memory for data of real size.
+# Constants with more elements than this become function inputs: the compiled function then serves
+# other data of the same shape. Compilers embed constants in their code, too, which takes seconds
+# and memory for data of real size.
 MAX_CONSTANT_SIZE = 1
 
 
@@ -51,33 +51,22 @@ MAX_CONSTANT_SIZE = 1
 def switch_parameter_checks(
     outputs: Sequence[Variable], inputs: Iterable[Variable], *, keep: bool
 ) -> list[Variable]:
-    """Turn checks of parameters into switches, so that each draw answers for itself.
+    """Turn checks of parameters, in log densities of one draw, into switches.
 
     A check is an ``all()`` over everything that it sees; vectorised as it is, one invalid draw
     would fail the whole batch. As a switch in the graph of a single draw it vectorises with it.
-    Checks inside a Scan are turned too.
+    Checks inside a Scan become switches too.
 
-    Parameters
-    ----------
-    outputs : sequence of Variable
-        Log densities of one draw.
-    inputs : iterable of Variable
-        What a draw consists of.
-    keep : bool
-        False drops PyMC's checks (a model with ``check_bounds=False``).
-
-    Returns
-    -------
-    list of Variable
-        New graphs on the same inputs. A failed check of PyMC's gives −inf where it guards a log
-        density and NaN where it guards something else, for that draw only; so does any other
-        assertion about the values of a draw. Assertions about data and shapes stay.
+    ``inputs`` are the variables of a draw. A failed check of PyMC's gives −inf where it guards a
+    log density and NaN where it guards something else, for that draw only; any other assertion
+    about the values of a draw gives NaN. Assertions about data and shapes stay. Without ``keep``,
+    PyMC's checks are dropped (a model with ``check_bounds=False``).
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     dependent = set(inputs)
     for node in fgraph.toposort():
         if isinstance(node.op, Shape | Shape_i):
-            continue  # a draw has no say in its shape
+            continue  # shapes do not depend on the draw
         if not dependent.isdisjoint(node.inputs):
             dependent.update(node.outputs)
         for old, new in zip(node.outputs, _switched(node, dependent, keep=keep), strict=True):
@@ -116,7 +105,7 @@ def _switched(node: Apply, dependent: set[Variable], *, keep: bool) -> list[Vari
 
 
 def as_tensor_of(condition: Variable) -> TensorVariable:
-    """The tensor behind a scalar: that one vectorises."""
+    """The tensor that a scalar was made from, which vectorises, where there is one."""
     if condition.owner is not None and isinstance(condition.owner.op, ScalarFromTensor):
         return condition.owner.inputs[0]
     return pt.as_tensor_variable(condition)
@@ -146,10 +135,10 @@ def join_batches(outputs: Sequence[Variable]) -> list[Variable]:
 
 
 def open_batches(outputs: Sequence[Variable]) -> list[Variable]:
-    """Put the inner graphs of elementwise Ops in the place of batches of these.
+    """Replace batches of Ops that are graphs of elementwise Ops by their inner graphs.
 
-    PyTensor has some Ops that are graphs of elementwise ones, such as the log of a sum of two
-    exponentials. It vectorises one as a loop over draws; its inner graph takes all of them at once.
+    PyTensor vectorises such an Op, the log of a sum of two exponentials for example, as a loop over
+    draws; its inner graph takes all draws at once.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for node in fgraph.toposort():
@@ -181,7 +170,7 @@ class Pin:
     value: np.ndarray | None = None
 
     def holds(self) -> bool:
-        """Whether it is still as it was."""
+        """Whether the variable is still as it was."""
         now = self.variable.get_value(borrow=True)
         return np.shape(now) == self.shape and (
             self.value is None or np.array_equal(now, self.value)
@@ -191,23 +180,19 @@ class Pin:
 def fix_lengths(
     outputs: Sequence[TensorVariable], inputs: Sequence[TensorVariable]
 ) -> tuple[list[TensorVariable], list[Pin]]:
-    """Compute the lengths that loops and arrays take from data, and masks, as they are now.
+    """Replace lengths of loops and arrays, and masks, that depend on data by their present values.
 
     JAX must know them before it runs: the length of ``x[mask]``, of ``arange(n)``, of a loop over
-    rows, of the parts of a join. Where data can be exchanged they are no constants.
+    rows, of the parts of a join. In shared data, which users can replace, they are not constant.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-    inputs : sequence of TensorVariable
-        Of known shapes; no length may depend on their values.
+    ``inputs`` have known shapes, and no length may depend on their values.
 
     Returns
     -------
     outputs : list of TensorVariable
         Equal graphs, as long as the pins hold.
     pins : list of Pin
-        What they were computed from.
+        The data that lengths and masks were computed from.
     """
     pins: dict[tuple[Variable, bool], Pin] = {}
     for wanted in (_lengths, _joined):
@@ -232,7 +217,7 @@ def fix_lengths(
 
 
 def _lengths(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
-    """Tensors whose values are lengths, or masks, which decide on one."""
+    """Tensors whose values are lengths, and masks, whose values decide on a length."""
     found: dict[TensorVariable, None] = {}
     for node in toposort(outputs):
         if isinstance(node.op, ARange | AllocEmpty):
@@ -248,16 +233,16 @@ def _lengths(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 
 
 def _joined(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
-    """Parts of joins whose shapes are not known; the gradient of a join splits by these."""
+    """Parts of joins with unknown shapes, by which the gradient of the join is split."""
     joins = [node for node in toposort(outputs) if isinstance(node.op, Join)]
     parts = [v for node in joins for v in node.inputs if None in v.type.shape]
     return list(dict.fromkeys(parts))
 
 
 def _decisive(length: TensorVariable, *, by_value: bool) -> dict[tuple[Variable, bool], Pin] | None:
-    """The data that decide on a value or a shape, by variable and whether their values do.
+    """The data that a value or a shape depends on, by variable and whether by its value.
 
-    None if anything else has a say in it.
+    None if it depends on anything else.
     """
     pins: dict[tuple[Variable, bool], Pin] = {}
     seen, ahead = set[tuple[Variable, bool]](), [(length, by_value)]
@@ -283,7 +268,7 @@ def _decisive(length: TensorVariable, *, by_value: bool) -> dict[tuple[Variable,
 
 
 def _is_length(node: Apply, var: Variable) -> bool:
-    """Whether the shape of what a node makes may depend on the value of this input."""
+    """Whether the shape of a node's output may depend on the value of this input."""
     if isinstance(node.op, AdvancedSubtensor | AdvancedIncSubtensor):
         return var.type.dtype == "bool"
     if isinstance(node.op, Elemwise | CAReduce | DimShuffle | Dot | Blockwise):
@@ -293,19 +278,11 @@ def _is_length(node: Apply, var: Variable) -> bool:
 
 
 def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
-    """Compute the sizes that a graph makes of constants alone, so that types know of them.
+    """Compute sizes that depend on constants alone, so that they are part of types.
 
-    JAX must know the shapes of all arrays, also of those that a loop fills, before it runs.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs. Only integers of 64 bits are computed, as sizes are: narrower ones of data may
-        overflow where PyTensor's rewrites would widen them.
+    JAX must know all shapes before it runs, also those of arrays that a loop fills. Only integers
+    of 64 bits, as sizes are, are computed: narrower ones of data may overflow where PyTensor's
+    rewrites would widen them.
     """
     constant: set[Variable] = set()
     found: dict[TensorVariable, None] = {}
@@ -328,18 +305,10 @@ def fold_sizes(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 
 
 def lift_constants(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
-    """Compute what depends on large data alone, and hold large arrays in shared variables.
+    """Compute subgraphs of large data alone, and hold large arrays in shared variables.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-        Log densities of one draw.
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs in which no constant above `MAX_CONSTANT_SIZE` feeds an Op that can take
-        a variable instead.
+    In the new graphs no constant above `MAX_CONSTANT_SIZE` feeds an Op that can take a variable
+    instead.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     folded = _large_constant_parts(fgraph.outputs)
@@ -367,10 +336,10 @@ def _is_large(var: Variable) -> bool:
 
 
 def _large_constant_parts(outputs: Sequence[Variable]) -> list[TensorVariable]:
-    """Largest float subgraphs that are computed from large constants and nothing variable.
+    """Largest float subgraphs of constants, at least one of them large.
 
-    What comes from small constants alone is left to PyTensor: its rewrites also rescue small
-    integers (3 * 10**2 overflows in int8), which evaluating such a part on its own would not.
+    Subgraphs of small constants are left to PyTensor: its rewrites also rescue small integers
+    (3 * 10**2 overflows in int8), which evaluating such a part on its own would not.
     """
     constant: set[Variable] = set()
     large: set[Variable] = set()

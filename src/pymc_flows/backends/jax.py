@@ -53,7 +53,7 @@ from pymc_flows.support.compat import (
     jax_precision,
 )
 
-# Of a Blockwise, what it repeats.
+# Ops that a Blockwise may repeat.
 _SAFE_BLOCKWISE = (Elemwise, CAReduce, DimShuffle, Dot, DataProduct)
 _SAFE = (
     *_SAFE_BLOCKWISE,
@@ -81,13 +81,13 @@ _SAFE_IF_STATIC = (
     AdvancedSubtensor,
     AdvancedIncSubtensor,
 )
-# Of these, scalars and vectors of integers are lengths, shapes or places of slices.
+# Integer scalars and vectors among their inputs are lengths, shapes or positions of slices.
 _TAKES_SHAPES = (Alloc, AllocEmpty, ARange, Reshape, Split, Subtensor, IncSubtensor)
 _SAFE_BLOCKWISE_IF_STATIC = (*_SAFE_BLOCKWISE, AllocEmpty, Subtensor, IncSubtensor)
 
-# What compiles faster is not kept.
+# Programs that compile in less time are not kept on disk.
 LEAST_SECONDS = 0.1
-# Held while JAX's configuration, which all threads share, is that of a block.
+# Held while a block has changed JAX's configuration, which all threads share.
 _CACHING = RLock()
 
 
@@ -97,11 +97,11 @@ def has_jax() -> bool:
 
 
 def is_plain(outputs: Sequence[Variable]) -> bool:
-    """Whether a graph has only Ops of which it is certain that JAX runs them."""
+    """Whether JAX certainly runs all Ops of a graph."""
     roots = [v for v in graph_inputs(outputs) if isinstance(v, TensorVariable)]
     static = all(None not in v.type.shape for v in roots)
     nodes = list(toposort(outputs))
-    # All that values decide, and not shapes and constants alone.
+    # Everything that depends on more than shapes and constants.
     variable = {v for v in roots if not isinstance(v, Constant)}
     for node in nodes:
         if not isinstance(node.op, Shape | Shape_i) and not variable.isdisjoint(node.inputs):
@@ -129,7 +129,7 @@ def _is_plain(node: Apply, variable: Set[Variable], *, static: bool) -> bool:
 
 
 def unknown_ops(outputs: Sequence[Variable]) -> list[str]:
-    """Names of the Ops of a graph that have no conversion to JAX as they are."""
+    """Names of the Ops of a graph for which PyTensor has no conversion to JAX."""
     from pymc_flows.support.compat import jax_funcify
 
     unknown = jax_funcify.dispatch(object)
@@ -137,7 +137,7 @@ def unknown_ops(outputs: Sequence[Variable]) -> list[str]:
 
 
 def trace(z: TensorVariable, outputs: Sequence[Variable]) -> None:
-    """Let JAX trace a graph of z, which compiles nothing; raises what it raises."""
+    """Let JAX trace a graph of z, without compiling it; raise whatever that raises."""
     import jax
 
     with warnings.catch_warnings():
@@ -148,18 +148,18 @@ def trace(z: TensorVariable, outputs: Sequence[Variable]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where `kept_on_disk` keeps what JAX compiles."""
+    """The folder of `kept_on_disk`."""
     return Path(pytensor.config.compiledir) / "jax"
 
 
 @contextmanager
 def kept_on_disk() -> Iterator[None]:
-    """Let what JAX compiles in the block be found again by later processes of the same user.
+    """Keep programs that JAX compiles in the block for later processes of the same user.
 
-    It is kept beside what PyTensor compiles, in ``pytensor.config.compiledir``, which tells
-    machines and versions apart. A folder that the user has given to JAX, by
-    ``JAX_COMPILATION_CACHE_DIR``, takes its place, and ``JAX_ENABLE_COMPILATION_CACHE=false``
-    turns the cache off. Outside of the block JAX is as it was.
+    They are kept in ``pytensor.config.compiledir``, which is specific to machine and versions. A
+    folder that the user has given to JAX, by ``JAX_COMPILATION_CACHE_DIR``, takes its place, and
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the cache off. After the block, JAX's configuration
+    is as before.
     """
     import jax
 
@@ -185,8 +185,8 @@ def kept_on_disk() -> Iterator[None]:
 
 
 def precision(dtype: str) -> AbstractContextManager[object]:
-    """Set JAX to the precision of the fit.
+    """Context in which JAX has the precision of a dtype.
 
-    PyTensor sets it once, when it first meets JAX; a fit in the other precision would fail.
+    PyTensor sets the precision once, when it first uses JAX; a fit in the other one would fail.
     """
     return jax_precision(double=dtype == "float64")

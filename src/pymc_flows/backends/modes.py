@@ -48,10 +48,10 @@ BACKENDS = ("numba", "jax")
 def no_compiler() -> Iterator[None]:
     """Keep PyTensor from compiling C code, which takes a second or two for each new Op.
 
-    It also keeps no stack trace of the variables that rewrites make, which name no line of a user.
+    Stack traces of variables that rewrites make are not kept either: they name no line of a user.
 
-    The settings are global. So one thread at a time may be in such a block: two that overlap would
-    each put back what they found, and the compiler would stay switched off.
+    The settings are global, so only one thread at a time may be in such a block: two that overlap
+    would each restore what they found, and the compiler could stay switched off.
     """
     flags = pytensor.config.change_flags(cxx="", traceback__limit=0)
     with BUILDING, fewer_collections(), flags:
@@ -59,10 +59,9 @@ def no_compiler() -> Iterator[None]:
 
 
 class SafeFunction(Function):
-    """A compiled function that any number of threads may call: one after the other.
+    """A compiled function that threads call one after the other.
 
-    Its arguments and results go through storage of its own, so that calls at the same time would
-    get each other's.
+    Its arguments and results go through its own storage: simultaneous calls would mix them up.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -75,12 +74,12 @@ class SafeFunction(Function):
             return super().__call__(*args, **kwargs)
 
 
-# Pickled as PyTensor pickles its own, which makes the function anew from its maker.
+# PyTensor pickles its own class in the same way, by the maker of the function.
 copyreg.pickle(SafeFunction, copyreg.dispatch_table[Function])
 
 
 def locked[**P, R](function: Callable[P, R]) -> Callable[P, R]:
-    """Let threads call a function one after the other: one that none of our modes has made."""
+    """Let threads call a function of another mode than ours one after the other."""
     lock = RLock()
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -91,10 +90,10 @@ def locked[**P, R](function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Maker(FunctionMaker):
-    """Makes functions that threads can share, and makes them without the C compiler.
+    """Makes functions that threads can share, without the C compiler.
 
-    PyTensor runs Ops with an inner graph (a softmax, a Scan) through it, Op by Op: the Python
-    linker whenever it meets one, and every mode when it folds constants.
+    PyTensor would compile Ops with an inner graph (a softmax, a Scan) in C: the Python linker
+    whenever it meets one, and every mode when it folds constants.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -114,15 +113,15 @@ class _Mode(Mode):
         return _Maker
 
 
-# What takes a batch as it takes one: entry by entry, or along axes of its own.
+# Ops that take a batch as they take one element: entry by entry, or along their own axes.
 _IN_BATCHES = (Elemwise, DimShuffle, CAReduce, Alloc)
 
 
 @node_rewriter([Blockwise])
 def _opened_in_numpy(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
-    """Take all draws at once also of an Op such as the log of a sum of exponentials along an axis.
+    """Open batches of Ops such as the log of a sum of exponentials along an axis.
 
-    Its derivative is one, too. Compilers are better at these Ops as they are.
+    In NumPy their inner graph takes all draws at once; compilers are better at the Ops as they are.
     """
     if not is_graph_of(node.op.core_op, _IN_BATCHES):
         return None
@@ -145,9 +144,14 @@ NUMPY = _Mode(
         exclude=STRUCTURED_PRODUCTS,
     ),
 )
-# The graph as it was written: ready at once. Gradients are full of fills, which NumPy would do
-# number by number.
+# Nearly the graph as it was written: ready at once. Gradients are full of fills, which NumPy would
+# compute number by number.
 PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=[FILLS_AS_ALLOC, TAGS["python"]]))
+
+
+def relinked(mode: Mode, linker: Linker | str) -> Mode:
+    """Return a mode of our kind, with the rewrites of ``mode`` and another linker."""
+    return _Mode(linker, query_of_mode(mode))
 
 
 def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
@@ -155,12 +159,11 @@ def metered(mode: Mode, callback: Callable[..., None]) -> Mode:
 
     It gets ``node=``, ``thunk=``, ``storage_map=`` and ``compute_map=``.
     """
-    linker = VMLinker(use_cloop=False, c_thunks=False, callback=callback)
-    return _Mode(linker, query_of_mode(mode))
+    return relinked(mode, VMLinker(use_cloop=False, c_thunks=False, callback=callback))
 
 
 def is_compiled(mode: Mode | str) -> bool:
-    """Whether a mode turns the whole graph into machine code, which runs beside Python."""
+    """Whether a mode compiles the whole graph to machine code."""
     return isinstance(get_mode(mode).linker, JITLinker)
 
 
@@ -171,13 +174,8 @@ def is_of_jax(mode: Mode | str) -> bool:
     return isinstance(get_mode(mode).linker, JAXLinker)
 
 
-def relinked(mode: Mode, linker: Linker) -> Mode:
-    """Return one of our modes with another linker."""
-    return _Mode(linker, query_of_mode(mode))
-
-
 @lru_cache
 def training_mode(backend: str) -> Mode:
     """Return the mode that compiles the training loop on ``backend`` ("numba" or "jax")."""
     mode = get_mode(backend.upper())
-    return _Mode(mode.linker, query_of_mode(mode)).including(CHECKS_AS_SWITCHES, TAGS[backend])
+    return relinked(mode, mode.linker).including(CHECKS_AS_SWITCHES, TAGS[backend])

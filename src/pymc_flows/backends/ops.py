@@ -1,4 +1,4 @@
-"""Questions about the Ops of a graph: which there are, and which one an error is about."""
+"""The Ops of a graph: which there are, what they need, and which one an error is about."""
 
 from __future__ import annotations
 
@@ -26,20 +26,7 @@ from pymc_flows.support.compat import (
     TensorFromScalar,
 )
 
-__all__ = [
-    "failing_op",
-    "first_line",
-    "has_loop",
-    "is_graph_of",
-    "loops_in_batches",
-    "op_name",
-    "ops_inside",
-    "ops_of",
-    "random_inputs",
-    "values_needed",
-]
-
-# Ops that compute the same whatever the values are: of anything, and of what is not a mask.
+# Ops that run the same code for all values: of any inputs, and of inputs other than masks.
 _OF_ANY_VALUES = (
     Elemwise,
     DimShuffle,
@@ -71,7 +58,7 @@ def ops_of(outputs: Sequence[Variable]) -> list[Op]:
 
 
 def has_loop(outputs: Sequence[Variable]) -> bool:
-    """Whether a graph, or an inner graph of it, has a Scan, which NumPy would step in Python."""
+    """Whether a graph or an inner graph has a Scan, which NumPy would step through in Python."""
     return any(isinstance(op, Scan) for op in ops_of(outputs))
 
 
@@ -87,17 +74,17 @@ def loops_in_batches(outputs: Sequence[Variable]) -> list[Op]:
 
 
 def random_inputs(outputs: Sequence[Variable]) -> list[Variable]:
-    """The random generators that a graph draws from: it is random if there is one.
+    """The random generators of a graph: of minibatches, simulators and other random variables.
 
-    Minibatches, simulators and other random variables all draw from a generator.
+    A graph with one is random.
     """
     return [v for v in graph_inputs(outputs) if isinstance(v.type, RandomGeneratorType)]
 
 
 def values_needed(outputs: Sequence[Variable]) -> set[Variable]:
-    """Variables of a graph whose values an Op needs while it is compiled.
+    """Variables of a graph whose values are needed to compile it.
 
-    Shapes, masks, and what these are computed from: with other values the graph is another one.
+    These are shapes, masks, and everything that they are computed from.
     """
     found: set[Variable] = set()
     for node in reversed(list(toposort(outputs))):
@@ -131,11 +118,11 @@ def failing_op(error: Exception) -> str:
     """Name the Op that an error is about, with the error's first line."""
     found = re.search(r"Apply node that caused the error: (?:Blockwise\{)?([^\s({[]+)", str(error))
     name = found.group(1) if found else _innermost_op(error)
-    return f"{name} fails ({type(error).__name__}: {first_line(error)})"
+    return f"{name} fails ({brief(error)})"
 
 
 def _innermost_op(error: Exception) -> str:
-    """The Op whose conversion to JAX was running: its functions close over the Op or its node."""
+    """The innermost Op that a conversion to JAX had, itself or its node, as a local variable."""
     name, trace = "an Op", error.__traceback__
     while trace is not None:
         for value in trace.tb_frame.f_locals.values():
@@ -146,6 +133,11 @@ def _innermost_op(error: Exception) -> str:
     return name
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error that is not empty."""
+def brief(error: BaseException) -> str:
+    """Class of an exception, and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty; its repr without one."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,8 +1,10 @@
-"""Products of a model's data with what a draw computes, for all draws at once.
+"""Products of a model's data matrices with vectors, for all draws at once.
 
-A regression spends its time in X β and, for the gradient, Xᵀ r. PyTensor's own products ask for
-Xᵀ as an array of its own. The compiled loop then keeps X twice, or with several draws copies it
-in every step: up to twice the time. Here one Op reads the same X both ways.
+A regression spends its time in X β and, for the gradient, Xᵀ r. PyTensor's own products need Xᵀ
+as a separate array: the compiled loop keeps X twice, or with several draws copies it in every step,
+which takes up to twice the time. Here one Op reads the same X both ways.
+
+Linear systems are here, too: NumPy solves for all rows that share a matrix at once.
 """
 
 from __future__ import annotations
@@ -12,25 +14,27 @@ from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.dispatch import on_first_use, source_key
+from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     Blockwise,
     DimShuffle,
     Dot,
+    SolveBase,
     vectorize_node,
     vectorize_node_fallback,
 )
 
-__all__ = ["DataProduct", "join_products"]
-
 
 class DataProduct(Op):
-    """Multiply vectors by a matrix that they all share: v (..., p) and X (n, p) to (..., n).
+    """Multiply vectors by a matrix that they share: v (..., p) and X (n, p) to X v (..., n).
 
     Parameters
     ----------
@@ -45,12 +49,12 @@ class DataProduct(Op):
 
     @property
     def gufunc_signature(self) -> str:
-        """How the Op vectorises where each batch has a matrix of its own."""
+        """Signature by which the Op vectorises where each batch has its own matrix."""
         return "(n,p),(n)->(p)" if self.is_transposed else "(n,p),(p)->(n)"
 
     @property
     def _axis(self) -> int:
-        """Axis of the matrix that is left in the result."""
+        """Axis of the matrix that remains in the result."""
         return 1 if self.is_transposed else 0
 
     def make_node(self, matrix: Any, vectors: Any) -> Apply:
@@ -95,19 +99,9 @@ def _vectorize(op: DataProduct, node: Apply, matrix: Variable, vectors: Variable
 def join_products(
     outputs: Sequence[TensorVariable], inputs: Iterable[Variable]
 ) -> list[TensorVariable]:
-    """Turn products of a matrix that is the same for all draws with a vector into `DataProduct`.
+    """Replace products of a vector and a matrix that all draws share by `DataProduct`.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-        Log densities of one draw.
-    inputs : iterable of Variable
-        What a draw consists of.
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs on the same inputs.
+    The graphs are log densities of one draw, whose variables are ``inputs``.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     dependent = set(inputs)
@@ -122,12 +116,12 @@ def join_products(
 
 
 def _product(node: Apply, dependent: set[Variable]) -> TensorVariable | None:
-    """Product that a node squeezes: of a matrix and a column, or of a row and a matrix."""
+    """`DataProduct` for a node that squeezes matrix @ column or row @ matrix; None for others."""
     axis = _dropped(node)
     product = node.inputs[0].owner if axis is not None else None
     if product is None or not _is_dot(product.op):
         return None
-    # The vector is behind an axis that was added for the product, and is dropped again.
+    # The vector got an axis for the product, which the node drops again.
     matrix, vector = product.inputs if axis == 1 else product.inputs[::-1]
     if matrix in dependent or vector.owner is None or _added(vector.owner) != axis:
         return None
@@ -159,6 +153,34 @@ def _added(node: Apply) -> int | None:
     """The axis that a node adds to a vector."""
     axes: dict[tuple[int | str, ...], int] = {(0, "x"): 1, ("x", 0): 0}
     return axes.get(_order(node))
+
+
+@node_rewriter([Blockwise])
+def _one_system_for_all_rows(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """Solve together for right-hand sides (…, k) that share a matrix, as the columns of one.
+
+    The Python linker would solve for each alone. JAX does this itself.
+    """
+    core = node.op.core_op
+    if not isinstance(core, SolveBase) or core.b_ndim != 1:
+        return None
+    matrix, rows = node.inputs
+    last = rows.type.ndim - 1
+    both = zip(matrix.type.broadcastable, rows.type.broadcastable, strict=False)
+    shared = [i for i, (is_one, rows_is_one) in enumerate(both) if is_one and not rows_is_one]
+    shared = [i for i in shared if i < last]
+    if not shared:
+        return None
+    others = [i for i in range(last) if i != shared[-1]]
+    order = [*others, last, shared[-1]]
+    system = Blockwise(type(core)(**{**core._props_dict(), "b_ndim": 2}))
+    found = system(matrix.dimshuffle([*others, last, last + 1]), rows.dimshuffle(order))
+    return [found.dimshuffle([order.index(i) for i in range(last + 1)])]
+
+
+optdb.register(
+    "pymc_flows_one_system", in2out(_one_system_for_all_rows), TAGS["python"], position=48.4
+)
 
 
 @on_first_use("numba")

@@ -1,4 +1,4 @@
-"""What steers a backend: rewrites where PyTensor's own form is slow, and an Op that none passes."""
+"""Rewrites for single backends where PyTensor's own form is slow, and a barrier for compilers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.support.compat import Dot, Elemwise, ScalarInnerGraphOp, ScalarLoop
 
-# Which of them a mode includes, by backend.
+# Tags of the rewrites that a mode includes, by backend.
 TAGS = {
     "numba": "pymc_flows_numba",
     "jax": "pymc_flows_jax",
     "numpy": "pymc_flows_numpy",
-    # What both modes need that take a graph node by node, `NUMPY` and `PLAIN`.
+    # For both modes that run a graph node by node, `NUMPY` and `PLAIN`.
     "python": "pymc_flows_python",
 }
-# After all rewrites that simplify, which would undo these, and before those that fuse (49).
+# After all rewrites that simplify, which would undo these, and before fusion (at 49).
 _POSITION = 48.5
 
 
 class QuickDot(Op):
-    """The product of two matrices of floats; its gradient is taken before it comes in."""
+    """The product of two matrices of floats; gradients are taken before it is put in."""
 
     __props__ = ()
 
@@ -55,10 +55,10 @@ class QuickDot(Op):
 
 
 class Materialize(Op):
-    """Return the input, computed as it is and no differently for what it is used for.
+    """Return the input; compilers fuse no operations across this Op.
 
-    Whether a gradient is recorded or not changes which operations are fused around it, and with
-    them the last bit of the step. Behind this Op nothing is.
+    Without it, operations around a gradient would be fused in another way where the gradient is
+    recorded, and the last bit of the step would change.
     """
 
     __props__ = ()
@@ -88,7 +88,7 @@ def materialize(x: Variable) -> TensorVariable:
 
 @node_rewriter([Dot])
 def _quick_dot(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
-    """PyTensor's own product takes numba 15 seconds to compile, for each layout of the inputs."""
+    """Avoid PyTensor's product, which numba compiles for 15 seconds per layout of the inputs."""
     x, y = node.inputs
     if not x.dtype == y.dtype == node.outputs[0].dtype or x.dtype not in ("float32", "float64"):
         return None
@@ -101,11 +101,11 @@ class PlainSoftplus(ps.UnaryScalarOp):
 
     def impl(self, x: Any) -> Any:
         """Compute it in NumPy."""
-        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+        return softplus(x)
 
 
 class PlainSigmoid(ps.UnaryScalarOp):
-    """The sigmoid from the exponential of which the softplus is made, so that both share it."""
+    """The sigmoid by exp(−|x|), which it shares with the softplus."""
 
     def impl(self, x: Any) -> Any:
         """Compute it in NumPy."""
@@ -121,7 +121,7 @@ _PLAIN = {
 
 @node_rewriter([Elemwise])
 def _plain_forms(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
-    """Choose forms that no later rewrite looks into."""
+    """Choose forms that later rewrites leave alone."""
     plain = _PLAIN.get(type(node.op.scalar_op))
     if plain is None or not node.outputs[0].dtype.startswith("float"):
         return None
@@ -146,7 +146,8 @@ def trigamma(x: Any) -> Any:
     return special.polygamma(1, x)
 
 
-# Those that NumPy would take number by number through Python, half a microsecond each.
+# Functions of arrays for scalar Ops that would otherwise run in Python, number by number, at half a
+# microsecond each.
 ON_ARRAYS = {
     scalar_op: (name, arity, 1)
     for scalar_op, name, arity in (
@@ -160,16 +161,16 @@ ON_ARRAYS = {
 
 @node_rewriter([Elemwise])
 def _on_arrays(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
-    """Give a scalar function one of arrays to run in NumPy."""
+    """Run a scalar function in NumPy by one of arrays."""
     spec = ON_ARRAYS.get(type(node.op.scalar_op))
     if spec is None or node.op.nfunc_spec is not None:
         return None
     return [Elemwise(node.op.scalar_op, nfunc_spec=spec)(*node.inputs)]
 
 
-# Operands of one call of a NumPy function, its result included; PyTensor allows no more.
+# Most operands of one call of a NumPy function, its result included.
 MAX_OPERANDS = 32
-# Sums and the like: operations of any number of operands, in any order.
+# Associative and commutative operations of any number of operands.
 _OF_MANY = (ps.Add, ps.Mul, ps.AND, ps.OR, ps.XOR)
 
 
@@ -178,17 +179,14 @@ def _few_operands(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     """Split an operation of very many operands into several of fewer."""
     if len(node.inputs) < MAX_OPERANDS or not isinstance(node.op.scalar_op, _OF_MANY):
         return None
-    # The whole may have a wider type than its parts, which would overflow.
+    # The result may have a wider type than the operands; partial results would overflow.
     dtype = node.outputs[0].dtype
     left = [x if x.dtype == dtype else x.astype(dtype) for x in node.inputs]
     size = MAX_OPERANDS - 1
     while len(left) > size:
-        left = [_of_few(node.op, left[i : i + size]) for i in range(0, len(left), size)]
+        groups = [left[i : i + size] for i in range(0, len(left), size)]
+        left = [node.op(*group) if len(group) > 1 else group[0] for group in groups]
     return [node.op(*left)]
-
-
-def _of_few(op: Op, operands: Sequence[Variable]) -> Variable:
-    return op(*operands) if len(operands) > 1 else operands[0]
 
 
 # Arrays to arrays, as many as an Op has outputs.
@@ -196,7 +194,7 @@ type Function = Callable[..., Sequence[np.ndarray]]
 
 
 class _Work(threading.local):
-    """What loops have done in a thread: numbers that Ops of their steps have been applied to."""
+    """Work of the loops of a thread: how many numbers the Ops of their steps were applied to."""
 
     done = 0
 
@@ -212,13 +210,9 @@ def loop_work() -> int:
 class ArrayLoop(Op):
     """A loop of scalars for each element of its inputs, which are broadcast.
 
-    PyTensor writes derivatives of incomplete gamma and beta functions, and of hypergeometric ones,
-    as loops over the terms of a series, number by number: in Python some fifty times slower. Here a
-    step is taken at once for all numbers that still need it.
-
-    Parameters
-    ----------
-    loop : ScalarLoop
+    PyTensor writes derivatives of incomplete gamma, incomplete beta and hypergeometric functions as
+    loops over the terms of a series, number by number. Here each step is taken at once for all
+    numbers that still need it, which is some fifty times faster than Python.
     """
 
     __props__ = ("loop",)
@@ -227,7 +221,7 @@ class ArrayLoop(Op):
         self.loop = loop
 
     def make_node(self, *inputs: Any) -> Apply:
-        """Types and shapes of the outputs are those of PyTensor's own form."""
+        """Outputs have the types and shapes of PyTensor's own form."""
         node = Elemwise(self.loop).make_node(*inputs)
         return Apply(self, node.inputs, [x.type() for x in node.outputs])
 
@@ -306,7 +300,7 @@ def _of_arrays(graph: Any) -> Function:
 
 
 def _function_of(node: Apply) -> Function:
-    """What an Op of scalars does to arrays."""
+    """A function of arrays for a node of scalars."""
     op = node.op
     if isinstance(op, ScalarLoop):
         nested = ArrayLoop(op)

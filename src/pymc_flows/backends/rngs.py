@@ -1,4 +1,4 @@
-"""The random generators that a model itself uses, such as those of a minibatch; their states."""
+"""The random generators of a model, such as those of a minibatch, and their states."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_rngs(
     Returns
     -------
     updates : dict of Variable to Variable
-        Each generator, and what it is after the step.
+        Each generator, and the generator after the step.
     values : list
         A fresh seeded generator for each, in the form that the backend takes.
     """
@@ -41,10 +41,9 @@ def model_rngs(
 
 
 def with_fixed_generators(outputs: Sequence[Variable]) -> list[Variable]:
-    """The same graphs with generators of their own, seeded by their number.
+    """The same graphs with new generators, seeded 0, 1, ….
 
-    A model seeds its generators when it is built, by chance: what is found out about its density
-    would be another thing each time.
+    A model's own generators have random seeds: each evaluation of its density would differ.
     """
     own = {
         rng: pytensor.shared(np.random.default_rng(k))
@@ -54,7 +53,7 @@ def with_fixed_generators(outputs: Sequence[Variable]) -> list[Variable]:
 
 
 def encode_state(state: Any) -> Any:
-    """Turn the state of a generator, NumPy's or JAX's, into what JSON has."""
+    """Encode the state of a generator, NumPy's or JAX's, for JSON."""
     if isinstance(state, np.random.Generator):
         state = state.bit_generator.state
     if isinstance(state, Mapping):
@@ -66,19 +65,14 @@ def encode_state(state: Any) -> Any:
 
 
 def decode_state(found: Any, like: Any) -> Any:
-    """Turn the result of `encode_state` back.
+    """Decode the result of `encode_state`, which may be any JSON value of a file.
 
-    Parameters
-    ----------
-    found : dict, list, str, int or float
-        From a file, so it may be anything that JSON has.
-    like : dict, array, str, int or float
-        A state of the same kind of generator.
+    ``like`` is a state of the same kind of generator.
 
     Raises
     ------
     ValueError, TypeError, OverflowError
-        If it is no such state.
+        If it is not the state of such a generator.
     """
     if isinstance(like, np.random.Generator):
         rng = _copy(like)
@@ -106,7 +100,7 @@ def set_state(rng: np.random.Generator | np.random.RandomState, state: dict[str,
     if isinstance(rng, np.random.Generator):
         rng.bit_generator.state = state
         return
-    # NumPy does not look, and would read behind the end.
+    # NumPy does not check this, and would read beyond the end.
     if not 0 <= state["state"]["pos"] <= len(state["state"]["key"]):
         raise ValueError(f"a generator has no position {state['state']['pos']}")
     rng.set_state(state)

@@ -1,6 +1,6 @@
 """Simpler forms of log densities that PyTensor's rewrites would not find.
 
-They are looked for before gradients are taken, so that these are simpler, too.
+They are applied before gradients are taken, so that these are simpler, too.
 """
 
 from __future__ import annotations
@@ -32,38 +32,25 @@ from pymc_flows.support.compat import (
 
 type Rule = Callable[[Apply], TensorVariable | None]
 
-# What a condition is made of.
+# Ops that conditions consist of.
 _LOGICAL = (All, DimShuffle, Elemwise, MakeVector)
 
 
 def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     """Simplify log densities of one draw.
 
-    A choice that data make once and for all is made. A probability that is a sigmoid is not asked
-    whether it lies between 0 and 1. And the two logarithms of a Bernoulli variable with such a
-    probability, log σ(x) and log(1 − σ(x)), become one function of ±x. A mask that is known becomes
-    the indices of what it lets through, whose number JAX must know.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs on the same inputs.
+    A switch whose condition is constant becomes one of its branches. Checks that a sigmoid lies
+    between 0 and 1 are dropped. The two logarithms of a Bernoulli variable with such a probability,
+    log σ(x) and log(1 − σ(x)), become one function of ±x. A constant mask becomes indices, whose
+    number JAX must know.
     """
     return apply_rules(outputs, (_certain, _decided, _bernoulli, _indexed))
 
 
 def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> list[TensorVariable]:
-    """Replace the output of each node by what the first rule, then the second, makes of it.
+    """Apply rules, one after the other, to all nodes of graphs.
 
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-    rules : sequence of callable
-        They get a node, and return a variable for its only output, or None.
+    A rule gets a node, and returns a variable that replaces its only output, or None.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for rule in rules:
@@ -82,8 +69,7 @@ def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> lis
 def _decided(node: Apply) -> TensorVariable | None:
     """switch(condition, a, b) with a condition that is the same for all of the data.
 
-    A choice between constants stays: it is data, too, which other data of the same model make
-    otherwise.
+    A choice between constants stays: it is data, too, and differs for other data of the same model.
     """
     if not is_elementwise(node, ps.Switch):
         return None
@@ -154,7 +140,7 @@ def is_elementwise(node: Apply | None, scalar_op: type) -> bool:
 
 
 def constant_value(var: Variable) -> float | None:
-    """The one value that all entries of a constant have; None without one."""
+    """The value that all entries of a constant share; None if there is no such value."""
     try:
         return float(get_underlying_scalar_constant_value(var))
     except NotScalarConstantError:
@@ -162,7 +148,7 @@ def constant_value(var: Variable) -> float | None:
 
 
 def _indexed(node: Apply) -> TensorVariable | None:
-    """Indices in the place of masks: of x[mask], and of what changes a part of x."""
+    """Replace masks by indices, in x[mask] and where x[mask] is set or incremented."""
     if not isinstance(node.op, AdvancedSubtensor | AdvancedIncSubtensor):
         return None
     is_read = isinstance(node.op, AdvancedSubtensor)

@@ -1,7 +1,7 @@
 """Forms of log densities that are finite, and have finite gradients, far from the data.
 
-They come in before gradients are taken. When a function is compiled it is too late for that: a
-gradient of what is 0, 1 or infinite to the last digit has become 0 · ∞ by then.
+They are applied before gradients are taken. When a function is compiled it is too late: gradients
+of values that are rounded to 0, 1 or infinity have become 0 · ∞ by then.
 """
 
 from __future__ import annotations
@@ -37,18 +37,9 @@ _NOT_IN_BATCHES = (FILLS_AS_ALLOC, LIFTS_AXES)
 def stabilize(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     """Give log densities of one draw the forms that are stable.
 
-    Logarithms of probabilities that are joined, chosen from, or differences of sigmoids are taken
+    Logarithms of probabilities that are joined, indexed, or differences of sigmoids are taken
     before these are rounded to 0 or 1. Then PyTensor's own stable forms (of softmax, erfc, sums of
-    exponentials) come in, as in PyMC's own gradients.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorVariable
-
-    Returns
-    -------
-    list of TensorVariable
-        Equal graphs on the same inputs.
+    exponentials) are applied, as in PyMC's own gradients.
     """
     rules = (_log_of_chosen, _log_of_joined, _cumulated_product)
     found = apply_rules(outputs, rules)
@@ -58,7 +49,7 @@ def stabilize(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
 
 
 def _log_of_chosen(node: Apply) -> TensorVariable | None:
-    """log(p[…, y]) of probabilities that have a logarithm of their own: that one's entries."""
+    """log(p[…, y]) as (log p)[…, y], where log p has a stable form."""
     if not is_elementwise(node, ps.Log):
         return None
     steps = []
@@ -131,7 +122,7 @@ def _log_of_joined(node: Apply) -> TensorVariable | None:
 
 
 def _cumulated_product(node: Apply) -> TensorVariable | None:
-    """A cumulated product, whose gradient PyTensor divides by its factors, with none that is 0."""
+    """A cumulated product without zeros: PyTensor divides its gradient by the factors."""
     if not isinstance(node.op, CumOp) or node.op.mode != "mul":
         return None
     [factors] = node.inputs

@@ -1,4 +1,4 @@
-"""Devices over which rows are shared out, and how arrays get there."""
+"""The devices that rows are shared out among, and how arrays get there."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Devices:
     ----------
     mesh : jax.sharding.Mesh
     axes : tuple of str
-        Axes of the mesh over which rows are shared out; along others they are repeated.
+        Axes of the mesh along which rows are shared out; along other axes they are repeated.
     lengths : frozenset of int
-        Arrays with an axis of such a length are shared out along it. If the devices belong to
-        several processes, each process has rows of its own, and this is empty.
+        An array is shared out along its first axis of one of these lengths. Empty if the devices
+        belong to several processes: then each process has rows of its own.
     """
 
     mesh: Mesh
@@ -43,12 +43,12 @@ class Devices:
 
     @property
     def n_parts(self) -> int:
-        """Parts into which rows are divided."""
+        """Number of parts that rows are divided into."""
         return int(np.prod([self.mesh.shape[name] for name in self.axes]))
 
     @property
     def n_processes(self) -> int:
-        """Processes to which the devices belong."""
+        """Number of processes that the devices belong to."""
         return len({device.process_index for device in self.mesh.devices.flat})
 
     @property
@@ -57,18 +57,18 @@ class Devices:
         return self.n_processes == 1
 
     def sharding(self, array: Any) -> NamedSharding:
-        """Where an array of data is put."""
+        """How an array of data is spread over the devices."""
         from jax.sharding import NamedSharding, PartitionSpec
 
         if self.is_local:
             along = [i for i, n in enumerate(np.shape(array)) if n in self.lengths][:1]
-        else:  # whatever it holds, each process goes on using its own
+        else:  # each process goes on using its own array, whatever it holds
             along = [0] if np.ndim(array) else []
         spec = [self.axes if i in along else None for i in range(np.ndim(array))]
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
     def place(self, arrays: Sequence[Any]) -> list[Any]:
-        """Put arrays of data on the devices: rows shared out, all else on each of them."""
+        """Put arrays of data on the devices: rows shared out, other arrays on each of them."""
         import jax
 
         if self.is_local:
@@ -80,12 +80,12 @@ class Devices:
     # -------------------------------------------------------------------------------- processes
 
     def check_same(self, values: Mapping[str, Any]) -> None:
-        """Check that all processes have the same values, by what they are called.
+        """Check that all processes have the same values; keys say what they are.
 
         Raises
         ------
         ArgumentError
-            In every process, if one of them has another.
+            In every process, if one of them has another value.
         """
         if self.is_local:
             return
@@ -99,13 +99,13 @@ class Devices:
             )
 
     def least(self, number: int) -> int:
-        """The smallest of the numbers that the processes have."""
+        """The smallest of the processes' numbers."""
         if self.is_local:
             return number
         return int(self._gathered(np.array([number], np.int32)).min())
 
     def _gathered(self, values: np.ndarray) -> np.ndarray:
-        """Values of all processes, one after the other on a new first axis."""
+        """Values of all processes, stacked on a new first axis."""
         import jax
         from jax.sharding import NamedSharding, PartitionSpec
 
@@ -114,11 +114,11 @@ class Devices:
         return np.asarray(jax.jit(lambda x: x, out_shardings=together)(mine))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Devices:
-        """Devices are there once."""
+        """Return the same devices: they exist once."""
         return self
 
     def __reduce__(self) -> Any:
-        """Refuse to travel: devices are those of this process."""
+        """Refuse: devices belong to this process."""
         raise TypeError(
             "a fit with devices= cannot be pickled, since they belong to this process\n"
             "Pickle or save its approximation."
@@ -131,64 +131,70 @@ def _digest(value: Any) -> np.ndarray:
 
 
 def as_devices(given: Any) -> Devices | None:
-    """Devices from what a user gives: a number, JAX's devices, a mesh, a sharding; None of None.
+    """Devices from a number, JAX's devices, a mesh or a sharding; None from None.
 
     Raises
     ------
     BackendError
         If JAX is not installed, or has fewer devices.
     ArgumentError
-        If it is something else.
+        If it is something else, or the devices of several processes are not one of each.
     """
     if given is None or isinstance(given, Devices):
         return given
     if not has_jax():
         raise BackendError("devices= needs JAX, which is not installed")
-    import jax
     from jax.sharding import Mesh, NamedSharding
 
     if isinstance(given, NamedSharding):
-        first = given.spec[0] if len(given.spec) else None
+        mesh, first = given.mesh, given.spec[0] if len(given.spec) else None
         if first is None:
             raise ArgumentError(
                 f"devices= got a sharding that leaves the first axis whole: {given.spec}\n"
                 "Name an axis of the mesh first, as in PartitionSpec('rows')."
             )
         axes = (first,) if isinstance(first, str) else tuple(first)
-        # A mesh with explicit axes would ask each operation for the sharding of its result.
-        return _checked(Devices(Mesh(given.mesh.devices, given.mesh.axis_names), axes))
-    if isinstance(given, Mesh):
-        return _checked(Devices(Mesh(given.devices, given.axis_names), tuple(given.axis_names)))
+    elif isinstance(given, Mesh):
+        mesh, axes = given, tuple(given.axis_names)
+    else:
+        mesh, axes = Mesh(_given_devices(given), (AXIS,)), (AXIS,)
+    # A mesh with explicit axes would ask each operation for the sharding of its result.
+    return _checked(Devices(Mesh(mesh.devices, mesh.axis_names), axes))
+
+
+def _given_devices(given: Any) -> np.ndarray:
+    """JAX's devices from a number or a sequence of them."""
+    import jax
+
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
         n, known = check_integer("devices", given), jax.devices()
         if n > len(known):
             raise BackendError(
                 f"devices={n}, but JAX has {len(known)}: {known[0].platform}\n{_ON_CPU}"
             )
-        return _checked(Devices(Mesh(np.array(known[:n]), (AXIS,)), (AXIS,)))
+        return np.array(known[:n])
     is_list = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
     if not is_list or not len(given) or not all(isinstance(d, jax.Device) for d in np.ravel(given)):
         raise ArgumentError(
             "devices must be a number, a sequence of jax.devices(), a jax.sharding.Mesh or a "
             f"NamedSharding, got {given!r}"
         )
-    return _checked(Devices(Mesh(np.ravel(np.array(given)), (AXIS,)), (AXIS,)))
+    return np.ravel(np.array(given))
 
 
 def _checked(devices: Devices) -> Devices:
-    """Refuse several devices of each of several processes, which are not supported."""
+    """Return the devices, if they are of this process alone, or one of each process."""
     import jax
 
     processes = [device.process_index for device in devices.mesh.devices.flat]
-    if processes.count(jax.process_index()) == 0:
+    if jax.process_index() not in processes:
         raise ArgumentError(
-            f"devices= has none of this process, but those of {sorted(set(processes))}\n"
-            "Take those of jax.local_devices(), or one of each process."
+            f"devices= has none of this process, only of processes {sorted(set(processes))}\n"
+            "Give those of jax.local_devices(), or one of each process."
         )
     if devices.is_local or sorted(processes) == list(range(devices.n_parts)):
         return devices
     raise ArgumentError(
         f"devices= has {len(processes)} devices of {devices.n_processes} processes\n"
-        "Of several processes, give one device of each: start as many processes as there are "
-        "devices."
+        "Several processes need one device each: start as many processes as there are devices."
     )

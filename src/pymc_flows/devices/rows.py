@@ -1,4 +1,4 @@
-"""Which data of a model are shared out."""
+"""The choice of the data that are shared out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _log = logging.getLogger(__name__)
 def shared_out(devices: Devices, density: ModelDensity) -> Devices:
     """Devices that know which data of a model to share out; the log says which.
 
-    Rows are the first axis of observed variables. Whatever else has such a length is shared out
-    along with them: `pymc.Data`, arrays of numbers in the model, what is computed from these alone.
+    Rows are the first axis of observed variables. Other data of such a length are shared out along
+    with them: `pymc.Data`, constant arrays, and whatever is computed from these alone.
 
     Raises
     ------
     ModelError
-        If the model has no rows, if they cannot be divided evenly, or if the log density is not a
-        sum over rows that processes could have separately.
+        If the model has no rows or sees batches of them, if rows cannot be divided evenly, or if
+        the log density is not a prior plus a sum over rows, which several processes need.
     """
     if density.is_random or stream_of(density) is not None:
         raise ModelError(
@@ -80,7 +80,7 @@ def shared_out(devices: Devices, density: ModelDensity) -> Devices:
 
 
 def _row_counts(model: pm.Model) -> dict[str, int]:
-    """Length of the first axis of each observed variable that has one, of more than one row."""
+    """Number of rows of each observed variable that has more than one."""
     rows = [rv for rv in model.observed_RVs if rv.type.ndim]
     lengths = [model.rvs_to_values[rv].shape[0] for rv in rows]
     if not rows:
@@ -90,7 +90,7 @@ def _row_counts(model: pm.Model) -> dict[str, int]:
 
 
 def _check_separable(density: ModelDensity, observed: dict[str, int]) -> None:
-    """Refuse a model that is not a prior and a sum over rows."""
+    """Refuse a model whose log density is not a prior plus a sum over rows."""
     model = density.model
     problems = [
         f"potential {x.name!r}, which may count once or row by row" for x in model.potentials
@@ -106,8 +106,8 @@ def _check_separable(density: ModelDensity, observed: dict[str, int]) -> None:
     ]
     if problems:
         raise ModelError(
-            "devices of several processes need a log density that is a prior and a sum over rows; "
-            f"the model has {'; '.join(problems)}\nUse devices of one process, which has all rows."
+            "devices of several processes need a log density that is a prior plus a sum over rows; "
+            f"the model has {'; '.join(problems)}\nUse devices of one process that has all rows."
         )
 
 

@@ -1,4 +1,4 @@
-"""Sums over processes, inside what each of them has compiled for rows of its own."""
+"""Sums over processes, inside the function that each has compiled for its own rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AllSum(Op):
         return Apply(self, [x], [x.type()])
 
     def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
-        """Refuse: Python alone knows of no other process."""
+        """Refuse: only JAX knows the other devices."""
         raise NotImplementedError("a sum over devices runs on JAX alone")
 
 
@@ -58,8 +58,8 @@ def _register() -> None:
 def mesh_mode(mesh: Mesh) -> Mode:
     """Compile the training loop for the part of the data that each device of a mesh has.
 
-    Arguments that are spread over the mesh enter as the part that is here; others are the same
-    everywhere, and so are all results.
+    Of arguments that are spread over the mesh, each device gets its part; all other arguments, and
+    all results, are the same on every device.
     """
     from pymc_flows.support.compat import JAXLinker
 

@@ -1,7 +1,7 @@
 """How good an approximation is, by importance weights and by draws of a reference.
 
-`report` is the judgement for people, `measure` its numbers alone (ELBO, k-hat, log evidence) from
-fresh draws, and `quality` the same from log weights that are there. Nothing here trains or plots.
+`report` judges, for people to read. `measure` gives its numbers alone (ELBO, k-hat, log evidence)
+from fresh draws, and `quality` gives them from log weights. Nothing here trains or plots.
 """
 
 from pymc_flows.diagnostics.coverage import Coverage

@@ -22,14 +22,14 @@ from pymc_flows.model.points import to_unconstrained
 class Coverage:
     """Draws of a reference compared with those of an approximation.
 
-    Of the draws of the approximation, one log weight log p − log q is the largest, t. If the
-    approximation covers the posterior, its weights also say which share of the posterior has
-    log weights above t: E_q[w; w > e^t] / E_q[w], about w_max / Σw / (1 − k) for weights with a
-    Pareto tail of shape k, times an exponential variable since t is random, and by
-    e^(−Δ(1/k − 1)) less above t + Δ. Draws where the approximation never goes have huge log
-    weights, since q is almost 0 there, and the weights do not predict their share. So something is
-    missing if, for Δ = 0, 1, 2, 5, 10 or 20 nats, a share is above what the weights predict in 99
-    of 100 cases plus 1 %, by three standard errors of a share of so many draws.
+    Let t be the largest log weight, log p − log q, of the draws of the approximation. If the
+    approximation covers the posterior, its weights also predict which share of the posterior has
+    log weights above t: E_q[w; w > e^t] / E_q[w], for weights with a Pareto tail of shape k about
+    w_max / Σw / (1 − k), times an exponential variable, since t is random. The share above t + Δ
+    is smaller by the factor e^(−Δ(1/k − 1)). Where the approximation never goes, q is almost 0:
+    draws from there have huge log weights, and the weights do not predict their share. So
+    something is missing if, for Δ = 0, 1, 2, 5, 10 or 20 nats, the share of the reference exceeds
+    what the weights predict in 99 of 100 cases, plus 1 %, by three standard errors.
 
     Attributes
     ----------
@@ -38,11 +38,11 @@ class Coverage:
     n_effective : float
         Their effective number, by the autocorrelation of their log p − log q.
     invalid : float
-        Share of them without a density under the model.
+        Share of the draws of the reference without a density under the model.
     distance : float
         The Δ, in nats, at which the share comes nearest to its limit, or is furthest above it.
     beyond : float
-        Share with a log p − log q larger by so much than that of any draw of the approximation.
+        Share with a log p − log q above t + Δ.
     limit : float
         Largest such share that is no surprise.
     """
@@ -63,9 +63,9 @@ class Coverage:
 def cover(
     approx: NormalizingFlow, reference: Any, log_weights: np.ndarray, quality: Quality
 ) -> tuple[Coverage, Moments]:
-    """Compare draws of a reference with what the approximation's own draws have shown.
+    """Compare draws of a reference with the weights of the approximation's own draws.
 
-    Returns also the moments of the reference in the unconstrained space.
+    Returns the comparison, and the moments of the reference in the unconstrained space.
 
     Parameters
     ----------
@@ -108,37 +108,17 @@ def cover(
         beyond=float(beyond[worst]),
         limit=float(limits[worst]),
     )
-    mean, std = points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float)
-    return coverage, Moments(mean, std, effective_sizes(points))
+    return coverage, Moments.of_reference(points)
 
 
 def _effective(ratios: np.ndarray) -> float:
-    """Effective number of draws of a series (n,), by ranks: some may be infinite."""
+    """Effective number of draws of a series (n,), by ranks, since values may be infinite."""
     from arviz_stats.base.array import array_stats  # slow to import
 
     n = len(ratios)
     found = float(array_stats.ess(ratios, chain_axis=None, method="bulk"))
     # Too few draws have no autocorrelation; a series that alternates would be worth more.
     return min(found, n) if math.isfinite(found) else float(n)
-
-
-def effective_sizes(points: np.ndarray) -> np.ndarray:
-    """What draws (n, dim) are worth, for the mean and the standard deviation of each coordinate.
-
-    The number (dim,) of independent draws of a normal distribution with the same noise: fewer for
-    autocorrelated draws, and for those with heavy tails. For kurtosis κ, the relative variance of a
-    standard deviation of n draws is (κ − 1)/4n, for a normal distribution 1/2n; that of a mean 1/n.
-    """
-    from arviz_stats.base.array import array_stats  # slow to import
-
-    n = len(points)
-    z = points.astype(float) - points.mean(axis=0, dtype=float)
-    std = z.std(axis=0)
-    z /= np.where(std > 0, std, 1.0)
-    with np.errstate(all="ignore"):  # of a constant coordinate
-        each = [array_stats.ess(x.T, chain_axis=None, method="mean") for x in (z, z**2)]
-        found = np.nanmin([*each, np.full(z.shape[1], n)], axis=0)
-    return found / np.maximum((np.mean(z**4, axis=0) - 1) / 4, 1)
 
 
 def _shares(

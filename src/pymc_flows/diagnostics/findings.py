@@ -1,4 +1,4 @@
-"""What a report says: facts, a table, a verdict."""
+"""`Report`: facts, a table, a verdict."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Coordinate:
     name : str
         Unconstrained variable and, in brackets, its coords, such as ``'theta[Choate]'``.
     mean, sd : float
-        Mean minus weighted mean, and standard deviation over weighted one minus 1; NaN without
-        weights.
+        Mean minus weighted mean, and the ratio of standard deviation to weighted one, minus 1; NaN
+        without weights.
     reference_mean, reference_sd : float or None
         The same against the draws of the reference.
     """
@@ -89,7 +89,7 @@ class Groups:
 class Report:
     """What importance weights and a reference say about an approximation.
 
-    Shown as text, or as a table in a notebook.
+    It prints as text, and as tables in a notebook.
 
     Attributes
     ----------
@@ -105,21 +105,21 @@ class Report:
         Largest error of a mean or a standard deviation by the weights, in standard deviations;
         NaN without weights.
     coverage : Coverage or None
-        What the reference says of places that are missing.
+        Whether the approximation has draws where the reference has draws.
     contradiction : float or None
-        Error against the reference that is furthest above its noise, in standard deviations; of
-        weighted draws if k-hat says that the weights can be trusted.
+        The error against the reference that is furthest above its noise, in standard deviations;
+        that of weighted draws if k-hat says that the weights can be trusted.
     contradiction_noise : float
-        How large it may be by chance, by the effective numbers of draws of both.
+        How large this error may be by chance, by the effective numbers of draws of both.
     is_framed : bool
-        Whether the flow was given coordinates to work in, as `fit` does.
+        Whether the flow works in coordinates found for the posterior, as with `fit`.
     lacking : float
-        Share of the evidence, at least, that another formula of `fit` with ``'auto'`` found and
-        this approximation lacks.
+        Lower bound of the share of the evidence that another formula of ``fit(formula='auto')``
+        found and this approximation lacks.
     groups : Groups or None
-        Of a field given hyperparameters.
+        Weights by group, for a field given hyperparameters.
     resamples : bool
-        Whether draws are resampled by their weights unless asked for otherwise.
+        Whether `NormalizingFlow.sample` resamples by default.
     """
 
     title: str
@@ -140,8 +140,8 @@ class Report:
     def status(self) -> str:
         """One of good, correctable, light-tailed, unreliable, incomplete, mismatched, unusable.
 
-        Never good if a reference, or another formula that was tried, shows what the approximation
-        misses.
+        It is never good if a reference, or another formula that was tried, shows that the
+        approximation misses something.
         """
         quality, coverage = self.quality, self.coverage
         if quality.ess == 0:
@@ -152,14 +152,14 @@ class Report:
             return "incomplete"
         if self.lacking > LACKING or (coverage is None and self._contradicts):
             return "incomplete"
-        # Draws are corrected as they are taken.
+        # `sample` corrects the draws of these two by default.
         if self.groups is not None:
             return "good" if quality.is_trusted else "unreliable"
         if self.resamples and quality.can_be_resampled:
             return "good"
         is_close = self.worst <= THRESHOLDS.tolerance + 3 / math.sqrt(quality.ess)
         if not quality.is_trusted:
-            # Below 1 the mean weight exists; if most draws count, only rare ones are wrong.
+            # Below 1 the mean weight exists; if most draws count, only rare draws are wrong.
             rare = quality.khat < 1 and quality.ess > quality.n_draws / 2
             return "light-tailed" if rare and is_close else "unreliable"
         return "good" if is_close else "correctable"
@@ -349,7 +349,7 @@ class Report:
 
 
 def _percent(share: float) -> str:
-    """Format a share; one that is not quite 0 or 100 % does not look as if it were."""
+    """Format a share; only 0 and 100 % themselves look like it."""
     if 0 < share < 0.001:
         return "< 0.1 %"
     if 0.999 < share < 1 - 1e-6:

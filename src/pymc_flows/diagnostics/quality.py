@@ -15,7 +15,9 @@ __all__ = ["Quality", "measure", "quality"]
 def measure(
     approx: NormalizingFlow, n_draws: int = 10_000, *, random_seed: RandomState = None
 ) -> Quality:
-    """Measure an approximation with fresh draws, not all of which are held at once.
+    """Measure an approximation by the importance weights of fresh draws.
+
+    The draws are not all held at once.
 
     Parameters
     ----------

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.diagnostics.coverage import effective_sizes
 from pymc_flows.diagnostics.findings import Coordinate, GroupRow, Groups, Report
 from pymc_flows.diagnostics.reliability import (
     Moments,
-    coordinate_name,
+    contradiction,
     differences,
     worst_first,
 )
@@ -21,8 +20,7 @@ from pymc_flows.field.state import FieldState
 from pymc_flows.model.points import to_unconstrained
 from pymc_flows.support.seeds import RandomState, integer_seed
 
-# Draws of the posterior and of the approximation behind their moments, and the numbers that may be
-# held for them.
+# Bounds of the draws that moments are computed from, and of the numbers that they consist of.
 MOST_DRAWS, MOST_NUMBERS = 2_000, 2.5e7
 
 
@@ -38,54 +36,40 @@ def report_structured(
     rng = np.random.default_rng(seed)
     corrected, _ = q.resample(n, rng)
     plain, _ = q.draw(n, rng)
-    weighted = _moments(corrected)
-    errors = [*differences(_moments(plain), weighted)]
-    contradiction, noise = None, 0.0
-    quality = q.quality
+    weighted = Moments.of(corrected)
+    errors = [*differences(Moments.of(plain), weighted)]
+    error, noise = None, 0.0
     if reference is not None:
         truth = _reference(approx, reference)
         left = differences(weighted, truth)
         errors += left
-        error = np.abs(left).max(axis=0)
-        noises = THRESHOLDS.standard_errors * np.sqrt(1 / truth.effective + 1 / max(quality.ess, 1))
-        index = worst_first(error - noises)[0]
-        contradiction, noise = float(error[index]), float(noises[index])
-    order = worst_first(*errors)[: THRESHOLDS.named]
-    slots = approx.density.slots
+        error, noise = contradiction(left, truth, q.quality.ess)
     return Report(
         title=f"{approx}: {n:,} draws, {q.groups.n_groups:,} groups",
-        quality=quality,
+        quality=q.quality,
         n_without_density=0,
-        coordinates=tuple(
-            Coordinate(coordinate_name(approx.model, slots, int(i)), *(float(e[i]) for e in errors))
-            for i in order
-        ),
+        coordinates=tuple(Coordinate(*row) for row in worst_first(approx, errors)),
         n_coordinates=q.dim,
         worst=float(np.abs(errors[:2]).max()),
-        contradiction=contradiction,
+        contradiction=error,
         contradiction_noise=noise,
-        lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),
+        lacking=0.0 if approx.ladder is None else approx.ladder.lacking(q.quality),
         groups=_groups(q),
     )
 
 
 def _groups(q: FieldState) -> Groups:
     found = q.groups
-    rows = [
-        GroupRow(q.structure.group_name(int(g)), float(found.ess[g]), float(found.khat[g]))
-        for g in found.worst(THRESHOLDS.shown)
-    ]
     return Groups(
         n_groups=found.n_groups,
         n_draws=found.n_draws,
         n_untrusted=int(found.is_untrusted.sum()),
         threshold=found.threshold,
-        worst=tuple(rows),
+        worst=tuple(
+            GroupRow(q.structure.group_name(int(g)), float(found.ess[g]), float(found.khat[g]))
+            for g in found.worst(THRESHOLDS.shown)
+        ),
     )
-
-
-def _moments(points: np.ndarray) -> Moments:
-    return Moments(points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float))
 
 
 def _reference(approx: NormalizingFlow, reference: Any) -> Moments:
@@ -96,5 +80,4 @@ def _reference(approx: NormalizingFlow, reference: Any) -> Moments:
             f"none of the {len(placed.points)} draws of the reference lies in the support\n"
             "Give draws of the posterior of the same model."
         )
-    mean, std = points.mean(axis=0, dtype=float), points.std(axis=0, dtype=float)
-    return Moments(mean, std, effective_sizes(points))
+    return Moments.of_reference(points)

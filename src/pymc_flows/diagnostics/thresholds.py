@@ -1,4 +1,4 @@
-"""What a report judges by."""
+"""The limits that a report judges by."""
 
 import math
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ class Thresholds:
     Attributes
     ----------
     min_draws : int
-        Fewer draws say little about the tail of their weights.
+        Fewest draws: fewer say little about the tail of their weights.
     tolerance : float
         Largest error of a mean or a standard deviation, in standard deviations, that needs no
         correction, and that a reference may show.
     standard_errors : float
-        How many standard errors a reference may differ beyond that.
+        By how many standard errors a reference may differ beyond that.
     invalid : float
-        Share of a reference's draws without a density, above which it is of another model.
+        Largest share of a reference's draws without a density; more are of another model.
     beyond : tuple of float
         Distances beyond the largest log weight, in nats, at which shares of a reference's draws
         are compared with what the weights predict.
     share : float
-        A missing share of the posterior that is too small to matter.
+        Largest share of the posterior that may be missing.
     share_errors : float
-        How many standard errors a share may exceed its prediction by.
+        By how many standard errors a share may exceed its prediction.
     rare : float
-        The share of q above the largest of n weights is 1/n times an exponential variable, which
-        exceeds this once in a hundred times.
+        The share of q above the largest of n weights is 1/n times an exponential variable; this is
+        the 99 % quantile of that variable.
     named, shown : int
         Coordinates that a report keeps, and that its table shows.
     """

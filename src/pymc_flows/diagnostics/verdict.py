@@ -12,7 +12,7 @@ from pymc_flows.diagnostics.findings import Coordinate, Report
 from pymc_flows.diagnostics.reliability import (
     Moments,
     Passes,
-    coordinate_name,
+    contradiction,
     differences,
     worst_first,
 )
@@ -22,9 +22,10 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.field.state import FieldState
 from pymc_flows.importance import weigh
 from pymc_flows.model.streams import stream_of
+from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.seeds import RandomState
 
-# Draws by default; fewer where each is evaluated at rows that are read for that.
+# Draws by default, and for a model that sees its rows batch by batch.
 DRAWS, DRAWS_OF_STREAM = 10_000, 1_000
 
 __all__ = ["Coordinate", "Report", "report"]
@@ -40,21 +41,21 @@ def report(
     """Judge an approximation by fresh draws, and by draws of the posterior from elsewhere.
 
     Importance weights p/q of the draws give the evidence, k-hat and the errors of means and
-    standard deviations; they are blind to modes that the approximation never visited. Draws of a
-    reference are not: a mode counts as missing if their log p − log q exceeds the largest value
-    among the approximation's draws more often than the tail of the weights predicts.
+    standard deviations. They cannot see modes that the approximation never visited; draws of a
+    reference can: a mode counts as missing if their log p − log q exceeds the largest value among
+    the approximation's draws more often than the tail of the weights predicts.
 
     Parameters
     ----------
     approx : NormalizingFlow
     n : int, optional
-        Number of draws; they are not all held at once. Default 10,000, and 1,000 of a model that
-        sees its rows batch by batch: its log density is evaluated by one pass over all of them.
+        Number of draws; they are not all held at once. Default 10,000, or 1,000 for a model that
+        sees its rows batch by batch: there its log density takes a pass over all rows.
     reference : DataTree, Dataset or dict of str to array-like, optional
         Draws of the same model's posterior: what `pm.sample` returns, or ``sample`` of another
         fit. The arrays of a dict have shape (chain, draw, ...), as ArviZ has them. At most about
-        ``n`` draws are used, evenly spaced. Weights are not used: of an approximation
-        take ``sample(correct='resample')``.
+        ``n`` draws are used, evenly spaced. Weights are ignored: from an approximation, take
+        ``sample(correct='resample')``.
     random_seed : int, Generator, RandomState, optional
         Without one, draws continue the approximation's own stream.
 
@@ -80,12 +81,11 @@ def report(
         )
     if n is None:
         n = DRAWS if stream_of(approx.density) is None else DRAWS_OF_STREAM
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < THRESHOLDS.min_draws:
-        raise ArgumentError(f"n must be an integer of at least {THRESHOLDS.min_draws}, got {n!r}")
+    n = check_integer("n", n, minimum=THRESHOLDS.min_draws)
     approx.density.check_shapes()
     if isinstance(approx.q, FieldState):
-        return report_structured(approx, approx.q, int(n), reference, random_seed)
-    passes = Passes(approx, int(n), random_seed)
+        return report_structured(approx, approx.q, n, reference, random_seed)
+    passes = Passes(approx, n, random_seed)
     log_weights = passes.log_weights()
     quality, smoothed = weigh(log_weights)
     plain, weighted = passes.moments(np.exp(smoothed))
@@ -93,31 +93,22 @@ def report(
         nothing = np.full(approx.ddim, np.nan)
         weighted = Moments(nothing, nothing)
     errors = [*differences(plain, weighted)]
-    coverage, contradiction, noise = None, None, 0.0
+    coverage, error, noise = None, None, 0.0
     if reference is not None:
         coverage, truth = cover(approx, reference, log_weights, quality)
         errors += differences(plain, truth)
         # Errors that trusted weights remove do not count against the approximation.
         left = differences(weighted if quality.is_trusted else plain, truth)
-        error = np.abs(left).max(axis=0)
-        noises = THRESHOLDS.standard_errors * np.sqrt(1 / truth.effective + 1 / max(quality.ess, 1))
-        index = worst_first(error - noises)[0]
-        contradiction, noise = float(error[index]), float(noises[index])
-    order = worst_first(*errors)[: THRESHOLDS.named]
-    slots = approx.density.slots
-    coordinates = tuple(
-        Coordinate(coordinate_name(approx.model, slots, int(i)), *(float(e[i]) for e in errors))
-        for i in order
-    )
+        error, noise = contradiction(left, truth, quality.ess)
     return Report(
         title=f"{approx}: {n:,} draws",
         quality=quality,
         n_without_density=int((~np.isfinite(log_weights)).sum()),
-        coordinates=coordinates,
+        coordinates=tuple(Coordinate(*row) for row in worst_first(approx, errors)),
         n_coordinates=approx.ddim,
         worst=float(np.abs(errors[:2]).max()),
         coverage=coverage,
-        contradiction=contradiction,
+        contradiction=error,
         contradiction_noise=noise,
         is_framed=approx.is_framed,
         lacking=0.0 if approx.ladder is None else approx.ladder.lacking(quality),

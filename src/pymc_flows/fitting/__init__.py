@@ -1,1 +1,1 @@
-"""Fits of flows to models and to draws: `NFVI`, `fit`, `fit_draws`, and fits that continue."""
+"""Fits of flows to models and to draws: `NFVI`, `fit`, `fit_draws`, `resume`."""

@@ -16,7 +16,6 @@ from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
 from pymc_flows.errors import ArgumentError, BackendError, FitError
 from pymc_flows.field.options import FieldOptions
-from pymc_flows.fitting import tried as _tried
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
     ON_NUMBA,
@@ -31,16 +30,22 @@ from pymc_flows.fitting.candidates import (
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.fitting.restarts.single import SEARCH_SHARE
-from pymc_flows.fitting.structured import fit_structured
-from pymc_flows.fitting.tried import Tried, gains_little, is_far, is_good
+from pymc_flows.fitting.structured import field_of, fit_structured
+from pymc_flows.fitting.tried import (
+    FAR_BEHIND,
+    GOOD_ENOUGH,
+    LITTLE_GAINED,
+    Tried,
+    gains_little,
+    is_behind,
+    is_far,
+    is_good,
+)
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
-from pymc_flows.formula import Formula
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import has_weights
-from pymc_flows.model.logp import density_of
 from pymc_flows.model.streams import stream_of
-from pymc_flows.model.structure import structure
 from pymc_flows.start.options import MAX_DENSE
 from pymc_flows.start.passes import share_for
 from pymc_flows.start.search import seek_frame
@@ -56,17 +61,21 @@ from pymc_flows.training.progress import SearchProgress
 
 _log = logging.getLogger(__name__)
 
-# A fit this near to the evidence (nats), with weights that can be trusted, leaves nothing to gain.
-# In no direction a mean is then off by more than √0.04 standard deviations. The rest costs more
-# rungs than it is worth: on eight schools half a minute for 0.002 nats.
-GOOD_ENOUGH = 0.02
+# `GOOD_ENOUGH` for separate modes: all of the gap may be in their weights, and a mean is then off
+# by no more than √0.01 standard deviations.
+GOOD_ENOUGH_SPREAD = 0.005
 # Effective values of the hyperparameters with which a field given them is good.
 ENOUGH_VALUES = 100
-# What is left may then all be in the weights of the modes: a mean is off by no more than √0.01
-# standard deviations.
-GOOD_ENOUGH_SPREAD = 0.005
-# Of the time that is left, for a field given hyperparameters.
+# Share of the time that is left for a field given hyperparameters.
 STRUCTURED_SHARE = 0.6
+# Arguments that would do for one fit only, or change the log density, by which fits are judged.
+_OF_ONE_FLOW = (
+    "callbacks",
+    "checkpoint",
+    "more_obj_params",
+    "more_updates",
+    "more_replacements",
+)
 
 
 def climb(
@@ -85,21 +94,24 @@ def climb(
 ) -> NormalizingFlow:
     """Fit a ladder of flows and return the best.
 
-    Of a model with a few hyperparameters and a field given them (`pymc_flows.structure`), a flow
-    over these and a Gaussian over the field come first; if their weights can be trusted, nothing
-    else is tried. Otherwise a Gaussian comes first that nothing is trained for: that of
-    `find_frame`, with the moments of its weighted draws or, where weights cannot be trusted, after
-    natural gradients of its ELBO. If its importance weights say that there is something to gain,
-    Gaussian copulas with spline marginals follow, by the quantiles of such draws, and mixtures of
-    many Gaussians; these come first where modes are apart. Unless the best is asked for, the search
-    ends with the first whose draws, resampled by their weights, are good ones. Otherwise flows are
-    trained, in the coordinates of the Gaussian; the first of them a Gaussian again, if neither
-    weights nor natural gradients have led to one, and then others with more layers, each the
-    identity at its start, as long as they gain.
-    Where weights that can be trusted say that the posterior has modes that are apart, or follows a
-    curve, these are flows for that, with annealing. The one with the best ELBO is taken, the
-    simpler one where the difference is within the noise. A Ctrl-C, or a fit that fails, ends the
-    search for a better one: what was fitted until then is not lost.
+    For a model with a few hyperparameters and a field given them (`pymc_flows.structure`), a flow
+    over the hyperparameters and a Gaussian field come first. If their weights can be trusted,
+    nothing else is tried.
+
+    Then follow distributions for which nothing is trained: the Gaussian of `find_frame`, with the
+    moments of its weighted draws or, if weights cannot be trusted, improved by natural gradients of
+    its ELBO; if its weights say that there is something to gain, Gaussian copulas with spline
+    marginals, by quantiles of weighted draws, and mixtures of many Gaussians, which come first for
+    separate modes. Unless ``quality='best'``, the search ends with the first whose draws, resampled
+    by their weights, are good.
+
+    Then flows are trained in the coordinates of the Gaussian: a Gaussian first, if neither weights
+    nor natural gradients have led to one, then flows with more and more layers, each the identity
+    at its start, while they gain. If trusted weights say that the posterior has separate modes or
+    follows a curve, these are flows for that, with annealing.
+
+    The fit with the best ELBO is taken, or a simpler one within the noise of the difference. A
+    Ctrl-C or a fit that fails ends the search, and the best fit until then is returned.
 
     Parameters
     ----------
@@ -135,8 +147,8 @@ def climb(
         if not isinstance(start, Frame) and has_weights(approx.density):
             candidates, enough, approx = _cheap(tried, approx, seeds)
             frame = approx.flow.frame
-            if candidates and len(frame.center) > MAX_DENSE and _tried.is_behind(tried.rungs):
-                tried.notes.append(f"Left out: trained flows, since {_tried.FAR_BEHIND}.")
+            if candidates and len(frame.center) > MAX_DENSE and is_behind(tried.rungs):
+                tried.notes.append(f"Left out: trained flows, since {FAR_BEHIND}.")
                 return tried.best("")
         trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
         return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
@@ -148,14 +160,13 @@ def _possible(
     kwargs: Mapping[str, Any],
     tried: Tried,
 ) -> list[Candidate]:
-    """Those that the backend of the fit compiles within half a minute, or what stands for them."""
+    """Candidates that the backend compiles within half a minute, or a substitute for them."""
     slow = [c for c in candidates if c.is_slow_on_numba]
     if not slow or _backend(approx, kwargs) != "numba":
         return list(candidates)
-    left = ", ".join(str(Formula(c.formula)) for c in slow)
     tried.notes.append(
-        f"{ON_NUMBA} stands for what numba would compile for a minute and more: {left}. "
-        "With JAX installed these are tried."
+        f"{ON_NUMBA} stands for what numba would compile for a minute and more: "
+        f"{', '.join(map(str, slow))}. With JAX installed these are tried."
     )
     return [*(c for c in candidates if c not in slow), Candidate(ON_NUMBA)]
 
@@ -164,21 +175,19 @@ def _backend(approx: NormalizingFlow, kwargs: Mapping[str, Any]) -> str:
     given: str | None = kwargs.get("backend")
     if given is not None:
         return given
-    if not has_jax():
-        return "numba"
-    attempt = dry_run(approx.density, kwargs.get("more_replacements"))
-    return "numba" if attempt.why_not_jax(approx.flow.frame.center) else "jax"
+    why_not = not has_jax() or dry_run(approx.density).why_not_jax(approx.flow.frame.center)
+    return "numba" if why_not else "jax"
 
 
 def _cheap(
     tried: Tried, gaussian: NormalizingFlow, seeds: Iterator[Any]
 ) -> tuple[list[Candidate], float, NormalizingFlow]:
-    """Judge what nothing is compiled for: Gaussians, then copulas and mixtures by their draws.
+    """Judge fits that need no compilation: Gaussians, then copulas and mixtures by their draws.
 
     Returns
     -------
     candidates : list of Candidate
-        What is left to try.
+        Those that remain to be tried.
     enough : float
         The gap, in nats, with which a fit leaves nothing to gain.
     gaussian : NormalizingFlow
@@ -197,7 +206,7 @@ def _cheap(
             tried.judge(gaussian, 0)
             if is_good(tried.rungs, enough):
                 return [], enough, gaussian
-        # In many dimensions, what takes many draws of all rows takes longer than batches of them.
+        # In many dimensions, many draws at all rows take longer than training by batches of rows.
         is_cheap = stream_of(gaussian.density) is None or dim <= MAX_DENSE
         has_time = is_cheap and not tried.deadline.has_passed
         if gaussian.flow.frame.scale is not None and has_time:
@@ -232,11 +241,11 @@ class _Trainer:
     def climb(
         self, candidates: Sequence[Candidate], n: int, enough: float, seeds: Iterator[Any]
     ) -> NormalizingFlow:
-        """Fit one after the other until one is good enough; return the best."""
+        """Fit candidates in turn until one is good enough; return the best."""
         tried, ended = self._tried, ""
         for i, candidate in enumerate(candidates):
             if tried.deadline.has_passed and tried.rungs:
-                left = ", ".join(str(Formula(c.formula)) for c in candidates[i:])
+                left = ", ".join(map(str, candidates[i:]))
                 tried.notes.append(f"Left out, since the time was over: {left}.")
                 break
             approx, ended = self.fit(candidate, n, int(next(seeds)))
@@ -245,16 +254,16 @@ class _Trainer:
             if ended or tried.is_enough(enough):
                 break
             if candidates[i + 1 :] and gains_little(tried.rungs):
-                left = ", ".join(str(Formula(c.formula)) for c in candidates[i + 1 :])
-                tried.notes.append(f"Left out, since {_tried.LITTLE_GAINED}: {left}.")
+                left = ", ".join(map(str, candidates[i + 1 :]))
+                tried.notes.append(f"Left out, since {LITTLE_GAINED}: {left}.")
                 break
         return tried.best(ended)
 
     def fit(self, candidate: Candidate, n: int, seed: int) -> tuple[NormalizingFlow | None, str]:
-        """Fit one, and judge it; also return why nothing further should be tried, if so."""
+        """Fit and judge a candidate; also return why nothing further is tried, or ''."""
         tried, approx, ended = self._tried, None, ""
         tried.start_rung()
-        tried.bar.say(f"Training {Formula(candidate.formula)}")
+        tried.bar.say(f"Training {candidate}")
         try:
             inference = NFVI(
                 candidate.formula,
@@ -278,8 +287,7 @@ class _Trainer:
                 raise
             is_interrupt = isinstance(error, KeyboardInterrupt)
             why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
-            name = str(Formula(candidate.formula))
-            return approx, ended or f"Fitting {name!r} was not finished ({why})"
+            return approx, ended or f"Fitting {str(candidate)!r} was not finished ({why})"
         if candidate.formula == GAUSSIAN:
             self._frame = _learned(approx, self._frame)
         return approx, ended
@@ -294,18 +302,8 @@ def _structured(
 ) -> bool:
     """Try a field given hyperparameters; return whether it is good."""
     tried.bar.say("Reading the structure of the model")
-    density = density_of(model)
-    if not has_weights(density) or stream_of(density) is not None:
-        return False  # what there is no evidence for, or no exact Hessian of all rows
-    try:
-        found = structure(model, start=start, **roles)
-    except ArgumentError:
-        raise
-    except Exception as error:  # a graph of any kind; there are other ways to go on
-        _log.warning("The structure of the model could not be read: %s", error)
-        return False
-    if found.why_not is not None:
-        _log.info("No field given hyperparameters: %s", found.why_not)
+    found = field_of(model, start=start, **roles)
+    if found is None:
         return False
     limit = tried.deadline.share(STRUCTURED_SHARE)
 
@@ -333,13 +331,12 @@ class _OutOfTimeError(Exception):
 
 
 def _check_arguments(n: int, inf_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse what `NFVI` and its `fit` would refuse, also where no rung needs it.
-
-    Names of the arguments of `NFVI.fit` have been checked by `pymc_flows.fit`.
-    """
+    """Refuse what `NFVI` and its `fit` would refuse, even if no rung needs them."""
+    for name in _OF_ONE_FLOW:
+        if kwargs.get(name):
+            raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
     inspect.signature(NFVI).bind(GAUSSIAN, **inf_kwargs)
-    checked = ("obj_optimizer", "schedule", "obj_n_mc")
-    FitConfig(n=n, **{name: kwargs[name] for name in checked if name in kwargs})
+    FitConfig(n=n, **kwargs)
 
 
 def _gaussian(
@@ -348,7 +345,7 @@ def _gaussian(
     seeds: Iterator[Any],
     tried: Tried,
 ) -> NormalizingFlow:
-    """The Gaussian of a frame: the one given, or one that is found in half of the time."""
+    """The Gaussian of a frame that is given, or found in half of the time."""
 
     def of(frame: Frame) -> NormalizingFlow:
         return gaussian_of(model, frame, int(next(seeds)))
@@ -373,20 +370,20 @@ def _gaussian(
     share, log_density = share_for(approx.density), counted(approx, tried)
     if not has_rows or share == 1:
         return of(match_moments(log_density, found, rng, share=share))
-    # Draws cost nothing that is worth a mention: see `counted`.
+    # Draws are cheap here: see `counted`.
     return of(match_significant(log_density, match_moments(log_density, found, rng), rng))
 
 
 def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:
-    """Whether something is worth more than the error that ends the ladder.
+    """Whether the ladder ends with a result instead of this error.
 
-    A backend that is refused before anything has been trained is an argument to be corrected.
+    A backend that is refused before anything has been trained is a wrong argument: an error.
     """
     return any(rung.steps for rung in rungs) if isinstance(error, BackendError) else bool(rungs)
 
 
 def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
-    """The coordinates of ``frame`` after a fitted ``scale-loc``."""
+    """The frame of a ``scale-loc`` that was fitted in the coordinates of another."""
     ends = np.stack([np.zeros(approx.ddim), np.ones(approx.ddim)])
     (loc, stop), _ = forward_and_log_det(approx.chain, ends, approx.flow.values())
     scale = stop - loc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,20 @@ GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
 # the target, a layer that goes by this order gets the scales of a hierarchy in one.
 AUTOREGRESSIVE = "iaf(clip=20, activation=silu)"
-# Splines and layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or minutes,
-# and what is tried there instead; it compiles in 10 seconds.
+# Splines and layers with networks, which numba compiles for a minute (`nvp`, `iaf`) or longer, and
+# the formula that is tried there instead, which it compiles in 10 seconds.
 SLOW_ON_NUMBA = frozenset({"spline", "nvp", "iaf", "nsf", "maf", "sylvester"})
 ON_NUMBA = "planar*16-scale-loc"
-# With so many steps, a fit ends once its loss has settled: a half to a fifth of 10,000 steps, for
-# 0.001 to 0.004 nats.
+# A fit of at least so many steps ends once its loss has settled: after a half to a fifth of 10,000
+# steps, at a cost of 0.001 to 0.004 nats.
 ENOUGH_STEPS = 4_000
-# Arguments that say when a fit ends, or how its step size changes.
+# Arguments by which the caller plans the end of a fit or its step sizes.
 _PLANS = {"stop", "schedule", "obj_optimizer", "anneal"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A formula to try, and how it is fitted where the caller says nothing else.
+    """A formula to try, with arguments of its fit that the caller may override.
 
     Attributes
     ----------
@@ -58,13 +59,17 @@ class Candidate:
     draws: int | None = None
     rate: float | None = None
 
+    def __str__(self) -> str:
+        """The formula in its canonical form."""
+        return str(Formula(self.formula))
+
     @property
     def is_slow_on_numba(self) -> bool:
         """Whether numba compiles it for more than half a minute."""
         return any(layer.word in SLOW_ON_NUMBA for layer, _ in Formula(self.formula).blocks)
 
     def arguments(self, given: Mapping[str, Any], n: int) -> dict[str, Any]:
-        """Arguments of `NFVI.fit` besides ``n``, the number of steps, with those that are given."""
+        """Arguments of `NFVI.fit` besides the number of steps ``n``; given ones take precedence."""
         own: dict[str, Any] = {}
         is_settled = _PLANS & set(given) or given.get("score") is False
         if self.anneal is None and n >= ENOUGH_STEPS and not is_settled:
@@ -80,7 +85,7 @@ class Candidate:
 
 
 def richer(dim: int) -> list[Candidate]:
-    """What is tried after Gaussians, in order."""
+    """Candidates after Gaussians, in order."""
     if dim == 1:
         return [Candidate(f"spline*2-{GAUSSIAN}")]
     mixes = "" if dim <= MAX_DENSE else "scale-hh*10-loc-"
@@ -88,8 +93,8 @@ def richer(dim: int) -> list[Candidate]:
 
 
 def spread() -> list[Candidate]:
-    """What is tried where a Gaussian is far from the posterior, but covers it."""
-    # With `tail` in the second k-hat is smaller, but one of nine fits to waves had a standard
+    """Candidates where a Gaussian covers the posterior but is far from it."""
+    # With `tail` in the second, k-hat is smaller, but one of nine fits to waves had a standard
     # deviation that was 13 % too large.
     return [
         richer(2)[0],
@@ -98,15 +103,15 @@ def spread() -> list[Candidate]:
     ]
 
 
-# ------------------------------------------------------------------ what nothing is compiled for
+# ---------------------------------------------------------------------------- without compilation
 
 
 def climbed(
     gaussian: NormalizingFlow, tried: Tried, seeds: Iterator[Any]
 ) -> NormalizingFlow | None:
-    """A Gaussian with a larger ELBO, by natural gradients where curvatures are exact.
+    """A Gaussian with a larger ELBO, by natural gradients; None if there is none.
 
-    Not of rows that come batch by batch: a curvature is one of all rows.
+    Curvatures must be exact and of all rows, so there is none for rows that come batch by batch.
     """
     frame = gaussian.flow.frame
     is_streamed = stream_of(gaussian.density) is not None
@@ -132,39 +137,31 @@ def closed_forms(
 ) -> Iterator[NormalizingFlow]:
     """Fit copulas and mixtures of Gaussians to weighted draws of a wider Gaussian.
 
-    Parameters
-    ----------
-    gaussian : NormalizingFlow
-    tried : Tried
-        Counts the draws.
-    seeds : iterator of int
-    is_spread : bool
-        Whether the posterior follows a curve or has modes that are apart: a mixture comes first.
-
-    Yields
-    ------
-    NormalizingFlow
+    Mixtures come first if the posterior ``is_spread``: follows a curve, or has separate modes.
     """
     tried.start_rung()
     tried.bar.say("Fitting copulas to weighted draws")
     rng = np.random.default_rng(int(next(seeds)))
     log_density = counted(gaussian, tried)
     draws = Weighted.draws(log_density, gaussian.flow.frame.widened(WIDER), DRAWS, rng)
-    kinds = [_copulas]
+    model = gaussian.model
+    kinds: list[Callable[[], Iterator[NormalizingFlow]]] = [partial(_copulas, model, draws, seeds)]
     if tried.resamples:  # with wide Gaussians in it, a mixture is never the posterior itself
-        kinds.insert(0 if is_spread else 1, _mixture)
+        mixture = partial(_mixture, model, draws, seeds, log_density, tried)
+        kinds.insert(0 if is_spread else 1, mixture)
     for i, fit in enumerate(kinds):
         if i and tried.has_draws:
             break
-        for approx in fit(gaussian.model, draws, log_density, tried, seeds):
+        for approx in fit():
             yield approx
             tried.start_rung()
 
 
 def counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.ndarray]:
-    """The log density (n,) of the model at points (n, dim), which counts them.
+    """The log density (n,) of the model at points (n, dim), in nats, with a count of evaluations.
 
-    Of many rows that come in batches, it is taken to second order at the centre of the Gaussian.
+    The likelihood of many rows that come in batches is expanded to second order at the centre of
+    the Gaussian.
     """
     density, frame = approx.density, approx.flow.frame
     if share_for(density) < 1 and stream_of(density) is not None and len(frame.center) <= MAX_DENSE:
@@ -178,13 +175,7 @@ def counted(approx: NormalizingFlow, tried: Tried) -> Callable[[np.ndarray], np.
     return value
 
 
-def _copulas(
-    model: pm.Model,
-    draws: Weighted,
-    log_density: Callable[[np.ndarray], np.ndarray],
-    tried: Tried,
-    seeds: Iterator[Any],
-) -> Iterator[NormalizingFlow]:
+def _copulas(model: pm.Model, draws: Weighted, seeds: Iterator[Any]) -> Iterator[NormalizingFlow]:
     """Splines of single coordinates and a matrix."""
     for copula in copulas(draws):
         yield NormalizingFlow(
@@ -200,9 +191,9 @@ def _copulas(
 def _mixture(
     model: pm.Model,
     draws: Weighted,
+    seeds: Iterator[Any],
     log_density: Callable[[np.ndarray], np.ndarray],
     tried: Tried,
-    seeds: Iterator[Any],
 ) -> Iterator[NormalizingFlow]:
     """Many Gaussians."""
     tried.bar.say("Fitting a mixture to weighted draws")

@@ -1,4 +1,4 @@
-"""A fit as the content of a file, and back."""
+"""Write a fit to a file, and read it back."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def save_fit(
     every: int,
     growing: Growing | None = None,
 ) -> None:
-    """Write an approximation and the state of its fit; a Ctrl-C waits until that is done.
+    """Write an approximation and the state of its fit; a Ctrl-C waits for the end.
 
-    With ``growing`` the losses go into a file of their own, if there are many.
+    With ``growing``, many losses go into a separate file.
     """
     content = fit_contents(approx, state, hist, every=every)
     with Interrupts(deferred=True):
@@ -70,13 +70,8 @@ def read_config(
 ) -> tuple[FitConfig, float, Anchor | None]:
     """Return the arguments of the fit in a file, its KL weight, and its anchor.
 
-    Parameters
-    ----------
-    content : Content
-    given : mapping
-        What no file holds and the user gives again, by name; None for nothing.
-    **more
-        Other arguments, which need not be those of the fit.
+    ``given`` are arguments that no file holds and the user gives again, or None, by name; ``more``
+    may differ from those of the fit.
 
     Raises
     ------
@@ -102,7 +97,7 @@ def read_config(
             backend=str(fit["backend"]),
             obj_n_mc=as_count(fit["obj_n_mc"]),
             obj_optimizer=fit["optimizer"] and from_recipe(fit["optimizer"]),
-            # Over how many steps is in the state of the fit.
+            # The state of the fit has the number of steps.
             anneal=None if ramp is None else Anneal(start=ramp.start, curve=ramp.curve),
             gradient=fit["gradient"],
             total_grad_norm_constraint=norm and float(norm),
@@ -123,7 +118,7 @@ def read_config(
 
 
 def read_anchor(content: Content) -> Anchor | None:
-    """The anchor of the fit in a file, or `ValueError`."""
+    """The anchor of the fit in a file; raise `ValueError` if it is malformed."""
     found = content.record["fit"].get("anchor")
     if found is None:
         return None
@@ -135,7 +130,7 @@ def read_anchor(content: Content) -> Anchor | None:
 
 
 def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> None:
-    """Set the state of a fit that was built with `read_config` to what is in the file."""
+    """Restore the state of a fit from a file, for an inference made with `read_config`."""
     fit, names = content.record["fit"], state.loop.state_names
     if fit.get("state_names") != names:
         raise StorageError(
@@ -148,7 +143,7 @@ def restore_fit(approx: NormalizingFlow, state: FitState, content: Content) -> N
         if state.config.score and state.done > len(content.arrays["hist"]):
             raise ValueError("there are fewer losses than steps")
         approx.include_transformed = bool(fit["include_transformed"])
-    except StorageError:  # which is a ValueError, and says what does not fit
+    except StorageError:  # a ValueError, too, with a message of its own
         raise
     except _MALFORMED as error:
         raise StorageError(f"the file is malformed: {error!r}") from error

@@ -22,9 +22,8 @@ from pymc_flows.fitting.restarts.single import inference_of
 from pymc_flows.fitting.structured import fit_structured
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
-from pymc_flows.io.files import check_target
 from pymc_flows.model.examine import check_backend
-from pymc_flows.model.logp import density_of
+from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.arguments import check_integer, model_or_context
 from pymc_flows.support.deadline import Deadline, check_seconds
@@ -36,6 +35,8 @@ from pymc_flows.workers.options import BlasCores
 
 AUTO = "auto"
 QUALITIES = ("good", "best")
+# Arguments that a fit which is not trained step by step takes or ignores.
+_UNTRAINED = ("progressbar", "progressbar_theme", "backend", "score", "hyper", "field", "quality")
 
 
 def fit(
@@ -64,7 +65,7 @@ def fit(
     """Fit a normalizing flow to a model's posterior.
 
     A flow is fitted in the coordinates of `find_frame`, in which the posterior has about mean 0 and
-    covariance I; for formulas that do not mix coordinates, neither do these.
+    covariance I. If the formula does not mix coordinates, the frame does not either.
 
     Parameters
     ----------
@@ -74,9 +75,9 @@ def fit(
         Formula of the flow. Default ``'auto'``: for a hierarchy (`pymc_flows.structure`) a flow
         over its hyperparameters and a Gaussian field given them; for other models, or if its
         weights cannot be trusted, a Gaussian with the moments of the posterior, a Gaussian copula
-        with spline marginals, a mixture of Gaussians, then richer and richer flows, as ``quality``
-        asks. What comes before these takes no steps and leaves ``hist`` empty. The approximation's
-        attribute ``ladder`` is the table of what was tried.
+        with spline marginals, a mixture of Gaussians, then richer and richer flows, until one has
+        the ``quality``. Only the last ones take steps; the others leave ``hist`` empty. The
+        attribute ``ladder`` of the approximation is the table of what was tried.
     method : str or NFVI, optional
         ``'nfvi'``, ``'nfvi=planar*10'``, or an `NFVI`; instead of ``formula``.
     model : pymc.Model, optional
@@ -91,44 +92,44 @@ def fit(
         Names of hyperparameters, and of variables of the field given them, for formulas such as
         ``'tril-loc | laplace'``; by default `pymc_flows.structure` says which they are.
     seconds : float, optional
-        Wall time after which nothing further is begun: the best until then is returned, and the
-        ladder says what was left out. A search, a training loop and a fit of a field look at the
-        clock between two units of work; what is being compiled is finished first. Of restarts, the
-        time of each.
+        Wall time after which nothing further is begun: the best fit until then is returned, and the
+        ladder says what was left out. A search, a training loop and a fit of a field check the time
+        between two units of work; compilation is not interrupted. With restarts, the time of each.
     quality : {'good', 'best'}
         When ``'auto'`` ends. ``'good'``: with the first formula whose weights can be trusted and
         of whose draws more than half are effective; `NormalizingFlow.sample` then resamples them
         (sampling importance resampling), and the ladder says so. ``'best'``: when the flow itself
         is within 0.02 nats of the posterior, so that its draws and its density need no weights.
     restarts : int, optional
-        Fit so many times, from modes of the posterior that are apart or, where there is only one,
-        with seeds of their own. The approximation's attribute ``restarts`` says how far the fits
+        Number of fits, which begin at separate modes of the posterior or, if there is only one,
+        with different seeds. The attribute ``restarts`` of the approximation says how far the fits
         disagree (R-hat of each variable), and which modes they found with which evidence; the log
-        warns of disagreement. The result does not depend on who runs them, or when. A Ctrl-C
-        leaves what has finished.
+        warns of disagreement. The result does not depend on which process runs a fit, or when.
+        After a Ctrl-C the finished fits are used.
     combine : {'mixture', 'best'}, optional
         What restarts return: the mixture of all, weighted by evidence, or the best of them. By
-        default the mixture where its ELBO is larger.
+        default the mixture if its ELBO is larger.
     batched : bool
-        Take the steps of all restarts in one compiled loop on JAX, whose parameters have an axis
-        for them: for accelerators, which one small fit leaves idle; on a CPU it is slower than fits
-        one by one. Each restart is the fit that it would be alone, up to rounding. Where that is
-        not possible (without a formula, on numba, with minibatches, ``stop=``, ``seconds=`` or
-        further parameters) fits run one by one, and the log says so.
+        Take the steps of all restarts in one compiled loop on JAX: for accelerators, which one
+        small fit leaves idle. On a CPU it is slower than fits one by one. Each restart equals the
+        fit alone, up to rounding. If this is not possible (without a formula, on numba, with
+        minibatches, ``stop=``, ``seconds=`` or further parameters) fits run one by one, and the log
+        says so.
     race : bool
         End restarts early that are behind: after an eighth, a quarter and a half of the steps,
         those of the worse half whose losses are above those of the best by more than noise. They
-        stay in the table, and in the mixture if it gains by them, as they were then.
+        stay as they are then in the table, and in the mixture if it gains by them.
     cores : int
-        Processes that run restarts; 1 is this one. A script that asks for more needs
+        Number of processes that run restarts; 1 is this process. A script that asks for more needs
         ``if __name__ == "__main__":``.
     executor : concurrent.futures.Executor, optional
-        What runs restarts instead: a pool of your own, loky's, ``Client.get_executor()`` of Dask,
+        Runs the restarts instead: a pool of your own, loky's, ``Client.get_executor()`` of Dask,
         ``MPIPoolExecutor`` of mpi4py.
     mp_ctx : str or multiprocessing context, optional
-        How processes begin; default ``'spawn'``.
+        Start method of processes; default ``'spawn'``.
     blas_cores : int, 'auto' or None
-        Threads of BLAS of all processes together; ``'auto'`` is one for each, None sets no limit.
+        Threads of BLAS of all processes together; ``'auto'`` is one per process, None sets no
+        limit.
     **kwargs
         As in `NFVI.fit`: ``obj_n_mc``, ``obj_optimizer``, ``callbacks``, ``backend``, ``devices``,
         …
@@ -140,11 +141,11 @@ def fit(
     Raises
     ------
     ArgumentError
-        If formula and method are both given, the method is not NFVI, ``n`` is no number, or
-        ``quality`` is unknown.
+        If an argument is wrong, or has no meaning with the others.
     WorkerError
         If restarts have no result because their workers were lost.
     """
+    arguments = dict(locals())
     if isinstance(n, pm.Model):
         raise ArgumentError("n is the number of steps, got a model\nWrite model=….")
     if isinstance(n, str | Formula):
@@ -154,31 +155,27 @@ def fit(
     if formula is not None and method is not None:
         raise ArgumentError(f"give formula= or method=, not both; got {formula!r} and {method!r}")
     if isinstance(method, NFVI):
-        given = {
-            "model": model,
-            "start": start,
-            "random_seed": random_seed,
-            "inf_kwargs": inf_kwargs,
-            "seconds": seconds,
-            "restarts": restarts,
-        }
-        unused = [name for name, value in given.items() if value is not None]
-        if unused:
-            raise ArgumentError(
-                f"method= is an NFVI already made: {', '.join(unused)} has no effect"
-            )
+        _check_unused(arguments)
         return method.fit(n, **kwargs)
     if method is not None:
         formula = _formula_of(method)
     _check_devices(kwargs, formula, start, seconds)
     model = model_or_context(model)
     density = density_of(model)  # held, so that the search and all fits find it again
-    is_auto = is_search(formula)
+    flow = None if formula is None or is_search(formula) else Formula(formula)
+    others: dict[str, Any] = {
+        "inf_kwargs": inf_kwargs,
+        "hyper": hyper,
+        "field": field,
+        "seconds": seconds,
+        "quality": quality,
+    }
     if restarts is not None:
-        if kwargs.get("devices") and (cores != 1 or executor is not None):
-            raise ArgumentError("devices= belong to this process: leave out cores= and executor=")
-        if batched and (cores != 1 or executor is not None):
-            raise ArgumentError("batched= is one loop in this process: leave out cores=, executor=")
+        if cores != 1 or executor is not None:
+            if kwargs.get("devices"):
+                raise ArgumentError("devices= belong to this process: leave out cores=, executor=")
+            if batched:
+                raise ArgumentError("batched= is one loop here: leave out cores= and executor=")
         show = bool(kwargs.pop("progressbar", True))
         return fit_restarts(
             fit,
@@ -189,59 +186,28 @@ def fit(
             combine=combine,
             batched=batched,
             is_race=race,
-            formula=None if is_auto or formula is None else Formula(formula),
+            formula=flow,
             start=start,
             random_seed=random_seed,
-            arguments={
-                **kwargs,
-                "inf_kwargs": inf_kwargs,
-                "hyper": hyper,
-                "field": field,
-                "seconds": seconds,
-                "quality": quality,
-            },
+            arguments={**kwargs, **others},
         )
-    if (cores, executor, combine, batched, race) != (1, None, None, False, False):
+    unlike_default = cores != 1 or blas_cores != "auto" or any((executor, mp_ctx, combine))
+    if unlike_default or batched or race:
         raise ArgumentError(
-            "cores=, executor=, combine=, batched= and race= are for restarts: give restarts=, too"
+            "cores=, executor=, mp_ctx=, blas_cores=, combine=, batched= and race= are for "
+            "restarts: give restarts=, too"
         )
-    if is_auto or formula is None:
-        for name in ("callbacks", "checkpoint"):
-            if kwargs.get(name):
-                raise ArgumentError(f"formula='auto' fits several flows: {name}= needs one formula")
-        return climb(
-            n,
-            model=model,
-            start=start,
-            random_seed=random_seed,
-            inf_kwargs=inf_kwargs,
-            hyper=hyper,
-            field=field,
-            seconds=seconds,
-            quality=quality,
-            **kwargs,
-        )
-    if kwargs.get("checkpoint") is not None:
-        check_target(kwargs["checkpoint"])  # the search may take long
-    flow = Formula(formula)
+    if flow is None:
+        return climb(n, model=model, start=start, random_seed=random_seed, **others, **kwargs)
     if flow.conditional is not None:
-        if stream_of(density) is not None:
-            raise ArgumentError(
-                f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
-                "Leave out formula=, or take one of a flow over all variables."
-            )
         if isinstance(start, Frame):
             raise ArgumentError(f"{str(flow)!r} has no frame\nGive start= by variable, or none.")
-        if seconds is not None:
-            raise ArgumentError(
-                f"{str(flow)!r} is fitted as a whole: seconds= has no meaning there\n"
-                "Leave out formula=, which looks at the clock."
-            )
-        _check_structured(flow, kwargs)
+        _check_structured(flow, density, {**kwargs, **others})
         with Interrupts(deferred=False):
             return fit_structured(
                 flow, model=model, start=start, hyper=hyper, field=field, random_seed=random_seed
             )
+    config = FitConfig(n=n, **kwargs)
     if hyper or field:
         raise ArgumentError(
             f"hyper= and field= are for formulas such as 'tril-loc | laplace', got {str(flow)!r}"
@@ -254,26 +220,36 @@ def fit(
         inf_kwargs=inf_kwargs,
         deadline=deadline,
     )
-    if seconds is None:
-        return inference.fit(n, **kwargs)
-    inference.train(FitConfig(n=n, **kwargs), deadline=deadline).tell(stacklevel=2)
+    inference.train(config, deadline=deadline).tell(stacklevel=2)
     return inference.approx
 
 
 def is_search(formula: str | Formula | None) -> bool:
-    """Whether the formula is left to `climb`."""
+    """Whether no formula is given, or ``'auto'``."""
     return formula is None or (isinstance(formula, str) and formula.strip().lower() == AUTO)
 
 
 def check_arguments(
     n: object, formula: str | Formula | None, quality: object, kwargs: Mapping[str, Any]
 ) -> int:
-    """Refuse arguments of `fit` that need no model to be seen wrong; return the steps n."""
+    """Check arguments of `fit` for which no model is needed; return the number of steps."""
     steps = check_integer("n", n, minimum=0)
     _check_keywords(kwargs)
     check_backend(kwargs.get("backend"))
     _check_quality(quality, formula)
     return steps
+
+
+def _check_unused(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of `fit` that come too late for an `NFVI`."""
+    own = inspect.signature(fit).parameters
+    unused = [
+        name
+        for name, value in arguments.items()
+        if name not in ("n", "method", "kwargs") and value is not own[name].default
+    ]
+    if unused:
+        raise ArgumentError(f"method= is an NFVI already made: {', '.join(unused)} has no effect")
 
 
 def _check_quality(quality: object, formula: str | Formula | None) -> None:
@@ -289,7 +265,7 @@ def _check_quality(quality: object, formula: str | Formula | None) -> None:
 def _check_devices(
     kwargs: dict[str, Any], formula: str | Formula | None, start: object, seconds: float | None
 ) -> None:
-    """Refuse what processes that have rows of their own would each do in another way."""
+    """Refuse arguments by which processes with their own rows would act differently."""
     devices = kwargs["devices"] = as_devices(kwargs.get("devices"))
     if devices is None:
         del kwargs["devices"]
@@ -302,10 +278,20 @@ def _check_devices(
         )
 
 
-def _check_structured(flow: Formula, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what has no meaning where nothing is trained step by step."""
-    names = ("callbacks", "checkpoint", "stop", "anneal", "devices")
-    unused = [name for name in names if kwargs.get(name)]
+def _check_structured(flow: Formula, density: ModelDensity, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what a field given hyperparameters cannot be fitted to, or with."""
+    if stream_of(density) is not None:
+        raise ArgumentError(
+            f"{str(flow)!r} needs all rows in memory, and the model sees them batch by batch\n"
+            "Leave out formula=, or take one of a flow over all variables."
+        )
+    if kwargs.get("seconds") is not None:
+        raise ArgumentError(
+            f"{str(flow)!r} is fitted as a whole: seconds= has no meaning there\n"
+            "Leave out formula=, which looks at the clock."
+        )
+    nothing: tuple[object, ...] = (None, False, [], {}, ())
+    unused = [k for k, value in kwargs.items() if k not in _UNTRAINED and value not in nothing]
     if unused:
         raise ArgumentError(
             f"{str(flow)!r} is not trained step by step: {', '.join(unused)} has no meaning there"

@@ -1,4 +1,4 @@
-"""Draws that a fit does not use: which of its parameters to keep, and what is learned by heart."""
+"""Held-out draws: they choose the parameters to keep, and show when draws are learned by heart."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pymc_flows.training.state import FitState
 
 _log = logging.getLogger(__name__)
 
-# Looks at the held-out draws, evenly over a fit. Rich flows learn few draws by heart in few steps,
-# so looks begin once all draws have been seen, after at least as many steps as said here, and
-# become rarer by and by.
+# Least number of looks at held-out draws in a fit. Rich flows learn few draws by heart in few
+# steps, so looks begin once all draws have been seen, after at least `FIRST` steps, and become
+# rarer.
 CHECKS = 20
 FIRST = 10
-# Nats, and standard errors of their noise, that held-out draws may lose since the best look.
+# Fall of the log density of held-out draws since the best look that warns: nats, and standard
+# errors.
 LOST = 0.1
 N_ERRORS = 2.0
-# A flow whose best look is in this last part of a fit was still getting better.
+# If the best look comes after this share of the steps, the flow was still getting better.
 LATE = 0.8
 
 
@@ -33,9 +34,9 @@ class HeldOut(Hook):
     points : ndarray, shape (n, dim)
         The held-out draws, in the unconstrained space.
     longest : int
-        Steps between two looks at the end of a fit.
+        Most steps between two looks.
     epoch : int
-        Steps that see as many draws as there are.
+        Steps that take as many draws as there are.
     """
 
     def __init__(self, q: FlowState, points: np.ndarray, longest: int, epoch: int):
@@ -47,7 +48,7 @@ class HeldOut(Hook):
         self._look(0)
 
     def act(self, state: FitState, losses: np.ndarray) -> None:
-        """Look; by and by, less often."""
+        """Look, and do so less often later."""
         self._look(state.i)
         if state.i >= CHECKS // 2 * self.every:
             self.every = min(2 * self.every, self._longest)
@@ -72,12 +73,9 @@ class HeldOut(Hook):
         return self._best_step >= LATE * self._last_step
 
     def keep_best(self, used: np.ndarray) -> None:
-        """Set the parameters to the best; warn if steps after these learned draws by heart.
+        """Set the parameters to the best ones; warn if later steps learned draws by heart.
 
-        Parameters
-        ----------
-        used : ndarray, shape (n, dim)
-            The draws of the fit.
+        ``used`` (n, dim) are the draws of the fit.
         """
         q, steps = self._q, self._last_step
         end = q.log_prob(self._points)
@@ -91,7 +89,7 @@ class HeldOut(Hook):
         )
         lost = q.log_prob(self._points) - end
         noise = float(lost.std() / len(lost) ** 0.5)
-        # A fit that diverges is no better at its own draws.
+        # A fit that diverged is not better at its own draws either.
         if lost.mean() <= max(LOST, N_ERRORS * noise) or own - end.mean() <= LOST:
             return
         n_params = sum(param.get_value(borrow=True).size for param in q.params)

@@ -1,8 +1,9 @@
-"""What `fit` tried: formulas, one after the other, and the one that was taken."""
+"""The table of the formulas that `fit` tried, and of the one that was taken."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -38,14 +39,14 @@ class Rung:
     quality : Quality or None
         None where a minibatch makes the log density random.
     seconds : float
-        Wall time of its fit, compiling included; of the first rung that of the search for a start.
+        Wall time of its fit, with compilation; for the first rung with the search for a start.
     steps : int
-        Of its fit; 0 for a Gaussian that has the moments of weighted draws.
+        Steps of its fit; 0 where nothing was trained.
     evaluations : Evaluations or None
-        Of the model, for its fit and for the draws that judge it; None in files of earlier
-        versions.
+        Evaluations of the model, for the fit and for the draws that judge it; None in files of
+        earlier versions.
     parts : int
-        Of a mixture: so many with this formula.
+        Number of parts with this formula, if it is a mixture; else 1.
     """
 
     formula: Formula
@@ -57,7 +58,7 @@ class Rung:
 
     @property
     def label(self) -> str:
-        """The formula, and of how many it is a mixture."""
+        """The formula, with the number of parts of a mixture."""
         return str(self.formula) if self.parts == 1 else f"mixture of {self.parts} {self.formula}"
 
 
@@ -70,9 +71,9 @@ class Ladder:
     rungs : tuple of Rung
     taken : int
     notes : tuple of str
-        What was left out, and what failed.
+        What was left out or failed.
     resamples : bool
-        Whether the one that was taken is good for draws that are resampled by their weights.
+        Whether draws of the one that was taken are to be resampled by their weights.
     """
 
     rungs: tuple[Rung, ...]
@@ -88,7 +89,7 @@ class Ladder:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What to know besides the table."""
+        """Lines below the table."""
         if not self.resamples:
             return self.notes
         return (
@@ -99,24 +100,17 @@ class Ladder:
 
     @property
     def evaluations(self) -> Evaluations:
-        """How often the model was evaluated for all of it."""
+        """Evaluations of the model for all rungs."""
         return sum((r.evaluations for r in self.rungs if r.evaluations is not None), Evaluations())
 
     def lacking(self, quality: Quality) -> float:
-        """Share, at least, of the evidence that trusted weights of a rung know and others lack.
-
-        Parameters
-        ----------
-        quality : Quality
-            What the others say.
-        """
-        found = [rung.quality for rung in self.rungs if rung.quality is not None]
+        """Least share of the evidence, known by trusted weights of a rung, that a fit lacks."""
         own = quality.log_evidence + N_ERRORS * quality.log_evidence_error
-        gap = known_evidence(found) - own
+        gap = known_evidence(known_qualities(self.rungs)) - own
         return -math.expm1(-gap) if 0 < gap < math.inf else 0.0
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """The ladder as JSON."""
         rungs = [
             {
                 "formula": str(rung.formula),
@@ -137,12 +131,12 @@ class Ladder:
 
     @classmethod
     def restored(cls, record: Any) -> Ladder | None:
-        """Make it from a `record`; None of None.
+        """Make a ladder from its `record`; None from None.
 
         Raises
         ------
         StorageError
-            If it is no record of a ladder.
+            If the record is malformed.
         """
         if record is None:
             return None
@@ -150,7 +144,7 @@ class Ladder:
             rungs = tuple(
                 Rung(
                     Formula(rung["formula"]),
-                    None if rung["quality"] is None else Quality(**rung["quality"]),
+                    quality_of(rung["quality"]),
                     float(rung["seconds"]),
                     int(rung["steps"]),
                     None if rung.get("evaluations") is None else Evaluations(**rung["evaluations"]),
@@ -173,32 +167,43 @@ class Ladder:
         """The table, as text."""
         rows: list[tuple[str, ...]] = []
         for i, rung in enumerate(self.rungs):
-            q = rung.quality
-            numbers = ("–",) * 4
-            if q is not None:
-                numbers = (
-                    f"{q.elbo:,.3f}",
-                    f"{q.elbo_error:.3f}",
-                    f"{q.khat:.2f}",
-                    f"{q.log_evidence:,.3f}",
-                )
             mark = "taken" if i == self.taken else ""
-            counts = ("–",) * 2
-            if rung.evaluations is not None:
-                e = rung.evaluations
-                counts = (f"{e.gradients:,}", f"{e.curvatures:,}")
-            steps = f"{rung.steps:,}"
-            rows.append((rung.label, steps, *counts, *numbers, f"{rung.seconds:.1f}", mark))
+            e = rung.evaluations
+            counts = ("–",) * 2 if e is None else (f"{e.gradients:,}", f"{e.curvatures:,}")
+            numbers = (*counts, *cells(rung.quality), f"{rung.seconds:.1f}")
+            rows.append((rung.label, f"{rung.steps:,}", *numbers, mark))
         return rows
 
     def __str__(self) -> str:
-        """Aligned columns, and the notes."""
+        """Aligned columns, and lines below."""
         table = text_table([COLUMNS, *self.rows()], right=NUMBERS, indent="")
         return "\n".join([table, *self.remarks])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """An HTML table, and the notes."""
+        """An HTML table, and lines below."""
         table = html_table(self.rows(), header=COLUMNS, right=NUMBERS)
         return table + "".join(f"<p>{escape(note)}</p>" for note in self.remarks)
+
+
+def known_qualities(rungs: Sequence[Rung]) -> list[Quality]:
+    """The qualities of rungs that have one."""
+    return [rung.quality for rung in rungs if rung.quality is not None]
+
+
+def quality_of(record: Mapping[str, Any] | None) -> Quality | None:
+    """The quality in a file."""
+    return None if record is None else Quality(**record)
+
+
+def cells(quality: Quality | None) -> tuple[str, ...]:
+    """Cells of a table: ELBO, its error, k-hat and log evidence."""
+    if quality is None:
+        return ("–",) * 4
+    return (
+        f"{quality.elbo:,.3f}",
+        f"{quality.elbo_error:.3f}",
+        f"{quality.khat:.2f}",
+        f"{quality.log_evidence:,.3f}",
+    )

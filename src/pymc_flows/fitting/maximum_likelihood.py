@@ -1,4 +1,4 @@
-"""Fit a flow to draws: maximum likelihood, that is, the forward Kullback-Leibler divergence."""
+"""Fit a flow to draws by maximum likelihood: the forward Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def fit_draws(
 ) -> NormalizingFlow:
     """Fit a normalizing flow to draws of a posterior, by maximum likelihood.
 
-    Minimises the mean of −ln q over the draws, and with it KL(p ‖ q), which punishes the absence of
-    mass where draws are: the flow covers all modes of the draws, where `fit`, by KL(q ‖ p), may
-    lose some. Draws of short chains, one in each mode, will do: `sample` (approx, method='imh')
-    sets the weights of modes right. The model's log density is not evaluated: `report` says how
-    good the flow is. A flow with networks needs about as many draws as it has parameters
+    Minimises the mean of −ln q over the draws, and with it KL(p ‖ q), which penalises missing mass
+    where there are draws: the flow covers all modes of the draws, while `fit`, by KL(q ‖ p), may
+    lose some. Draws of short chains, one in each mode, are enough: `sample` (approx, method='imh')
+    corrects the weights of modes. The model's log density is not evaluated: `report` says how good
+    the flow is. A flow with networks needs about as many draws as it has parameters
     (`Formula.table` counts them); with fewer, take fewer layers and a smaller step size.
 
     Parameters
@@ -69,9 +69,9 @@ def fit_draws(
         Draws per step, chosen at random; at most all of them.
     held_out : float
         Share of the draws, the last ones of each chain, that steps do not use. The fit keeps the
-        parameters with the smallest mean of −ln q there, so that rich flows do not learn few
-        draws by heart; if later steps did, a warning is logged (logger ``pymc_flows``). Looks
-        are frequent early in a fit, and at least 20. 0 uses all draws and keeps the last
+        parameters with the smallest mean of −ln q there, so that rich flows do not learn few draws
+        by heart; if later steps did, a warning is logged (logger ``pymc_flows``). There are at
+        least 20 looks, more frequent early in a fit. 0 uses all draws and keeps the last
         parameters.
     obj_optimizer : callable, optional
         As in `NFVI.fit`.
@@ -191,7 +191,7 @@ def _split(points: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _frame_of(points: np.ndarray, density: ModelDensity, *, dense: bool) -> Frame:
-    """Coordinates in which the points have mean 0 and covariance I."""
+    """Coordinates in which the points (n, dim) have mean 0 and covariance I."""
     n, dim = points.shape
     sd = points.std(axis=0)
     if not (sd > 0).all():
@@ -203,6 +203,6 @@ def _frame_of(points: np.ndarray, density: ModelDensity, *, dense: bool) -> Fram
     if not dense or dim > MAX_DENSE or n <= 2 * dim:
         return Frame(points.mean(axis=0), sd)
     correlation = np.atleast_2d(np.corrcoef(points.T))
-    # A trace of noise keeps the factor away from singular: with two variables that are the same.
+    # Two equal variables would make the matrix singular.
     correlation += 1e-6 * np.eye(dim)
     return Frame(points.mean(axis=0), sd[:, None] * np.linalg.cholesky(correlation))

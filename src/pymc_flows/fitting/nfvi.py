@@ -51,14 +51,14 @@ class NFVI(KLqp):
     jitter : float
         Standard deviation of the noise on the raw start parameters.
     start : dict of str to array-like or Frame, optional
-        Start point; defaults to ``model.initial_point()``. Where the log density is not finite
-        there, what ``start`` does not give is moved, by up to 1 in the unconstrained space and up
-        to 10 times, as `pymc.sample` does; the log says so. A `Frame`, such as `find_frame`
-        returns, gives fixed coordinates in which the flow works.
+        Start point; defaults to ``model.initial_point()``. If the log density is not finite there,
+        values that ``start`` does not give are moved by up to 1 in the unconstrained space, up to
+        10 times, as `pymc.sample` does; the log says so. A `Frame`, such as `find_frame` returns,
+        gives fixed coordinates in which the flow works.
     params : dict of int to dict of str to array-like, optional
         Initial raw values by layer; see `NormalizingFlow`.
     random_seed : int, Generator, RandomState, optional
-        Seeds the start parameters and, where they get no seed of their own, fits and draws.
+        Seeds the start parameters, and fits and draws without a seed of their own.
 
     Attributes
     ----------
@@ -145,9 +145,9 @@ class NFVI(KLqp):
     ) -> NormalizingFlow:
         """Fit the flow by stochastic gradient steps on the negative ELBO.
 
-        A step whose loss, gradient or update is not finite, or that raises, changes nothing; it
-        counts, with NaN in ``hist``, and how many there were is said at the end. Ctrl-C ends the
-        fit after the running call, within about a quarter of a second or one step.
+        A step that raises, or whose loss, gradient or update is not finite, changes nothing; it
+        counts as a step, with NaN in ``hist``, and a warning at the end says how many there were.
+        Ctrl-C ends the fit after the running call, within about a quarter of a second or one step.
 
         Parameters
         ----------
@@ -156,68 +156,67 @@ class NFVI(KLqp):
         score : bool, optional
             Record the loss; default True. Without it ``hist`` does not grow.
         callbacks : list of callable
-            Called as ``callback(approx, losses, i)`` after step i = 1, 2, …, which costs the
-            speed of the compiled loop. PyMC's `CheckParametersConvergence` looks at nothing in
-            between: it is called at i = 1 and the multiples of its ``every``. A `StopIteration`
-            ends the fit after that step. A `pymc_flows.callbacks.Tracker` records inside the loop.
+            Called as ``callback(approx, losses, i)`` after each step i = 1, 2, …, at the cost of
+            the compiled loop's speed. PyMC's `CheckParametersConvergence` is called only at i = 1
+            and the multiples of its ``every``. A `StopIteration` ends the fit after that step. A
+            `pymc_flows.callbacks.Tracker` records inside the loop.
         progressbar : bool
             Show steps, loss and steps per second.
         progressbar_theme : rich.theme.Theme
             Theme of the progress bar.
         backend : {"numba", "jax"}, optional
-            What compiles the loop; by default `choose_backend` decides.
+            Compiler of the loop; by default `choose_backend` decides.
         include_transformed : bool
             Whether ``approx.state`` has the unconstrained variables as well.
         random_seed : int, Generator, RandomState, optional
-            Seeds the base noise and the model's own randomness (minibatches); without one, the
-            seed of the inference does. The same seed gives the same bits on one backend and
-            machine.
+            Seeds the base noise and the model's own randomness (minibatches); by default the seed
+            of the inference does. The same seed gives the same bits on one backend and machine.
         checkpoint : str or path-like, optional
             File that keeps the fit, for `pymc_flows.resume` after a crash. It is written before
-            the first step, in place of a file that is there, then as ``every`` says, and when the
-            fit ends, is interrupted or fails; also by `refine`. A process that is killed while it
-            writes leaves the last whole file, and a hidden one, ``.*.tmp``, beside it. More than
-            100,000 losses are in a second file, ``fit.nc.hist-…``, until the fit ends.
+            the first step (an existing file is replaced), then as ``every`` says, and when the fit
+            ends, is interrupted or fails; also by `refine`. A process that is killed while it
+            writes leaves the last complete file, and a hidden one, ``.*.tmp``, beside it. More
+            than 100,000 losses are in a second file, ``fit.nc.hist-…``, until the fit ends.
         every : int, optional
             Steps between checkpoints; default 1,000.
         obj_n_mc : int, optional
             Draws per step; None means one.
         obj_optimizer : callable, optional
-            Any PyMC optimizer, such as ``pm.adam(learning_rate=.01)``. The default is that one with
+            Any PyMC optimizer, such as ``pm.adam(learning_rate=.01)``, which is the default, with
             cosine decay of the step size to a hundredth over the ``n`` steps.
         schedule : {'cosine', 'one-cycle', 'halving', 'constant'}, optional
             How the step size changes over the ``n`` steps: it decays to a hundredth, rises for 30 %
             of them and then decays, halves after a half and three quarters of them, or stays. By
             default it decays for the default optimizer and stays for others.
         stop : bool or Plateau, optional
-            End the fit once the loss has settled; ``n`` is the upper bound. The step size then
-            stays at its peak until that moment and decays in the last steps. By default all ``n``
-            steps are taken.
+            End the fit once the loss has settled, after ``n`` steps at most. The step size stays at
+            its peak until then and decays in the last steps. By default all ``n`` steps are taken.
         anneal : float or Anneal, optional
             Fit to a flattened target first, p^β with β from 0.01 to 1 over this share of the
-            steps, so that modes apart are found. ``hist`` has the losses of the target itself.
+            steps, so that separate modes are found. ``hist`` has the losses of the target itself.
         gradient : {'total', 'path', 'switch'}, optional
             Estimate of the gradient: that of the loss; the path gradient, whose noise vanishes as
-            the flow becomes the posterior; or the first for half of the steps, then the second. The
-            default is the path gradient of planar and affine layers on JAX, if nothing is annealed.
+            the flow approaches the posterior; or the first for half of the steps, then the second.
+            The default is the path gradient for planar and affine layers on JAX without annealing,
+            else that of the loss.
         more_obj_params : list of SharedVariable
             Parameters of the model to optimise along.
         more_updates : dict
             Further updates of shared variables, once per step.
         more_replacements : dict
-            Variables that the model is built from (shared ones, minibatches, what is computed from
-            them) and what stands in their place in the log density.
+            Variables of the model (shared ones, minibatches, variables computed from them), and
+            what replaces them in the log density.
         total_grad_norm_constraint : float, optional
             Upper bound of the gradient's norm.
         compile_kwargs : dict
             Passed to `pytensor.function`.
         devices : int, sequence of jax.Device, jax.sharding.Mesh or NamedSharding, optional
-            Share out the rows of the data among so many devices of JAX: observed variables, and
-            all data with as many entries along an axis. Parameters and draws are on each device;
-            XLA adds up the gradients. The rows must divide evenly; the log says which variables
-            were shared out. With devices of several processes (`jax.distributed`), one of each,
-            every process has a model of its own rows, and losses and gradients are those of the
-            rows of all.
+            Devices of JAX, or their number, among which the rows of the data are shared out:
+            observed variables, and all data with as many entries along an axis. Parameters and
+            draws are on each device; XLA adds up the gradients. The rows must divide evenly; the
+            log says which variables were shared out. With devices of several processes
+            (`jax.distributed`), one of each, every process has a model of its own rows, and losses
+            and gradients are those of all rows.
         fn_kwargs
             Deprecated name of ``compile_kwargs``.
         tf_n_mc, test_optimizer, more_tf_params
@@ -237,8 +236,8 @@ class NFVI(KLqp):
         BackendError
             If the backend is unknown, missing, or lacks an Op of the model.
         FitError
-            If 100 steps in a row failed; the message says at which term of the model, coordinate
-            or gradient. The approximation keeps the parameters of the last good step.
+            If 100 steps in a row failed; the message names the term of the model, coordinate or
+            gradient. The approximation keeps the parameters of the last good step.
         """
         arguments = dict(locals())  # `FitConfig` has the same names
         del arguments["self"]
@@ -246,10 +245,7 @@ class NFVI(KLqp):
         return self.approx
 
     def train(self, config: FitConfig, *, deadline: Deadline | None = None) -> Outcome:
-        """Do what `fit` does, and return what there is to say of it instead of logging it.
-
-        With a deadline, the fit ends there.
-        """
+        """Do what `fit` does, until the deadline, and return the outcome instead of logging it."""
         self.prepare(config)
         return self.go_on(config.progressbar_theme, show=config.progressbar, deadline=deadline)
 
@@ -263,7 +259,7 @@ class NFVI(KLqp):
             return integer_seed(config.random_seed)
 
         with Interrupts(deferred=False), fewer_collections():
-            # What is replaced or optimised along makes another density of the model.
+            # These arguments change the density, and the anchor is one of the model as it is.
             changes = config.more_replacements or config.more_obj_params or config.more_updates
             anchor = None if changes else approx.anchor()
             problem = approx.problem(float(self.objective.op.beta), anchor)
@@ -307,12 +303,11 @@ class NFVI(KLqp):
         n = check_integer("n", n, minimum=0)
         if self.state is None:
             raise TypeError("Need to call `.fit` first")
-        if learning_rate is not None:
-            if not self.state.has_rate:
-                raise ArgumentError(
-                    "learning_rate cannot be changed: the optimizer of the last fit has no step "
-                    "size of its own\nUse one like pm.adam(learning_rate=.01)."
-                )
+        if learning_rate is not None and not self.state.has_rate:
+            raise ArgumentError(
+                "learning_rate cannot be changed: the optimizer of the last fit has no step size "
+                "of its own\nUse one like pm.adam(learning_rate=.01)."
+            )
         self.state.objective.problem.density.check_lengths()
         self.approx.density.check_shapes()
         self.state.begin(n, learning_rate)
@@ -367,7 +362,7 @@ class NFVI(KLqp):
     # ------------------------------------------------------------------------------------ inside
 
     def go_on(self, theme: Any, *, show: bool, deadline: Deadline | None = None) -> Outcome:
-        """Take the steps that are planned, also those that another process began with."""
+        """Take the planned steps, or those that another process has left."""
         state, approx = self.state, self.approx
         split = len(self.hist) - (state.done if state.config.score else 0)
         before, earlier = self.hist[:split], self.hist[split:]

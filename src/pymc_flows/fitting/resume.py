@@ -1,8 +1,8 @@
 """`load` and `resume`: approximations and fits from the files that `save` and checkpoints are.
 
-A file is netCDF, so ``xarray.open_dataset`` reads it; behind the data stands a SHA-256 of them,
-which is compared first. Formula, numbers and a table of texts are all that is in it: nothing is
-unpickled and nothing is run. The digest finds damage, not forgery.
+A file is netCDF, so ``xarray.open_dataset`` reads it. A SHA-256 of the data follows them, and is
+compared first: it detects damage, not forgery. A file has a formula, numbers and a table of texts
+only: nothing is unpickled or run.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def load(
         The model that the approximation was made for; defaults to the model on the context stack.
         Names, shapes, dtypes and kinds of transforms of its free variables are compared.
     check_density : bool
-        Whether to compare the log density, too, at three points and by term: it shows other
-        priors and other data (but not those of a minibatch). False lets the approximation draw
-        with a model that was changed on purpose, such as one whose data are for predictions.
+        Whether to compare also the log density, at three points and by term, which shows other
+        priors and other data (but not those of a minibatch). False allows a model that was changed
+        on purpose, such as one with data for predictions.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def load(
 
 
 def restored(content: Content, model: pm.Model) -> NormalizingFlow:
-    """Make the approximation that has such `contents`.
+    """Make the approximation of the contents of a file.
 
     Raises
     ------
@@ -120,11 +120,11 @@ def resume(
 ) -> NFVI:
     """Go on with a fit from its checkpoint, and finish it.
 
-    On the same machine, with the same versions, the result has the bits of the fit that was not
-    interrupted. (On numba a process that compiles a fit for the very first time may round in
-    another way than those that then find it in PyTensor's cache on disk; only those agree to the
-    last bit.) A checkpoint goes on being written. A fit that had finished is
-    restored and takes no step; `NFVI.refine` continues it.
+    On the same machine, with the same versions, the result has the same bits as a fit that was not
+    interrupted. (On numba, a process that compiles a fit for the first time may round differently
+    from those that then find it in PyTensor's cache on disk; only the latter agree to the last
+    bit.) Checkpoints are written as before. A fit that had finished is restored and takes no step;
+    `NFVI.refine` continues it.
 
     Parameters
     ----------
@@ -135,7 +135,8 @@ def resume(
     check_density : bool
         As for `load`. False lets the fit go on with other data or priors.
     callbacks : list of callable
-        Those of the fit. They get the index of the step and all losses; no file holds their state.
+        Those of the fit, called with all losses and the step's index; files do not hold their
+        state.
     progressbar, progressbar_theme
         As in `NFVI.fit`.
     obj_optimizer : callable, optional
@@ -145,7 +146,7 @@ def resume(
     total_grad_norm_constraint : TensorVariable, optional
         Only if it was symbolic.
     devices
-        As in `NFVI.fit`; they need not be those of the fit. Only bits depend on them.
+        As in `NFVI.fit`; they may differ from those of the fit, which changes only rounding.
 
     Returns
     -------
@@ -188,7 +189,7 @@ def resume(
             f"{state.config.backend!r}"
         )
     restore_fit(approx, state, content)
-    if check_density:  # when what the fit has learned of the model itself is in its place
+    if check_density:  # after parameters of the model that the fit has learned are restored
         check_log_density(approx, content)
     state.keep_in(path)
     inference.go_on(progressbar_theme, show=progressbar).tell(stacklevel=2)

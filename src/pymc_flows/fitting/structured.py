@@ -1,4 +1,4 @@
-"""Fits of a flow over hyperparameters and a field given them, to a model."""
+"""Fits of a flow over the hyperparameters of a model, and of a field given them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,50 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.errors import ModelError
+from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, batched_gradient, fit_field
 from pymc_flows.field.options import Report
 from pymc_flows.field.state import FieldState
 from pymc_flows.formula import Formula
-from pymc_flows.model.examine import check_has_weights
+from pymc_flows.model.examine import check_has_weights, has_weights
 from pymc_flows.model.logp import density_of
+from pymc_flows.model.streams import stream_of
 from pymc_flows.model.structure import Structure, structure, structure_of
 from pymc_flows.start.point import find_start
 from pymc_flows.support.seeds import RandomState, integer_seeds
 
 _log = logging.getLogger(__name__)
 
-# Second differences of a gradient below this share of it are rounding.
+# Second differences of a gradient below this share of it are rounding errors.
 ROUNDING = 1e-8
+
+
+def field_of(
+    model: pm.Model,
+    *,
+    start: Mapping[str, ArrayLike] | None = None,
+    hyper: Sequence[str] = (),
+    field: Sequence[str] = (),
+) -> Structure | None:
+    """The structure of a model, if a field given hyperparameters may do; else None.
+
+    Never where the log density is random, or there is no exact Hessian of all rows. The log tells
+    of other reasons.
+    """
+    density = density_of(model)
+    if not has_weights(density) or stream_of(density) is not None:
+        return None
+    try:
+        found = structure(model, start=start, hyper=hyper, field=field)
+    except ArgumentError:
+        raise
+    except Exception as error:  # graphs may fail in any way, and there are other fits
+        _log.warning("The structure of the model could not be read: %s", error)
+        return None
+    if found.why_not is not None:
+        _log.info("No field given hyperparameters: %s", found.why_not)
+        return None
+    return found
 
 
 def fit_structured(
@@ -45,23 +74,15 @@ def fit_structured(
     Parameters
     ----------
     formula : Formula, optional
-        Such as ``'tril-loc | laplace'``. By default a Gaussian over the hyperparameters, and where
-        that is not enough a flow.
-    model : pymc.Model
-    start : dict of str to array-like, optional
-    hyper, field : sequence of str
-        Names of free variables whose role is given, as for `pymc_flows.structure`.
+        Such as ``'tril-loc | laplace'``. By default a Gaussian over the hyperparameters, and a flow
+        if that is not enough.
+    model, start, hyper, field, random_seed
+        As for `pymc_flows.fit`.
     found : Structure, optional
-        The structure, if it has been read.
-    random_seed : int, Generator, RandomState, optional
+        The structure, if it has been read before.
     report : callable, optional
-        Gets stage, evaluations and CPU seconds, after each unit of work.
+        Called with stage, evaluations and CPU seconds after each unit of work.
     options : FieldOptions, optional
-        Bounds of the fit.
-
-    Returns
-    -------
-    NormalizingFlow
 
     Raises
     ------
@@ -101,11 +122,11 @@ def fit_structured(
 
 
 def _is_gaussian(gradient: BatchedGradient, found: Structure, point: np.ndarray) -> bool:
-    """Whether the field and the fixed effects are Gaussian together, given everything else.
+    """Whether field and fixed effects are jointly Gaussian, given everything else.
 
-    Fixed effects then belong to the field, whose distribution is exact, where a flow would have to
-    learn that their standard deviations grow with the scales of the others. The log density is
-    quadratic: its gradient has no second differences.
+    Fixed effects then belong to the field, whose distribution is exact; a flow would have to learn
+    that their standard deviations grow with the scales of the others. The log density of a Gaussian
+    is quadratic: its gradient has no second differences.
     """
     together = np.concatenate([found.field, found.effects])
     steps = np.zeros((2, found.dim))

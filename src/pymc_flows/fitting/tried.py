@@ -1,9 +1,8 @@
-"""What `fit(formula='auto')` has tried so far, and which of it is best."""
+"""The fits that `fit(formula='auto')` has tried, and the choice of the best."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from pymc_flows.approximation import MixtureState, NormalizingFlow
 from pymc_flows.diagnostics.quality import Quality, measure
 from pymc_flows.field.state import FieldState
-from pymc_flows.fitting.ladder import Ladder, Rung
+from pymc_flows.fitting.ladder import Ladder, Rung, known_qualities
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.importance import EVEN_GAP, LACKING, N_ERRORS, known_evidence
 from pymc_flows.start.passes import share_for
@@ -26,41 +25,46 @@ from pymc_flows.training.trainer import Outcome
 
 _log = logging.getLogger(__name__)
 
-# Draws that judge a fit; fewer where an evaluation is dear.
+# Draws that judge a fit; fewer where evaluations are expensive.
 JUDGED_BY = 4_000
+# A fit this near to the evidence (nats), with weights that can be trusted, leaves nothing to gain:
+# in no direction is a mean off by more than √0.04 standard deviations. The rest costs more rungs
+# than it is worth: on eight schools half a minute for 0.002 nats.
+GOOD_ENOUGH = 0.02
 # Differences between smaller k-hats are noise.
 SMALL = 0.3
-# A Gaussian with weights that can be trusted and this much less than the evidence (nats) lies over
-# modes that are apart, or over a curve.
+# A Gaussian with trusted weights and an ELBO this far below the evidence (nats) covers separate
+# modes or a curve.
 SPREAD = 1.0
-# A flow that closes less than this share of the gap between the best so far and the evidence, and
-# whose weights cannot be trusted either, will not be saved by more layers.
+# If a flow closes less than this share of the gap between the best so far and the evidence, and its
+# weights cannot be trusted either, more layers will not help.
 LITTLE = 0.1
-# So many times what a field given hyperparameters lacks, and at least as many nats.
+# A Gaussian is far behind if its ELBO is lower than that of a field given hyperparameters by this
+# many times the gap of the field, and at least as many nats.
 BEHIND = 10.0
 FAR_BEHIND = "the Gaussian that they begin with is far behind a field given hyperparameters"
 LITTLE_GAINED = f"the last closed less than {LITTLE:.0%} of the gap to the evidence"
 
 
 class Tried:
-    """What a search has fitted so far.
+    """The fits of a search so far.
 
     Parameters
     ----------
     seeds : iterator of int
-        Of the draws that judge.
+        For the draws that judge.
     deadline : Deadline
     bar : SearchProgress
     resamples : bool
-        Whether a fit whose draws can be resampled is good enough.
+        Whether a fit is good enough if its draws can be resampled.
 
     Attributes
     ----------
     rungs : list of Rung
     notes : list of str
-        What was left out, and what failed.
+        What was left out or failed.
     counts : Evaluations
-        Of the running rung.
+        Evaluations of the running rung.
     resamples : bool
     """
 
@@ -90,14 +94,13 @@ class Tried:
 
     def train(self, inference: NFVI, config: FitConfig) -> Outcome:
         """Fit until the deadline, and count gradients."""
-        limited = {"deadline": self.deadline} if math.isfinite(self.deadline.at) else {}
         with self.bar.paused():
-            outcome = inference.train(config, **limited)
+            outcome = inference.train(config, deadline=self.deadline)
         self.counts.gradients += outcome.steps * config.obj_n_mc
         return outcome
 
     def judge(self, approx: NormalizingFlow, steps: int, warnings: Sequence[str] = ()) -> Quality:
-        """Measure a fit with these convergence warnings."""
+        """Measure a fit, and add a rung for it; ``warnings`` are those of its convergence."""
         with Interrupts(deferred=False):
             n = int(share_for(approx.density) * JUDGED_BY)
             quality = measure(approx, n, random_seed=int(next(self._seeds)))
@@ -105,7 +108,7 @@ class Tried:
         return self._add(approx, quality, steps, warnings)
 
     def judge_structured(self, approx: NormalizingFlow) -> Quality:
-        """Take what the weights of a field given hyperparameters say."""
+        """Add a rung for a field given hyperparameters, with its own weights."""
         assert isinstance(approx.q, FieldState)
         self.counts = approx.q.found.evaluations.copy()
         return self._add(approx, approx.q.quality, 0, ())
@@ -129,34 +132,34 @@ class Tried:
         return quality
 
     def is_enough(self, enough: float) -> bool:
-        """Whether the last fit has that gap, or one of them draws that can be resampled."""
+        """Whether the last fit has such a gap, or the draws of a fit can be resampled."""
         return is_good(self.rungs, enough) or self.has_draws
 
     @property
     def has_draws(self) -> bool:
-        """Whether one of them has draws that can be resampled, if that is enough."""
+        """Whether the draws of a fit can be resampled, if that is enough."""
         return self._safest is not None
 
     @staticmethod
     def _is_near(quality: Quality) -> bool:
         """Whether draws are good as they are."""
-        gap = quality.log_evidence - quality.elbo
-        return quality.is_trusted and (quality.is_even or gap <= EVEN_GAP)
+        is_close = quality.log_evidence - quality.elbo <= EVEN_GAP
+        return quality.is_trusted and (quality.is_even or is_close)
 
     @property
     def _safest(self) -> int | None:
-        """The flow whose draws are resampled, if that is enough."""
+        """Index of the fit whose draws are resampled, if that is enough."""
         if not self.resamples or any(isinstance(a.q, FieldState) for a, _ in self._fitted):
             return None
-        return safest_of([rung.quality for rung in self.rungs if rung.quality is not None])
+        return safest_of(known_qualities(self.rungs))
 
     def best(self, ended: str) -> NormalizingFlow:
-        """Take the best, and say what speaks against it and why the search ended early, if so."""
-        qualities = [rung.quality for rung in self.rungs if rung.quality is not None]
-        taken = best_of(qualities)
-        if not self._is_near(qualities[taken]) and self._safest is not None:
+        """Take the best fit; log what speaks against it, and why the search ``ended``, if given."""
+        known = known_qualities(self.rungs)
+        taken = best_of(known)
+        if not self._is_near(known[taken]) and self._safest is not None:
             taken = self._safest
-        (best, warnings), quality = self._fitted[taken], qualities[taken]
+        (best, warnings), quality = self._fitted[taken], known[taken]
         resamples = (
             not isinstance(best.q, FieldState)
             and quality.can_be_resampled
@@ -201,33 +204,33 @@ class Tried:
 
 
 def gap(rungs: Sequence[Rung]) -> float:
-    """How much less than the evidence the last ELBO is, in nats.
+    """The evidence less the last ELBO, in nats.
 
-    The evidence is the largest that trusted weights of any rung tell: a flow that lacks mass does
-    not know of it.
+    The evidence is the largest by trusted weights of any rung: weights of a flow that lacks mass do
+    not show it.
     """
-    found = [rung.quality for rung in rungs if rung.quality is not None]
+    found = known_qualities(rungs)
     last = found[-1]
     return max(last.log_evidence, known_evidence(found)) - last.elbo
 
 
 def is_good(rungs: Sequence[Rung], enough: float) -> bool:
-    """Whether the last leaves nothing to gain."""
+    """Whether the last fit leaves nothing to gain."""
     quality = rungs[-1].quality
     return quality is not None and quality.is_trusted and gap(rungs) < enough
 
 
 def is_far(rungs: Sequence[Rung]) -> bool:
-    """Whether the last, a Gaussian, covers the posterior and is far from it."""
+    """Whether the last fit, a Gaussian, covers the posterior and is far from it."""
     quality = rungs[-1].quality
     return quality is not None and quality.is_trusted and gap(rungs) > SPREAD
 
 
 def safest_of(qualities: Sequence[Quality]) -> int | None:
-    """The one whose draws are the best to be resampled; None if there is none.
+    """Index of the fit whose draws are best resampled; None if there is none.
 
-    Where weights decide, the ELBO does not matter: few heavy ones do, and how many draws count.
-    Those that lack evidence which trusted weights of another know are out.
+    What matters for resampling is k-hat and the share of effective draws, not the ELBO. Fits that
+    lack evidence which is known by trusted weights of another are left out.
     """
     known = known_evidence(qualities)
     able = [
@@ -241,14 +244,14 @@ def safest_of(qualities: Sequence[Quality]) -> int | None:
 
 
 def best_of(qualities: Sequence[Quality]) -> int:
-    """The first whose ELBO no later one exceeds by more than the noise of their difference.
+    """Index of the first fit whose ELBO no later one exceeds by more than noise.
 
-    Of two that are as good, one whose weights can be trusted.
+    Of two equally good ones, one whose weights can be trusted.
     """
     best = 0
     for i, quality in enumerate(qualities):
         other = qualities[best]
-        # Of an ELBO that is all noise, the error must not hide a gain.
+        # The error of an ELBO that is all noise must not hide a gain.
         noise = 2 * np.hypot(quality.elbo_error, min(other.elbo_error, quality.elbo_error))
         is_better = not np.isfinite(other.elbo) or quality.elbo > other.elbo + noise
         is_as_good = quality.elbo > other.elbo - noise
@@ -258,8 +261,8 @@ def best_of(qualities: Sequence[Quality]) -> int:
 
 
 def gains_little(rungs: Sequence[Rung]) -> bool:
-    """Whether the last flow is hardly nearer to the evidence than those before, and not good."""
-    *before, last = [rung.quality for rung in rungs if rung.quality is not None]
+    """Whether the last flow is hardly nearer to the evidence than those before, and untrusted."""
+    *before, last = known_qualities(rungs)
     if not before or last.is_trusted or any(q.is_trusted for q in before):
         return False
     best = max(q.elbo for q in before)
@@ -267,11 +270,11 @@ def gains_little(rungs: Sequence[Rung]) -> bool:
 
 
 def is_behind(rungs: Sequence[Rung]) -> bool:
-    """Whether the last one lacks far more than a field given hyperparameters does, trusted or not.
+    """Whether the last fit is far behind a field given hyperparameters, trusted or not.
 
-    Flows that begin there would have to find in all dimensions what Newton's method knows.
+    Flows that begin there would have to find in all dimensions what Newton's method finds.
     """
-    *before, last = [rung for rung in rungs if rung.quality is not None]
+    *before, last = rungs
     fields = [r.quality for r in before if r.formula.conditional is not None and r.quality]
     if not fields or last.quality is None:
         return False

@@ -1,6 +1,6 @@
 """Files: one format, written whole or not at all, with a digest that is checked on reading.
 
-What the arrays and the record in a file mean is known to those who write it.
+The modules that write a file decide what its arrays and its record mean.
 """
 
 from pymc_flows.io.files import Content, check_target, read, require_netcdf, write

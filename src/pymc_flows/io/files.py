@@ -1,9 +1,8 @@
 """netCDF files that end in a digest of their content, written whole or not at all.
 
-Behind the bytes of the netCDF file stand `MARK`, the SHA-256 of these bytes in hexadecimal digits,
+After the bytes of the netCDF file come `MARK`, the SHA-256 of these bytes in hexadecimal digits,
 and a line feed. HDF5 ignores what follows the end of its data, so ``xarray.open_dataset`` reads
-such a file. `read` compares the digest before HDF5 gets to see anything: it finds damage, not
-forgery.
+such a file. `read` compares the digest before HDF5 reads anything: it detects damage, not forgery.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ MARK = b"\npymc-flows sha256 "
 _END = re.compile(re.escape(MARK) + rb"([0-9a-f]{64})\n")
 _END_BYTES = len(MARK) + 65
 FORMAT = 1
-# What the record says of an array that is in a file beside.
+# Key of the record for an array that is in a second file.
 BESIDE = "beside"
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a file.
+    """The content of a file.
 
     Attributes
     ----------
     formula : str
     arrays : dict of str to ndarray
-        Real or integer ones.
+        Real or integer arrays.
     record : dict
-        Everything else, as JSON has it.
+        Everything else, as JSON.
     """
 
     formula: str
@@ -52,7 +51,7 @@ class Content:
     record: Mapping[str, Any]
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: Any = float) -> np.ndarray:
-        """Return an array, if it has that shape (None: any length) and dtype."""
+        """Return an array of this shape (None: any length) and dtype, or raise `StorageError`."""
         found = self.arrays.get(name)
         if found is None:
             raise StorageError(f"the file has no {name!r}")
@@ -69,7 +68,7 @@ class Content:
 
 
 def require_netcdf() -> None:
-    """Raise if what reads and writes netCDF files is missing."""
+    """Raise if the libraries for netCDF files are missing."""
     try:
         import h5netcdf  # noqa: F401
         import h5py  # noqa: F401
@@ -83,7 +82,7 @@ def require_netcdf() -> None:
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return the real path of a file to be written; it need not be there, but its folder.
+    """Return the real path of a file to be written, whose folder must exist.
 
     Raises
     ------
@@ -110,17 +109,17 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 
 
 def write(path: str | os.PathLike[str], content: Content, growing: Growing | None = None) -> None:
-    """Write a file, or leave what is there as it is.
+    """Write a file completely, or leave the old one as it is.
 
-    The bytes go to a hidden file in the same folder, which takes the place of the other one when
-    all of them are on the disk. A process that is killed meanwhile leaves the hidden one behind.
+    The bytes go to a hidden file in the same folder, which replaces the old file once all of them
+    are on the disk. A process that is killed meanwhile leaves the hidden file behind.
 
     Parameters
     ----------
     path : str or path-like
     content : Content
     growing : Growing, optional
-        Keeps one of the arrays in a file beside, if it is long.
+        Keeps one of the arrays in a second file, if it is long.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def write(path: str | os.PathLike[str], content: Content, growing: Growing | Non
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # other systems cannot open a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -172,9 +171,9 @@ def read(path: str | os.PathLike[str]) -> Content:
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no such file.
     StorageError
-        If it has not, or the file has changed since.
+        If `write` has not written it, or it has changed since.
     """
     with Path(path).open("rb") as file:
         require_netcdf()
@@ -190,8 +189,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         )
     if hashlib.sha256(data).hexdigest().encode() != end[1]:
         raise StorageError(
-            f"{os.fspath(path)!r} is damaged: its content does not have the digest that stands at "
-            "its end"
+            f"{os.fspath(path)!r} is damaged: its content does not have the digest at its end"
         )
     try:
         content = _content(data)
@@ -203,8 +201,8 @@ def read(path: str | os.PathLike[str]) -> Content:
         )
     except StorageError:
         raise
-    # Whatever HDF5 and what reads it raise. What has the right digest gets here only if it was made
-    # to look like one of our files.
+    # Anything that HDF5 and its readers raise: only for files that were forged, since the digest is
+    # right.
     except Exception as error:
         raise StorageError(f"{os.fspath(path)!r} is malformed: {error}") from error
 
@@ -219,12 +217,12 @@ def _content(data: bytes) -> Content:
             raise StorageError(
                 f"the file has format {version!r}, this version of pymc-flows reads {FORMAT}"
             )
-        # Nothing is compressed, so a larger variable is a trap.
+        # `write` compresses nothing, so a larger variable is a trap.
         if dataset.nbytes > 4 * len(data):
             raise StorageError("the file declares more data than it holds")
         formula, text = dataset.attrs["formula"], dataset["record"].values.item()
         if not isinstance(formula, str) or len(formula) > MAX_CHARACTERS:
-            raise StorageError("the formula in the file is no text, or too long")
+            raise StorageError("the formula in the file is not text, or is too long")
         record = json.loads(text)
         if not isinstance(record, dict):
             raise StorageError("the record in the file is no table")

@@ -1,9 +1,8 @@
-"""An array that grows while a fit is kept: appended to a file of its own, not written anew.
+"""An array that grows during a fit, appended to a file of its own instead of written anew.
 
-The file beside ``fit.nc`` is ``fit.nc.hist-`` and eight hexadecimal digits. What is in it is known
-to the main file, which has the digits, the number of values and their SHA-256. Values are on the
-disk before the main file that counts them, and those that it does not count are ignored: so either
-file may be cut off by a crash.
+The file beside ``fit.nc`` is called ``fit.nc.hist-`` and eight hexadecimal digits. The main file
+has the digits, the number of values and their SHA-256. Values are on the disk before the main file
+that counts them, and values that it does not count are ignored, so a crash may cut off either file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 
 from pymc_flows.errors import StorageError
 
-# A shorter array costs less in the main file than a second file does.
+# A shorter array stays in the main file, which costs less than a second file.
 MOST_INSIDE = 100_000
 _DTYPE = np.dtype("<f8")
 _TOKEN = re.compile("[0-9a-f]{8}")
@@ -28,14 +27,14 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Growing:
-    """Writes what is new of an array.
+    """Writes the new values of an array.
 
     Parameters
     ----------
     path : str or path-like
         The main file.
     name : str
-        Of the array.
+        Name of the array.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str):
@@ -45,9 +44,9 @@ class Growing:
         self._count, self._digest = 0, hashlib.sha256()
 
     def extend(self, values: np.ndarray) -> dict[str, Any] | None:
-        """Append those of the values (n,) that are new; return what the main file says of them.
+        """Append the new ones of the values (n,); return the record of them for the main file.
 
-        None for few values, which go into the main file.
+        None for few values, which go into the main file themselves.
         """
         if len(values) <= MOST_INSIDE:
             return None
@@ -62,7 +61,7 @@ class Growing:
         return {"name": self.name, "file": self._token, "count": self._count, "sha256": digest}
 
     def remove(self) -> None:
-        """Remove all such files beside the main one, once that has the array itself."""
+        """Remove all such files beside the main file, once that has the array itself."""
         prefix = _beside(self._main, self.name, "").name
         for path in self._main.parent.iterdir():
             if path.name.startswith(prefix) and _TOKEN.fullmatch(path.name.removeprefix(prefix)):
@@ -70,12 +69,12 @@ class Growing:
 
 
 def read_growing(path: str | os.PathLike[str], said: Mapping[str, Any]) -> np.ndarray:
-    """Return the array that a main file, at ``path``, says such things of.
+    """Return the array that the record ``said`` of the main file at ``path`` describes.
 
     Raises
     ------
     StorageError
-        If the file beside is missing, damaged or shorter, or what is said of it is malformed.
+        If the second file is missing, damaged or too short, or the record is malformed.
     """
     name, token, count, digest = (said.get(k) for k in ("name", "file", "count", "sha256"))
     if (
@@ -89,7 +88,7 @@ def read_growing(path: str | os.PathLike[str], said: Mapping[str, Any]) -> np.nd
         or not isinstance(count, int)
         or count < 0
     ):
-        raise StorageError("the file is malformed: what it says of an array beside it is no sense")
+        raise StorageError("the file is malformed: its record of a second file makes no sense")
     beside = _beside(Path(os.path.realpath(path)), name, token)
     size = count * _DTYPE.itemsize
     try:
@@ -102,8 +101,8 @@ def read_growing(path: str | os.PathLike[str], said: Mapping[str, Any]) -> np.nd
             data = file.read(size)
     except FileNotFoundError:
         raise StorageError(
-            f"{os.fspath(path)!r} is of a fit that has not ended, and {os.fspath(beside)!r}, which "
-            "has its losses, is missing\nCopy and rename both together."
+            f"{os.fspath(path)!r} is of a fit that has not ended, and the file of its losses, "
+            f"{os.fspath(beside)!r}, is missing\nCopy and rename both files together."
         ) from None
     if hashlib.sha256(data).hexdigest() != digest:
         raise StorageError(f"{os.fspath(beside)!r} is damaged: its content has another digest")

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether fits to simulated data know what they do not know."""
+"""Simulation-based calibration: whether fits to simulated data have the right uncertainty."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ COLUMNS = ("scalar", "p", "mean u", "spread", *(f"{level:.0%}" for level in LEVE
 class Calibration:
     """Ranks of true values among draws of fits to data that were simulated with them.
 
-    Where fits are exact posteriors, each rank is uniform (Cook, Gelman & Rubin 2006; Talts,
-    Betancourt, Simpson, Vehtari & Gelman, arXiv:1804.06788). Shown as text, or as a table in a
+    If fits are exact posteriors, each rank is uniform (Cook, Gelman & Rubin 2006; Talts,
+    Betancourt, Simpson, Vehtari & Gelman, arXiv:1804.06788). It prints as text, and as a table in a
     notebook; `pymc_flows.plots.calibration` draws it.
 
     Attributes
     ----------
     ranks : Dataset
         Number of draws below the true value, by free variable, with a leading dimension ``fit``;
-        ties are broken by lot.
+        ties are broken at random.
     uniforms : Dataset
-        The same as numbers between 0 and 1: (rank + U) / (draws + 1), U uniform.
+        The ranks as numbers between 0 and 1: (rank + U) / (draws + 1), U uniform.
     n_draws : int
+        Draws of each fit.
     fits : ManyFits
     truths : Dataset
-        The values that data were simulated with.
+        The values that data were simulated with, of all simulations.
     """
 
     ranks: Dataset
@@ -60,7 +61,7 @@ class Calibration:
 
     @property
     def n(self) -> int:
-        """Simulations with a result."""
+        """Number of simulations with a result."""
         return int(self.ranks.sizes["fit"])
 
     def scalars(self) -> dict[str, np.ndarray]:
@@ -78,24 +79,24 @@ class Calibration:
         return found
 
     def coverage(self, level: float) -> Dataset:
-        """Share of the true values inside of central intervals of a level between 0 and 1."""
+        """Share of the true values inside central intervals of a level between 0 and 1."""
         if not 0 < level < 1:
             raise ArgumentError(f"level must lie between 0 and 1, got {level!r}")
         inside: Dataset = (abs(2 * self.uniforms - 1) <= level).mean("fit")
         return inside
 
     def p_values(self) -> dict[str, float]:
-        """P-value of each scalar: that its ranks are not uniform by chance, the smallest first.
+        """P-value of each scalar for uniform ranks, the smallest first.
 
-        Twice the smaller one of two Kolmogorov-Smirnov tests: of u, which sees locations, and of
-        ``|2u − 1|``, which sees widths.
+        Twice the smaller p-value of two Kolmogorov-Smirnov tests: of u, which detects shifts, and
+        of ``|2u − 1|``, which detects wrong widths.
         """
         found = {name: _p_value(u) for name, u in self.scalars().items()}
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether no scalar speaks against it, at 1 % for all of them together (Holm)."""
+        """Whether no scalar contradicts calibration, at 1 % for all together (Bonferroni)."""
         p = self.p_values()
         return min(p.values()) * len(p) > ALPHA
 
@@ -112,13 +113,13 @@ class Calibration:
         return rows
 
     def lines(self) -> list[str]:
-        """What stands below the table."""
+        """The text below the table."""
         left = len(self.scalars()) - SHOWN
         lines = [f"{left} further scalars have larger p-values."] if left > 0 else []
         lines.append(
             "Uniform ranks have mean u and spread 0.5. Mean u below 0.5: draws are too large. "
             "Spread above 0.5: intervals are too narrow. The last columns are shares of true "
-            "values inside of central intervals."
+            "values inside central intervals."
         )
         verdict = "Nothing speaks against calibration" if self.is_calibrated else "Not calibrated"
         lines.append(f"{verdict}, at 1 % for all scalars together: {self.n} simulations.")
@@ -161,10 +162,10 @@ def calibrate(
 ) -> Calibration:
     """Check fits of a model by data that are simulated from its prior.
 
-    Values are drawn from the prior, data given them, and the model is fitted to each data set. Over
-    simulations the true values have uniform ranks among draws of the posterior; among those of a
-    fit that is off, they have not. It says how fits do on average over the prior, not on the data
-    at hand.
+    Parameters are drawn from the prior, data given the parameters, and the model is fitted to each
+    data set. Over the simulations, the true values have uniform ranks among draws of the posterior,
+    but not among draws of inaccurate fits. The result is an average over the prior, and says
+    nothing of the fit to the data at hand.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def calibrate(
     n : int
         Simulations, at least 20.
     steps : int
-        Steps of each fit, `fit`'s ``n``.
+        Steps of each fit, the argument ``n`` of `fit`.
     draws : int
         Draws of each fit.
     correct : 'psis', 'resample' or False, optional
@@ -194,8 +195,8 @@ def calibrate(
     ArgumentError
         If ``n`` or ``draws`` is too small, or ``correct='psis'``, which leaves draws as they are.
     ModelError
-        If the model has no observed variable, a potential, which no prior draws know, or data that
-        cannot be exchanged.
+        If the model has no observed variable, has a potential, which draws from the prior ignore,
+        or has data that cannot be exchanged.
     """
     model = model_or_context(model)
     n, draws = check_integer("n", n, minimum=FEWEST), check_integer("draws", draws, minimum=FEWEST)
@@ -242,9 +243,7 @@ def _check(model: pm.Model) -> None:
         raise ModelError("the model has no observed variable: there are no data to simulate")
     if model.potentials:
         named = ", ".join(p.name for p in model.potentials)
-        raise ModelError(
-            f"the model has potentials ({named}), which draws from its prior know nothing of"
-        )
+        raise ModelError(f"the model has potentials ({named}), which draws from its prior ignore")
     if any(isinstance(rv.owner.op, MinibatchRandomVariable) for rv in model.observed_RVs):
         raise ModelError("data of minibatches or with total_size= cannot be simulated")
 

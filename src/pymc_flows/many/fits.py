@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -34,16 +33,16 @@ from pymc_flows.workers.options import BlasCores
 
 _log = logging.getLogger(__name__)
 
-# Draws that judge each fit.
+# Number of draws that each fit is judged by.
 JUDGED_BY = 1_000
-# Failed fits that a warning names.
+# Most failed fits that the log names one by one.
 NAMED = 5
 STATS = ("elbo", "elbo_error", "khat", "log_evidence", "seconds")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit to one data set as it travels: without its model."""
+    """A fit to one data set without its model, as it goes from process to process."""
 
     content: Content
     posterior: Dataset
@@ -54,17 +53,16 @@ class Fitted:
 class ManyFits(Sequence[NormalizingFlow]):
     """Fits of one model to many data sets, as draws or as approximations.
 
-    ``fits[k]`` is the approximation of data set k, with a model of its own; it is made when it is
-    asked for.
+    ``fits[k]`` makes the approximation of data set k, with a model of its own.
 
     Attributes
     ----------
     tree : DataTree
         Group ``posterior``: draws of all fits, with a leading dimension ``fit``; NaN for fits
         without a result. Group ``fit_stats``: ``elbo``, ``elbo_error``, ``khat``, ``log_evidence``
-        (nats, NaN where the log density is random) and ``seconds`` of each.
-    errors : dict of int to Exception
-        Of the fits without a result; None for what an interrupt left out.
+        (nats, NaN where the log density is random) and ``seconds`` of each fit.
+    errors : dict of int to Exception or None
+        Errors of the fits without a result; None for a fit that an interrupt prevented.
     messages : list of tuple of str
         Warnings of each fit.
     """
@@ -117,28 +115,29 @@ def fit_many(
 ) -> ManyFits:
     """Fit one model to many data sets.
 
-    Each worker makes the model once and exchanges its data, so that its log density and what is
-    compiled for it serve all data sets.
+    Each worker makes the model once and exchanges its data, so that one log density and its
+    compiled functions serve all data sets.
 
     Parameters
     ----------
     builder : pymc.Model or callable
-        A model, of which data sets are dicts of new values by name: of its data (`pymc.Data`) and
-        of its observed variables. Or a function that makes a model of a data set, of any kind;
-        nothing but values of `pymc.Data` and of observed variables may differ between its models.
+        A model, for which data sets are dicts of new values by name, of its data (`pymc.Data`)
+        and its observed variables. Or a function that makes a model from a data set of any kind;
+        its models may only differ in the values of `pymc.Data` and of observed variables.
     data_sets : sequence
-        Of shapes that leave those of the free variables as they are.
+        Dicts must all have the same names. Their shapes must leave those of the free variables as
+        they are.
     n : int
         Steps of each fit.
     draws : int
-        Draws of each fit that are kept. Of a hierarchy, so many effective values of the
-        hyperparameters are evaluated.
+        Draws of each fit that are kept. For a hierarchy, also the effective number of values of
+        the hyperparameters that are evaluated.
     correct : 'psis', 'resample' or False, optional
         As in `NormalizingFlow.sample`.
     cores, executor, mp_ctx, blas_cores
         Who runs the fits, as in `fit`.
     random_seed : int, Generator, RandomState, optional
-        Each fit gets a seed that depends on it and on the place of the data set alone.
+        The seed of each fit depends only on this one and on the position of the data set.
     progressbar : bool
         Show how many are done.
     **kwargs
@@ -147,15 +146,15 @@ def fit_many(
     Returns
     -------
     ManyFits
-        Draws of all as one DataTree, ``tree``, and approximations by index. A fit that fails leaves
-        the others alone; a Ctrl-C leaves what has finished.
+        Draws of all fits as one DataTree, ``tree``, and approximations by index. A fit that fails
+        does not affect the others; Ctrl-C keeps those that have finished.
 
     Raises
     ------
     ArgumentError
-        If there are no data sets, or an argument is for a single fit.
+        If there are no data sets, they have different names, or an argument is for a single fit.
     Exception
-        That of the first fit, if all of them fail.
+        The error of the first fit, if all of them fail.
 
     Examples
     --------
@@ -173,6 +172,7 @@ def fit_many(
     data_sets = list(data_sets)
     if not data_sets:
         raise ArgumentError("data_sets is empty: there is nothing to fit")
+    _check_names(builder, data_sets)
     check_integer("draws", draws)
     check_correction(correct, return_inferencedata=True)
     for name in ("model", "method", "callbacks", "checkpoint", "restarts", "combine"):
@@ -196,8 +196,21 @@ def fit_many(
     return found
 
 
+def _check_names(builder: Builder, data_sets: Sequence[Any]) -> None:
+    """Refuse dicts with different names: a model keeps the last value of what is not set."""
+    if callable(builder):
+        return
+    named = [set(data) if isinstance(data, Mapping) else set() for data in data_sets]
+    for k, names in enumerate(named):
+        if names != named[0]:
+            raise ArgumentError(
+                "all data sets must have the same names\n"
+                f"data set 0 has {sorted(named[0])}, data set {k} has {sorted(names)}"
+            )
+
+
 def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
-    """Fit to one data set; in whatever process."""
+    """Fit to one data set, in any process."""
     (template, n, arguments, draws, correct), (seed, data) = shared, task
     begin = time.perf_counter()
     fit_seed, draw_seed, judge_seed = np.random.SeedSequence(seed).generate_state(3).tolist()
@@ -216,7 +229,7 @@ def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
 def _fit(n: int, draws: int, *, formula: Any = None, **arguments: Any) -> NormalizingFlow:
     if not is_search(formula):
         return fit(n, formula=formula, **arguments)
-    # Draws are chosen from weighted values of the hyperparameters: as many effective ones do.
+    # Draws are chosen from weighted values of the hyperparameters, so as many effective values do.
     return climb(n, options=FieldOptions(effective=draws), **arguments)
 
 
@@ -228,11 +241,9 @@ def _tree(fitted: Sequence[Fitted | None]) -> DataTree:
     posterior = posterior.assign_coords(fit=list(kept)).reindex(fit=range(len(fitted)))
     rows = np.full((len(fitted), len(STATS)), np.nan)
     for k, f in kept.items():
-        q = f.quality
-        known = (math.nan,) * 4
-        if q is not None:
-            known = (q.elbo, q.elbo_error, q.khat, q.log_evidence)
-        rows[k] = (*known, f.seconds)
+        if (q := f.quality) is not None:
+            rows[k, :4] = q.elbo, q.elbo_error, q.khat, q.log_evidence
+        rows[k, 4] = f.seconds
     stats = Dataset({name: ("fit", column) for name, column in zip(STATS, rows.T, strict=True)})
     groups = {"posterior": posterior, "fit_stats": stats.assign_coords(fit=posterior["fit"])}
     return DataTree.from_dict(groups)
@@ -257,8 +268,8 @@ def _tell(found: ManyFits, *, is_interrupted: bool) -> None:
     bad = np.flatnonzero(khat > 1)
     if len(bad):
         _log.warning(
-            "%d of %d fits have k-hat above 1, the worst %.2f (fit %d): look at fits[k] before you "
-            "use them.",
+            "%d of %d fits have k-hat above 1, the worst %.2f (fit %d): look at report(fits[k]) "
+            "before you use them.",
             len(bad),
             len(found),
             np.nanmax(khat),

@@ -1,4 +1,4 @@
-"""One model whose data are exchanged: what is compiled for it serves all data sets."""
+"""One model whose data are exchanged, so that its compiled functions serve all data sets."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Template:
     Parameters
     ----------
     builder : pymc.Model or callable
-        A model, of which data sets are dicts of new values by name: of its data (`pymc.Data`) and
-        of its observed variables. Or what makes a model of a data set, of any kind; then nothing
-        but values of `pymc.Data` and of observed variables may differ between the models.
+        A model, for which data sets are dicts of new values by name, of its data (`pymc.Data`)
+        and its observed variables. Or a function that makes a model from a data set of any kind;
+        its models may only differ in the values of `pymc.Data` and of observed variables.
     first : object
-        A data set, of which a callable makes the model that is kept.
+        A data set, from which a function makes the model that is kept.
     """
 
     def __init__(self, builder: Builder, first: Any):
@@ -42,7 +42,7 @@ class Template:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what a process makes for itself."""
+        """Leave out what each process makes for itself."""
         return {**self.__dict__, "_model": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -56,17 +56,17 @@ class Template:
         with self._lock:
             if self._model is None:
                 self._model = self.own(self._first)
-                self._density: ModelDensity = density_of(self._model)  # held: it knows functions
+                self._density: ModelDensity = density_of(self._model)  # keeps compiled functions
             if callable(self._builder):
                 copy_data(self._built(data), self._model)
             else:
                 set_data(self._model, data)
             self._density.check_shapes()
-            self._density = density_of(self._model)  # another one, where data decide lengths
+            self._density = density_of(self._model)  # a new one if lengths have changed
             yield self._model
 
     def own(self, data: Any) -> pm.Model:
-        """A model of its own for a data set."""
+        """A new model for a data set, which nothing else uses."""
         if callable(self._builder):
             model = self._built(data)
         else:
@@ -85,12 +85,12 @@ class Template:
 
 
 def free_observed(model: pm.Model) -> None:
-    """Let the values of observed variables be exchanged: shared variables instead of constants.
+    """Replace constant values of observed variables by shared variables, which can be set.
 
     Raises
     ------
     ModelError
-        If they are neither constants nor data: a minibatch, or what is computed.
+        If a value is computed, such as a minibatch.
     """
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
@@ -118,12 +118,12 @@ def set_data(model: pm.Model, data: Mapping[str, ArrayLike]) -> None:
     Raises
     ------
     ArgumentError
-        If there is no such name, or a value has another number of dimensions.
+        If the model has no such name, or a value has the wrong shape or type, or missing values.
     """
     if not isinstance(data, Mapping):
         raise ArgumentError(
             f"a data set must be a dict of values by name, got {data!r:.200}\n"
-            "Give a function that makes a model of it instead of a model."
+            "For data sets of another kind, give a function that makes a model of one."
         )
     named = {v.name: v for v in model.data_vars}
     observed = observed_values(model)
@@ -133,21 +133,36 @@ def set_data(model: pm.Model, data: Mapping[str, ArrayLike]) -> None:
             known = ", ".join([*named, *(n for n in observed if n not in named)])
             raise ArgumentError(f"the model has no data {name!r}\nIt has: {known or 'none'}.")
         if target.name in named:
-            model.set_data(target.name, np.asarray(value).astype(target.dtype))
+            model.set_data(target.name, _converted(name, value, target.dtype))
         else:
-            _set_observed(name, target, np.asarray(value))
+            _set_observed(name, target, value)
 
 
-def _set_observed(name: str, target: Any, value: np.ndarray) -> None:
-    expected = target.type.shape
-    fits = len(expected) == value.ndim and all(
-        n in (None, m) for n, m in zip(expected, value.shape, strict=True)
+def _converted(name: str, value: ArrayLike, dtype: str) -> np.ndarray:
+    """Values as an array of a dtype; raise if one is masked, or is no integer where it must be."""
+    if np.ma.is_masked(value):
+        raise ArgumentError(f"the values of {name!r} are partly masked: fill them in")
+    array = np.asarray(value)
+    with np.errstate(invalid="ignore"):  # of NaN as an integer
+        found = array.astype(dtype)
+    if found.dtype.kind in "iub" and (found != array).any():
+        raise ArgumentError(
+            f"the values of {name!r} must be of type {dtype}, like those of the model\n"
+            f"got {array.dtype}, and not all of them can be converted without loss"
+        )
+    return found
+
+
+def _set_observed(name: str, target: Any, value: ArrayLike) -> None:
+    expected, array = target.type.shape, _converted(name, value, target.dtype)
+    fits = len(expected) == array.ndim and all(
+        n in (None, m) for n, m in zip(expected, array.shape, strict=True)
     )
     if not fits:
         raise ArgumentError(
-            f"the observed values of {name!r} have shape {value.shape}, expected {expected}"
+            f"the observed values of {name!r} have shape {array.shape}, expected {expected}"
         )
-    target.set_value(value.astype(target.dtype))
+    target.set_value(array)
 
 
 def copy_data(source: pm.Model, target: pm.Model) -> None:
@@ -161,7 +176,7 @@ def copy_data(source: pm.Model, target: pm.Model) -> None:
     if not _same_structure(source, target):
         raise ArgumentError(
             "the builder made models that differ in more than their data\n"
-            "Put what differs between data sets into pm.Data(name, value), or into observed=."
+            "Put everything that differs between data sets into pm.Data(name, value) or observed=."
         )
     for data in source.data_vars:
         dims = source.named_vars_to_dims.get(data.name, ())
@@ -174,11 +189,12 @@ def copy_data(source: pm.Model, target: pm.Model) -> None:
     kept = observed_values(target)
     for name, value in observed_values(source).items():
         if kept[name].name not in {v.name for v in target.data_vars}:
-            _set_observed(name, kept[name], np.asarray(value.data))
+            is_shared = isinstance(value, SharedVariable)
+            _set_observed(name, kept[name], value.get_value() if is_shared else value.data)
 
 
 def _same_structure(one: pm.Model, other: pm.Model) -> bool:
-    """Whether two models are the same graphs, but for data and observed values."""
+    """Whether two models are the same graphs, apart from data and observed values."""
     graphs = []
     for model in (one, other):
         variables = [*model.free_RVs, *model.observed_RVs, *model.potentials]

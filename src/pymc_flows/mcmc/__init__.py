@@ -1,1 +1,1 @@
-"""From a flow to MCMC: sampling in the coordinates of a flow, and jumps by its draws."""
+"""From a flow to MCMC: NUTS in the coordinates of a flow, and its draws as proposals."""

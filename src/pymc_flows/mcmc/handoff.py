@@ -1,13 +1,8 @@
-"""From a flow to MCMC: sampling in the coordinates that a flow has learned, and jumps by its draws.
+"""From a flow to MCMC: NUTS in the coordinates of a flow, and its draws as proposals.
 
-In the base space of a fitted flow a posterior looks about like N(0, I): ridges are straightened and
-funnels opened, so that NUTS takes few and long steps there (NeuTra [1]_). Where modes are apart,
-draws of the flow are proposals that reach any of them (independence Metropolis-Hastings).
-
-References
-----------
-.. [1] Hoffman, Sountsov, Dillon, Langmore, Tran & Vasudevan, NeuTra-lizing Bad Geometry in
-   Hamiltonian Monte Carlo Using Neural Transport, 2019, arXiv:1903.03704.
+In the base space of a fitted flow a posterior is close to N(0, I): ridges are straight and funnels
+open, so that NUTS needs few and long steps (NeuTra, see `neutra`). Where modes are apart, draws of
+the flow are proposals that reach all of them (independence Metropolis-Hastings).
 """
 
 from __future__ import annotations
@@ -39,7 +34,7 @@ type Method = Literal["nuts", "imh", "nuts+imh"]
 type Sampler = Literal["nutpie", "numpyro", "blackjax", "pymc"]
 
 JAX_SAMPLERS: tuple[Sampler, ...] = ("numpyro", "blackjax")
-# Arguments of `pm.sample` that have another name here, or no meaning in base space.
+# Arguments of `pm.sample` that have another name here, or make no sense in base space.
 _NOT_PASSED_ON = (
     "backend",
     "compile_kwargs",
@@ -62,36 +57,38 @@ def neutra(
 
     The new model has one free variable z0 ~ N(0, I), and a potential ``log_weight`` = ln p(z) −
     ln q(z) at z = c + A T(z0), so that its log density is ln p(z) + log|det ∂z/∂z0|: the posterior
-    of the model, in the coordinates z0 [1]_. Its initial points are draws of N(0, I), and so those
-    in the model's own coordinates are draws of the flow. `pymc.sample` runs on it with any sampler,
+    of the model in the coordinates z0 [1]_. Initial points are draws of N(0, I), and thus draws of
+    the flow in the model's own coordinates. `pymc.sample` runs on the new model with any sampler,
     and returns draws of the variables of ``model`` under their own names.
 
     Parameters
     ----------
     approx : NormalizingFlow
-        Fitted, with parameters as they are now: later fits do not change the new model.
+        A fitted flow. Its parameters are copied: later fits do not change the new model.
     model : pymc.Model, optional
-        The posterior, where it is not that of ``approx.model``: a model with the same free
-        variables, such as one with all of the data where the fit used minibatches. Defaults to the
+        The model of the posterior, if it is not ``approx.model``. It must have the same free
+        variables, such as a model with all data where the fit used minibatches. Defaults to the
         model on the context stack, then to ``approx.model``.
     backend : {'numba', 'jax'}, optional
-        What will compile it. By default repeats of a layer are written in a way that suits both;
-        with 'numba' those of planar, radial, tril and lowrank layers compile four times as fast,
-        but not on JAX.
+        The backend that will compile the new model. By default the graph suits both; with 'numba',
+        repeats of planar, radial, tril and lowrank layers compile four times as fast, but do not
+        run on JAX.
 
     Returns
     -------
     pymc.Model
         Free variable ``z0``, shape (dim,); deterministics under the names of the free variables
-        and deterministics of ``model``, with their dims and coords. Data of ``model`` are shared
-        with it. For posterior predictive draws and log likelihoods use ``model`` itself, with the
-        draws of this one.
+        and deterministics of ``model``, with their dims and coords. The two models share their
+        data. For posterior predictive draws and log likelihoods use ``model`` itself, with draws
+        of the new one.
 
     Raises
     ------
     ModelError
         If the log density is random (a minibatch), or the free variables of ``model`` are not those
         of the approximation.
+    NotInvertibleError
+        If the approximation is not one flow over all variables.
     BackendError
         If the backend is unknown or not installed.
 
@@ -140,7 +137,7 @@ def sample(
     progressbar: bool = True,
     **kwargs: Any,
 ) -> DataTree:
-    """Sample a posterior by MCMC with the help of a flow: asymptotically exact draws.
+    """Sample a posterior by MCMC with the help of a flow; the draws are asymptotically exact.
 
     Parameters
     ----------
@@ -150,25 +147,25 @@ def sample(
     method : {'nuts', 'imh', 'nuts+imh'}
         ``'nuts'`` runs NUTS on `neutra` (approx): for posteriors that are narrow, curved or
         correlated. ``'imh'``, independence Metropolis-Hastings, proposes draws of the flow and
-        accepts by their importance weights p/q: it needs no gradient, evaluates all proposals at
-        once, and moves freely between all modes that the flow covers, but stays for long where
-        the flow has too little mass. ``'nuts+imh'`` does a NUTS transition and then such a
-        proposal: for several modes, whose weights the proposals set right.
+        accepts them by their importance weights p/q: it needs no gradient, evaluates all proposals
+        at once, and moves freely between all modes that the flow covers, but gets stuck where the
+        flow has too little mass. ``'nuts+imh'`` alternates a NUTS transition and such a proposal:
+        for several modes, whose weights the proposals correct.
     sampler : {'nutpie', 'numpyro', 'blackjax', 'pymc'}, optional
         Implementation of NUTS for ``method='nuts'``. Default: nutpie if it is installed; else, if
-        JAX can run the model, numpyro or blackjax; else PyMC's own, on numba, which
-        ``'nuts+imh'`` always uses.
+        JAX can run the model, numpyro or blackjax; else PyMC's own, on numba. ``'nuts+imh'``
+        always uses PyMC's.
     target_accept : float
-        Acceptance rate to which NUTS adapts its step size. In base coordinates 0.9 costs hardly
-        more steps than the 0.8 of `pymc.sample`, and leaves fewer divergences.
+        Acceptance rate to which NUTS adapts its step size. In base coordinates 0.9 takes hardly
+        more steps than the 0.8 of `pymc.sample`, and gives fewer divergences.
     model : pymc.Model, optional
         As for `neutra`.
     random_seed : int, Generator, RandomState, optional
-        Without one, the approximation's own stream provides it.
+        Without one, the seed comes from the approximation's own stream.
     progressbar : bool
     **kwargs
         Passed to `pymc.sample`, such as ``cores``, ``compute_convergence_checks`` or ``nuts``;
-        none with ``'imh'``.
+        not allowed with ``'imh'``.
 
     Returns
     -------
@@ -183,9 +180,9 @@ def sample(
     Raises
     ------
     ArgumentError
-        If an argument cannot be used.
-    ModelError
-        As for `neutra`.
+        If an argument has a wrong value, or has no effect with this method.
+    ModelError, NotInvertibleError
+        As for `neutra`; the second one only with NUTS.
     BackendError
         If the sampler is not installed, or needs JAX, which cannot run the model.
     FitError
@@ -259,14 +256,14 @@ def _run(
     base, _ = _base_model(approx, model, backend)
     z0, values = base.free_RVs[0], base.value_vars
     if chosen == "pymc":
-        # Compiles matrix products, which frames and networks are made of, ten times as fast.
+        # This mode compiles matrix products, as in frames and networks, ten times as fast.
         run["compile_kwargs"] = {"mode": training_mode(backend)}
     if with_jumps:
         options = {**run.pop("nuts"), "compile_kwargs": run["compile_kwargs"]}
         jump = FlowJump(values, model=base, **run["compile_kwargs"])
         run["step"] = [pm.NUTS(values, model=base, **options), jump]
     elif chosen == "numpyro" and _on_one_cpu():
-        # numpyro's own choice is to warn, and then to do this.
+        # numpyro would do the same, after a warning.
         run["nuts"].setdefault("chain_method", "sequential")
     elif chosen == "nutpie" and backend == "jax":
         run["backend"] = "jax"
@@ -279,7 +276,7 @@ def _run(
 def _choose(
     approx: NormalizingFlow, model: pm.Model, sampler: Sampler | None
 ) -> tuple[Sampler, str]:
-    """The implementation of NUTS, and what compiles the log density for it."""
+    """The implementation of NUTS, and the backend that compiles the log density for it."""
     if sampler is not None and sampler != "pymc" and not _has(sampler):
         raise BackendError(
             f"sampler {sampler!r} is not installed\n"
@@ -315,7 +312,7 @@ def _listed(words: tuple[str, ...]) -> str:
 
 
 def _posterior(approx: NormalizingFlow, model: pm.Model | None) -> pm.Model:
-    """The model whose posterior is meant, after checks that it has one in these coordinates."""
+    """The model given, in context or of the approximation, if its free variables fit."""
     if model is None:
         model = pm.Model.get_context(error_if_none=False) or approx.model
     approx.density_of(model).check_shapes()
@@ -325,17 +322,17 @@ def _posterior(approx: NormalizingFlow, model: pm.Model | None) -> pm.Model:
 def _base_model(
     approx: NormalizingFlow, model: pm.Model, backend: str | None
 ) -> tuple[pm.Model, Any]:
-    """The model in base coordinates, without deterministics; the point z (dim,) as its graph."""
+    """The model in base coordinates, without deterministics; and the graph of z (dim,) in it."""
     density = approx.density_of(model)
     if stream_of(density) is not None:
         raise ModelError(
-            "the model sees its rows batch by batch, and NUTS would see one batch for all of them\n"
-            "Give model= the same model with all of the data, or take method='imh', which reads "
-            "all rows."
+            "the model sees its rows batch by batch, and NUTS would take one batch for all rows\n"
+            "Give model= the same model with all of the data, or use method='imh', which reads all "
+            "rows."
         )
     taken = set(model.named_vars)
     loop = approx.graph_loop if backend is None else layer_loop(backend)
-    # In a context of its own: a model would become part of the one that the caller may be in.
+    # model=None, so that it does not become a part of a model in context.
     with pm.Model(model=None) as base:
         z0 = pm.Normal(_free("z0", taken), shape=approx.ddim, initval="prior")
         # The kernels of repeated layers take points (n, dim).

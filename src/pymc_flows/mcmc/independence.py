@@ -21,8 +21,7 @@ from pymc_flows.support.seeds import RandomState
 
 _log = logging.getLogger(__name__)
 
-# With a lower share of accepted proposals, chains repeat a draw so often that few different ones
-# are left.
+# With a lower share of accepted proposals, chains consist of few different draws.
 LOW_ACCEPTANCE = 0.1
 
 
@@ -36,8 +35,8 @@ def independence_chains(
 ) -> tuple[np.ndarray, Dataset]:
     """Run chains whose proposals are independent draws of the flow.
 
-    A proposal is accepted with probability min(1, w' / w), where w = p/q is the importance weight,
-    so that all proposals of all chains are drawn and evaluated at once, before the first step.
+    A proposal is accepted with probability min(1, w' / w), where w = p/q is the importance weight.
+    All proposals of all chains are drawn and evaluated at once, before the first step.
 
     Parameters
     ----------
@@ -91,12 +90,12 @@ def independence_chains(
 def _metropolis(
     log_w: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Chains (chains, steps) over proposals with the given log weights.
+    """Run chains over proposals with log weights (chains, steps); results have the same shape.
 
     Returns
     -------
     taken : ndarray of int
-        Step whose proposal the chain is at.
+        The step whose proposal is the chain's state.
     rate : ndarray
         Probability of acceptance.
     accepted : ndarray of bool
@@ -107,7 +106,7 @@ def _metropolis(
     rate, accepted = np.ones((chains, steps)), np.ones((chains, steps), dtype=bool)
     current = log_w[:, 0]
     for k in range(1, steps):
-        # From where there is no density, any proposal will do.
+        # From a state without density, any proposal is accepted.
         known = np.where(current == -np.inf, 0.0, current)
         gain = np.where(current == -np.inf, 0.0, log_w[:, k] - known)
         rate[:, k] = np.exp(np.minimum(gain, 0.0))
@@ -118,21 +117,21 @@ def _metropolis(
 
 
 class FlowJump(BlockedStep):
-    """A step of `pymc.sample` on a `neutra` model: a new draw of N(0, I) is proposed for z0.
+    """A step of `pymc.sample` on a `neutra` model that proposes a new draw of N(0, I) for z0.
 
     In the model's own coordinates that is a draw of the flow, so this is independence
-    Metropolis-Hastings, which can follow upon a step that moves inside of a mode.
+    Metropolis-Hastings. It can follow a step that moves inside a mode.
 
     Parameters
     ----------
     vars : list of one TensorVariable
         Value variable of z0.
     model : pymc.Model
-        With one potential, the log weight.
+        A model with one potential, the log weight.
     mode : Mode, optional
-        What compiles it; PyTensor's default without.
+        PyTensor's mode for the log weight.
     blocked, rng
-        As for any step of PyMC.
+        As for any step method of PyMC.
     """
 
     name = "flow_jump"
@@ -172,7 +171,7 @@ class FlowJump(BlockedStep):
 
     @staticmethod
     def competence(var: Any, has_grad: Any) -> Competence:
-        """Never chosen by PyMC itself."""
+        """Say that PyMC must not choose this step itself."""
         return Competence.INCOMPATIBLE
 
 

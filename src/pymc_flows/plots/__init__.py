@@ -1,9 +1,9 @@
 """Pictures of targets, approximations, draws, weights and training, on Matplotlib.
 
-Every function draws what it is given and returns the axes (`layers_animation` writes a file and
-returns its path): it neither fits nor samples, shows no figure, and leaves Matplotlib's settings as
-they are. Without ``ax`` or ``figure`` it makes a new figure. Matplotlib comes with the extra
-``plots`` and is imported when the first figure is drawn.
+Every function draws its argument and returns the axes (`layers_animation` writes a file and returns
+its path). None fits or samples, shows a figure, or changes Matplotlib's settings. Without ``ax`` or
+``figure`` they make a new figure. Matplotlib comes with the extra ``plots`` and is imported when
+the first figure is drawn.
 """
 
 from pymc_flows.plots.calibration import calibration

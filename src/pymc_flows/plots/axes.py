@@ -1,4 +1,4 @@
-"""Style, new axes, frames and labels."""
+"""Style, new axes, limits and labels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,27 +23,27 @@ class Style:
     Attributes
     ----------
     line_points : int
-        Points of a line, above which a history is thinned.
+        Most points of a line; a longer history is thinned.
     legend_entries : int
-        Components of a parameter, above which a trace has no legend.
+        Most components of a parameter for which a trace has a legend.
     pair_dots : int
-        Dots of a panel of `pairs`.
+        Most dots in a panel of `pairs`.
     pair_bins, weight_bins : int
         Bins of the histograms of `pairs` and of `log_weights`.
     outermost : float
-        Share of draws on each side that a frame leaves out; of weights, of the smallest.
+        Share of draws on each side outside the limits; of weights, only of the smallest.
     kde_draws, bandwidth_draws : int
-        Draws behind a density estimate, and behind the choice of its bandwidth.
+        Most draws for a density estimate, and for the choice of its bandwidth.
     layer_points, animated_points : int
         Points of the base that `layers` and `layers_animation` follow.
     pause : float
-        Seconds that an animation rests at the first and at the last layer.
+        Seconds that an animation pauses at the first and at the last layer.
     saturation, value : float
-        Of the colours of these points: dark enough for white paper.
+        Of the colours of these points: dark enough for a white background.
     khat : float
-        Where the axis of k-hat ends.
+        End of the axis of k-hat.
     approximation, reference : str
-        Colours of draws.
+        Colours of their draws.
     """
 
     line_points: int = 4_000
@@ -73,7 +73,7 @@ def pyplot() -> Any:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] != "matplotlib":
-            raise  # Matplotlib is there, and lacks something itself
+            raise  # Matplotlib is installed, and lacks a package itself
         raise ModuleNotFoundError(
             "plots need matplotlib, which is not installed\ninstall matplotlib",
             name=error.name,
@@ -82,19 +82,19 @@ def pyplot() -> Any:
 
 
 def new_axes(figsize: tuple[float, float] = (5, 5)) -> "Axes":
-    """Make a figure of one pair of axes."""
+    """Make a figure with one pair of axes."""
     ax: Axes = pyplot().subplots(figsize=figsize, layout="constrained")[1]
     return ax
 
 
 def new_figure(size: tuple[float, float]) -> "Figure":
-    """Make a figure of that many inches."""
+    """Make a figure; the size is in inches."""
     figure: Figure = pyplot().figure(figsize=size, layout="constrained")
     return figure
 
 
 def ranges(limits: Limits) -> tuple[Range, Range]:
-    """Check the limits and give each axis its range."""
+    """Check limits, and return the range of each axis."""
     array = np.asarray(limits, dtype=float)
     if array.shape == (2,):
         array = np.stack([array, array])
@@ -108,7 +108,7 @@ def ranges(limits: Limits) -> tuple[Range, Range]:
 
 
 def set_frame(ax: "Axes", limits: Limits) -> None:
-    """Fix the frame."""
+    """Set the limits of the axes."""
     x, y = ranges(limits)
     ax.set_xlim(*x)
     ax.set_ylim(*y)

@@ -24,10 +24,10 @@ def calibration(
 ) -> "np.ndarray[Any, np.dtype[Any]]":
     """Draw how ranks deviate from uniform ones, for each scalar.
 
-    A line is the empirical distribution function of u = (rank + U) / (draws + 1), less u. Where
-    fits are calibrated it stays inside the band with that probability, for each scalar by itself.
-    Above zero, draws are too large, below, too small; first above and then below, intervals are too
-    narrow.
+    A line is the empirical distribution function of u = (rank + U) / (draws + 1), minus u. For
+    calibrated fits it stays inside the band with probability ``level``, for each scalar by itself.
+    A line above zero means draws that are too large; one below zero, too small; one that is first
+    above and then below, intervals that are too narrow.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ def calibration(
     figure : matplotlib.figure.Figure, optional
         Where to draw.
     most : int
-        Scalars that are drawn, those with the smallest p-values first.
+        Most scalars that are drawn, those with the smallest p-values first.
     level : float
-        Of the band, by the Kolmogorov-Smirnov statistic.
+        Level of the band, by the Kolmogorov-Smirnov statistic.
 
     Returns
     -------

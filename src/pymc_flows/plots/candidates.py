@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def ladder(ladder: Any, figure: "Figure | SubFigure | None" = None) -> npt.NDArray[np.object_]:
     """Draw the ELBO and the k-hat of each formula that was tried, from first to last.
 
-    On the left ELBOs with two standard errors, and the log evidence that the best one's importance
-    weights estimate: the distance to it is KL(q ‖ p). On the right k-hat, and above which value it
-    is not trusted. The formula that was taken is marked.
+    On the left are ELBOs with two standard errors, and the log evidence by the importance weights
+    of the formula that was taken: the distance to it is KL(q ‖ p). On the right are k-hat, and the
+    value up to which it is trusted. The formula that was taken is in bold.
 
     Parameters
     ----------
     ladder : Ladder, or approximation with ``ladder``
-        Of ``pymc_flows.fit`` without a formula.
+        The result of ``pymc_flows.fit`` without a formula.
     figure : matplotlib.figure.Figure or SubFigure, optional
         Where to put the axes.
 
@@ -34,7 +34,7 @@ def ladder(ladder: Any, figure: "Figure | SubFigure | None" = None) -> npt.NDArr
     Raises
     ------
     ArgumentError
-        If there is no ladder, or none of its formulas was judged, as of a minibatch.
+        If there is no ladder, or a formula was not judged, as with minibatches.
     """
     found = getattr(ladder, "ladder", ladder)
     if not isinstance(found, Ladder) or any(rung.quality is None for rung in found.rungs):

@@ -1,4 +1,4 @@
-"""Plain arrays for the plots: draws of coordinates, thinned losses, tracked parameters."""
+"""Arrays for the plots: draws of coordinates, thinned losses, tracked parameters."""
 
 import itertools
 import math
@@ -125,13 +125,9 @@ def _coordinate_values(variable: xr.DataArray, dims: Sequence[Hashable]) -> list
 
 
 def _checked_names(var_names: Names, known: Mapping[str, object]) -> list[str]:
-    names = (
-        list(known)
-        if var_names is None
-        else [var_names]
-        if isinstance(var_names, str)
-        else var_names
-    )
+    if var_names is None:
+        return list(known)
+    names = [var_names] if isinstance(var_names, str) else list(var_names)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(
@@ -139,14 +135,14 @@ def _checked_names(var_names: Names, known: Mapping[str, object]) -> list[str]:
             f"got {', '.join(map(repr, unknown))}\n"
             "correct var_names"
         )
-    return list(names)
+    return names
 
 
 # ---------------------------------------------------------------------- losses
 
 
 def extremes(values: Floats, most: int) -> npt.NDArray[np.intp]:
-    """Find at most ``most`` values, by index: the lowest and the highest of equal stretches."""
+    """Indices of at most ``most`` values: the lowest and the highest of each equal stretch."""
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
@@ -166,9 +162,9 @@ def running_mean(
 ) -> tuple[Floats, Floats]:
     """Mean of the finite values in a window around each centre, and its standard error.
 
-    Both are NaN where there is no value, and the error is where there is only one. Each window is
-    summed afresh: differences of one cumulative sum would carry the rounding error of a huge first
-    loss into all later means. The noise of one step is independent of that of the next.
+    Both are NaN in a window without values, and the error also in one with a single value. The
+    noise of different steps is independent. Each window is summed by itself: differences of one
+    cumulative sum would carry the rounding error of a huge first loss into all later means.
     """
     starts = np.maximum(0, centres - (window - 1) // 2)
     stops = np.minimum(len(values), centres + window // 2 + 1)
@@ -184,7 +180,7 @@ def running_mean(
 
 
 def typical_range(values: Floats) -> tuple[float, float]:
-    """Range of the values without those more than five interquartile ranges from the quartiles."""
+    """Range of the values within five interquartile ranges of the quartiles."""
     lower, upper = np.quantile(values, [0.25, 0.75])
     reach = 5 * (upper - lower)
     return max(values.min(), lower - reach), min(values.max(), upper + reach)
@@ -200,13 +196,13 @@ class Row:
     Attributes
     ----------
     name : str
-        What to call the row.
+        Title of the row.
     aliases : frozenset of str
-        Names that choose the row: its own and those of the parameter with all its layers.
+        Names that select the row: its own and those of the parameter with all its layers.
     steps : ndarray, shape (n,)
     values, gradient : ndarray, shape (n, components), or None if it was not tracked
     components : list of str
-        What to call the components; empty for a scalar.
+        Names of the components; empty for a scalar.
     """
 
     name: str
@@ -218,7 +214,7 @@ class Row:
 
 
 def tracked_rows(tracker: Any, var_names: Names) -> list[Row]:
-    """Rows of a tracker, the parameters of a layer together, in order of the layers."""
+    """Rows of a tracker in order of the layers, the parameters of a layer together."""
     tracker = getattr(tracker, "dataset", tracker)
     if isinstance(tracker, xr.Dataset):
         variables = {str(name): variable for name, variable in tracker.data_vars.items()}
@@ -242,7 +238,7 @@ def tracked_rows(tracker: Any, var_names: Names) -> list[Row]:
 def _all_rows(
     parsed: Mapping[str, tuple[str, str]], variables: Mapping[str, xr.DataArray]
 ) -> list[Row]:
-    """Rows of parameters that are given as name: (block, short name)."""
+    """Rows of parameters, given as a dict from names to (block, short name)."""
     blocks = list(dict.fromkeys(block for block, _ in parsed.values()))
     rows = [
         (blocks.index(block), layer, row)

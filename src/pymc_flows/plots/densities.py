@@ -27,7 +27,7 @@ def density_contour(
 ) -> "Axes":
     """Draw filled contours of a density over the plane.
 
-    The colour is the density relative to its highest value in the frame, from 0 to 1 in equal
+    The colour is the density relative to its highest value within the limits, from 0 to 1 in equal
     steps, so it does not depend on how the density is normalised.
 
     Parameters
@@ -38,7 +38,7 @@ def density_contour(
     ax : matplotlib.axes.Axes, optional
         Where to draw.
     limits : pair of float or pair of pairs of float, optional
-        The frame: one range for both axes, or a range for each.
+        One range for both axes, or a range for each.
     points : int, optional
         Number of grid points along each axis. All points² are evaluated in one call.
     levels : int, optional
@@ -57,7 +57,7 @@ def density_contour(
     FlowShapeError
         If the target is not two-dimensional, or the log densities do not have shape (n,).
     ValueError
-        If the density is zero, or not a number, all over the frame.
+        If the density is zero or not a number everywhere within the limits.
     """
     name = "z"
     log_density: Callable[[Floats], Any]
@@ -88,8 +88,8 @@ def approximation_density(
 ) -> "Axes":
     """Draw filled contours of the density of a two-dimensional approximation.
 
-    The axes are the unconstrained space of the model. Colours are as in `density_contour`, so that
-    the two can stand side by side.
+    The axes are the unconstrained space of the model. Colours are as in `density_contour`, so the
+    two plots can be compared.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Draws of many coordinates, pair by pair, next to draws from elsewhere."""
+"""Draws of many coordinates, pair by pair, over draws of a reference."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -26,23 +26,23 @@ def pairs(
 ) -> npt.NDArray[np.object_]:
     """Scatter draws for each pair of coordinates, over draws of a reference.
 
-    On the diagonal are histograms of each coordinate. The frame holds nearly all draws of both:
-    the outermost 0.2 % of each side may be outside.
+    On the diagonal are histograms of each coordinate. The limits hold nearly all draws of both: the
+    outermost 0.2 % on each side may be outside.
 
     Parameters
     ----------
     samples : DataTree, Dataset, DataArray or array_like, shape (..., k)
-        Draws of the approximation: what ``approx.sample`` returned, or an array.
+        Draws of the approximation: the result of ``approx.sample``, or an array.
     figure : matplotlib.figure.Figure or SubFigure, optional
         Where to put the axes.
     reference : the same, optional
-        Draws of the same coordinates from elsewhere, such as of ``pm.sample``.
+        Draws of the same coordinates from another source, such as ``pm.sample``.
     var_names : str or sequence of str, optional
         Which variables; by default all.
     labels : pair of str
-        What to call the draws and those of the reference.
+        Names of the draws and of those of the reference in the legend.
     max_coordinates : int
-        Of more coordinates the first ones are drawn, and a warning says so.
+        Most coordinates that are drawn, the first ones; a warning says if there are more.
 
     Returns
     -------

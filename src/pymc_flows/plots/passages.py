@@ -35,11 +35,11 @@ def layers(
     limits: Limits | None = None,
     max_panels: int = 12,
 ) -> npt.NDArray[np.object_]:
-    """Draw where points of the base are after each layer, one panel for each.
+    """Draw where points of the base are after each layer, one panel for each layer.
 
-    The colour of a point is its direction in the base. All panels are in the
-    unconstrained space of the model: the constant frame in which the flow works is applied to each
-    of them.
+    The colour of a point shows its direction from the origin of the base. All panels are in the
+    unconstrained space of the model: the constant frame of the flow is applied to the points after
+    each layer.
 
     Parameters
     ----------
@@ -52,10 +52,10 @@ def layers(
         Points of the base, N(0, I). By default 3,000, spread evenly in the two coordinates, and
         fixed noise in the others.
     limits : pair of float or pair of pairs of float, optional
-        The frame of all panels; by default it holds 99.8 % of the points of every panel.
+        Limits of all panels; by default they hold 99.8 % of the points of every panel.
     max_panels : int
-        Of more layers, as many are drawn, evenly spaced, the first and the last among them.
-        Repeats of `hh` are one step.
+        Most panels. Of more layers, an evenly spaced selection is drawn, with the first and the
+        last one. Repeats of `hh` are one step.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def layers_animation(
 ) -> Path:
     """Write a GIF in which points of the base move from layer to layer.
 
-    Between two layers points move on straight lines, only to guide the eye.
+    Between two layers points move on straight lines, which only guide the eye.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def layers_animation(
     Raises
     ------
     ArgumentError, FlowShapeError
-        As in `layers`; or if a number is below 1, or the file is to be something else than a GIF.
+        As in `layers`; or if a number is below 1, or the name of the file does not end in .gif.
     """
     target = Path(path)
     if target.suffix.lower() != ".gif":
@@ -150,7 +150,7 @@ def layers_animation(
         set_frame(ax, limits)
         set_labels(ax, axis_labels, names[0])
         figure.canvas.draw()
-        figure.set_layout_engine("none")  # titles of other lengths must not move the axes
+        figure.set_layout_engine("none")  # titles of different lengths must not move the axes
         writer = PillowWriter(fps=fps)
         with writer.saving(figure, target, dpi=80):
             for step in range(len(places)):
@@ -171,9 +171,9 @@ def layers_animation(
 def _path(
     approx: NormalizingFlow, coordinates: tuple[int, int], points: npt.ArrayLike | int
 ) -> tuple[list[str], list[Floats], Floats, tuple[str, str]]:
-    """Name each step, and give the points (n, 2) after it; their colours (n, 3), and axis labels.
+    """Names of the steps, points (n, 2) after each, colours (n, 3) of the points, axis labels.
 
-    ``points`` are those of the base, or how many.
+    ``points`` are those of the base, or their number.
     """
     pair = list(coordinates)
     dim = approx.ddim
@@ -200,7 +200,7 @@ def _path(
 
 
 def _base(n: int, dim: int, pair: list[int]) -> Floats:
-    """Points (n, dim) that follow N(0, I), in the pair of coordinates as evenly as can be."""
+    """Points (n, dim) that follow N(0, I), spread evenly in the pair of coordinates."""
     z = np.random.default_rng(0).standard_normal((n, dim))
     share = (np.arange(n) + 0.5) / n
     radius = np.sqrt(-2 * np.log1p(-share))
@@ -210,7 +210,7 @@ def _base(n: int, dim: int, pair: list[int]) -> Floats:
 
 
 def _limits(places: list[Floats]) -> Limits:
-    """A frame for the bulk of the points of every step."""
+    """Limits that hold the bulk of the points of every step."""
     low = np.min([np.nanquantile(z, 0.001, axis=0) for z in places], axis=0)
     high = np.max([np.nanquantile(z, 0.999, axis=0) for z in places], axis=0)
     margin = 0.05 * (high - low)

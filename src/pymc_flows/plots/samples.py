@@ -33,21 +33,21 @@ def draws(
     title: str | None = None,
     **scatter_options: Any,
 ) -> "Axes":
-    """Scatter draws over the plane, each a dot, the fainter the more there are.
+    """Scatter draws over the plane; the more draws, the fainter the dots.
 
     Draws that are not finite are left out, with a warning that says how many.
 
     Parameters
     ----------
     samples : array_like, shape (..., 2), or DataTree, Dataset or DataArray
-        Draws: an array, or what ``approx.sample`` or ``pm.sample`` returned.
+        Draws: an array, or the result of ``approx.sample`` or ``pm.sample``.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
     var_names : str or sequence of str, optional
-        One variable of length 2, or two scalar variables. By default all the variables, if that
-        makes two coordinates.
+        One variable of length 2, or two scalar variables. By default all variables, which must
+        have two coordinates together.
     limits : pair of float or pair of pairs of float, optional
-        The frame: one range for both axes, or a range for each. By default it holds all draws.
+        One range for both axes, or a range for each. By default they hold all draws.
     title : str, optional
         Title.
     **scatter_options
@@ -90,9 +90,9 @@ def joint_kde(
 ) -> npt.NDArray[np.object_]:
     """Draw a kernel density estimate of draws in the plane, with both marginals.
 
-    The contours bound highest-density regions: the outermost holds 95 % of the draws in the frame
-    and the innermost 5 %, in equal steps. Draws farther outside the frame than a quarter of its
-    size are not used; of the others at most 5,000, evenly spaced. Features narrower than the
+    The contours bound highest-density regions: the outermost holds 95 % of the draws within the
+    limits and the innermost 5 %, in equal steps. Of the draws within the limits and a margin of a
+    quarter of their size, at most 5,000 are used, evenly spaced. Features narrower than the
     bandwidth look wider than they are.
 
     Parameters
@@ -102,31 +102,32 @@ def joint_kde(
     figure : matplotlib.figure.Figure or SubFigure, optional
         Where to put the three axes.
     limits : pair of float or pair of pairs of float, optional
-        The frame: one range for both axes, or a range for each. By default it holds all draws.
+        One range for both axes, or a range for each. By default they hold all draws.
     points : int, optional
         Number of grid points along each axis.
     levels : int, optional
         Number of contours.
     bw_method : float or str, optional
         Bandwidth as in `scipy.stats.gaussian_kde`: a factor of the standard deviation, or a rule,
-        ``"scott"`` or ``"silverman"``. By default least-squares cross-validation [1]_, never wider
-        than Scott's rule, which suits one mode and blurs several.
+        ``"scott"`` or ``"silverman"``. By default least-squares cross-validation [1]_, but at most
+        Scott's rule, which suits one mode and blurs several.
     cmap : str, optional
-        Name of a colour map; the marginals take one of its dark tones.
+        Name of a colour map; the marginals have one of its dark tones.
     title : str, optional
         Title.
 
     Returns
     -------
     ndarray of matplotlib.axes.Axes, shape (3,)
-        The joint density, the marginal above it and the one beside it.
+        The joint density, the marginal above it and the marginal beside it.
 
     Raises
     ------
     FlowShapeError, TypeError
         As in `draws`.
     ValueError
-        If ``var_names`` has a name that does not exist, or all draws in the frame lie on one line.
+        If ``var_names`` has a name that does not exist, or all draws within the limits lie on one
+        line.
 
     References
     ----------
@@ -149,7 +150,7 @@ def joint_kde(
         limits = ((left, right), (bottom, top))
     x, y = (np.linspace(*range_, points) for range_ in ranges(limits))
     density = kde(grid(x, y).T).reshape(points, points)
-    # The region that holds a share of the draws is where the density is above its quantile at them.
+    # A region that holds a share of the draws is where the density exceeds its quantile over them.
     at_draws = kde(_thinned(inside, STYLE.bandwidth_draws).T)
     heights = np.unique(np.quantile(at_draws, 1 - np.linspace(0.95, 0.05, levels)))
 
@@ -171,14 +172,14 @@ def joint_kde(
 
 
 def _thinned(z: Floats, most: int) -> Floats:
-    """At most so many draws, evenly spaced."""
+    """Evenly spaced draws, at most ``most``."""
     return z[:: max(1, -(-len(z) // most))]
 
 
 def _is_near(z: Floats, limits: Limits, *, widen: float = 0.25) -> npt.NDArray[np.bool_]:
-    """Whether each draw is in the frame, widened on each side by so many times its size.
+    """Whether each draw is within the limits, widened on each side by ``widen`` times their size.
 
-    Kernels reach over the edge of the frame, so the draws just outside it count.
+    Kernels reach over the limits, so draws just outside matter.
     """
     low, high = np.transpose(ranges(limits))
     margin = widen * (high - low)
@@ -188,17 +189,16 @@ def _is_near(z: Floats, limits: Limits, *, widen: float = 0.25) -> npt.NDArray[n
 
 def _estimate(z: Floats, bw_method: float | str | None) -> "gaussian_kde":
     """Kernel density estimate of draws of shape (n, d)."""
-    # SciPy's statistics take longer to import than the rest of this package.
-    from scipy.stats import gaussian_kde
+    from scipy.stats import gaussian_kde  # slow to import
 
     return gaussian_kde(z.T, _cross_validated_bandwidth(z) if bw_method is None else bw_method)
 
 
 def _cross_validated_bandwidth(z: Floats) -> float:
-    """Factor of the standard deviation that least-squares cross-validation chooses.
+    """Factor of the standard deviation by least-squares cross-validation.
 
-    Minimises ∫f̂² − 2 mean_i f̂₋ᵢ(zᵢ), an unbiased estimate of the integrated squared error up to a
-    constant, over the factors up to Scott's. Of several minima it takes the one at the largest
+    It minimises ∫f̂² − 2 mean_i f̂₋ᵢ(zᵢ), an unbiased estimate of the integrated squared error up to
+    a constant, over factors up to Scott's. Of several minima it takes the one at the largest
     factor, as Hall & Marron advise: the others tend to show noise.
     """
     from scipy.spatial.distance import pdist
@@ -235,6 +235,6 @@ def _draw_marginal(
     else:
         ax.plot(positions, density, color=colour)
         ax.set_ylim(bottom=0)
-    # The joint density labels the positions; of the heights only the shape matters.
+    # The joint density labels the positions; heights need no labels.
     ax.tick_params(labelbottom=False, labelleft=False, length=0)
     ax.spines[:].set_visible(False)

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 type Ints = npt.NDArray[np.intp]
 type Floats = npt.NDArray[np.float64]
 
-# The picture has at most this many cells a side; a cell is as dark as its share of entries, and
-# never so light that an entry is lost.
+# Most cells on each side. A cell is the darker, the larger its share of entries, but never so light
+# that an entry is invisible.
 _MAX_CELLS = 300
 _LIGHTEST = 0.35
-# Hyperparameters, separator, and groups, of which neighbours have different colours.
+# Hyperparameters, separator, and two colours for neighbouring groups.
 _COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:cyan")
 
 
 def structure(structure: Structure | pm.Model, ax: "Axes | None" = None) -> "Axes":
     """Draw which pairs of latents share a factor: the pattern of the Hessian.
 
-    Latents are in order: hyperparameters, the separator, then group by group. Entries between two
-    of them have the colour of the first that the pair belongs to.
+    Latents are in order: hyperparameters, the separator, then group by group. An entry has the
+    colour of the part of its row or its column, whichever comes first.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _image(structure: Structure, order: Ints, kind: Ints) -> Floats:
 
 
 def _mark(ax: "Axes", structure: Structure, kind: Ints) -> None:
-    """Separate the parts, and say what the colours mean."""
+    """Draw lines between the parts, and the legend of the colours."""
     counts = np.array([np.sum(kind == 0), np.sum(kind == 1), np.sum(kind >= 2)])
     for end in np.cumsum(counts)[:-1]:
         if 0 < end < len(kind):

@@ -37,8 +37,8 @@ def history(
     """Draw the loss of each step, and its running mean with a band of two standard errors.
 
     A long history is thinned to the lowest and the highest loss of equal stretches, so that no
-    spike is lost. The frame leaves out losses far from the bulk, such as the first ones; the
-    legend counts them. Steps whose loss is not finite are marked by red ticks below,
+    spike is lost. Losses far from the bulk, such as the first ones, are outside the limits; the
+    legend counts them. Steps whose loss is not finite are marked by red ticks at the bottom,
     counted in the legend, and left out of the mean.
 
     Parameters
@@ -48,15 +48,15 @@ def history(
     ax : matplotlib.axes.Axes, optional
         Where to draw.
     window : int, optional
-        Number of steps, centred, that the running mean is over; by default a fiftieth of all.
+        Number of steps, centred, of the running mean; by default a fiftieth of all.
     log_z : float, optional
-        Log normalising constant of the target, in nats. Draws −``log_z``, the lowest expected loss
-        that exists: the distance to it is KL(q ‖ p).
+        Log normalising constant of the target, in nats. A line at −``log_z`` shows the lowest
+        possible expected loss: the distance to it is KL(q ‖ p).
     label : str, optional
         Name of this history in the legend.
     stops : sequence of int, or dict of int to str, optional
-        Steps after which something began or ended, such as a fit that `refine` continued, and maybe
-        what it was: a vertical line for each.
+        Steps after which something began or ended, such as a fit that `refine` continued, each
+        with an optional label: a vertical line for each.
 
     Returns
     -------
@@ -154,16 +154,16 @@ def traces(
     Parameters
     ----------
     tracker : Dataset, or object with ``dataset``, or pymc.variational.callbacks.Tracker, or mapping
-        Tracked values. A dataset has the dimension ``step`` first, then maybe one of layers, then
-        those of the parameter, and gradients are the variables called ``grad_`` + the parameter's
-        name. PyMC's tracker, or a mapping from names to arrays, has no step numbers; its values
-        are taken to be of steps 1, 2, ….
+        Tracked values. A dataset has the dimension ``step`` first, then an optional one of layers,
+        then those of the parameter; gradients are the variables called ``grad_`` + the parameter's
+        name. PyMC's tracker, or a mapping from names to arrays, has no step numbers: its values
+        count as those of steps 1, 2, ….
     figure : matplotlib.figure.Figure or SubFigure, optional
         Where to put the axes.
     var_names : str or sequence of str, optional
         Which rows to draw: names of parameters (all their layers) or of rows.
     max_rows : int, optional
-        How many rows to draw at most; a warning says what is left out.
+        Most rows that are drawn; a warning says if there are more.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def traces(
 def _frame_losses(
     ax: "Axes", losses: Floats, log_z: float | None, frame: tuple[float, float] | None
 ) -> int:
-    """Fit the frame to the bulk of the losses, and to an earlier one; return how many it misses."""
+    """Set the limits to the bulk of the losses and earlier limits; return how many are outside."""
     if not len(losses):
         return 0
     low, high = typical_range(losses)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def log_weights(samples: Any, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
     """Draw a histogram of log importance weights.
 
-    The better the approximation, the narrower it is: where q is the posterior, all log weights are
-    the log evidence. Their mean is the ELBO. The right side matters, where q has too little mass;
-    a long left tail only costs draws.
+    The better the approximation, the narrower is the histogram: if q is the posterior, all log
+    weights equal the log evidence. Their mean is the ELBO. The right side matters, where q has too
+    little mass; a long left tail only wastes draws.
 
     Parameters
     ----------
     samples : DataTree, Dataset or array_like, shape (...)
-        What ``approx.sample(correct='psis')`` returned, or log p − log q of draws of q, in nats.
+        The result of ``approx.sample(correct='psis')``, or log p − log q of draws of q, in nats.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
     title : str, optional
@@ -59,17 +59,16 @@ def log_weights(samples: Any, ax: "Axes | None" = None, *, title: str | None = N
 
 
 def pareto_tail(samples: Any, ax: "Axes | None" = None, *, title: str | None = None) -> "Axes":
-    """Draw the largest importance weights against their rank, and the Pareto tail fitted to them.
+    """Draw importance weights against their rank, and the Pareto tail fitted to the largest ones.
 
-    On these axes, both logarithmic, the tail of a generalised Pareto distribution is nearly a line
-    of slope −k-hat. The dotted line has the largest slope that can be trusted. If the weights
-    climb more steeply to the left, the tails of q are too light, and a few draws outweigh all
-    others.
+    On logarithmic axes, the tail of a generalised Pareto distribution is nearly a line of slope
+    −k-hat. The dotted line has the steepest slope that can be trusted. If the weights rise more
+    steeply to the left, the tails of q are too light, and a few draws outweigh all others.
 
     Parameters
     ----------
     samples, ax, title
-        As in `log_weights`; 25 draws at least.
+        As in `log_weights`; at least 25 draws.
 
     Returns
     -------
@@ -94,7 +93,7 @@ def pareto_tail(samples: Any, ax: "Axes | None" = None, *, title: str | None = N
     n = len(raw)
     n_tail = _tail_length(n)
     share = (np.arange(n) + 0.5) / n
-    # Relative to a mean weight of 1, which is what one draw in n should count for.
+    # Relative to the mean weight.
     raw = np.exp(raw - quality.log_evidence)
     fitted = np.exp(fitted + np.log(n))
     fitted *= raw[n_tail] / fitted[n_tail]
@@ -111,12 +110,12 @@ def pareto_tail(samples: Any, ax: "Axes | None" = None, *, title: str | None = N
 
 
 def _tail_length(n: int) -> int:
-    """How many of n weights Pareto smoothing takes for the tail (Vehtari et al. 2024, eq. 7)."""
+    """Number of n weights that Pareto smoothing takes as the tail (Vehtari et al. 2024, eq. 7)."""
     return int(np.ceil(min(n / 5, 3 * np.sqrt(n))))
 
 
 def _weights(samples: Any) -> tuple[Floats, Quality, Floats]:
-    """Log weights (n,), what they say, and the smoothed ones (n,)."""
+    """Log weights (n,), their `Quality`, and the smoothed log weights (n,)."""
     if isinstance(samples, xr.DataTree | xr.Dataset):
         values = _stored(samples)
     else:

@@ -1,6 +1,6 @@
 """Rows of data that need not fit into memory: batches of them, shuffled, seeded and read ahead.
 
-`Rows` knows columns, sizes and where to read; `Order` which rows come when; `Feed` brings the
+`Rows` has the columns, the sizes and the source; `Order` is the order of all rows; `Feed` reads the
 batches of consecutive steps, and `Scan` all rows once, in the order in which they are stored.
 Nothing here knows of models or flows.
 """

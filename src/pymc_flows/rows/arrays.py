@@ -13,10 +13,10 @@ from pymc_flows.rows.source import BLOCK_BYTES, Arrays, Column, dtype_of
 
 
 class ArraySource:
-    """Arrays of one length, by name: whatever has ``shape``, ``dtype`` and slices.
+    """Arrays of one length, by name: anything with ``shape``, ``dtype`` and slices.
 
-    Blocks are the chunks along the first axis of the array that has the largest, where arrays have
-    chunks; else they take a megabyte.
+    Blocks are the chunks along the first axis, of the array that has the largest chunks; without
+    chunks, a block takes a megabyte.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class ArraySource:
     Raises
     ------
     ArgumentError
-        If there are none, one is no array of numbers, or lengths differ.
+        If there are none, one is no array of numbers or has masked values, or lengths differ.
     """
 
     def __init__(self, arrays: Mapping[str, Any]):
@@ -46,7 +46,7 @@ class ArraySource:
         self.label = f"arrays ({', '.join(sorted(kinds))})"
 
     def read(self, block: int, out: Arrays) -> None:
-        """Copy slices; those of Dask are computed together."""
+        """Copy slices; Dask computes those of its arrays together."""
         rows = slice(*self._bounds[block : block + 2])
         parts = {name: array[rows] for name, array in self._arrays.items()}
         if any(type(part).__module__.startswith("dask") for part in parts.values()):
@@ -62,21 +62,26 @@ class ArraySource:
 
 
 def _as_array(array: Any, name: str) -> Any:
-    """Whatever has shape, dtype and slices as it is; lists as arrays."""
+    """Return an array as it is, and lists and pandas objects as NumPy arrays."""
+    if np.ma.is_masked(array):
+        raise ArgumentError(
+            f"{name!r} has masked values\n"
+            "Leave out rows with missing values, or fill them in, before the fit."
+        )
     if not all(hasattr(array, a) for a in ("shape", "dtype", "__getitem__")) or hasattr(
         array, "iloc"
     ):
         array = np.asarray(array)
     if not len(array.shape) or not isinstance(array.shape[0], int | np.integer):
         raise ArgumentError(
-            f"{name!r} must be an array whose first axis are rows, got shape {array.shape}\n"
-            "Of a Dask array without known lengths, compute_chunk_sizes() finds them."
+            f"{name!r} must be an array whose first axis is rows, got shape {array.shape}\n"
+            "For a Dask array of unknown length, call its compute_chunk_sizes() first."
         )
     return array
 
 
 def _bounds(arrays: list[Any], total: int, columns: Mapping[str, Column]) -> list[int]:
-    """Where blocks begin, and the end of the last one."""
+    """The rows at which blocks begin, and the end of the last block."""
     chunks = [c for a in arrays if (c := _chunks(a, total))]
     if chunks:
         bounds = np.cumsum([0, *min(chunks, key=len)]).tolist()
@@ -87,7 +92,7 @@ def _bounds(arrays: list[Any], total: int, columns: Mapping[str, Column]) -> lis
 
 
 def _chunks(array: Any, total: int) -> list[int]:
-    """Lengths of the chunks of an array along its first axis; none if it is not in chunks."""
+    """Lengths of the chunks of an array along its first axis; empty if it has no chunks."""
     found = getattr(array, "chunks", None)
     if not found:
         return []

@@ -21,14 +21,15 @@ class ParquetSource:
     Parameters
     ----------
     path : str, path-like or sequence of them
-        A file, a folder, or several files; also on the file systems that Arrow knows.
+        A file, a folder, or several files, on any file system that Arrow knows.
     columns : mapping, sequence of str or None
         As for `Rows.parquet`.
 
     Raises
     ------
     ArgumentError
-        If there is no row, a column is missing, has NULLs or is not of numbers.
+        If there is no row, a column is missing, has NULLs or is not numeric, or files differ in
+        their columns.
     ModuleNotFoundError
         If pyarrow is missing (the extra ``parquet``).
     """
@@ -146,7 +147,7 @@ def _files(path: Any) -> tuple[Any, list[str]]:
 
 
 def _names(columns: Columns, known: Sequence[str], where: str) -> dict[str, list[str] | str]:
-    """Columns by name: several make an array of rows and columns."""
+    """Columns by name; several columns make one array of rows and columns."""
     if columns is None:
         columns = known
     if isinstance(columns, str):
@@ -191,7 +192,7 @@ def _dtype(arrow: Any, what: str) -> str:
 
 
 def _check_nulls(metadata: Any, names: Sequence[str], file: str) -> None:
-    """Refuse NULLs that the statistics of a file tell of, before anything is read."""
+    """Refuse NULLs that a file's statistics report, before anything is read."""
     places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
     for group in range(metadata.num_row_groups):
         for name in names:
@@ -209,7 +210,7 @@ def _refuse_nulls(name: str, count: int, where: str) -> None:
 
 
 def _copy(table: Any, names: Mapping[str, list[str] | str], out: Arrays, where: str) -> None:
-    """Put columns of a table into arrays."""
+    """Copy columns of a table into arrays."""
     for name in _flat(names):
         if count := table.column(name).null_count:
             _refuse_nulls(name, count, where)

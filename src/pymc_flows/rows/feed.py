@@ -1,4 +1,4 @@
-"""Batches: those of consecutive steps, and all rows once."""
+"""Batches of consecutive steps, and all rows once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Feed:
         self._pools = Pools(self._source, self._order)
 
     def fill(self, step: int, arrays: Sequence[np.ndarray]) -> None:
-        """Put the batches of a step and of those after it into arrays.
+        """Put the batches of a step and of the following ones into arrays.
 
         Parameters
         ----------
@@ -62,14 +62,14 @@ class Feed:
         self.rows(step * self._batch_size, flat)
 
     def rows(self, row: int, arrays: Sequence[np.ndarray]) -> None:
-        """Put a row and those after it into arrays (rows, *shape of the column)."""
+        """Put a row and the following ones into arrays (rows, *shape of the column)."""
         total, n, done = self._order.total, len(arrays[0]), 0
         while done < n:
             loaded = self._pools.at(row + done)
             begin = (row + done) % total - loaded.pool.begin
             places = loaded.places[begin : begin + n - done]
             for name, array in zip(self._names, arrays, strict=True):
-                # Places are known to be inside; to raise for others it would copy.
+                # All places are inside; mode="raise" would copy.
                 part = array[done : done + len(places)]
                 np.take(loaded.memory[name], places, axis=0, out=part, mode="clip")
             done += len(places)
@@ -79,18 +79,18 @@ class Feed:
         self._pools.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a file keeps, as JSON has it, besides the number of steps."""
+        """The state for a file, as JSON; the file has the number of steps itself."""
         return {"seed": self._seed, "rows": self._order.total, "batch_size": self._batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the order of a file.
+        """Continue the order of a file.
 
         Raises
         ------
         StorageError
-            If it is that of other rows.
+            If it is the order of other rows.
         KeyError, TypeError, ValueError
-            If it is not one.
+            If the state is malformed.
         """
         own = self.state_dict()
         other = {k: state[k] for k in own if k != "seed" and state[k] != own[k]}
@@ -109,19 +109,20 @@ class Scan:
     feed : Feed
         Without a seed.
     arrays : sequence of ndarray, shape (batch_size, *shape of the column)
-        Are filled with one batch after the other.
+        Filled with one batch after the other.
     total : int
+        Number of rows.
     """
 
     def __init__(self, feed: Feed, arrays: Sequence[np.ndarray], total: int):
         self._feed, self._arrays, self._total = feed, arrays, total
 
     def __iter__(self) -> Iterator[float]:
-        """Fill the arrays; each time with the weight of the batch that is in them.
+        """Fill the arrays batch by batch, and yield the weight of each batch.
 
-        The sum of a function of batches that is a mean over their rows, with these weights, is the
-        mean over all rows. The last rows are filled up with copies of one of them, whose share is
-        then taken away again: a batch of nothing else has a negative weight. So all have one size.
+        If a function of a batch is a mean over its rows, its sum over batches with these weights is
+        the mean over all rows. All batches have one size: the last one is filled up with copies of
+        a row, and a batch of this row alone, with a negative weight, subtracts them again.
         """
         size, total, arrays = len(self._arrays[0]), self._total, self._arrays
         for begin in range(0, total, size):

@@ -1,4 +1,4 @@
-"""Which rows come when: blocks at random, in pools whose rows are permuted together."""
+"""The order of rows: blocks at random, in pools whose rows are permuted together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Pool:
     Attributes
     ----------
     epoch, index : int
-        Which of the pools of which epoch.
+        The epoch, and the number of the pool in it, both from 0.
     blocks : tuple of int
-        In the order in which they are read.
+        Blocks, in the order in which they are read.
     begin, end : int
-        Rows of the epoch before its first, and up to its last.
+        Half-open range of its rows in the epoch.
     """
 
     epoch: int
@@ -32,20 +32,20 @@ class Pool:
 
 
 class Order:
-    """The order of all rows, epoch by epoch; each has every row once.
+    """The order of all rows, epoch by epoch; each epoch has every row once.
 
-    Blocks are read in an order that is drawn for each epoch. Consecutive ones make a pool, whose
-    rows are permuted. So a row can come anywhere in an epoch, but rows of one block come near to
-    each other: by a pool. It is a function of the seed alone, and any place of it is found at once.
+    The order of the blocks is drawn for each epoch. Consecutive blocks make a pool, whose rows are
+    permuted. So a row can come anywhere in an epoch, but the rows of one block come in one pool.
+    The order is a function of the seed alone, and any position in it is found at once.
 
     Parameters
     ----------
     lengths : sequence of int
         Rows of each block.
     pool_rows : int
-        A pool ends with the block that brings it to so many rows.
+        A pool ends with the block that brings it to this many rows.
     seed : int or None
-        None is the order in which rows are stored.
+        None gives the order in which rows are stored.
     """
 
     def __init__(self, lengths: Sequence[int], pool_rows: int, seed: int | None):
@@ -55,11 +55,11 @@ class Order:
 
     @property
     def largest(self) -> int:
-        """As many rows as a pool may have."""
+        """Most rows that a pool may have."""
         return min(self.total, self._pool_rows + int(self._lengths.max()) - 1)
 
     def pool_at(self, row: int) -> Pool:
-        """The pool that has a row, counted on from the first row of the first epoch."""
+        """The pool of a row, counted from the first row of the first epoch."""
         epoch, offset = divmod(row, self.total)
         pools = self._pools(epoch)
         return pools[bisect_right(pools, offset, key=lambda pool: pool.begin) - 1]
@@ -69,7 +69,7 @@ class Order:
         return self.pool_at(pool.epoch * self.total + pool.end)
 
     def permutation(self, pool: Pool) -> np.ndarray:
-        """In which order the rows of a pool come."""
+        """The order of the rows of a pool."""
         n = pool.end - pool.begin
         if self.seed is None:
             return np.arange(n)
@@ -77,7 +77,7 @@ class Order:
 
     def _drawn(self, epoch: int) -> list[Pool]:
         blocks = np.arange(len(self._lengths))
-        # Where all rows are in memory, the order of blocks does not matter.
+        # If one pool has all rows, the order of the blocks does not matter.
         if self.seed is not None and self._pool_rows < self.total:
             np.random.default_rng([self.seed, epoch, 0]).shuffle(blocks)
         pools: list[Pool] = []
@@ -91,7 +91,7 @@ class Order:
         return pools
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave what is drawn again."""
+        """Leave out the cache of pools."""
         return {k: v for k, v in self.__dict__.items() if k != "_pools"}
 
     def __setstate__(self, state: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Pools of rows in memory: one that is used, and the next one, which a thread reads."""
+"""Pools of rows in memory: the current one, and the next one, which a thread reads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Loaded:
     ----------
     pool : Pool
     memory : dict of str to ndarray
-        Rows in the order in which they were read; the last ones of an array may not be used.
+        Rows in the order in which they were read; arrays may be longer than the pool.
     places : ndarray of int
-        Where the rows of the epoch are, in their order.
+        Positions of the rows in ``memory``, in the order of the epoch.
     """
 
     pool: Pool
@@ -46,7 +46,7 @@ class Pools:
         self._free: list[Arrays] = []
 
     def at(self, row: int) -> Loaded:
-        """The pool that has a row, counted on from the first of the first epoch."""
+        """The pool of a row, counted from the first row of the first epoch."""
         pool, current = self._order.pool_at(row), self._current
         if current is not None and current.pool == pool:
             return current
@@ -69,7 +69,7 @@ class Pools:
         self._free = []
 
     def _awaited(self, pool: Pool) -> Loaded | None:
-        """The pool that a thread reads, if it is this one."""
+        """The pool, if it is the one that the thread reads."""
         if self._next is None:
             return None
         (expected, future), self._next = self._next, None
@@ -80,7 +80,7 @@ class Pools:
         return None
 
     def _memory(self) -> Arrays:
-        """Arrays for a pool: those of one that has been used, which the system need not clear."""
+        """Arrays for a pool, reused if possible: the system must clear new memory."""
         if self._free:
             return self._free.pop()
         n = self._order.largest
@@ -102,7 +102,7 @@ class Pools:
         return Loaded(pool, memory, self._order.permutation(pool))
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave what is in memory."""
+        """Leave out what is in memory."""
         return {"_source": self._source, "_order": self._order}
 
     def __setstate__(self, state: dict[str, object]) -> None:

@@ -20,24 +20,24 @@ from pymc_flows.rows.source import Source
 from pymc_flows.support.arguments import check_integer
 
 BATCH_SIZE = 4096
-# What a pool takes, unless told otherwise, in bytes. There are two of them at a time.
+# Default size of a pool. Two pools are in memory at a time.
 POOL_BYTES = 64 * 2**20
-# Of the rows that a model shows where there is no fit.
+# Seed of the rows that a model has outside a fit.
 FIRST_SEED = 0
 
 
 class Rows:
-    """Rows of data on disk, of which a model sees a batch at a time, as of a `pymc.Minibatch`.
+    """Rows of data on disk, of which a model sees one batch at a time, as with `pymc.Minibatch`.
 
     ``rows["x"]`` is a variable to build a model from, for covariates and observed values alike. In
-    each step of a fit other rows stand there. ``total_size=rows.total`` says how many there are.
+    each step of a fit it holds other rows. ``total_size=rows.total`` says how many there are.
 
-    Rows come shuffled: the blocks of the source (row groups of Parquet, chunks of zarr and Dask,
-    a megabyte of other arrays) in a random order, and with consecutive blocks together in memory,
-    in pools, the rows of each pool in a random order. Each row comes once an epoch. Rows that are
-    stored near to each other so come near to each other, by a pool: where rows are sorted, let a
-    pool have many blocks, by small row groups or a larger ``pool_rows``. A thread reads the next
-    pool while steps are taken. The seed of a fit decides the order.
+    Rows are shuffled in two stages. The blocks of the source (row groups of Parquet, chunks of zarr
+    and Dask, a megabyte of other arrays) are read in a random order, and several consecutive ones
+    make a pool, whose rows are put into a random order in memory. Each row comes once an epoch, and
+    rows of one block come in the same pool. So if rows are sorted on disk, let a pool have many
+    blocks: use small row groups, or a larger ``pool_rows``. A thread reads the next pool while
+    steps are taken. The seed of a fit decides the order.
 
     Made by `parquet`, `arrow` and `arrays`.
 
@@ -48,8 +48,9 @@ class Rows:
     batch_size : int
         Rows in a step.
     pool_rows : int
-        Rows after which a pool ends, at the end of a block.
+        A pool ends with the block that brings it to this many rows.
     names : tuple of str
+        Names of the columns.
 
     Examples
     --------
@@ -95,20 +96,19 @@ class Rows:
         path : str, path-like or sequence of them
             A file, a folder, or several files; also a URI that Arrow knows, such as ``s3://…``.
         columns : mapping, sequence of str, optional
-            Names of columns. A mapping gives them other names, and makes an array of several:
-            ``{"x": ["x0", "x1"], "y": "y"}`` has ``rows["x"]`` of shape (batch_size, 2). All
-            columns by default.
+            Names of columns; by default all. A mapping renames columns, or joins several into one
+            array: with ``{"x": ["x0", "x1"], "y": "y"}``, ``rows["x"]`` has shape (batch_size, 2).
         batch_size : int
             Rows in a step.
         pool_rows : int, optional
-            Rows that are shuffled together; as many as take 64 MiB by default. A pool has whole row
+            Rows that are shuffled together, by default 64 MiB of them. A pool has whole row
             groups, at least one, and two pools are in memory at a time.
 
         Raises
         ------
         ArgumentError
-            If there are no rows, a column is missing, not of numbers, or has NULLs, or files have
-            other columns than the first.
+            If there are no rows, a column is missing, not numeric, or has NULLs, or files differ
+            in their columns.
         FileNotFoundError
             If there is no such file.
         ModuleNotFoundError
@@ -125,7 +125,7 @@ class Rows:
         batch_size: int = BATCH_SIZE,
         pool_rows: int | None = None,
     ) -> Rows:
-        """Rows of an Arrow table, also of one that is a memory map.
+        """Rows of an Arrow table, which may be a memory map.
 
         Parameters
         ----------
@@ -148,19 +148,19 @@ class Rows:
         batch_size: int = BATCH_SIZE,
         pool_rows: int | None = None,
     ) -> Rows:
-        """Rows of arrays of one length: NumPy's and memory maps, zarr's, Dask's, HDF5's.
+        """Rows of arrays of one length, of NumPy (also memory maps), zarr, Dask or HDF5.
 
         Parameters
         ----------
         arrays : mapping of str to array
-            Whatever has a shape, a dtype and slices; rows on the first axis.
+            Anything with a shape, a dtype and slices; rows on the first axis.
         batch_size, pool_rows
             As for `parquet`. Blocks are the chunks of the arrays.
 
         Raises
         ------
         ArgumentError
-            If lengths differ, or an array is not of numbers.
+            If lengths differ, or an array is not numeric or has masked values.
         """
         return cls(ArraySource(arrays), batch_size, pool_rows)
 
@@ -174,7 +174,7 @@ class Rows:
     def __getitem__(self, name: str) -> SharedVariable:
         """The variable (batch_size, *shape of the column) of a name.
 
-        Its value, where there is no fit, is that of `first`.
+        Outside a fit its value is that of `first`.
         """
         if name not in self.names:
             raise ArgumentError(f"there is no column {name!r}\nThere are: {', '.join(self.names)}.")
@@ -182,7 +182,7 @@ class Rows:
 
     @cached_property
     def first(self) -> dict[str, np.ndarray]:
-        """A batch of rows at random, by name: always the same."""
+        """A random batch of rows, by name: always the same one."""
         arrays = self.buffers(1, self.names)
         self.feed(self.names, FIRST_SEED).fill(0, arrays)
         return {name: array[0] for name, array in zip(self.names, arrays, strict=True)}
@@ -212,6 +212,6 @@ class Rows:
 
 
 def rows_of(variables: Sequence[Variable]) -> dict[Variable, Rows]:
-    """Those of the variables that stand for rows."""
+    """Variables among the given ones that stand for rows, and their rows."""
     found = ((v, getattr(v.tag, "rows", None)) for v in variables)
     return {v: rows for v, rows in found if isinstance(rows, Rows)}

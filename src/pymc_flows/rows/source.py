@@ -1,4 +1,4 @@
-"""What every source of rows has: columns, and blocks that are read one by one."""
+"""The contract of a source of rows: columns, and blocks that are read one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytensor
 
 from pymc_flows.errors import ArgumentError
 
-# What a block of a source without blocks of its own takes, in bytes.
+# Size of a block, where a source has no blocks of its own.
 BLOCK_BYTES = 2**20
 
 type Arrays = dict[str, np.ndarray]
@@ -19,14 +19,14 @@ type Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Column:
-    """One name of a source.
+    """One column of a source, of numbers or of arrays.
 
     Attributes
     ----------
     shape : tuple of int
-        Of the values of one row: () for numbers, (20,) for 20 numbers.
+        Shape of the value of one row: () for a number, (20,) for 20 numbers.
     dtype : str
-        In which they come.
+        Type of the values as a model gets them.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Source(Protocol):
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """What there is, by name."""
+        """Columns by name."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -51,22 +51,22 @@ class Source(Protocol):
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Its name in texts."""
 
     def read(self, block: int, out: Arrays) -> None:
         """Put a block into arrays (rows of the block, *shape of the column) by name."""
 
     def where(self, block: int) -> str:
-        """Where a block is, for people."""
+        """The place of a block, in words."""
 
 
 def dtype_of(given: Any, what: str) -> str:
-    """The dtype in which numbers of a dtype come: real ones as PyTensor's default.
+    """The dtype in which a model gets numbers of a dtype: real numbers in PyTensor's ``floatX``.
 
     Raises
     ------
     ArgumentError
-        If they are no numbers.
+        If it is not a type of real or integer numbers.
     """
     dtype = np.dtype(given)
     if dtype.kind == "f":
@@ -79,20 +79,20 @@ def dtype_of(given: Any, what: str) -> str:
 
 
 def no_number(given: Any, what: str) -> ArgumentError:
-    """The error for columns of another kind."""
+    """The error for columns of another type."""
     return ArgumentError(
-        f"{what} has type {given}, expected real or integer numbers, or true and false\n"
+        f"{what} has type {given}, expected real numbers, integers or booleans\n"
         "Convert it first: text to integer codes, times to numbers."
     )
 
 
 def check_block(arrays: Arrays, source: Source, block: int) -> None:
-    """Refuse NaN, which says nothing of the model and ends every step.
+    """Refuse NaN, which would make the loss of every step NaN.
 
     Raises
     ------
     ArgumentError
-        It says where.
+        With the place of the first NaN.
     """
     for name, array in arrays.items():
         if array.dtype.kind == "f" and np.isnan(array.sum()) and np.isnan(array).any():

@@ -1,4 +1,4 @@
-"""Ways to a mode: Newton's method in a trust region, and L-BFGS where Hessians are dear."""
+"""Search for a mode: Newton's method in a trust region, or L-BFGS where Hessians are expensive."""
 
 from __future__ import annotations
 
@@ -18,16 +18,10 @@ type Path = list[np.ndarray]
 
 
 def ascend(target: Target, frame: Frame, options: SearchOptions, deadline: Deadline) -> Path:
-    """Points (dim,) on the way to a mode, the last one there; none if the start is no start.
+    """Points (dim,) on the way to a mode, the last one there; none if the start has no density.
 
-    Parameters
-    ----------
-    target : Target
-    frame : Frame
-        Its centre is the start, and steps are measured in its coordinates.
-    options : SearchOptions
-    deadline : Deadline
-        The way ends where it is when that has passed.
+    The centre of the frame is the start, and steps are measured in its coordinates. When the
+    deadline has passed, the search ends at the point that it has reached.
     """
     if target.takes_newton_steps:
         return _newton(target, frame, options, deadline)
@@ -41,7 +35,7 @@ def _newton(target: Target, frame: Frame, options: SearchOptions, deadline: Dead
     if not np.isfinite(at.value(start)):
         return []
     is_small = len(start) <= MAX_DENSE
-    # In a Hessian's own units, the radius is about that of a Gaussian's bulk.
+    # In the units of the Hessian, most of the mass of a Gaussian is within this radius.
     arguments: dict[str, Any] = {
         "jac": at.gradient,
         "method": "trust-exact" if is_small else "trust-ncg",
@@ -57,7 +51,7 @@ def _newton(target: Target, frame: Frame, options: SearchOptions, deadline: Dead
 
 
 def _quasi_newton(target: Target, frame: Frame, options: SearchOptions, deadline: Deadline) -> Path:
-    """L-BFGS."""
+    """L-BFGS by gradients alone."""
 
     def negative(u: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = target.value_and_grad(frame.forward(u)[None])
@@ -71,7 +65,7 @@ def _quasi_newton(target: Target, frame: Frame, options: SearchOptions, deadline
     arguments = {
         "jac": True,
         "method": "L-BFGS-B",
-        # No absolute bound of the gradient: it has units.
+        # No absolute bound of the gradient, which has units.
         "options": {
             "maxiter": options.line_searches,
             "maxcor": 20,
@@ -90,7 +84,7 @@ def _run(
     deadline: Deadline,
     arguments: dict[str, Any],
 ) -> Path:
-    """Minimise, and return where it went."""
+    """Minimise; return the accepted points, in the model's own coordinates."""
     from scipy import optimize  # slow to import
 
     path: list[np.ndarray] = []
@@ -99,7 +93,7 @@ def _run(
     def moved(intermediate_result: Any) -> None:
         u, now = intermediate_result.x, float(intermediate_result.fun)
         if path and np.array_equal(path[-1], u):
-            return  # a step that was refused
+            return  # the step was rejected
         path.append(u.copy())
         has_gained = last[0] - now > options.gain * (1 + abs(now))
         last[0] = now
@@ -117,13 +111,9 @@ def _run(
 
 
 class _Remembered:
-    """What a trust region asks for one by one, from one evaluation of each point.
+    """Value, gradient and Hessian, which a trust region asks for one by one, evaluated together.
 
-    Parameters
-    ----------
-    target : Target
-    frame : Frame
-        Points and derivatives are in its coordinates.
+    Points and derivatives are in the coordinates of the frame.
     """
 
     def __init__(self, target: Target, frame: Frame):
@@ -137,12 +127,10 @@ class _Remembered:
         value, gradient, matrix = self._target.curved(self._frame.forward(u))
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             value, gradient = -np.inf, np.zeros_like(u)
-        found = (u.copy(), -float(value), -self._frame.pullback(gradient), self._inside(matrix))
+        curvature = pulled_back(self._frame, matrix)
+        found = (u.copy(), -float(value), -self._frame.pullback(gradient), curvature)
         self._known = [*self._known[-1:], found]
         return found
-
-    def _inside(self, matrix: Matrix) -> Matrix:
-        return pulled_back(self._frame, matrix)
 
     def value(self, u: np.ndarray) -> float:
         """Minus the log density; ∞ where it is not finite."""
@@ -162,7 +150,7 @@ class _Remembered:
 
 
 def pulled_back(frame: Frame, matrix: Matrix) -> Matrix:
-    """A Hessian (dim, dim) by placed points as one by points of the frame; 0 where not finite."""
+    """A Hessian (dim, dim) in the model's coordinates as one in the frame's; 0 where not finite."""
     if isinstance(matrix, LowRankSum):
         if not frame.is_elementwise:
             return pulled_back(frame, matrix.toarray())

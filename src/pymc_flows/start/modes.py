@@ -1,4 +1,4 @@
-"""All modes of a posterior that many starting points lead to."""
+"""All modes of a posterior that a search from many starting points finds."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.support.seeds import RandomState, integer_seed
 
-# A mode with less than this share of the mass of the largest is no place to restart at. ELBOs of
-# Gaussians are a rough guide to mass: of a skewed mode one may be a few nats too small.
+# No restart begins at a mode with less than this share of the mass of the largest. ELBOs of
+# Gaussians estimate mass roughly: for a skewed mode they may be a few nats too small.
 MIN_SHARE_OF_RESTART = 1e-4
 
-# Starting points are wider than those of the search for one: what is near leads to known modes.
+# Starting points are further away than in the search for a start: near ones lead to known modes.
 SPREADS, MULTIPLES = (1.0, 3.0, 10.0), (10.0, 30.0)
 
 
@@ -46,14 +46,14 @@ def find_modes(
     model, start, dense, random_seed
         As for `find_frame`.
     n_starts : int
-        Starting points.
+        Number of starting points.
     deadline : Deadline, optional
         When it has passed, no further starting point is tried.
 
     Returns
     -------
     list of Frame
-        By decreasing mass, as ELBOs tell it; without those that have next to none.
+        By decreasing mass, estimated by ELBOs; modes with next to no mass are left out.
 
     Raises
     ------

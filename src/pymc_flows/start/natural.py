@@ -4,9 +4,9 @@ At that Gaussian the expectation of the gradient is 0, and that of the curvature
 (Opper & Archambeau, The variational Gaussian approximation revisited, Neural Computation 21(3),
 2009). Steps of natural gradients go there: the precision by a share of the way to the expected
 curvature, the mean by as much of a Newton step (Khan & Nielsen, ISITA 2018, arXiv:1807.04489).
-Expectations are means over a few draws and their mirror images, which have no noise at all where
-the posterior is Gaussian. Unlike importance weights, that works in hundreds of dimensions; and
-unlike steps along plain gradients, in a few dozen steps.
+Expectations are means over a few draws and their mirror images, which have no noise where the
+posterior is Gaussian. Unlike importance weights, this works in hundreds of dimensions; unlike plain
+gradients, it takes a few dozen steps.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ def climb_elbo(
     Parameters
     ----------
     target : Target
-        One whose curvatures are exact (`Target.is_exact`): differences would cost too much.
+        With exact curvatures (`Target.is_exact`): differences would cost too much.
     frame : Frame
-        Where to begin.
-    rng : numpy.random.Generator
-    options : NaturalOptions
+        The Gaussian to begin with.
     deadline : Deadline, optional
         When it has passed, the best so far is taken.
 
     Returns
     -------
     Frame or None
-        A dense Gaussian; None if none has a larger ELBO, or dimensions are too many.
+        A dense Gaussian; None if none has a larger ELBO, or ``dim`` is above ``options.max_dim``.
     """
     dim = len(frame.center)
     if dim > options.max_dim:
@@ -71,7 +69,7 @@ def climb_elbo(
         candidate = Candidate.of(target, state.frame, noise)
         if candidate.elbo > best.elbo:
             best = candidate
-        # What is left of the noise of steps in their mean, in nats: half a squared distance.
+        # Noise of the steps that remains in their mean, in nats: half a squared distance.
         noise_of_mean = 0.5 * rate / (2 - rate) * np.mean([x for _, x in second_half])
         if len(walked) < steps or noise_of_mean < options.precise:
             break
@@ -98,13 +96,13 @@ class _Gaussian:
 
     @classmethod
     def mean(cls, of: list[_Gaussian]) -> _Gaussian:
-        """With the means of means and precisions."""
+        """The Gaussian with the averages of means and precisions."""
         center = np.mean([each.center for each in of], axis=0)
         return cls(center, np.mean([each.precision for each in of], axis=0))
 
     @property
     def frame(self) -> Frame:
-        """As coordinates."""
+        """The Gaussian as a frame."""
         dim = len(self.center)
         root = scipy.linalg.solve_triangular(self._root, np.eye(dim), lower=True, trans="T")
         return Frame(self.center, np.linalg.cholesky(root @ root.T))
@@ -117,10 +115,10 @@ class _Gaussian:
         rng: np.random.Generator,
         max_halvings: int,
     ) -> tuple[_Gaussian, float] | None:
-        """After one step, and its squared length in units of the new precision.
+        """The Gaussian after one step, and the squared length of the step by the new precision.
 
-        A step is shorter where the precision would not be positive. None if no step is, or at no
-        draw all is finite.
+        The step is halved until the precision is positive definite. None if it never is, or if the
+        derivatives are finite at no draw.
         """
         half = rng.standard_normal((draws // 2, len(self.center)))
         noise = np.concatenate([half, -half])

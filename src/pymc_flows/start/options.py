@@ -1,14 +1,16 @@
-"""What bounds the search for a start."""
+"""Bounds and tolerances of the search for a start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# With more numbers in the data, evaluations are dear: draws are fewer in proportion, but no fewer
-# than this share, and so many starting points in a row that lead to known modes are enough.
+# With more numbers in the data, evaluations are expensive: the number of draws falls in proportion,
+# to this share at least, and so many starting points in a row that lead to known modes are enough.
 LARGE, FEWEST, FEW_IN_A_ROW = 1_000_000, 0.25, 2
-# Above this dimension a frame does not mix coordinates: its scale is a vector.
+# In more dimensions a frame does not mix coordinates: its scale is a vector.
 MAX_DENSE = 300
+# Least share of a Gaussian's draws with a density; importance weights drop the other draws.
+LEAST_INSIDE = 0.2
 
 
 @dataclass(frozen=True)
@@ -20,43 +22,45 @@ class SearchOptions:
     n_starts : int
         Starting points of the search for modes, the given one included.
     spreads : tuple of float
-        The further ones are drawn around the given one with these standard deviations in turn,
+        Every second further one is drawn around the given one, with these standard deviations in
+        turn.
     multiples : tuple of float
-        and as often around the first mode, with these multiples of its own.
+        The others are drawn around the first mode, with these multiples of its standard deviations
+        in turn.
     newton_steps : int
-        Steps of Newton's method towards a mode, those that failed included; one gradient and one
-        Hessian each.
+        Most steps of Newton's method towards a mode, rejected ones included; each takes one
+        gradient and one Hessian.
     line_searches : int
-        The same for L-BFGS, which is used where Hessians are dear; about one gradient each.
+        The same for L-BFGS, which is used where Hessians are expensive; about one gradient each.
     same_in_a_row : int
         So many starting points in a row that lead to known modes end the search for others.
     max_climbs : int
-        Searches of one mode, each in the coordinates that the last one found.
+        Searches for one mode, each in the coordinates that the last one found.
     max_curvatures, max_gradients : int
         No further starting point is tried after so many.
     elbo_draws : int
-        Draws behind the ELBO by which candidates are compared.
+        Draws for the ELBOs by which candidates are compared.
     way_points : int
-        Points on the way to the first mode that are candidates too, that many less one.
+        One more than the points on the way to the first mode that are candidates, too.
     max_halvings : int
-        A Gaussian is narrowed by no more than this many powers of 2.
+        Most times that the width of a Gaussian is halved.
     same_mode : float
-        Modes nearer than this, in standard deviations of the better one (the root of their mean
-        square over the coordinates), are one.
+        Modes nearer than this, in standard deviations of the better one (root mean square over the
+        coordinates), are the same.
     min_share : float
-        A mode with a smaller share of the mass, judged by ELBOs, is left out.
+        A mode with a smaller share of the mass, estimated by ELBOs, is left out.
     lost : float
-        A Gaussian whose typical draws are this much lower than the log density at the start, in
-        nats per dimension, is no place to begin.
+        The search has failed if typical draws of the best Gaussian are this much lower, in nats per
+        dimension, than the log density at the start.
     flat : float
-        Of the curvature in units of its diagonal: below it, a direction is flat.
+        A direction with less curvature, in units of its diagonal, is flat.
     at_mode : float
-        Distance from the mode, in standard deviations, at which it is found.
+        Distance from the mode, in standard deviations, at which it counts as found.
     gain : float
-        Share of the log density below which a step's gain ends the way to a mode.
+        A step that gains less than this share of the log density ends the way to a mode.
     full : float
-        Share of non-zeros of a Hessian above which, in more dimensions than `MAX_DENSE`, it is
-        dear.
+        In more dimensions than `MAX_DENSE`, a Hessian with a larger share of non-zeros is
+        expensive.
     """
 
     n_starts: int = 10
@@ -92,14 +96,13 @@ class NaturalOptions:
     max_dim : int
         In more dimensions nothing is done.
     stages : tuple of (int, int, float)
-        Draws of a step, steps, and their rate. At the end of a stage stands the mean of its second
-        half.
+        Draws per step, steps, and their rate. A stage ends with the mean of its second half.
     precise : float
-        A stage after which this is left of the noise of the mean, in nats, is the last.
+        The first stage with less noise in its mean than this, in nats, is the last.
     elbo_draws : int
-        Draws behind the ELBO by which stages are compared.
+        Draws for the ELBOs by which stages are compared.
     max_halvings : int
-        A step that would leave no positive precision is made shorter so often.
+        Most times that a step is halved whose precision would not be positive definite.
     """
 
     max_dim: int = 1_000
@@ -119,5 +122,5 @@ NATURAL = NaturalOptions()
 
 
 def share_of_draws(n_data: int, *, fewest: float = FEWEST) -> float:
-    """How many of the usual draws are evaluated with so many numbers in the data."""
+    """Share of the usual draws that are evaluated with so many numbers in the data."""
     return float(min(1.0, max(LARGE / max(n_data, 1), fewest)))

@@ -1,4 +1,4 @@
-"""From a start that one batch of rows has found to one by all rows, in a few passes over them."""
+"""Correct a start found by one batch of rows for all rows, in a few passes over them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from pymc_flows.support.evaluations import Evaluations
 
 _log = logging.getLogger(__name__)
 
-# A batch of a thousandth of the rows is 30 standard deviations off; its curvature, by 20 % say,
-# and each of the passes leaves that share of the way.
+# The mode of a batch of a thousandth of the rows is 30 standard deviations off. Its curvature may
+# be off by 20 %, and each pass then leaves that share of the way.
 MAX_PASSES = 8
-# A step no longer than this, in standard deviations, is followed by one with the exact curvature;
-# after one no longer than that, there is nothing left to gain: what is left is its square.
+# Lengths in standard deviations: a step no longer than the first is followed by one with the exact
+# curvature. Such a step, if it is no longer than the second, is the last: its square is left.
 CLOSE, NEAR = 1.0, 0.1
-# Of a central difference of gradients, in standard deviations.
+# Step of a central difference of gradients, in standard deviations.
 STEP = 0.02
-# In more dimensions than `MAX_DENSE`, without second derivatives.
+# Steps of L-BFGS in more dimensions than `MAX_DENSE`, where curvatures would cost too much.
 LINE_SEARCHES = 20
-# A draw is evaluated at each row: of many rows, so few of the usual draws judge a fit.
+# Least share of the usual draws for a model that sees its rows batch by batch: each draw is
+# evaluated at all rows.
 FEWEST_OF_STREAM = 0.05
 
 
 def share_for(density: ModelDensity) -> float:
-    """How many of the usual draws are evaluated with the data of a model."""
+    """Share of the usual draws that are evaluated for a model, by the size of its data."""
     fewest = FEWEST if stream_of(density) is None else FEWEST_OF_STREAM
     return share_of_draws(n_data(density), fewest=fewest)
 
@@ -47,29 +48,17 @@ def on_all_rows(
     evaluations: Evaluations | None = None,
     deadline: Deadline | None = None,
 ) -> Frame:
-    """Move a Gaussian that a batch of rows has found to the mode and the curvature of all rows.
+    """Move a Gaussian found by a batch of rows to the mode of all rows, with their curvature.
 
-    The first passes over the rows compute a gradient each, and take steps with the curvature of the
-    batch; then one computes differences of gradients in the directions of the Gaussian, for a step
-    of Newton's method.
+    The first passes over the rows compute a gradient each, for steps with the curvature of the
+    batch. Then one pass computes differences of gradients along the axes of the Gaussian, for a
+    step of Newton's method. Evaluations are added to those given.
 
-    Parameters
-    ----------
-    density : ModelDensity
-        Of a model that sees its rows batch by batch.
-    frame : Frame
-    evaluations : Evaluations, optional
-        Counts on from these.
-    deadline : Deadline, optional
-        When it has passed, no further pass begins.
-
-    Returns
-    -------
-    Frame
-        The given one where the log density of all rows is not concave around it: with modes that
-        are apart there is more than one way to go.
+    The given Gaussian is returned if the log density of all rows is not concave around it, as
+    between separate modes, or when the deadline has passed.
     """
     deadline, target = deadline or Deadline(), _target(density, evaluations)
+    _EXPANSIONS.pop(density, None)  # data may have changed
     if frame.scale is None:
         return frame
     if len(frame.center) > MAX_DENSE:
@@ -94,7 +83,7 @@ def on_all_rows(
 
 
 def _approached(target: Target, frame: Frame, deadline: Deadline) -> Frame:
-    """The Gaussian near to the mode of all rows, by steps with its own curvature."""
+    """The Gaussian moved near the mode of all rows, by steps with its own curvature."""
     best, last, step = frame, -np.inf, np.zeros(len(frame.center))
     for _ in range(MAX_PASSES):
         if deadline.has_passed:
@@ -104,7 +93,7 @@ def _approached(target: Target, frame: Frame, deadline: Deadline) -> Frame:
             best, last, step = frame, value, frame.pullback(gradient)
             if step @ step < CLOSE**2 * len(step):
                 break
-        else:  # too far: half of the way
+        else:  # too far
             step = step / 2
         frame = replace(best, center=best.forward(step))
     return best
@@ -120,26 +109,18 @@ class _Expansion:
     curvature: np.ndarray
 
 
-# The last one of each density. They live as long as that.
+# The last one of each density, for as long as that lives.
 _EXPANSIONS: WeakKeyDictionary[ModelDensity, _Expansion] = WeakKeyDictionary()
 
 
 def nearly(
     density: ModelDensity, frame: Frame, evaluations: Evaluations | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The log density with that of all rows to second order, for any number of draws.
+    """The log density with the likelihood of all rows to second order, cheap for any draws.
 
-    Of many rows it is that near to a posterior; the prior, of scales say, is taken as it is. It
-    takes one pass over the rows, or none after `on_all_rows`.
-
-    Parameters
-    ----------
-    density : ModelDensity
-        Of a model that sees its rows batch by batch.
-    frame : Frame
-        The expansion is one near its centre.
-    evaluations : Evaluations, optional
-        Counts on from these.
+    With many rows that is accurate near the mode. The prior, which may be far from quadratic, is
+    exact. This takes one pass over the rows, or none after `on_all_rows`. The likelihood is
+    expanded near the centre of the frame. Evaluations are added to those given.
 
     Returns
     -------
@@ -150,7 +131,7 @@ def nearly(
     assert stream is not None
     prior = LogDensity(stream.prior)
     known = _EXPANSIONS.get(density)
-    if known is None or _distance(known.frame, frame.center) > CLOSE:
+    if known is None or distance(known.frame, frame.center) > CLOSE:
         known = _expansion(_target(density, evaluations), frame)
     own, at = _expansion(Target(prior.value_and_grad), known.frame), known.frame
     value, gradient = known.value - own.value, known.gradient - own.gradient
@@ -180,21 +161,21 @@ def _expansion(target: Target, frame: Frame) -> _Expansion:
     with np.errstate(invalid="ignore"):
         curvature = (inside[dim + 1 :] - inside[1 : dim + 1]) / (2 * STEP)
     if not np.isfinite(curvature).all():
-        curvature = np.zeros((dim, dim))  # which is nowhere concave
+        curvature = np.zeros((dim, dim))  # not concave
     return _Expansion(frame, float(values[0]), inside[0], (curvature + curvature.T) / 2)
 
 
-def _distance(frame: Frame, point: np.ndarray) -> float:
-    """Of a point from the centre, per root of the dimension, in standard deviations."""
+def distance(frame: Frame, point: np.ndarray) -> float:
+    """Root mean square over the coordinates of a point (dim,) in a frame: standard deviations."""
     return float(np.sqrt(np.mean(frame.inverse(point) ** 2)))
 
 
 def _curved(frame: Frame, curvature: np.ndarray) -> Frame:
-    """The Gaussian at the same place with a curvature in its coordinates."""
+    """The Gaussian with the same centre and a curvature (dim, dim) given in its coordinates."""
     assert frame.scale is not None
     if frame.is_elementwise:
         return replace(frame, scale=frame.scale / np.sqrt(np.diagonal(curvature)))
-    # The inverse of L Lᵀ has the factor L⁻ᵀ, and rotations do not matter.
+    # The inverse of L Lᵀ is L⁻ᵀ L⁻¹; `cholesky` makes the root lower-triangular.
     factor = np.linalg.cholesky(curvature)
     root = np.linalg.solve(factor, frame.scale.T).T
     return replace(frame, scale=np.linalg.cholesky(root @ root.T))

@@ -1,4 +1,4 @@
-"""A point of a model at which its log density is finite, to begin a search at."""
+"""A point at which the log density of a model is finite, for a search to begin at."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def find_start(density: ModelDensity, start: Start | None, rng: np.random.Genera
 
     A model's initial point may be impossible: a scale of 0, a constraint that it breaks. As
     `pymc.sample` does, values are then moved by up to 1 in the unconstrained space, up to 10 times.
-    Values that ``start`` gives stay, so that a point that it gives entirely is the only one that is
-    ever looked at.
+    Values that ``start`` gives stay: if it gives all, no other point is tried.
 
     Parameters
     ----------
@@ -41,8 +40,8 @@ def find_start(density: ModelDensity, start: Start | None, rng: np.random.Genera
     Raises
     ------
     ModelError
-        If there is no such point; it names the terms that are not finite. Or if ``start`` does not
-        fit, or the log density has no gradient.
+        If no such point is found (the message names the terms that are not finite), ``start`` does
+        not fit the model, or the log density has no gradient.
     """
     point = density.start(start, finite=False)
     moves = density.not_named_in(start)
@@ -68,18 +67,10 @@ def find_start(density: ModelDensity, start: Start | None, rng: np.random.Genera
 def possible_start(
     density: ModelDensity, start: Start | None, seed: Callable[[], int]
 ) -> Start | None:
-    """Return ``start``, or all of what `find_start` finds if the log density is not finite there.
+    """Return ``start``, or the point of `find_start` if the log density is not finite there.
 
-    Where that finds nothing, ``start`` stays as it is: the fit, if there is one, says what is
-    wrong.
-
-    Parameters
-    ----------
-    density : ModelDensity
-    start : mapping, optional
-        As for `ModelDensity.start`.
-    seed : callable
-        Asked for the seed of `find_start`, if that is needed.
+    If no such point is found, ``start`` is returned: a later fit says what is wrong. ``seed`` is
+    called for the seed of `find_start` if that is needed.
     """
     try:
         point = density.start(start, finite=False)

@@ -1,7 +1,7 @@
 """A quick look at a posterior before a fit: where it is, and how wide.
 
-A mode search with a Gaussian fitted at the mode (Laplace's approximation). It is no more than a
-start: what is chosen is the candidate with the best ELBO, and a flow is fitted in its coordinates.
+Modes are searched for, and Gaussians fitted there (Laplace's approximation). The one with the best
+ELBO is a start: a flow is fitted in its coordinates.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from pymc_flows.start.ascent import Path, ascend
 from pymc_flows.start.options import (
     FEW_IN_A_ROW,
     LARGE,
+    LEAST_INSIDE,
     MAX_DENSE,
     SEARCH,
     SearchOptions,
     share_of_draws,
 )
-from pymc_flows.start.passes import on_all_rows
+from pymc_flows.start.passes import distance, on_all_rows
 from pymc_flows.start.point import find_start
 from pymc_flows.start.target import Target
 from pymc_flows.start.target import dense as dense_array
@@ -50,11 +51,11 @@ def find_frame(
 ) -> Frame:
     """Find coordinates in which a posterior has about mean 0 and covariance I.
 
-    From several starting points the modes of the log density are sought: by Newton's method in a
-    trust region, or by L-BFGS where Hessians are dear. A Gaussian is fitted at each with one exact
-    Hessian, and at points on the way to the first, because a hierarchical model may have
-    its mode where there is no mass. The one with the best ELBO is taken; if modes are apart, the
-    Gaussian that covers them all. `SearchOptions` has the bounds of all that.
+    Modes of the log density are searched for from several starting points: by Newton's method in a
+    trust region, or by L-BFGS where Hessians are expensive. A Gaussian is fitted at each with one
+    exact Hessian, and at points on the way to the first, because a hierarchical model may have its
+    mode where there is no mass. The Gaussian with the best ELBO is taken; if modes are apart, the
+    one with the moments of their mixture. `SearchOptions` has all bounds.
 
     Parameters
     ----------
@@ -64,16 +65,16 @@ def find_frame(
         Starting point of the search; defaults to ``model.initial_point()``, or a point near it
         where the log density is finite.
     dense : bool
-        Whether the scale may mix coordinates. Without it, a mean-field flow in these coordinates is
-        one in the model's own.
+        Whether the scale may mix coordinates. If not, a mean-field flow in these coordinates is
+        also one in the model's own.
     random_seed : int, Generator, RandomState, optional
         Seeds the further starting points and the ELBOs.
 
     Returns
     -------
     Frame
-        Without a scale, around the starting point, if no Gaussian has a finite ELBO or is anywhere
-        near: the search has found nothing, and the log warns of it.
+        Without a scale, around the starting point, if the search has found nothing: no Gaussian has
+        a finite ELBO or is near the posterior. The log then warns.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def seek_frame(
     evaluations: Evaluations | None = None,
     deadline: Deadline | None = None,
 ) -> Frame:
-    """Do what `find_frame` does, count evaluations, and end when a deadline has passed."""
+    """Do what `find_frame` does; count evaluations, and end when a deadline has passed."""
     with Interrupts(deferred=False):
         density = density_of(model_or_context(model))
         rng = np.random.default_rng(integer_seed(random_seed))
@@ -112,7 +113,11 @@ def seek_frame(
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A Gaussian, its ELBO, and the same with the median log density; in nats."""
+    """A Gaussian, its ELBO, and the ELBO with the median for the mean log density; in nats.
+
+    If some draws have no density, as beyond a constraint, both are those of the Gaussian restricted
+    to the others: importance weights restrict it in the same way.
+    """
 
     frame: Frame
     elbo: float
@@ -120,9 +125,18 @@ class Candidate:
 
     @classmethod
     def of(cls, target: Target, frame: Frame, noise: np.ndarray) -> Candidate:
-        """Estimate the ELBO from base noise (n, dim); −∞ if any draw has none."""
+        """Estimate the ELBO from base noise (n, dim); −∞ if few draws have a density."""
         log_p = target.value(frame.forward(noise))
         entropy = 0.5 * noise.shape[1] * math.log(2 * math.pi * math.e) + frame.log_det
+        inside = np.isfinite(log_p)
+        share = inside.mean()
+        if share < LEAST_INSIDE:
+            return cls(frame, -math.inf, -math.inf)
+        if share < 1:
+            # −log of the restricted density is smaller by the log of the mass that is kept.
+            log_p, noise = log_p[inside], noise[inside]
+            squares = np.square(noise).sum(axis=1).mean() - noise.shape[1]
+            entropy += 0.5 * squares + math.log(share)
         elbo, typical = float(log_p.mean()) + entropy, float(np.median(log_p)) + entropy
         return cls(frame, *(x if math.isfinite(x) else -math.inf for x in (elbo, typical)))
 
@@ -136,17 +150,9 @@ def search(
     options: SearchOptions = SEARCH,
     deadline: Deadline | None = None,
 ) -> Frame:
-    """Return the best Gaussian, see `find_frame`; without a scale if there is none.
+    """Return the best Gaussian of a search from ``start`` (dim,), see `find_frame`.
 
-    Parameters
-    ----------
-    target : Target
-    start : ndarray, shape (dim,)
-    rng : numpy.random.Generator
-    dense : bool
-    options : SearchOptions
-    deadline : Deadline, optional
-        When it has passed, the best so far is taken.
+    It has no scale if none is found. When the deadline has passed, the best so far is taken.
     """
     seeker = Seeker(target, rng, options, deadline or Deadline(), dense=dense)
     seeker.from_start(start)
@@ -175,7 +181,7 @@ class Seeker:
         """Add the first mode, and Gaussians at points on the way there."""
         draws = int(share_of_draws(self._target.n_data) * self._options.elbo_draws)
         half = self._rng.standard_normal((draws // 2, len(start)))
-        # With mean 0: no Gaussian is better for being off.
+        # With mean 0, so that no Gaussian gains by a displaced centre.
         self._noise = np.concatenate([half, -half])
         self._add(Frame(start, np.ones(len(start))))
         for point in self._way(self._ascend(start)):
@@ -184,7 +190,7 @@ class Seeker:
         self._at_modes.append(self._found[-1])
 
     def from_elsewhere(self, start: np.ndarray) -> None:
-        """Look for modes elsewhere, as long as time and evaluations are left."""
+        """Search for modes from other points, while time and evaluations are left."""
         options, counts = self._options, self._target.evaluations
         in_a_row = options.same_in_a_row
         if self._target.n_data > LARGE:
@@ -205,9 +211,9 @@ class Seeker:
             spread = spreads[i // 2 % len(spreads)]
             point = around[i % 2].forward(spread * self._rng.standard_normal(len(start)))
             path = self._ascend(point)
-            # Gaussians on the way to a mode may be wide enough to lie over others.
+            # Not compared with Gaussians on the way to a mode: wide ones may cover other modes.
             if path and all(
-                _distance(c.frame, path[-1]) > options.same_mode for c in self._at_modes
+                distance(c.frame, path[-1]) > options.same_mode for c in self._at_modes
             ):
                 self._add(self._climb(self._laplace(path[-1])))
                 self._at_modes.append(self._found[-1])
@@ -216,11 +222,11 @@ class Seeker:
                 n_known += 1
 
     def best(self, start: np.ndarray) -> Frame:
-        """The best of all, or one over those that are apart; without a scale if there is none."""
+        """The best Gaussian, or one over those that are apart; without a scale if there is none."""
         options = self._options
         apart = self._apart(self._found)
         [log_density] = self._target.value(start[None])
-        # Nowhere, or somewhere far off. Few draws in a tail may make any ELBO small, though.
+        # The median tells whether a Gaussian is far off: few draws in a tail make any ELBO small.
         is_lost = apart[0].typical < log_density - options.lost * len(start)
         if is_lost or not math.isfinite(apart[0].elbo):
             return Frame(start)
@@ -244,11 +250,11 @@ class Seeker:
         return [self._shrink(c).frame for c in apart if c.elbo > least]
 
     def _apart(self, found: Sequence[Candidate]) -> list[Candidate]:
-        """Those that are not at the mode of a better one; the best first."""
+        """Candidates that are not at the mode of a better one; the best first."""
         apart: list[Candidate] = []
         for candidate in sorted(found, key=lambda c: -c.elbo):
             center = candidate.frame.center
-            if all(_distance(c.frame, center) > self._options.same_mode for c in apart):
+            if all(distance(c.frame, center) > self._options.same_mode for c in apart):
                 apart.append(candidate)
         return apart
 
@@ -256,11 +262,9 @@ class Seeker:
         self._found.append(Candidate.of(self._target, frame, self._noise))
 
     def _ascend(self, point: np.ndarray) -> Path:
-        """The way to a mode, in the units of the curvature at its start."""
-        frame = Frame(point)
-        if self._target.takes_newton_steps:
-            frame = Frame(point, self._units(point))
-        return ascend(self._target, frame, self._options, self._deadline)
+        """The way to a mode; Newton steps are in the units of the curvature at its start."""
+        scale = self._units(point) if self._target.takes_newton_steps else None
+        return ascend(self._target, Frame(point, scale), self._options, self._deadline)
 
     def _units(self, point: np.ndarray) -> np.ndarray:
         matrix = self._target.curved(point)[2]
@@ -275,7 +279,7 @@ class Seeker:
         return [*(path[i] for i in dict.fromkeys(steps) if path), *path[-1:]]
 
     def _climb(self, frame: Frame) -> Frame:
-        """Seek the mode again in the coordinates of a Gaussian, where it is easier to find."""
+        """Search for the mode again in the coordinates of a Gaussian, where it is easier."""
         for _ in range(self._options.max_climbs):
             if self._deadline.has_passed:
                 break
@@ -288,8 +292,8 @@ class Seeker:
     def _laplace(self, point: np.ndarray) -> Frame:
         """The Gaussian with the curvature of the log density at a point.
 
-        In high dimensions, and without correlations, its standard deviations are those given the
-        other coordinates: of all Gaussians without correlations that one has the largest ELBO.
+        Without correlations, as always in high dimensions, its standard deviations are the
+        conditional ones: of all Gaussians without correlations it has the largest ELBO.
         """
         matrix = self._target.curved(point)[2]
         diagonal = matrix.diagonal()
@@ -303,13 +307,13 @@ class Seeker:
         scaled[~is_peak] = scaled[:, ~is_peak] = 0.0
         scaled[~is_peak, ~is_peak] = 1.0
         values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
-        # In a direction without a peak: the scale of the coordinates.
+        # A direction without a peak gets the scale of the coordinates.
         values = np.where(values > self._options.flat, values, 1.0)
         root = sd[:, None] * vectors / np.sqrt(values)
         return Frame(point, _cholesky(root @ root.T))
 
     def _shrink(self, best: Candidate) -> Candidate:
-        """Narrow a Gaussian as long as its ELBO gains: its curvature knows nothing of walls."""
+        """Halve the width of a Gaussian while its ELBO gains: curvature does not see boundaries."""
         for _ in range(self._options.max_halvings):
             narrower = Candidate.of(self._target, best.frame.widened(0.5), self._noise)
             if narrower.elbo <= best.elbo:
@@ -341,8 +345,3 @@ def with_covariance(center: np.ndarray, cov: np.ndarray, *, dense: bool = True) 
     if not dense or len(center) > MAX_DENSE:
         return Frame(center, np.sqrt(np.diagonal(cov)))
     return Frame(center, _cholesky(cov))
-
-
-def _distance(frame: Frame, point: np.ndarray) -> float:
-    """Distance of a point from the centre per root of the dimension, in standard deviations."""
-    return float(np.sqrt(np.mean(frame.inverse(point) ** 2)))

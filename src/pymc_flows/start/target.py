@@ -1,10 +1,9 @@
-"""The log density that a start is sought for, with its derivatives, and how often it was asked."""
+"""The log density that a start is searched for, its derivatives, and counts of evaluations."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import scipy
@@ -27,15 +26,6 @@ def dense(matrix: Matrix) -> np.ndarray:
     return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
-class Curved(Protocol):
-    """An exact Hessian: what `Curvature` is."""
-
-    n_gradients: int
-
-    def value_grad_curvature(self, z: np.ndarray) -> tuple[float, np.ndarray, Matrix]:
-        """Log density, gradient (dim,) and −∇² (dim, dim) at z (dim,)."""
-
-
 class Target:
     """A log density, its gradient and its curvature.
 
@@ -45,14 +35,14 @@ class Target:
         Log density (n,) and its gradient (n, dim) at points (n, dim).
     value : callable, optional
         The log density alone.
-    curvature : Curved, optional
-        Without it, curvatures are differences of gradients.
+    curvature : Curvature, optional
+        Without one, curvatures are differences of gradients.
     is_cheap : bool
         Whether a curvature costs no more than a few gradients.
     is_exact : bool
-        Whether it is no difference of gradients.
+        Whether a curvature is not a difference of gradients.
     evaluations : Evaluations, optional
-        Counts on from these.
+        Evaluations are added to these.
     n_data : int
         Numbers in the data.
     """
@@ -61,7 +51,7 @@ class Target:
         self,
         evaluate: Evaluate,
         value: Callable[[np.ndarray], np.ndarray] | None = None,
-        curvature: Curved | None = None,
+        curvature: Curvature | None = None,
         *,
         is_cheap: bool = True,
         is_exact: bool = True,
@@ -82,9 +72,9 @@ class Target:
         near: np.ndarray | None = None,
         evaluations: Evaluations | None = None,
     ) -> Target:
-        """The target of a model, read at a point (dim,) with a density.
+        """The target of a model; its curvature is read near a point (dim,) with a finite density.
 
-        Where the model sees rows batch by batch, that of one batch, which stands for all of them.
+        If the model sees its rows batch by batch, one batch, scaled, stands for all rows.
         """
         log_density = LogDensity(density, all_rows=False)
         curvature = _exact(density, near)
@@ -108,7 +98,7 @@ class Target:
         if self._value is None:
             return self.value_and_grad(points)[0]
         self.evaluations.densities += len(points)
-        with np.errstate(all="ignore"):  # far off, where a search may look
+        with np.errstate(all="ignore"):  # a search may look far off
             return self._value(points)
 
     def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +119,11 @@ class Target:
         return found
 
     def _differences(self, point: np.ndarray) -> np.ndarray:
-        """Curvature by central differences, all coordinates one by one.
+        """Curvature by central differences along each coordinate.
 
-        The steps follow the standard deviations, which the first time have to be found first. In
-        more dimensions than `MAX_DENSE` that would be too many gradients: 0.
+        Steps are a share of the conditional standard deviations; the first call estimates these in
+        a round of its own. In more dimensions than `MAX_DENSE`, which would take too many
+        gradients, the curvature is 0.
         """
         dim, sd = len(point), self._scale
         if dim > MAX_DENSE:
@@ -144,7 +135,7 @@ class Target:
             steps = 0.02 * sd
             moved = np.concatenate([point + np.diag(steps), point - np.diag(steps)])
             _, gradients = self.value_and_grad(moved)
-            with np.errstate(all="ignore"):  # what is not finite is not used
+            with np.errstate(all="ignore"):  # entries that are not finite are not used
                 found: np.ndarray = (gradients[dim:] - gradients[:dim]) / (2 * steps[:, None])
             diagonal = np.diagonal(found)
             is_peak = np.isfinite(found).all(axis=1) & (diagonal > 0)
@@ -154,7 +145,7 @@ class Target:
 
 
 def _exact(density: ModelDensity, near: np.ndarray | None) -> Curvature | None:
-    """The exact curvature of a model; None, which the log says, where it cannot be used."""
+    """The curvature of a model; None, which the log explains, if it cannot be used."""
     if has_loop(density.terms):
         # Its gradient in NumPy would go step by step through Python.
         _log.info(
@@ -164,7 +155,7 @@ def _exact(density: ModelDensity, near: np.ndarray | None) -> Curvature | None:
     try:
         curvature = curvature_of(density, near=near)
         curvature.pattern  # noqa: B018 - reads the graph
-    except Exception as error:  # a graph of any kind; there is another way to go on
+    except Exception as error:  # graphs may fail in any way, and differences will do
         _log.warning(
             "The curvature of the model could not be read, and is differenced, %d gradients each "
             "time: %s",

@@ -1,4 +1,4 @@
-"""What every other package may use: checks of arguments, tables, files, interrupts.
+"""Tools for every other package: checks of arguments, seeds, tables, interrupts, private names.
 
-Nothing here knows of models, flows or fits.
+Nothing here knows of flows or fits.
 """

@@ -1,4 +1,4 @@
-"""Checks of what `fit` and `NFVI` are given."""
+"""Checks of arguments."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def as_count(value: object) -> int:
-    """Return a number from a file that counts steps, or raise `ValueError`."""
+    """Return a number of steps that a file has, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise ValueError(f"{value!r} is no number of steps")
+        raise ValueError(f"{value!r} is not a number of steps")
     return value
 
 
@@ -50,7 +50,7 @@ def renamed(
     *,
     stacklevel: int,
 ) -> dict[str, Any]:
-    """Return ``compile_kwargs``, also if they come under their old name."""
+    """Return ``compile_kwargs``, or what comes under their old name ``fn_kwargs``."""
     if fn_kwargs is None:
         return dict(compile_kwargs or {})
     warnings.warn(
@@ -62,7 +62,7 @@ def renamed(
 
 
 def warn_unused(*, stacklevel: int, **given: object) -> None:
-    """Warn of arguments for test functions."""
+    """Warn of arguments that PyMC's inferences with test functions have."""
     for name, value in given.items():
         if value is not None:
             text = f"`{name}` is not used for NFVI and ignored"
@@ -77,7 +77,7 @@ def model_or_context(model: pm.Model | None) -> pm.Model:
     TypeError
         As PyMC does, if there is neither.
     ArgumentError
-        If it is no model.
+        If it is not a model.
     """
     if model is not None and not isinstance(model, pm.Model):
         raise ArgumentError(

@@ -1,10 +1,10 @@
 """Every name of PyMC, PyTensor and JAX that may change without notice, imported in this one place.
 
 Such a name begins with an underscore, lives in a submodule that the library's reference does not
-document, or is an attribute of something internal. Above each stands why it is needed and what to
-do instead when it is gone. All were read in PyMC 6.4.0, PyTensor 3.3.7 and JAX 0.12, and compared
-with PyMC 6.3.2; where these differ, it is said and handled here. What is assumed of them is tested
-in ``tests/support/test_compat.py``, names of rewrites included.
+document, or is an attribute of something internal. A comment says why it is needed and what to use
+instead once it is gone. All were read in PyMC 6.4.0, PyTensor 3.3.7 and JAX 0.12, and compared with
+PyMC 6.3.2; differences between these are handled here. ``tests/support/test_compat.py`` tests what
+the package assumes of them, names of rewrites included.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pymc.variational.operators import KL
 
 # What PyMC's variational classes are made of. Instead: they go with PyMC's `Approximation`.
-from pymc.variational.opvi import ObjectiveFunction, VIState, node_property
+from pymc.variational.opvi import ObjectiveFunction, node_property
 
-# What compiled functions are, subclassed to be safe in threads. Instead: `locked` around each.
+# The class of compiled functions, subclassed to be safe in threads. Instead: `locked` around each.
 from pytensor.compile.executor import Function
 
-# Makes functions, of a class that it is told; subclassed also to keep the C compiler away.
-# Instead: nothing, if ``cxx`` is empty.
+# Makes functions of a given class; also subclassed to keep the C compiler away. Instead: nothing
+# if ``cxx`` is empty.
 from pytensor.compile.maker import FunctionMaker
 
 # The Op that names a deterministic, and its base. Instead: Ops whose ``view_map`` is {0: [0]}.
@@ -78,20 +78,20 @@ from pytensor.compile.rewriting import inline_ofg_node
 # key of one's own from a walk through the graph.
 from pytensor.graph.fg import FrozenFunctionGraph
 
-# Registers a vectorisation of an Op, and the general one. Instead: an Op's ``gufunc_signature``.
+# Registers the vectorisation of an Op, and has the general one. Instead: ``gufunc_signature``.
 from pytensor.graph.replace import _vectorize_node as vectorize_node
 
 # Rewrites a graph by a query. Instead: a `FunctionGraph`, and `optdb.query(...).rewrite` of it.
 from pytensor.graph.rewriting.utils import rewrite_graph
 
-# Tells which modes compile. Instead: the names of modes, where users give no mode of their own.
-# The type of what a mode links with. Instead: no annotation.
+# `JITLinker` tells which modes compile. Instead: the names of modes, where users give no mode of
+# their own. `Linker` is the type of a mode's linker. Instead: no annotation.
 from pytensor.link.basic import JITLinker, Linker
 
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
 
-# A loop of scalars, and what else has a graph of scalars inside. Instead: their new places.
+# A loop of scalars, and the base of all Ops with a graph of scalars. Instead: their new places.
 from pytensor.scalar.basic import ScalarInnerGraphOp
 from pytensor.scalar.loop import ScalarLoop
 
@@ -142,111 +142,20 @@ from pytensor.tensor.subtensor import (
 from pytensor.xtensor.basic import xtensor_from_tensor
 from pytensor.xtensor.type import XTensorType
 
-__all__ = [
-    "CHECKS_AS_SWITCHES",
-    "FILLS_AS_ALLOC",
-    "KL",
-    "LIFTS_AXES",
-    "LOWER_NAMES",
-    "STRUCTURED_PRODUCTS",
-    "ARange",
-    "AdvancedIncSubtensor",
-    "AdvancedSubtensor",
-    "All",
-    "Alloc",
-    "AllocEmpty",
-    "Blockwise",
-    "CAReduce",
-    "ChainedTransform",
-    "CheckParameterValue",
-    "Competence",
-    "CumOp",
-    "CustomProgress",
-    "DataTreeConverter",
-    "DimShuffle",
-    "Dot",
-    "Elemwise",
-    "ExtractDiag",
-    "Function",
-    "FunctionMaker",
-    "IncSubtensor",
-    "JITLinker",
-    "Join",
-    "Linker",
-    "LogSoftmax",
-    "LogSumExp",
-    "MakeVector",
-    "Max",
-    "Min",
-    "MinibatchOp",
-    "MinibatchRandomVariable",
-    "MultiTrace",
-    "NDArray",
-    "NotScalarConstantError",
-    "ObjectiveFunction",
-    "RandomGeneratorType",
-    "RandomVariable",
-    "Repeat",
-    "Reshape",
-    "ScalarFromTensor",
-    "ScalarInnerGraphOp",
-    "ScalarLoop",
-    "Scan",
-    "Shape",
-    "Shape_i",
-    "Softmax",
-    "SolveBase",
-    "SortOp",
-    "SpecifyShape",
-    "Split",
-    "Subtensor",
-    "Sum",
-    "TensorFromScalar",
-    "TensorSharedVariable",
-    "TypeCastingOp",
-    "VIState",
-    "VMLinker",
-    "ViewOp",
-    "XTensorType",
-    "ask_for_jax_cache",
-    "change_dist_size",
-    "collect_default_updates",
-    "compiled_graph",
-    "default_progress_theme",
-    "frozen_graph",
-    "get_random_generator",
-    "inline_ofg_node",
-    "jax_function",
-    "jax_precision",
-    "kill_workers",
-    "make_initial_point_fn",
-    "node_property",
-    "query_of_mode",
-    "rebuild_scan",
-    "replace_rvs_by_values",
-    "rewrite_graph",
-    "shard_map",
-    "unflatten_index_variables",
-    "vectorize_node",
-    "vectorize_node_fallback",
-    "xtensor_from_tensor",
-]
-
 # ---------------------------------------------------------------------------- rewrites, by name
 # A query for a rewrite that does not exist is no error in PyTensor: these are tested by effect.
 
 # PyMC's: a failed parameter check gives −inf, not an exception. Instead: `switch_parameter_checks`.
 CHECKS_AS_SWITCHES = "local_check_parameter_to_ninf_switch"
-# PyTensor's: ``second(x, y)``, of which gradients are full, as an allocation. Instead: nothing but
-# time, NumPy's mode would do these number by number.
+# PyTensor's: ``second(x, y)``, frequent in gradients, as an allocation. Instead: nothing, at a cost
+# in time: NumPy's mode evaluates it number by number.
 FILLS_AS_ALLOC = "local_second_to_alloc"
 
-# PyTensor's: new axes of a result become axes of what it is computed from. Instead: nothing, once
-# `vectorize_graph` takes what it makes of sums that are zero.
+# PyTensor's: new axes of a result become axes of its inputs. Instead: nothing, once
+# `vectorize_graph` takes its own graphs of sums that are zero.
 LIFTS_AXES = "local_dimshuffle_lift"
-# PyTensor's: products with a matrix that is found to be diagonal, or to select rows, get cheaper.
-# The search takes almost half of the time of rewriting a network. Instead: nothing, once it is
-# quick.
+# PyTensor's, left out: cheaper products with a matrix that is diagonal or selects rows. The search
+# takes almost half of the time of rewriting a network. Instead: nothing, once it is quick.
 STRUCTURED_PRODUCTS = ("dot_diag_to_elemwise", "selection_dot_to_indexing")
 
 # PyTensor's: named dimensions to axes, as PyMC's own log densities of `pymc.dims` have it. Instead:
@@ -267,7 +176,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `_LAZY` when it is first asked for; only inside of functions, then."""
+    """Import a name of `_LAZY` when it is first asked for, so only inside functions."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -279,21 +188,21 @@ def __getattr__(name: str) -> Any:
 def compiled_graph(function: Any) -> Any:
     """The rewritten `FunctionGraph` that a compiled function runs.
 
-    Instead of its ``maker``: rewrite the graph oneself, with `pytensor.graph.rewrite_graph`.
+    Instead of its ``maker``: rewrite the graph with `pytensor.graph.rewrite_graph`.
     """
     return function.maker.fgraph
 
 
 def frozen_graph(inputs: Sequence[Any], outputs: Sequence[Any]) -> FrozenFunctionGraph:
-    """A graph that hashes, and equals another one if it computes the same by the same nodes.
+    """A graph that can be hashed, and equals another one with the same nodes.
 
-    Inputs may be constants or shared variables: of these, only the types count then.
+    Inputs may be constants or shared variables; only their types count.
     """
     return FrozenFunctionGraph.from_io(inputs, outputs)
 
 
 def query_of_mode(mode: Any) -> Any:
-    """The rewrites of a mode, to make another mode with the same. Instead: its ``optimizer``."""
+    """The rewrites of a mode, to make another mode with them. Instead: its ``optimizer``."""
     return mode.provided_optimizer
 
 
@@ -306,7 +215,7 @@ def jax_function(function: Any) -> tuple[Callable[..., Any], list[Any]]:
 
 
 def jax_precision(*, double: bool) -> AbstractContextManager[object]:
-    """Set the precision of JAX inside of a block."""
+    """Set the precision of JAX inside a block."""
     import jax
 
     # `jax.experimental.enable_x64` before JAX 0.8, `jax.enable_x64` since.
@@ -315,7 +224,7 @@ def jax_precision(*, double: bool) -> AbstractContextManager[object]:
 
 
 def shard_map(function: Callable[..., Any], mesh: Any, inputs: Any, outputs: Any) -> Any:
-    """Let each device of a mesh run a function of its part of the inputs; nothing is checked."""
+    """Run a function on each device of a mesh, on its part of the inputs, without checks."""
     import jax
 
     # `jax.experimental.shard_map` before JAX 0.8, `jax.shard_map` since.
@@ -327,7 +236,7 @@ def shard_map(function: Callable[..., Any], mesh: Any, inputs: Any, outputs: Any
 
 
 def ask_for_jax_cache() -> None:
-    """Make JAX ask again for the folder of its persistent cache, which it does once.
+    """Make JAX look up the folder of its persistent cache again, which it does only once.
 
     Instead: set ``jax_compilation_cache_dir`` before anything is compiled, for the whole process.
     """
@@ -337,7 +246,7 @@ def ask_for_jax_cache() -> None:
 
 
 def rebuild_scan(op: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-    """The same Scan with another inner graph, whose inputs and outputs mean the same.
+    """The same Scan with another inner graph, whose inputs and outputs have the same meaning.
 
     Instead: ``op.clone_with_new_graph``, once there is such a method.
     """
@@ -354,7 +263,7 @@ def rebuild_scan(op: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
 
 
 def kill_workers(pool: Any) -> None:
-    """End the processes of a `concurrent.futures.ProcessPoolExecutor`, also those that work.
+    """End the processes of a `concurrent.futures.ProcessPoolExecutor`, also those at work.
 
     Instead of its ``_processes``: its method ``kill_workers``, from Python 3.14 on.
     """

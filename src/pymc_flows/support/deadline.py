@@ -6,24 +6,24 @@ import math
 import time
 from dataclasses import dataclass
 
-from pymc_flows.errors import ArgumentError
+from pymc_flows.support.arguments import check_positive
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the wall clock; work that has a next unit asks before it begins one.
+    """A moment on the wall clock, after which no new unit of work begins.
 
     Attributes
     ----------
     at : float
-        In seconds of `time.perf_counter`; ∞ for no end.
+        In seconds of `time.perf_counter`; ∞ for no limit.
     """
 
     at: float = math.inf
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
-        """The moment in so many seconds from now; none of None."""
+        """The moment this many seconds from now; no limit for None."""
         return cls() if seconds is None else cls(time.perf_counter() + seconds)
 
     @property
@@ -33,25 +33,20 @@ class Deadline:
 
     @property
     def has_passed(self) -> bool:
-        """Whether it is later than that."""
+        """Whether the moment is over."""
         return self.left <= 0
 
     def share(self, part: float) -> Deadline:
-        """The moment when this part of the time that is left will have passed."""
+        """The moment when this share of the time that is left is over."""
         return self if math.isinf(self.at) else Deadline.after(part * self.left)
 
 
 def check_seconds(seconds: object) -> float | None:
-    """Return a number of seconds, or None for no bound.
+    """Return a number of seconds, or None for no limit.
 
     Raises
     ------
     ArgumentError
-        If it is no positive number.
+        If it is not a positive number.
     """
-    if seconds is None:
-        return None
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool):
-        if 0 < seconds < math.inf:
-            return float(seconds)
-    raise ArgumentError(f"seconds must be a positive number or None, got {seconds!r}")
+    return None if seconds is None else check_positive("seconds", seconds)

@@ -1,4 +1,4 @@
-"""How often a model was evaluated."""
+"""Counts of the evaluations of a model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields
 
 @dataclass
 class Evaluations:
-    """Numbers of evaluations of a model; a point counts once, in a batch or alone.
+    """Numbers of evaluations of a model; each point counts, also in a batch.
 
     Attributes
     ----------
     densities : int
         Log densities without a gradient.
     gradients : int
-        Log densities with their gradient.
+        Log densities with their gradient, also those for Hessians by differences.
     curvatures : int
-        Hessians. The gradients that differences of one take count as gradients.
+        Hessians.
     factors : int
         Factorisations of Hessians.
     """

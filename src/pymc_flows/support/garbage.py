@@ -1,4 +1,4 @@
-"""Python's search for cyclic garbage, less often while graphs are built."""
+"""Fewer searches for cyclic garbage while graphs are built."""
 
 import gc
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from threading import Lock
 NEW_OBJECTS = 20_000
 
 _LOCK = Lock()
-_BEFORE: list[tuple[int, int, int]] = []  # of each block that threads are in
+_BEFORE: list[tuple[int, int, int]] = []  # thresholds before, one for each block that is open
 
 
 @contextmanager
 def fewer_collections() -> Iterator[None]:
-    """Let Python look for garbage each time that there are `NEW_OBJECTS` more, not 700 or 2,000.
+    """Let Python search for garbage after `NEW_OBJECTS` new objects, instead of 700 or 2,000.
 
     A graph is many small objects that refer to each other, and a process that has imported PyMC
-    holds about a million more, which are gone through again and again: a quarter of the time of
-    building the loop of a fit. The threshold is that of the process, and the last block to end puts
-    it back. One that is higher, or 0, which is never, stays.
+    holds about a million more, which every full search visits: a quarter of the time of building
+    the loop of a fit. The threshold belongs to the process; the last block to end restores it. A
+    higher threshold, or 0 (never), stays.
     """
     with _LOCK:
         before = gc.get_threshold()

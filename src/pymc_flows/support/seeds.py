@@ -1,7 +1,8 @@
-"""Seeds: what a user may give as ``random_seed``, as integers."""
+"""Integer seeds from the argument ``random_seed``."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ type RandomState = (
     int | Sequence[int] | np.ndarray | np.random.RandomState | np.random.Generator | None
 )
 
-# Seeds that are drawn lie below this, as PyMC's do: the same argument gives the same seeds there.
+# Drawn seeds lie below this, as PyMC's do, so that the same argument gives the same seeds.
 _BELOW = 2**30
 
 
@@ -30,8 +31,8 @@ def integer_seeds(random_seed: RandomState, n: int) -> list[int]:
     Parameters
     ----------
     random_seed : int, sequence of int, Generator, RandomState or None
-        An integer is itself the only seed, or seeds the draw of several. A generator gives the next
-        ones of its stream. A sequence holds the seeds. None gives new ones.
+        An integer is itself the only seed, or seeds the draw of several seeds. A generator gives
+        the next seeds of its stream. A sequence holds the seeds. None gives new ones.
     n : int
 
     Returns
@@ -63,8 +64,8 @@ def integer_seeds(random_seed: RandomState, n: int) -> list[int]:
 
 def _integer(seed: Any) -> int:
     try:
-        return int(seed)
-    except (TypeError, ValueError):
+        return operator.index(seed)
+    except TypeError:
         raise ArgumentError(
             f"random_seed must be an integer, a numpy.random.Generator or None, got {seed!r}"
         ) from None

@@ -10,16 +10,16 @@ type Row = Sequence[str]
 
 
 def text_table(rows: Sequence[Row], *, right: Sequence[int] = (), indent: str = "  ") -> str:
-    """Aligned columns, two spaces apart; a line for each row.
+    """Return a table as text: aligned columns, two spaces apart, and a line for each row.
 
     Parameters
     ----------
     rows : sequence of sequence of str
-        The header, if there is one, is the first.
+        With the header, if there is one, as the first row.
     right : sequence of int
-        Columns that are aligned on the right, as numbers are.
+        Columns that are aligned on the right, such as numbers.
     indent : str
-        Before each line.
+        Text before each line.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -45,7 +45,7 @@ def html_table(
     right : sequence of int
         As in `text_table`.
     title : str
-        A paragraph above the table: a caption would be no wider than the table.
+        A paragraph above the table. (A caption could not be wider than the table.)
     """
     above = f"<p>{escape(title)}</p>" if title else ""
     head = f"<thead>{_html_row('th', header, right)}</thead>" if header else ""
@@ -54,7 +54,7 @@ def html_table(
 
 
 def _html_row(tag: str, cells: Row, right: Sequence[int]) -> str:
-    # Themes disagree on the side.
+    # Themes have different default alignments.
     sides = ("right" if i in right else "left" for i in range(len(cells)))
     row = "".join(
         f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'

@@ -1,9 +1,8 @@
 """Densities with known answers: Gaussians, separate modes, bent ridges, rings, a funnel.
 
-Each target is one definition of an unnormalised log density that NumPy and PyTensor both evaluate,
-with its exact log normalising constant and exact independent draws, so that the error of an
-approximation can be measured instead of judged by eye:
-KL(q ‖ p) = E_q[log q(z) − `Target.log_density` (z)] + `Target.log_z`.
+Each target has one definition of an unnormalised log density, for both NumPy and PyTensor, with its
+exact log normalising constant and exact independent draws. So the error of an approximation can be
+measured: KL(q ‖ p) = E_q[log q(z) − `Target.log_density` (z)] + `Target.log_z`.
 
 ``pot1`` to ``pot4`` are U1 to U4 of Table 1 of [1]_, with log density −U(z). U2 to U4 do not decay
 along z[0] and so are no densities; as is usual, ``0.1 |z[0]|`` is added to each of them.

@@ -54,15 +54,15 @@ class Target(ABC):
         """Unnormalised log density, −U(z).
 
         Values and gradients are finite wherever the squares of the coordinates are (for a banana
-        their fourth powers), the origin and the ties between modes included.
+        their fourth powers), also at the origin and at ties between modes.
 
         Parameters
         ----------
         z : array_like or TensorVariable, shape (..., dim)
             Points.
         xp : module, optional
-            ``numpy`` or ``pytensor.tensor``, whichever is to evaluate it. By default PyTensor
-            for a PyTensor variable and NumPy for anything else.
+            ``numpy`` or ``pytensor.tensor``, which evaluates it. By default PyTensor for a PyTensor
+            variable, else NumPy.
 
         Returns
         -------

@@ -87,8 +87,8 @@ def gaussian(mean: npt.ArrayLike, cov: npt.ArrayLike, *, name: str = "gaussian")
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError("expected a finite mean and covariance\ngot NaN or infinite entries")
-    # A covariance that was computed is a little asymmetric, and a singular one has eigenvalues of
-    # either sign, by rounding.
+    # By rounding, a computed covariance is slightly asymmetric, and a singular one has eigenvalues
+    # of either sign.
     symmetric = np.allclose(cov, cov.T, rtol=0, atol=1e-10 * np.abs(cov).max())
     smallest, largest = np.linalg.eigvalsh(cov)[[0, -1]]
     if not symmetric or smallest <= len(mean) * np.finfo(float).eps * largest:

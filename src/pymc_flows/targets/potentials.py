@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytensor.tensor as pt
 
 from pymc_flows.targets.base import Target
-from pymc_flows.targets.shapes import Ring
+from pymc_flows.targets.shapes import Ring, collected
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,13 @@ class SplitRing(Target):
         """Rejection from the plain ring; half of the proposals are accepted."""
         # At z[0] ≥ 0 the right mode is at most 1 and the left at most its value at z[0] = 0.
         bound = 1 + exp(-0.5 * (self._ring.radius / self._mode_width) ** 2)
-        draws = np.empty((n, 2))
-        filled = 0
-        while filled < n:
-            z = self._ring.sample(ceil(2.2 * (n - filled)) + 16, random_seed=rng)
+
+        def propose(wanted: int) -> npt.NDArray[np.float64]:
+            z = self._ring.sample(ceil(2.2 * wanted) + 16, random_seed=rng)
             sides = sum(np.exp(side) for side in self._sides(z[:, 0]))
-            accepted = z[rng.uniform(size=len(z)) < sides / bound][: n - filled]
-            draws[filled : filled + len(accepted)] = accepted
-            filled += len(accepted)
-        return draws
+            return z[rng.uniform(size=len(z)) < sides / bound]
+
+        return collected(n, propose)
 
 
 def _wave(z0: Any, xp: ModuleType) -> Any:

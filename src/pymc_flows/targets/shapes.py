@@ -1,5 +1,6 @@
 """Shapes that Gaussians do not fit: separate modes, a banana and a ring."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, cos, erfc, exp, log, pi, sin, sqrt
@@ -42,14 +43,14 @@ class Mixture(Target):
         return log(len(self.means)) + self.dim * (log(self.sd) + 0.5 * log(2 * pi))
 
     def nearest(self, z: npt.ArrayLike) -> npt.NDArray[np.intp]:
-        """Say which mode is the nearest, as positions (...) in ``means`` for points (..., dim)."""
+        """Positions (...) in ``means`` of the modes that are nearest to points (..., dim)."""
         distance = np.asarray(z)[..., None, :] - np.array(self.means)
         return (distance**2).sum(-1).argmin(-1)
 
     def _log_density(self, z: Any, xp: ModuleType) -> Any:
         means = np.array(self.means, np.result_type(z.dtype, np.float32))
         modes = -0.5 * (((z[..., None, :] - means) / self.sd) ** 2).sum(-1)
-        # Far away all modes underflow but relative to the highest.
+        # Relative to the highest mode, since far away all of them underflow.
         top = xp.max(modes, axis=-1)
         return top + xp.log(xp.exp(modes - top[..., None]).sum(-1))
 
@@ -62,8 +63,8 @@ class Mixture(Target):
 class Banana(Target):
     """U(z) = ½ (z[0] / scale)² + ½ ((z[1] − bend z[0]²) / width)².
 
-    A curved ridge like that of Rosenbrock's function, along a parabola: z[0] is normal, and so is
-    z[1] given z[0].
+    A ridge along a parabola, like that of Rosenbrock's function: z[0] is normal, and so is z[1]
+    given z[0].
 
     Attributes
     ----------
@@ -128,8 +129,8 @@ class Ring(Target):
 
     def _log_density(self, z: Any, xp: ModuleType) -> Any:
         square = z[..., 0] ** 2 + z[..., 1] ** 2
-        # The square root has no derivative at 0. Taking it of 1 there makes the gradient 0, the
-        # mean over the directions, where it would be NaN.
+        # The square root has no derivative at 0, so the gradient would be NaN there. With the root
+        # of 1 in its place it is 0, the mean over all directions.
         at_origin = xp.equal(square, 0.0)
         radius = xp.where(at_origin, 0.0, xp.sqrt(xp.where(at_origin, 1.0, square)))
         return -0.5 * ((radius - self.radius) / self.width) ** 2
@@ -141,20 +142,26 @@ class Ring(Target):
         tilted by exp(r / m) bounds it, tightly for m near the mode; this is a normal distribution
         around radius + width² / m.
         """
-        tilt = self.radius
-        draws = np.empty((n, 2))
-        filled = 0
-        while filled < n:
-            size = ceil(1.1 * (n - filled)) + 16
-            radius = rng.normal(tilt + self.width**2 / tilt, self.width, size)
+        tilt = max(self.radius, self.width)  # m
+
+        def propose(wanted: int) -> npt.NDArray[np.float64]:
+            size = ceil(1.1 * wanted) + 16
+            radius = rng.normal(self.radius + self.width**2 / tilt, self.width, size)
             angle = rng.uniform(0, 2 * pi, size)
             # A negative radius is accepted with probability 0.
             accept = rng.uniform(size=size) < radius / tilt * np.exp(1 - radius / tilt)
             z = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-            accepted = z[accept][: n - filled]
-            draws[filled : filled + len(accepted)] = accepted
-            filled += len(accepted)
-        return draws
+            return z[accept]
+
+        return collected(n, propose)
+
+
+def collected(n: int, propose: Callable[[int], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Collect n accepted points; ``propose(wanted)`` returns some, about as many as wanted."""
+    found = propose(n)
+    while len(found) < n:
+        found = np.concatenate([found, propose(n - len(found))])
+    return found[:n]
 
 
 def _on_a_circle(n: int, radius: float) -> tuple[tuple[float, ...], ...]:

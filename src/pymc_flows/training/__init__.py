@@ -1,7 +1,7 @@
-"""Optimisation of a flow, by whatever objective: one `Trainer`, one compiled loop.
+"""Optimisation of a flow for any objective: one `Trainer`, one compiled loop.
 
-`FitConfig` holds the checked arguments of a fit; an objective (`objectives`) makes the graph of a
-step of them, `TrainingLoop` (`loop`) takes many steps in one call, and `Trainer` lets hooks act
-between calls: callbacks, the stopping rule, checkpoints, held-out draws. How far a fit is stands in
-`FitState`, which files keep. Nothing here knows of approximations or of PyMC's variational classes.
+`FitConfig` holds the checked arguments of a fit. An objective (`objectives`) makes the graph of a
+step, `TrainingLoop` (`loop`) takes many steps in one call, and `Trainer` lets hooks act between
+calls: callbacks, the stopping rule, checkpoints, held-out draws. `FitState` says how far a fit is;
+files keep it. Nothing here knows of approximations or of PyMC's variational classes.
 """

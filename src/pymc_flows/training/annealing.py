@@ -1,4 +1,4 @@
-"""Tempering: at the start of a fit the target is flattened, so that no mode is lost."""
+"""Annealing: the target is flattened at the start of a fit, so that no mode is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CURVES = ("linear", "geometric", "cosine")
 
 @dataclass(frozen=True)
 class Anneal:
-    """Inverse temperatures: a fit to p^β, with β that grows from ``start`` to 1.
+    """Inverse temperatures: a fit to p^β, where β grows from ``start`` to 1.
 
     Only the gradient is annealed: recorded losses are always those of the target itself.
 
@@ -28,8 +28,8 @@ class Anneal:
     start : float
         β at the first step, in (0, 1].
     curve : {'linear', 'geometric', 'cosine'}
-        How β grows. ``'linear'`` is that of [1]_, section 6.1; ``'geometric'`` stays longer at high
-        temperatures; ``'cosine'`` begins and ends gently.
+        How β grows: linearly, as in [1]_, section 6.1; geometrically, which stays longer at high
+        temperatures; or as a cosine, which begins and ends gently.
 
     References
     ----------
@@ -42,11 +42,10 @@ class Anneal:
     curve: Curve = "linear"
 
     def __post_init__(self) -> None:
-        """Refuse what is no share, temperature or curve."""
+        """Check share, temperature and curve."""
         for name in ("share", "start"):
             value = getattr(self, name)
-            is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not is_number or not 0 < value <= 1:
+            if not _is_share(value):
                 raise ArgumentError(f"{name} of Anneal must be in (0, 1], got {value!r}")
         if self.curve not in CURVES:
             raise ArgumentError(
@@ -80,13 +79,14 @@ def as_anneal(value: float | Anneal | None) -> Anneal | None:
     """Read the argument ``anneal=``: None, a share of the steps, or an `Anneal`."""
     if value is None or isinstance(value, Anneal):
         return value
-    if (
-        isinstance(value, int | float | np.number)
-        and not isinstance(value, bool)
-        and 0 < value <= 1
-    ):
+    if _is_share(value):
         return Anneal(float(value))
     raise ArgumentError(
         "anneal must be the share of the steps after which the target is no longer flattened, in "
         f"(0, 1], or an Anneal, got {value!r}"
     )
+
+
+def _is_share(value: object) -> bool:
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return is_number and bool(0 < value <= 1)  # type: ignore[operator]

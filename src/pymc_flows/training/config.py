@@ -26,21 +26,21 @@ from pymc_flows.training.stopping import as_plateau
 
 type Callback = Callable[[Any, Any, int], object]
 
-# Estimates of the gradient; the third is the first, then the second.
+# Estimates of the gradient; 'switch' is 'total' first, then 'path'.
 GRADIENTS = ("total", "path", "switch")
 CHECKPOINT_EVERY = 1_000
-# From `fit` to where it warns of its arguments, through `__init__` and `__post_init__`.
+# Stack level of the caller of `NFVI.fit` for warnings, through `__init__` and `__post_init__`.
 _TO_CALLER = 5
-# Arguments that are code, which no file can hold.
+# Arguments that are code, which files cannot hold.
 _CODE = ("more_obj_params", "more_updates", "more_replacements", "compile_kwargs")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FitConfig:
-    """The arguments of a fit: names and meanings are those of `NFVI.fit`.
+    """The arguments of a fit, with the names and meanings of those of `NFVI.fit`.
 
-    Whatever makes one has them checked, and brought to one form: lists and dicts instead of None,
-    a `Plateau`, an `Anneal`. Training, files and `resume` take it whole.
+    They are checked, and brought to one form: lists and dicts instead of None, a `Plateau`, an
+    `Anneal`.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class FitConfig:
     def __post_init__(
         self, fn_kwargs: Any, tf_n_mc: Any, test_optimizer: Any, more_tf_params: Any
     ) -> None:
-        """Check everything that can be checked without a model."""
+        """Check what can be checked without a model."""
         checked: dict[str, Any] = {"n": check_integer("n", self.n, minimum=0)}
         if self.every is not None and self.checkpoint is None:
             raise ArgumentError("every= says how often checkpoint= is written: give both")
@@ -104,6 +104,9 @@ class FitConfig:
         checked["more_obj_params"] = list(self.more_obj_params or [])
         checked["more_updates"] = dict(self.more_updates or {})
         checked["compile_kwargs"] = renamed(fn_kwargs, self.compile_kwargs, stacklevel=_TO_CALLER)
+        norm = self.total_grad_norm_constraint
+        if isinstance(norm, int | float | np.number) and not norm > 0:
+            raise ArgumentError(f"total_grad_norm_constraint must be positive, got {norm!r}")
         checked["devices"] = as_devices(self.devices)
         if self.devices is not None:
             self._check_devices(checked)
@@ -112,7 +115,7 @@ class FitConfig:
         self.optimizer  # noqa: B018 - checks optimizer and schedule
 
     def _check_devices(self, checked: Mapping[str, Any]) -> None:
-        """Refuse what devices= cannot be used with."""
+        """Refuse arguments that devices= cannot be used with."""
         if self.backend == "numba" or checked["compile_kwargs"]:
             what = "compile_kwargs=" if checked["compile_kwargs"] else "backend='numba'"
             raise ArgumentError(f"devices= are those of JAX: leave out {what}")
@@ -126,21 +129,21 @@ class FitConfig:
 
     @cached_property
     def optimizer(self) -> Rated:
-        """The optimizer, whose step size is set from outside."""
+        """The optimizer, with a step size that is set from outside."""
         return rated(self.obj_optimizer, self.n, self.schedule)
 
     @property
     def trackers(self) -> list[Tracker]:
-        """What records inside the loop."""
+        """The callbacks that record inside the loop."""
         return [c for c in self.callbacks if isinstance(c, Tracker)]
 
     @property
     def step_callbacks(self) -> list[Callback]:
-        """What is called between steps."""
+        """The callbacks that are called between steps."""
         return [c for c in self.callbacks if not isinstance(c, Tracker)]
 
     def step_sizes(self) -> Schedule:
-        """The step sizes; until the loss has settled, if that is waited for, those of all steps."""
+        """The step sizes of all steps; with ``stop=``, as long as the loss has not settled."""
         schedule = self.optimizer.schedule
         if self.stop is None:
             return schedule
@@ -152,7 +155,7 @@ class FitConfig:
         return None if self.anneal is None else self.anneal.over(self.n)
 
     def record(self) -> dict[str, Any]:
-        """What a file says of the arguments, as JSON has it, and which of them it cannot hold."""
+        """The arguments for a file, as JSON, and the names of those that it cannot hold."""
         norm, optimizer = self.total_grad_norm_constraint, self.optimizer.recipe
         is_number = isinstance(norm, int | float | np.number)
         again = [name for name in _CODE if getattr(self, name)]
@@ -170,12 +173,12 @@ class FitConfig:
 
 
 def call_interval(callbacks: Sequence[Callback]) -> int:
-    """Steps between calls of callbacks: the greatest that misses none; 0 without callbacks."""
+    """Largest number of steps between calls that misses no callback; 0 without callbacks."""
     return math.gcd(*map(interval_of, callbacks)) if callbacks else 0
 
 
 def interval_of(callback: Callback) -> int:
-    """Steps between calls; more than one only if the callback looks at nothing in between."""
+    """Steps between calls of a callback: 1, unless it is known to ignore the steps between."""
     if not isinstance(callback, CheckParametersConvergence) or (
         type(callback).__call__ is not CheckParametersConvergence.__call__
     ):

@@ -1,19 +1,19 @@
-"""Convergence warnings: what the losses of a fit say of how it went."""
+"""Convergence warnings from the losses of a fit."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Nats over the second half of a fit; to lose less hardly matters.
+# Nats over the second half of a fit: a smaller fall of the loss hardly matters.
 STILL_FALLING = 0.1
 
 
 def convergence_warnings(
     losses: np.ndarray, formula: str, *, is_framed: bool = False, learns: bool = True
 ) -> tuple[str, ...]:
-    """Return what the losses (steps,) of a fit warn of; nothing for a short fit.
+    """Return warnings by the losses (steps,) of a fit, in nats; none for a fit below 200 steps.
 
-    Where the flow no longer ``learns``, a loss that falls is no reason to fit for longer.
+    If the flow no longer ``learns``, a loss that falls is no reason to fit for longer.
     """
     width = len(losses) // 10
     if width < 20:
@@ -23,8 +23,8 @@ def convergence_warnings(
         return ()
     found = []
     before, after = np.median(first), np.median(last)
-    # More than losses differ from step to step: at a constant step size a fit that has converged
-    # wanders by less than that.
+    # The spread of losses from step to step: at a constant step size a converged fit wanders by
+    # less.
     spread = np.hypot(*(np.subtract(*np.quantile(x, [0.75, 0.25])) for x in (first, last)))
     if after - before > spread:
         found.append(

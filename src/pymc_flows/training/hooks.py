@@ -1,4 +1,4 @@
-"""What acts between the calls of the compiled loop: callbacks, the stopping rule, checkpoints."""
+"""Hooks between calls of the compiled loop: callbacks, the stopping rule, checkpoints."""
 
 from __future__ import annotations
 
@@ -23,30 +23,25 @@ _log = logging.getLogger(__name__)
 
 
 class Hook:
-    """Acts after each step that is a multiple of ``every``; 0 for never.
-
-    Attributes
-    ----------
-    every : int
-    """
+    """Acts after each step that is a multiple of ``every``; 0 for never."""
 
     every = 0
 
     @property
     def learns(self) -> bool:
-        """Whether, as far as it knows, a loss that falls says that the flow gets better."""
+        """Whether, as far as this hook knows, the flow still gets better while its loss falls."""
         return True
 
     def limit(self, i: int) -> int:
-        """Steps that may be taken after step ``i`` before it has to act."""
+        """Most steps that may be taken after step ``i`` before the hook has to act."""
         return self.every - i % self.every if self.every else sys.maxsize
 
     def is_due(self, i: int) -> bool:
-        """Whether it acts after step ``i``."""
+        """Whether the hook acts after step ``i``."""
         return bool(self.every) and i % self.every == 0
 
     def record(self, chunk: Chunk) -> None:
-        """Keep what it needs of steps that were taken; nothing interrupts it."""
+        """Keep what is needed of steps that were taken; a Ctrl-C waits for the end."""
 
     def act(self, state: FitState, losses: np.ndarray) -> None:
         """Act; ``losses`` are those of this run so far, none if they are not kept."""
@@ -56,16 +51,7 @@ class Hook:
 
 
 class Callbacks(Hook):
-    """Calls the callbacks of a user, and lets trackers record.
-
-    Parameters
-    ----------
-    approx : NormalizingFlow
-        What callbacks get.
-    callbacks : list of callable
-    chain : Chain
-        What trackers record.
-    """
+    """Calls callbacks with the approximation, and lets trackers record parameters of its chain."""
 
     def __init__(self, approx: Any, callbacks: Sequence[Callback], chain: Chain):
         self._approx = approx
@@ -76,11 +62,11 @@ class Callbacks(Hook):
             tracker.prepare(chain)
 
     def limit(self, i: int) -> int:
-        """The first step is seen by all."""
+        """Stop after the first step, which all callbacks see."""
         return 1 if self.every and i == 0 else super().limit(i)
 
     def is_due(self, i: int) -> bool:
-        """The first step is seen by all."""
+        """Act after the first step, too."""
         return bool(self.every) and (i == 1 or super().is_due(i))
 
     def record(self, chunk: Chunk) -> None:
@@ -89,7 +75,7 @@ class Callbacks(Hook):
             tracker.record(chunk.tracked)
 
     def act(self, state: FitState, losses: np.ndarray) -> None:
-        """Call those whose turn it is."""
+        """Call the callbacks that are due."""
         i = state.i
         for callback in self._callbacks:
             if i == 1 or i % interval_of(callback) == 0:
@@ -116,12 +102,7 @@ class Settling(Hook):
 
 
 class TimeLimit(Hook):
-    """Ends a fit at a deadline; the last fifth of its time is for a decay of the step size.
-
-    Parameters
-    ----------
-    deadline : Deadline
-    """
+    """Ends a fit at a deadline; the step size decays in the last fifth of the time."""
 
     def __init__(self, deadline: Deadline):
         self._deadline, self._begin = deadline, time.perf_counter()
@@ -151,14 +132,7 @@ class TimeLimit(Hook):
 
 
 class Checkpoint(Hook):
-    """Writes the fit to its file.
-
-    Parameters
-    ----------
-    every : int
-    write : callable
-        Gets the losses of this run so far.
-    """
+    """Calls ``write`` with the losses of this run so far, to write the fit to its file."""
 
     def __init__(self, every: int, write: Callable[[np.ndarray], object]):
         self.every, self._write = every, write

@@ -17,7 +17,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pymc_flows.errors import ArgumentError
 from pymc_flows.support.arguments import check_positive
 
-# All of PyMC's.
+# All of PyMC's optimizers: an update of an entry depends on that entry and its gradients alone.
 ELEMENTWISE = (
     pymc_updates.adadelta,
     pymc_updates.adagrad,
@@ -33,9 +33,9 @@ ELEMENTWISE = (
 type Optimizer = Callable[..., dict[SharedVariable, Any]]
 
 LEARNING_RATE = 0.01
-# A cosine that ends at zero would leave nothing for `refine` to continue with.
+# Where a cosine ends, as a fraction of the peak; at zero, `refine` could not go on.
 FINAL_FRACTION = 0.01
-# The one cycle: it begins at this fraction of the peak and is there after this share of the steps.
+# The one cycle begins at this fraction of the peak, and reaches it after this share of the steps.
 FIRST_FRACTION, RISE = 0.04, 0.3
 CONSTANT = "constant"
 
@@ -59,7 +59,7 @@ CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "halving": _halving,
     "one-cycle": _one_cycle,
 }
-"""Fraction of the peak by the share of the steps that is done, 0 to 1."""
+"""Step size as a fraction of the peak, by the share of the steps that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Schedule:
     peak : float
         The largest step size.
     steps : int
-        Steps of the whole curve; what it ends with is the step size from then on.
+        Steps of the whole curve, whose last step size is used from then on.
     curve : str
         One of `CURVES`.
     first : int
@@ -100,13 +100,13 @@ class Rated:
     optimizer : callable
         ``(grads, params) -> updates``.
     rate : SharedVariable or None
-        Stands for the step size in the updates; None if the optimizer keeps it to itself.
+        The step size in the updates; None if it cannot be set.
     schedule : Schedule
         The step sizes.
     is_elementwise : bool
         Whether an update of an entry depends on that entry and its gradients alone.
     recipe : dict, optional
-        What `from_recipe` makes the optimizer from, as JSON has it; None if it is code.
+        The optimizer as JSON, for `from_recipe`; None if it is code.
     """
 
     optimizer: Optimizer
@@ -119,12 +119,12 @@ class Rated:
 def rated(optimizer: Optimizer | None, n: int, curve: str | None = None) -> Rated:
     """Prepare an optimizer for a fit of ``n`` steps; None is the default, Adam.
 
-    ``curve`` says how the step size changes, one of `CURVES`. By default that of the default
-    optimizer decays like a cosine, and that of another one is constant.
+    ``curve``, one of `CURVES`, says how the step size changes. By default that of the default
+    optimizer decays like a cosine, and that of others is constant.
 
-    A PyMC optimizer made without gradients, ``pm.adam(learning_rate=.01)``, is a partial whose
-    step size can be replaced by a variable, so that it can change without compiling. Of any other
-    callable nothing is assumed.
+    A PyMC optimizer made without gradients, ``pm.adam(learning_rate=.01)``, is a partial; its step
+    size is replaced by a variable, which can change without compiling. Nothing is assumed of any
+    other callable.
     """
     if optimizer is not None and not callable(optimizer):
         raise ArgumentError(
@@ -132,34 +132,28 @@ def rated(optimizer: Optimizer | None, n: int, curve: str | None = None) -> Rate
         )
     if curve is not None and curve not in CURVES:
         raise ArgumentError(f"schedule must be one of {', '.join(CURVES)}, got {curve!r}")
-    given = curve
     if optimizer is None:
         optimizer = pm.adam(learning_rate=LEARNING_RATE)
         curve = curve or "cosine"
-    schedule = Schedule(0.0)
     made = partial(optimizer) if optimizer in ELEMENTWISE else optimizer
-    if isinstance(made, partial) and made.func in ELEMENTWISE:
-        recipe = _recipe(made)
-        learning_rate = made.keywords.get("learning_rate")
-        if isinstance(learning_rate, int | float | np.number):
-            value = np.asarray(learning_rate, dtype=pytensor.config.floatX)
-            rate = pytensor.shared(value, name="learning_rate", shape=())
-            peak = check_positive("learning_rate of obj_optimizer", learning_rate)
-            schedule = Schedule(peak, n, curve or CONSTANT)
-            optimizer = partial(made, learning_rate=rate)
-            return Rated(optimizer, rate, schedule, is_elementwise=True, recipe=recipe)
-        _refuse_schedule(given)
-        return Rated(optimizer, None, schedule, is_elementwise=True, recipe=recipe)
-    _refuse_schedule(given)
-    return Rated(optimizer, None, schedule)
-
-
-def _refuse_schedule(curve: str | None) -> None:
-    if curve is not None:
-        raise ArgumentError(
-            f"schedule={curve!r} needs an optimizer with a step size of its own, a number, like "
-            "pm.adam(learning_rate=.01)"
+    known = made if isinstance(made, partial) and made.func in ELEMENTWISE else None
+    recipe = None if known is None else _recipe(known)
+    size = None if known is None else known.keywords.get("learning_rate")
+    if known is None or not isinstance(size, int | float | np.number):
+        if curve is not None:
+            raise ArgumentError(
+                f"schedule={curve!r} needs an optimizer with a step size of its own, a number, "
+                "like pm.adam(learning_rate=.01)"
+            )
+        return Rated(
+            optimizer, None, Schedule(0.0), is_elementwise=known is not None, recipe=recipe
         )
+    peak = check_positive("learning_rate of obj_optimizer", size)
+    value = np.asarray(size, dtype=pytensor.config.floatX)
+    rate = pytensor.shared(value, name="learning_rate", shape=())
+    schedule = Schedule(peak, n, curve or CONSTANT)
+    changed = partial(known, learning_rate=rate)
+    return Rated(changed, rate, schedule, is_elementwise=True, recipe=recipe)
 
 
 def _recipe(optimizer: partial[Any]) -> dict[str, Any] | None:

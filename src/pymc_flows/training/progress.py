@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,15 @@ from pymc_flows.support.compat import CustomProgress
 INTERVAL = 0.1
 # The loss shown is an average over this many steps, as in PyMC.
 WINDOW = 1000
-# Characters of a formula that are shown.
+# Most characters of a formula that are shown.
 MAX_LABEL = 32
 
 
 class FitProgress:
-    """Shows how far a fit is; costs next to nothing per call of the compiled loop.
+    """Shows the progress of a fit; costs next to nothing per call of the compiled loop.
 
-    A bar in a terminal and in Jupyter; where ipywidgets is missing, which rich needs for a bar in
-    Jupyter, a line of text that is kept up to date.
-
-    Parameters
-    ----------
-    total : int
-        Steps.
-    theme : rich.theme.Theme
-    show : bool
-    label : str
-        What is fitted; a long one is cut.
+    A bar in a terminal and in Jupyter. Where ipywidgets is missing, which rich needs for a bar in
+    Jupyter, a line of text is kept up to date instead. A long label is cut.
     """
 
     def __init__(self, total: int, theme: Any, *, show: bool, label: str):
@@ -58,23 +48,18 @@ class FitProgress:
 
     def __enter__(self) -> FitProgress:
         """Show that compiling begins."""
-        self._progress.__enter__()
+        self._progress.start()
         self._task = self._progress.add_task(
             f"Compiling {self._label}:", total=self._total, loss="", speed=""
         )
         if self._is_text:
-            self._write(f"Compiling {self._label}", update=False)
+            _publish(f"Compiling {self._label}", f"fit-{id(self)}", update=False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Show the last state, and leave it there."""
         self._show()
-        self._progress.__exit__(kind, error, trace)
+        self._progress.stop()
 
     def begin(self) -> None:
         """Say that compiling is over; the time of the steps starts."""
@@ -99,23 +84,14 @@ class FitProgress:
         self._progress.update(self._task, completed=done, loss=loss, speed=speed)
         if self._is_text:
             text = f"Fitting {self._label}: {done:,} of {self._total:,} steps  {loss}  {speed}"
-            self._write(text, update=True)
-
-    def _write(self, text: str, *, update: bool) -> None:
-        """Show a line of text in a notebook, or change the one that this bar shows."""
-        _publish(text, f"fit-{id(self)}", update=update)
+            _publish(text, f"fit-{id(self)}", update=True)
 
 
 class SearchProgress:
-    """Shows what a search of several fits is doing, how near the last one came, and for how long.
+    """Shows the stage of a search by several fits, the gap of the last fit, and the time.
 
-    The bar of a fit takes its place while that is trained, and it leaves nothing behind. In a
-    notebook without ipywidgets it is a line of text.
-
-    Parameters
-    ----------
-    theme : rich.theme.Theme
-    show : bool
+    The bar of a fit takes its place while that is trained. It leaves nothing behind. In a notebook
+    without ipywidgets it is a line of text.
     """
 
     def __init__(self, theme: Any, *, show: bool):
@@ -138,12 +114,7 @@ class SearchProgress:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End."""
         self._progress.stop()
 
@@ -159,7 +130,7 @@ class SearchProgress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the place to another bar."""
+        """Make room for another bar."""
         self._progress.stop()
         try:
             yield
@@ -175,7 +146,7 @@ class SearchProgress:
 
 
 def _needs_text(console: Console) -> bool:
-    """Whether rich has no bar here: it needs ipywidgets for one in Jupyter."""
+    """Whether rich can show no bar here: in Jupyter it needs ipywidgets."""
     return bool(console.is_jupyter) and find_spec("ipywidgets") is None
 
 

@@ -1,4 +1,4 @@
-"""How far a fit is; the only module that changes it."""
+"""How far a fit is: steps, schedules, and the compiled loop."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from pymc_flows.backends.ops import brief
 from pymc_flows.support.arguments import as_count, check_positive
 from pymc_flows.training.annealing import CURVES, Ramp
 from pymc_flows.training.config import FitConfig, call_interval
 from pymc_flows.training.loop import MAX_CHUNK, MAX_FAILURES, Chunk, Step, TrainingLoop
 from pymc_flows.training.objectives import Objective
-from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.optimizers import CURVES as SCHEDULES
 from pymc_flows.training.optimizers import Schedule
 from pymc_flows.training.stopping import Plateau
@@ -43,7 +43,7 @@ class FitState:
     i : int
         Steps so far.
     n, done, failed, lost : int
-        Of the last run: its steps, those taken, those of them that failed, and the draws that the
+        Of the last run: steps planned, steps taken, steps taken that failed, and draws that the
         others left out.
     chunk : int
         Steps of the next call, unless something else limits them.
@@ -53,10 +53,10 @@ class FitState:
     path_from : int, optional
         Step after which the path gradient is used, where the loop has both.
     plateau : Plateau, optional
-        When the step size begins to decay, and the end of the fit is near.
+        The rule by which the step size begins to decay; None once it does.
     callbacks : list of callable
     checkpoint : Path, optional
-        Where the fit is kept.
+        The file of the fit.
     every : int
         Steps between checkpoints; 0 for none.
     is_interrupted : bool
@@ -75,7 +75,7 @@ class FitState:
         self.checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
         self.every = 0 if self.checkpoint is None else config.every
         self.is_interrupted = False
-        # Makes the loop on another backend, until the first call.
+        # Makes the loop on another backend; None after the first call.
         self._instead: Callable[[Exception], tuple[FitConfig, TrainingLoop]] | None = None
 
     @classmethod
@@ -88,14 +88,8 @@ class FitState:
     ) -> FitState:
         """Check everything, then build the loop, which is not compiled yet.
 
-        Parameters
-        ----------
-        objective : Objective
-        config : FitConfig
-        entropy : callable
-            Seeds base noise and the model's own randomness; called when all else has gone well.
-        max_chunk : int, optional
-            Upper bound of the steps of one call; by default callbacks set it.
+        ``entropy`` is called after all checks for the seed of base noise and the model's own
+        randomness. A call takes at most ``max_chunk`` steps, by default the interval of callbacks.
         """
         every = call_interval(config.step_callbacks)
         chosen, step = objective.step(config)
@@ -140,7 +134,7 @@ class FitState:
         return state
 
     def compile(self) -> None:
-        """Compile the loop: on numba, if JAX was not asked for and fails; the log says so."""
+        """Compile the loop; on numba, as the log then says, if JAX fails and was not asked for."""
         instead, self._instead = self._instead, None
         try:
             self.loop.compile()
@@ -152,11 +146,11 @@ class FitState:
 
     @property
     def has_rate(self) -> bool:
-        """Whether the schedule rules the optimizer's step size."""
+        """Whether the schedule sets the optimizer's step size."""
         return self.config.optimizer.rate is not None
 
     def settings(self, steps: int) -> np.ndarray:
-        """What the next steps need to know, as `TrainingLoop.run` takes it."""
+        """Settings (steps, settings) of the next steps, for `TrainingLoop.run`."""
         columns = []
         if self.has_rate:
             columns.append(self.schedule.rates(self.i, steps))
@@ -177,7 +171,7 @@ class FitState:
     def go_on(self) -> None:
         """Begin, or go on with, the steps that are planned."""
         self.is_interrupted = False
-        if self.loop.failures >= MAX_FAILURES:  # a fit that had given up gets another chance
+        if self.loop.failures >= MAX_FAILURES:  # a fit that gave up gets another chance
             self.loop.failures = 0
 
     def take(self, chunk: Chunk) -> None:
@@ -189,12 +183,12 @@ class FitState:
         self.lost += chunk.lost
 
     def search_failure(self, steps: int) -> None:
-        """Take fewer steps at once: one of these raised."""
+        """Take fewer steps per call, since one of these raised."""
         self.chunk = max(1, steps // 8)
 
     def pace(self, steps: int, seconds: float) -> None:
-        """Let calls take about `CHUNK_SECONDS`, knowing how long one of so many steps took."""
-        # Of a call of few steps nearly all may go into those that are skipped.
+        """Let calls take about `CHUNK_SECONDS`, given the time of one call."""
+        # Skipped steps may take most of the time of a call of few steps.
         idle = self.loop.idle_seconds * (1 - steps / self.loop.max_chunk)
         wanted = CHUNK_SECONDS * steps / max(seconds - idle, 1e-9)
         self.chunk = max(1, min(int(wanted), 8 * steps, self.loop.max_chunk))
@@ -211,7 +205,7 @@ class FitState:
         self.n = self.done
 
     def keep_in(self, path: str | os.PathLike[str]) -> None:
-        """Go on with checkpoints in a file, if there were any."""
+        """Write further checkpoints to this file, if there were any."""
         if self.every:
             self.checkpoint = Path(path)
 
@@ -222,16 +216,10 @@ class FitState:
     # ---------------------------------------------------------------------------------- keeping
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it that a file keeps, as JSON has it; under ``arrays``, those of the loop."""
-        schedule = self.schedule
+        """The state for a file, as JSON; ``arrays`` are those of the loop."""
         return {
             **{name: getattr(self, name) for name in _COUNTS},
-            "schedule": [
-                float(schedule.peak),
-                int(schedule.steps),
-                schedule.curve,
-                int(schedule.first),
-            ],
+            "schedule": astuple(self.schedule),
             "plateau": self.plateau and astuple(self.plateau),
             "ramp": self.ramp and astuple(self.ramp),
             "path_from": self.path_from,
@@ -239,12 +227,12 @@ class FitState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], array: Callable[..., np.ndarray]) -> None:
-        """Set it to a `state_dict` of a fit with the same arguments, which may be malformed.
+        """Restore a `state_dict` of a fit with the same arguments.
 
         Raises
         ------
         AttributeError, KeyError, TypeError, ValueError, OverflowError
-            If it is not one.
+            If it is malformed.
         """
         counts = {name: as_count(state[name]) for name in _COUNTS}
         if not counts["failed"] <= counts["done"] <= min(counts["i"], counts["n"]):
@@ -267,7 +255,7 @@ class FitState:
             setattr(self, name, value)
 
     def __getstate__(self) -> dict[str, object]:
-        """Let a copy keep away from the file."""
+        """Leave out the file: a copy must not write to it."""
         return {**self.__dict__, "checkpoint": None, "every": 0, "_instead": None}
 
 

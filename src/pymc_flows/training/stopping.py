@@ -1,4 +1,4 @@
-"""When a fit ends before its last step: the loss no longer falls."""
+"""The rule by which a fit ends early: its loss no longer falls."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from pymc_flows.errors import ArgumentError
 from pymc_flows.support.arguments import check_integer
 
-# Means of this many blocks of losses make the trend; the 95 % point of Student's t with 2 less.
+# Blocks of losses whose means give the trend; 95 % point of Student's t with two degrees less.
 BLOCKS, T_95 = 16, 1.76
-# The loss is looked at this many times per window.
+# Checks of the loss per window.
 LOOKS = 4
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """Stop once the loss has settled, by a confidence bound of what is still to be gained.
+    """Stop once the loss has settled, by a confidence bound of the gain that is left.
 
     A straight line is fitted to the mean losses of 16 blocks of the last ``window`` steps. Once the
     upper 95 % confidence bound of its fall over as many further steps is below ``tolerance``, the
@@ -40,7 +40,7 @@ class Plateau:
     decay: int = 1_000
 
     def __post_init__(self) -> None:
-        """Refuse what makes no rule."""
+        """Check the numbers."""
         if not (
             isinstance(self.tolerance, int | float | np.number) and 0 < self.tolerance < np.inf
         ):
@@ -50,7 +50,7 @@ class Plateau:
 
     @property
     def every(self) -> int:
-        """Steps between looks at the loss."""
+        """Steps between checks of the loss."""
         return self.window // LOOKS
 
     def has_settled(self, losses: np.ndarray) -> bool:

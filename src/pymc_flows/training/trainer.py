@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from pymc_flows.backends.ops import brief
 from pymc_flows.errors import FitError
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.convergence import convergence_warnings
 from pymc_flows.training.hooks import Hook
 from pymc_flows.training.loop import MAX_FAILURES, Chunk, StepError
-from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.progress import WINDOW, FitProgress
 from pymc_flows.training.state import FitState
 
@@ -30,17 +30,17 @@ class Outcome:
     Attributes
     ----------
     steps : int
-        That were taken.
+        Steps taken.
     ended : str
-        How it ended, and the average loss.
+        How the run ended, and the average loss.
     interrupted : str
-        After how many steps a Ctrl-C ended it; empty without one.
+        After how many steps a Ctrl-C ended the run; empty without one.
     skipped : str
-        What to say of steps that failed; empty without any.
+        Warning of steps that failed; empty without any.
     warnings : tuple of str
-        What to say of draws that were left out, and convergence warnings.
+        Warnings of draws that were left out, and of convergence.
     go_on : str
-        How to take the other steps after a Ctrl-C.
+        How to take the remaining steps after a Ctrl-C.
     """
 
     steps: int
@@ -51,7 +51,7 @@ class Outcome:
     go_on: str = ""
 
     def tell(self, *, stacklevel: int) -> None:
-        """Warn of failed steps, and log the rest; ``stacklevel`` as `warnings.warn` counts."""
+        """Warn of failed steps, and log the rest; ``stacklevel`` as for `warnings.warn`."""
         if self.interrupted:
             usable = "the approximation can be used as it is."
             _log.warning("%s", f"{self.interrupted}: {usable} {self.go_on}".rstrip())
@@ -65,8 +65,8 @@ class Outcome:
 class Trainer:
     """One run of a fit: the steps that its state plans.
 
-    Whenever something other than this class can act (a hook, an exception, an interrupt), the
-    parameters, the optimizer's state, the losses and the state of the fit belong to one step.
+    Whenever a hook, an exception or an interrupt can act, the parameters, the optimizer's state,
+    the losses and the state of the fit are those of one step.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Trainer:
     hooks : sequence of Hook
         They act in this order.
     earlier : ndarray, optional
-        Losses of those ``state.done`` of the steps that another process has taken.
+        Losses of the first ``state.done`` steps, which another process has taken.
     """
 
     def __init__(
@@ -93,13 +93,9 @@ class Trainer:
         return self._losses[: self._state.done]
 
     def run(self, theme: Any, *, show: bool) -> Outcome:
-        """Take the steps, until a callback or a Ctrl-C ends that.
+        """Take the steps, unless a callback or a Ctrl-C ends the run before.
 
-        Parameters
-        ----------
-        theme : rich.theme.Theme
-        show : bool
-            Whether to show a progress bar.
+        ``theme`` and ``show`` are those of the progress bar.
 
         Raises
         ------
@@ -129,7 +125,7 @@ class Trainer:
         return outcome
 
     def advance(self, bar: FitProgress) -> None:
-        """Take the steps; what a hook or the user raises ends that.
+        """Take the steps, unless a hook or the user raises an exception, which is passed on.
 
         Raises
         ------
@@ -153,13 +149,13 @@ class Trainer:
                 self.check_stuck()
 
     def _call(self, steps: int) -> bool:
-        """Call the loop once; return whether any step was taken."""
+        """Call the loop once; return whether steps were taken."""
         state, begin = self._state, time.perf_counter()
         with Interrupts(deferred=True):
             try:
                 chunk = state.loop.run(state.settings(steps))
             except StepError as error:
-                if steps > 1:  # which of them is it?
+                if steps > 1:  # find out which one
                     state.search_failure(steps)
                     return False
                 self._error = error.__cause__
@@ -188,7 +184,7 @@ class Trainer:
             ) from self._error
 
     def outcome(self) -> Outcome:
-        """What there is to say of the run so far."""
+        """Summarise the run so far."""
         state, q = self._state, self._state.objective.q
         formula, interrupted, skipped = str(q.formula), "", ""
         if state.is_interrupted:

@@ -1,6 +1,6 @@
-"""Tasks that need nothing of each other: in this process, in others, or on any executor.
+"""Independent tasks: in this process, in others, or on any executor.
 
-What a task returns does not depend on who runs it, or when. Knows of no models and no flows.
+The result of a task does not depend on who runs it, or when. Nothing here knows of models or flows.
 """
 
 from pymc_flows.workers.attempt import Failed, Finished

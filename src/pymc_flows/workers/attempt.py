@@ -1,4 +1,4 @@
-"""One run of a task, with what it has to say meanwhile."""
+"""One run of a task, and its warnings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ type Function = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Finished:
-    """What a task returned.
+    """The result of a task.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a task returned nothing.
+    """The failure of a task.
 
     Attributes
     ----------
@@ -54,12 +54,12 @@ type Result = Finished | Failed | None
 def attempt(function: Function, shared: Any, task: Any) -> Finished | Failed:
     """Return ``function(shared, task)``, or the exception that it raises.
 
-    Warnings go into the result: of many tasks they would drown what matters.
+    Warnings go into the result: those of many tasks would hide everything else.
     """
     with _collected() as messages:
         try:
             value = function(shared, task)
-        except Exception as error:  # of any kind: it is the result, and other tasks go on
+        except Exception as error:  # any error is a result, and other tasks go on
             return Failed(portable(error), tuple(messages))
     return Finished(value, tuple(messages))
 
@@ -68,16 +68,16 @@ def portable(error: Exception) -> Exception:
     """The error, or one with its text if it does not survive pickle."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its own methods raise
+    except Exception:  # its own methods may raise anything
         return WorkerError(f"{type(error).__name__}: {error}")
     return error
 
 
 @contextmanager
 def _collected() -> Iterator[list[str]]:
-    """Texts of the warnings that the block gives; outside of the main thread there are none.
+    """Collect the texts of the warnings in a block; in the main thread only.
 
-    Filters of warnings and handlers of loggers belong to all threads of a process.
+    Warning filters and handlers of loggers belong to all threads of a process.
     """
     messages: list[str] = []
     if threading.current_thread() is not threading.main_thread():
@@ -92,7 +92,7 @@ def _collected() -> Iterator[list[str]]:
             warnings.simplefilter("always", UserWarning)
             yield messages
         for found in caught:
-            # What is not of this package is as loud as it would have been.
+            # Other categories are shown as they would have been.
             if issubclass(found.category, UserWarning):
                 messages.append(str(found.message))
             else:
@@ -103,7 +103,7 @@ def _collected() -> Iterator[list[str]]:
 
 
 class _Handler(logging.Handler):
-    """Keeps warnings, and lets the rest go where it would have gone."""
+    """Keeps warnings, and passes other records on to the root logger."""
 
     def __init__(self, messages: list[str]):
         super().__init__()

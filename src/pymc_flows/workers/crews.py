@@ -18,17 +18,18 @@ from pymc_flows.support.threads import BUILDING
 from pymc_flows.workers.attempt import Failed, Finished, Function, attempt, portable
 from pymc_flows.workers.options import Workers
 
-# Of what tasks share, a worker keeps that of the last jobs: models, and what is compiled for them.
+# Jobs that a worker keeps unpacked, with their models and compiled functions.
 KEPT_JOBS = 2
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks share: a function and its first argument, by cloudpickle.
+    """What all tasks share: a function and its first argument.
 
     Attributes
     ----------
     content : bytes
+        Both, serialised by cloudpickle.
     float_x : str
         PyTensor's ``floatX``.
     """
@@ -38,25 +39,25 @@ class Job:
 
     @classmethod
     def of(cls, function: Function, shared: Any) -> Job:
-        """Pack it, with the settings of this process."""
+        """Pack a function and its first argument, with the settings of this process."""
         return cls(cloudpickle.dumps((function, shared)), str(pytensor.config.floatX))
 
 
 @lru_cache(maxsize=KEPT_JOBS)
 def _unpacked(job: Job) -> tuple[Function, Any]:
-    # Models may hold functions, which are built anew here: in one thread of several.
+    # Functions of models are built anew here, which only one thread may do at a time.
     with BUILDING:
         found: tuple[Function, Any] = cloudpickle.loads(job.content)
     return found
 
 
 def work(job: Job, task: Any) -> Finished | Failed:
-    """Run a task; in the process of a worker."""
+    """Run a task, in the process of a worker."""
     if pytensor.config.floatX != job.float_x:
         pytensor.config.floatX = job.float_x
     try:
         function, shared = _unpacked(job)
-    except Exception as error:  # whatever a package that is missing here raises
+    except Exception as error:  # such as a missing package
         return Failed(portable(error))
     return attempt(function, shared, task)
 
@@ -67,7 +68,7 @@ class Crew(Protocol):
     Attributes
     ----------
     width, width_after_loss : int
-        Tasks that they take at once, and while a task runs for the second time.
+        Most tasks at a time, and while a task runs for the second time.
     """
 
     width: int
@@ -77,14 +78,14 @@ class Crew(Protocol):
         """Begin a task."""
 
     def renew(self) -> None:
-        """Make good for workers that died."""
+        """Replace workers that died."""
 
     def stop(self) -> None:
-        """Begin nothing further."""
+        """Begin no further task."""
 
 
 class Pool:
-    """Processes of our own; others take their place if one dies.
+    """Processes of our own; if one dies, new ones replace all of them.
 
     Parameters
     ----------
@@ -112,17 +113,17 @@ class Pool:
         return self._executor.submit(work, job, task)
 
     def renew(self) -> None:
-        """Begin with new processes."""
+        """Start new processes."""
         self.stop()
         self._executor = self._start()
 
     def stop(self) -> None:
-        """End all processes, also those that still work."""
+        """End all processes, also those that are at work."""
         kill_workers(self._executor)
 
 
 class Foreign:
-    """An executor that the caller made and goes on using.
+    """An executor that belongs to the caller.
 
     Parameters
     ----------
@@ -142,16 +143,16 @@ class Foreign:
         return future
 
     def renew(self) -> None:
-        """Do nothing: whoever made it knows how to replace a worker."""
+        """Do nothing: the executor replaces its workers itself."""
 
     def stop(self) -> None:
-        """Take back what has not begun."""
+        """Cancel the tasks that have not begun."""
         for future in self._futures:
             future.cancel()
 
 
 def _begin(blas_threads: int | None, jax_settings: Mapping[str, Any]) -> None:
-    """Prepare a process of a pool; Ctrl-C is for the process that waits for it."""
+    """Prepare a process of a pool; only the process that waits for it handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if blas_threads is not None:
         from threadpoolctl import threadpool_limits
@@ -165,9 +166,9 @@ def _begin(blas_threads: int | None, jax_settings: Mapping[str, Any]) -> None:
 
 
 def _jax_settings() -> dict[str, Any]:
-    """Where JAX keeps what it compiles, if this process has told it.
+    """The folder of JAX's compilation cache, if this process has set one.
 
-    PyTensor's cache of what numba compiles is a folder that all processes know anyway.
+    All processes use the same folder for PyTensor's cache of numba anyway.
     """
     jax = sys.modules.get("jax")
     folder = None if jax is None else jax.config.jax_compilation_cache_dir

@@ -1,4 +1,4 @@
-"""Who runs tasks."""
+"""Where tasks run."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ type BlasCores = int | Literal["auto"] | None
 
 @dataclass(frozen=True)
 class Workers:
-    """Who runs tasks: this process, further ones, or an executor.
+    """Where tasks run: in this process, in further ones, or on an executor.
 
     Attributes
     ----------
     cores : int
-        Processes; 1 is this one.
+        Number of processes; 1 means this process.
     executor : Executor, optional
         Instead of ``cores``.
     mp_ctx : str or context, optional
-        How processes begin; default ``'spawn'``.
+        Start method of processes, by default ``'spawn'``.
     blas_cores : int, 'auto' or None
-        Threads of BLAS of all processes together; ``'auto'``: as many as ``cores``. None sets no
+        BLAS threads of all processes together; ``'auto'`` means as many as ``cores``, None no
         limit.
     progressbar : bool
 
     Raises
     ------
     ArgumentError
-        If one of them has another value, or both an executor and processes are asked for.
+        If a value is wrong, or both an executor and several processes are given.
     """
 
     cores: int = 1
@@ -61,7 +61,7 @@ class Workers:
         if not callable(getattr(given, "submit", None)) or isinstance(given, type):
             raise ArgumentError(
                 f"executor must be a concurrent.futures.Executor, got {given!r}\n"
-                "Of a Dask client, give client.get_executor()."
+                "For a Dask client, give client.get_executor()."
             )
         if self.cores != 1:
             raise ArgumentError(
@@ -75,14 +75,14 @@ class Workers:
 
     @property
     def context(self) -> BaseContext:
-        """How processes begin."""
+        """The context that processes are started in."""
         if isinstance(self.mp_ctx, BaseContext):
             return self.mp_ctx
         return multiprocessing.get_context(self.mp_ctx or "spawn")
 
     @property
     def blas_threads(self) -> int | None:
-        """Threads of BLAS of each process; None for no limit."""
+        """BLAS threads of each process; None for no limit."""
         if self.blas_cores is None:
             return None
         total = self.cores if self.blas_cores == "auto" else self.blas_cores
@@ -90,6 +90,6 @@ class Workers:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names in a sentence, the first few of many."""
+    """Names for a sentence; of many, only the first few."""
     left = len(names) - most
     return ", ".join(names[:most]) + (f" and {left} others" if left > 0 else "")

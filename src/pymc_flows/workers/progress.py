@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
@@ -35,18 +35,13 @@ class TaskProgress:
         self._task = self._progress.add_task("Fitting:", total=self._total, now="")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave the last state there."""
+    def __exit__(self, *failure: Any) -> None:
+        """Stop, and leave the last state visible."""
         self.show("")
-        self._progress.__exit__(kind, error, trace)
+        self._progress.__exit__(*failure)
 
     def show(self, now: str) -> None:
-        """Say what is running."""
+        """Show which tasks are running."""
         self._progress.update(self._task, now=now)
 
     def advance(self) -> None:

@@ -1,4 +1,4 @@
-"""`run_tasks`: all results, in order, whoever computes them."""
+"""`run_tasks`: all results, in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pymc_flows.workers.progress import TaskProgress
 
 _log = logging.getLogger(__name__)
 
-# What a worker died of may be chance or the task that it ran: the task gets a second chance.
+# A worker may have died by chance or because of its task, so the task is tried once more.
 ATTEMPTS = 2
 
 
 @dataclass
 class Tally:
-    """What has become of tasks.
+    """The results of tasks.
 
     Attributes
     ----------
     results : list of Finished, Failed or None
-        In the order of the tasks; None where there was no time.
+        In the order of the tasks; None for tasks that an interrupt prevented.
     is_interrupted : bool
-        Whether a Ctrl-C ended it.
+        Whether a Ctrl-C ended the run.
     """
 
     results: list[Result]
@@ -43,20 +43,20 @@ def run_tasks(
 ) -> Tally:
     """Run ``function(shared, task)`` for each task.
 
-    A task that raises does not end the others. One whose worker dies is run once more. A Ctrl-C
-    ends all of them: what has finished until then is in the result, and so is a task in this
-    process that returns in good order when it is interrupted.
+    A task that raises does not end the others. A task whose worker dies is run once more. A Ctrl-C
+    ends all tasks, and keeps the results of those that have finished; in this process also that of
+    the running task, if it returns a result when it is interrupted.
 
     Parameters
     ----------
     function : callable
     shared : object
-        Whatever cloudpickle can pack, such as a model.
+        Anything that cloudpickle can pack, such as a model.
     tasks : sequence
-        Whatever pickle can pack.
+        Anything that pickle can pack.
     workers : Workers
     names : sequence of str
-        Of the tasks, for messages and the progress bar.
+        Names of the tasks, for messages and the progress bar.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def _run_here(
     try:
         for i, task in enumerate(tasks):
             bar.show(names[i])
-            # A fit that a Ctrl-C ends returns what it has; this block then raises.
+            # A fit that a Ctrl-C ends returns what it has; then this block raises.
             with Interrupts(deferred=False):
                 tally.results[i] = attempt(function, shared, task)
             bar.advance()
@@ -104,7 +104,7 @@ def _run_here(
 
 
 class _Round:
-    """Hands tasks to workers, and takes results."""
+    """Gives tasks to workers, and takes results."""
 
     def __init__(
         self,
@@ -130,15 +130,16 @@ class _Round:
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             lost = self._take(done)
             if any(isinstance(error, BrokenExecutor) for error in lost.values()):
-                # It gives up all that it had.
+                # A broken executor fails all its tasks.
                 wait(self._running)
                 lost |= self._take(set(self._running))
+                self._crew.renew()
             if lost:
                 self._try_again(lost)
             self._bar.show(listed([self._names[i] for i in self._running.values()], 4))
 
     def _fill(self) -> None:
-        # One by one after a loss: then it is known which task it was.
+        # One by one after a loss, which shows which task the worker died of.
         is_second = any(self._attempts[i] for i in self._waiting) or any(
             self._attempts[i] > 1 for i in self._running.values()
         )
@@ -149,17 +150,21 @@ class _Round:
             try:
                 self._running[self._crew.submit(self._job, self._tasks[i])] = i
             except BrokenExecutor as error:
+                if self._running:  # these fail too, and then there may be new workers
+                    self._attempts[i] -= 1
+                    self._waiting.appendleft(i)
+                    return
                 self._give_up([i, *self._waiting], error)
                 self._waiting.clear()
 
     def _take(self, done: set[Future[Any]]) -> dict[int, BaseException]:
-        """Keep results, and return the tasks that have none, with the reason."""
+        """Keep results; return the tasks without one, and the reasons."""
         lost: dict[int, BaseException] = {}
         for future in done:
             i = self._running.pop(future)
             try:
                 self._results[i] = future.result()
-            except Exception as error:  # what a task raises is a result: this is the worker
+            except Exception as error:  # of the worker: an error of the task is a result
                 lost[i] = error
             else:
                 self._bar.advance()
@@ -167,7 +172,6 @@ class _Round:
 
     def _try_again(self, lost: dict[int, BaseException]) -> None:
         again = sorted(i for i in lost if self._attempts[i] < ATTEMPTS)
-        self._crew.renew()
         for i in sorted(set(lost) - set(again)):
             self._give_up([i], lost[i])
         if again:
@@ -185,8 +189,8 @@ class _Round:
             self._results[i] = Failed(
                 WorkerError(
                     f"{name} has no result: it was begun {often}, and its worker was lost "
-                    f"({_brief(error)})\nIf memory ran out, use fewer cores. In a script, what "
-                    "begins processes must stand under `if __name__ == '__main__':`."
+                    f"({_brief(error)})\nIf memory ran out, use fewer cores. A script must start "
+                    "processes under `if __name__ == '__main__':`."
                 )
             )
             self._bar.advance()

@@ -3,6 +3,7 @@
 import numpy as np
 import pymc as pm
 import pytest
+from scipy import stats
 
 import pymc_flows as pmf
 from pymc_flows.diagnostics.quality import Quality
@@ -38,7 +39,7 @@ def fits(monkeypatch):
     """What happens at each fit in turn: an error, or the number of steps until an interrupt."""
     script = []
 
-    def train(self, config):
+    def train(self, config, deadline):
         happens, formula = script.pop(0), str(self.approx.formula)
         if isinstance(happens, BaseException):
             raise happens
@@ -151,6 +152,32 @@ def test_resampled_draws_are_those_of_the_posterior(humps):
     assert np.abs(found).max() < 1.95 / np.sqrt(4_000)
     plain = humps.sample(4_000, correct=False, random_seed=2)
     assert not plain["sample_stats"].data_vars
+
+
+def test_a_posterior_that_a_constraint_cuts_in_half():
+    """No flow has a finite ELBO: each has draws on the wrong side, and weights take them out.
+
+    The data know of the sum alone, so the difference keeps its prior, half of a normal.
+    """
+    y = np.random.default_rng(1).normal(1.0, 0.5, 20)
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1, shape=2)
+        pm.Potential("in order", pm.math.switch(x[0] < x[1], 0.0, -np.inf))
+        pm.Normal("y", x[0] + x[1], 0.5, observed=y)
+    approx = pmf.fit(model=model, random_seed=1, progressbar=False)
+    assert approx.correction == "resample"
+    draws = approx.sample(4000, random_seed=2).posterior["x"].values[0]
+    total, difference = draws.sum(axis=1), draws[:, 1] - draws[:, 0]
+    precision = 0.5 + 20 / 0.25
+    np.testing.assert_allclose(total.mean(), y.sum() / 0.25 / precision, atol=0.01)
+    np.testing.assert_allclose(total.std(), precision**-0.5, rtol=0.06)
+    assert (difference > 0).all()
+    np.testing.assert_allclose(difference.mean(), 2 / np.sqrt(np.pi), rtol=0.04)
+    np.testing.assert_allclose(difference.std(), np.sqrt(2 - 4 / np.pi), rtol=0.04)
+    cov = 0.25 * np.eye(20) + 2
+    log_z = stats.multivariate_normal(np.zeros(20), cov).logpdf(y) - np.log(2)
+    taken = approx.ladder.rungs[approx.ladder.taken].quality
+    assert abs(taken.log_evidence - log_z) < 4 * taken.log_evidence_error
 
 
 def test_a_copy_and_a_file_know_that_draws_are_resampled(humps, tmp_path):

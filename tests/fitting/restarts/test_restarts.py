@@ -23,6 +23,8 @@ from pymc_flows.approximation import MixtureState
 from pymc_flows.errors import ArgumentError, FitError, StorageError
 from pymc_flows.fitting.restarts import record
 from pymc_flows.fitting.restarts.record import Restarts
+from pymc_flows.fitting.restarts.starts import begins
+from pymc_flows.flows.frame import Frame
 
 pytestmark = pytest.mark.jax
 
@@ -255,12 +257,25 @@ def test_minibatches_are_judged_by_their_losses():
         ({"restarts": 2, "combine": "all"}, "combine must be 'mixture', 'best' or None"),
         ({"restarts": 2, "checkpoint": "x.nc"}, "checkpoint= is for one"),
         ({"restarts": 2, "callbacks": [print]}, "callbacks= is for one"),
+        ({"restarts": 2, "more_replacements": {"x": 1}}, "more_replacements= is for one"),
         ({"restarts": 2, "method": pmf.NFVI}, "method must be 'nfvi'"),
     ],
 )
 def test_what_has_no_meaning_is_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         pmf.fit(5, model=normal_mean(), **arguments)
+
+
+def test_modes_are_starts_even_if_the_structure_cannot_be_read(monkeypatch, caplog):
+    def fails(*args, **kwargs):
+        raise NotImplementedError("an Op")
+
+    frames = [Frame(np.full(1, x), np.ones(1)) for x in (-3.0, 3.0)]
+    monkeypatch.setattr("pymc_flows.fitting.structured.structure", fails)
+    monkeypatch.setattr("pymc_flows.fitting.restarts.starts.find_modes", lambda *_, **__: frames)
+    found = begins(normal_mean(), None, None, 3, 1, {})
+    assert [begin.start for begin in found] == [*frames, None]
+    assert "structure of the model could not be read: an Op" in caplog.text
 
 
 def test_the_log_is_as_loud_as_before(here):

@@ -83,7 +83,7 @@ def test_tails_beyond_the_gaussians_have_draws():
     )
     log_q = np.logaddexp.reduce(
         [
-            np.log(w) + module._log_normal(f, state)
+            np.log(w) + module.log_normal(f, state)
             for f, w in zip(found.frames, found.weights, strict=True)
         ]
     )
@@ -91,6 +91,22 @@ def test_tails_beyond_the_gaussians_have_draws():
     sd = np.sqrt(np.average(state[:, 0] ** 2, weights=weights))
     assert_allclose(sd, 4 * np.sqrt(2), rtol=0.05)
     assert weights.max() / weights.sum() < 0.002
+
+
+def test_nothing_comes_of_draws_without_a_density():
+    def nowhere(points):
+        return np.full(len(points), -np.inf)
+
+    rng = np.random.default_rng(9)
+    assert cover(nowhere, wide(nowhere, rng, n=40), rng) is None
+
+
+def test_one_gaussian_is_left_where_there_are_far_too_many():
+    z = np.random.default_rng(7).standard_normal((200, 2))
+    parts = module._Parts.spread_out(z, 40, np.random.default_rng(8))
+    fitted = parts.fitted(z, effective=10.0)
+    assert_allclose(fitted.shares, [1])
+    assert np.isfinite(fitted.log_densities(z)).all()
 
 
 def test_nothing_comes_of_too_few_draws():

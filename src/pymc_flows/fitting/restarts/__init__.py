@@ -1,1 +1,1 @@
-"""Several fits of one posterior: run them, compare them, and take the best or their mixture."""
+"""Several fits of one posterior, their comparison, and the best of them or their mixture."""

@@ -1,20 +1,21 @@
-"""Restarts as a batch: one compiled loop on JAX takes the steps of all of them together."""
+"""Restarts as a batch: one compiled loop on JAX takes the steps of all together."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pymc_flows.approximation import contents
+from pymc_flows.backends.ops import brief
 from pymc_flows.fitting.restarts.legs import Fits, Fitted, prepared
 from pymc_flows.model.logp import density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.support.interrupts import Interrupts
 from pymc_flows.training.loop import MAX_FAILURES, BatchedLoop, StepError
-from pymc_flows.training.objectives.failures import brief
 from pymc_flows.training.progress import FitProgress
 from pymc_flows.training.trainer import Trainer
 from pymc_flows.workers import Failed, Finished, Tally
@@ -22,27 +23,16 @@ from pymc_flows.workers.attempt import Result, attempt
 
 _log = logging.getLogger(__name__)
 
-# Arguments that end fits at different steps, or are code that fits would have to share.
+# Arguments that end fits at different steps, or are objects that fits would have to share.
 _NOT_TOGETHER = ("stop", "seconds", "devices", "compile_kwargs", "more_obj_params", "more_updates")
 
 
 def fit_together(
     fits: Fits | None, tasks: Sequence[tuple[int, Any]], *, show: bool
 ) -> Tally | None:
-    """Fit with each seed and start, in one loop.
+    """Fit with each (seed, start) in one loop; ``fits`` is None without a formula.
 
-    Parameters
-    ----------
-    fits : Fits or None
-        None without a formula.
-    tasks : sequence of (seed, start)
-    show : bool
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    Tally or None
-        None if they cannot be fitted together; the log says why.
+    None if they cannot be fitted together; the log says why.
     """
     why = _why_not(fits)
     if fits is not None and not why:
@@ -77,7 +67,7 @@ def _why_not(fits: Fits | None) -> str:
 
 
 class _Together:
-    """Inferences that take their steps together."""
+    """Inferences whose steps are taken together."""
 
     def __init__(
         self, inferences: Sequence[Finished | Failed], loop: BatchedLoop, n: int, *, show: bool
@@ -90,7 +80,7 @@ class _Together:
         self._trainers = {i: Trainer(inference.state) for i, inference in self._running.items()}
 
     def run(self) -> Tally:
-        """Take all steps; a Ctrl-C ends that, and leaves what there is."""
+        """Take all steps; after a Ctrl-C, the results are those of the steps until then."""
         begin, is_interrupted = time.perf_counter(), False
         try:
             self._advance()
@@ -98,13 +88,9 @@ class _Together:
             is_interrupted = True
         seconds = (time.perf_counter() - begin) / len(self._running)
         for i in self._running:
-            before = self._prepared[i].messages
             found = attempt(self._finish, seconds, i)
-            messages = (*before, *found.messages)
-            if isinstance(found, Finished):
-                self._results[i] = Finished(found.value, messages)
-            else:
-                self._results[i] = Failed(found.error, messages)
+            messages = (*self._prepared[i].messages, *found.messages)
+            self._results[i] = replace(found, messages=messages)
         return Tally(self._results, is_interrupted)
 
     def _advance(self) -> None:
@@ -117,7 +103,7 @@ class _Together:
         ):
             while done < self._n:
                 steps = min(self._loop.steps, self._n - done)
-                # One that failed too often takes no further steps.
+                # The loop skips the steps of fits that failed too often.
                 furthest = max(states, key=lambda state: state.i)
                 if furthest.loop.failures >= MAX_FAILURES:
                     return
@@ -132,7 +118,7 @@ class _Together:
                 interrupts.let_through()
 
     def _finish(self, seconds: float, i: int) -> Fitted:
-        """What a fit leaves, and what there is to say of it."""
+        """Keep the losses of a fit, tell its outcome, and return it."""
         inference, trainer = self._running[i], self._trainers[i]
         trainer.check_stuck()
         inference.hist = inference.approx.hist = trainer.losses

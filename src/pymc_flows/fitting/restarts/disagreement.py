@@ -1,4 +1,4 @@
-"""R-hat of fits: how far they are apart, measured by what is within each."""
+"""R-hat of fits: how far they are apart, relative to the spread of each."""
 
 from __future__ import annotations
 
@@ -12,26 +12,16 @@ from pymc_flows.model.draws import to_datatree
 
 # Draws of each fit.
 DRAWS = 1_000
-# With it means differ by about 0.3 standard deviations.
+# Largest R-hat of agreement; means then differ by about 0.3 standard deviations.
 LIMIT = 1.05
 
 
 def disagreement(fits: Sequence[NormalizingFlow], seeds: Sequence[int]) -> Dataset:
-    """Rank-normalised split R-hat of the free variables, each fit for a chain.
+    """Rank-normalised split R-hat of the free variables, where each fit is a chain.
 
-    The larger one of draws and of distances from the median, so that it sees locations and scales.
-    Vehtari, Gelman, Simpson, Carpenter & Bürkner, Bayesian Analysis 16(2), 2021.
-
-    Parameters
-    ----------
-    fits : sequence of NormalizingFlow
-        Two or more, of one model.
-    seeds : sequence of int
-
-    Returns
-    -------
-    Dataset
-        By variable, with its dims and coords.
+    The larger one of draws and of distances from the median, which compares locations and scales.
+    Vehtari, Gelman, Simpson, Carpenter & Bürkner, Bayesian Analysis 16(2), 2021. There must be two
+    or more fits, of one model. Variables have their dims and coords.
     """
     from arviz_stats.base.array import array_stats  # slow to import
 
@@ -47,7 +37,7 @@ def disagreement(fits: Sequence[NormalizingFlow], seeds: Sequence[int]) -> Datas
     chains = {name: np.concatenate(values) for name, values in draws.items()}
     posterior = to_datatree(model, chains, chains=len(fits)).children["posterior"].to_dataset()
     found = posterior.isel(chain=0, draw=0, drop=True)
-    with np.errstate(all="ignore"):  # of what is constant there is none
+    with np.errstate(all="ignore"):  # constants have no R-hat
         for name in names:
             values = array_stats.rhat(posterior[name].values, chain_axis=0, draw_axis=1)
             found[name] = found[name].dims, np.asarray(values)

@@ -1,4 +1,4 @@
-"""Gaussians at the modes, before anything is trained: their mixture may be good already."""
+"""Gaussians at the modes, whose mixture may be good without any training."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import numpy as np
 import pymc as pm
 
 from pymc_flows.approximation import NormalizingFlow
-from pymc_flows.fitting.candidates import GAUSSIAN
+from pymc_flows.fitting.candidates import gaussian_of
 from pymc_flows.fitting.restarts.starts import Begin
+from pymc_flows.fitting.tried import GOOD_ENOUGH
 from pymc_flows.importance import Quality
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import density_of
 from pymc_flows.start.weighted.mixture import match_modes
-
-# A mixture this near to the evidence (nats), with weights that can be trusted, leaves nothing to
-# gain: what `fit` asks of a single flow.
-GOOD_ENOUGH = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +25,7 @@ class Gaussians:
     Attributes
     ----------
     places : tuple of Begin
-        Modes, in their coordinates.
+        Where restarts begin, each with its Gaussian.
     quality : Quality
         Of the mixture.
     """
@@ -38,14 +35,14 @@ class Gaussians:
 
     @classmethod
     def at(cls, model: pm.Model, places: Sequence[Begin], seed: int) -> Gaussians | None:
-        """Fit Gaussians where restarts begin at several modes; else None."""
+        """Fit Gaussians if restarts begin at several modes; else None."""
         frames = [place.frame for place in places if place.frame is not None]
         if len(frames) < 2:
             return None
         value = LogDensity(density_of(model)).value
         found = match_modes(value, frames, np.random.default_rng(seed))
         better = [
-            # A field given hyperparameters begins at a point.
+            # A restart of a field given hyperparameters begins at a point.
             replace(place, frame=frame, start=frame if place.start is place.frame else place.start)
             for place, frame in zip(places, found.frames, strict=False)
         ]
@@ -60,6 +57,7 @@ class Gaussians:
     def fits(self, model: pm.Model, seeds: Sequence[int]) -> list[NormalizingFlow]:
         """The Gaussians, each with a seed for its draws."""
         return [
-            NormalizingFlow(GAUSSIAN, model=model, start=place.frame, jitter=0.0, random_seed=seed)
+            gaussian_of(model, place.frame, seed)
             for place, seed in zip(self.places, seeds, strict=False)
+            if place.frame is not None
         ]

@@ -1,4 +1,4 @@
-"""One restart, in whatever process: all of it, or a leg of its way."""
+"""One restart, in any process: all of its steps, or some of them (a leg)."""
 
 from __future__ import annotations
 
@@ -18,27 +18,20 @@ from pymc_flows.io.files import Content
 from pymc_flows.support.compat import default_progress_theme
 from pymc_flows.training.config import FitConfig
 
-# Arguments of `fit` that are none of `NFVI.fit`.
+# Arguments of `fit` that `NFVI.fit` does not have.
 _OF_FIT = ("inf_kwargs", "hyper", "field", "seconds", "quality")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit as it travels: without its model.
-
-    Attributes
-    ----------
-    content : Content
-    seconds : float
-        Wall time.
-    """
+    """A fit without its model, as processes exchange it, and its wall time in seconds."""
 
     content: Content
     seconds: float
 
 
 def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
-    """Fit once; in whatever process."""
+    """Fit once, in any process."""
     (fit, n, arguments), (seed, start) = shared, task
     begin = time.perf_counter()
     approx = fit(n, random_seed=seed, start=start, **arguments)
@@ -47,17 +40,7 @@ def fit_one(shared: tuple[Any, ...], task: tuple[int, Any]) -> Fitted:
 
 @dataclass(frozen=True)
 class Fits:
-    """What all fits of a formula share.
-
-    Attributes
-    ----------
-    n : int
-        Steps.
-    model : pymc.Model
-    formula : Formula
-    arguments : mapping
-        Others of `fit`.
-    """
+    """What all fits of a formula share: steps, model, and further arguments of `fit`."""
 
     n: int
     model: pm.Model
@@ -72,7 +55,7 @@ class Fits:
 
 
 def prepared(fits: Fits, task: tuple[int, Any]) -> NFVI:
-    """What `fit` trains with this seed and start, before its first step."""
+    """The inference that `fit` makes with this seed and start, before its first step."""
     seed, start = task
     inference = inference_of(
         fits.formula,
@@ -87,17 +70,7 @@ def prepared(fits: Fits, task: tuple[int, Any]) -> NFVI:
 
 @dataclass(frozen=True)
 class Leg:
-    """Some of the steps of a fit.
-
-    Attributes
-    ----------
-    seed : int
-    start : Frame, mapping or None
-    content : Content or None
-        What the leg before has left; None for the first.
-    until : int
-        The last step.
-    """
+    """Some of the steps of a fit, up to ``until``; ``content`` is the result of the leg before."""
 
     seed: int
     start: Any
@@ -106,7 +79,7 @@ class Leg:
 
 
 def fit_leg(fits: Fits, leg: Leg) -> Fitted:
-    """Take the steps of a leg: the bits are those of a fit that takes all steps at once."""
+    """Take the steps of a leg, with the same bits as a fit that takes all steps at once."""
     begin = time.perf_counter()
     if leg.content is None:
         inference = prepared(fits, (leg.seed, leg.start))

@@ -1,7 +1,7 @@
 """A race: restarts that are behind end early (successive halving, with noise considered).
 
 Jamieson & Talwalkar, Non-stochastic best arm identification and hyperparameter optimization,
-AISTATS 2016. There half of the runs end at each look; here only those of them that are behind by
+AISTATS 2016. There half of the runs end at each look; here, of that half, those that are behind by
 more than noise.
 """
 
@@ -19,9 +19,9 @@ from pymc_flows.workers.attempt import Result
 
 # Looks, as shares of the steps.
 SHARES = (1 / 8, 1 / 4, 1 / 2)
-# Of the steps until a look, the share at the end whose losses are compared, and in how many groups.
+# Losses of this share of the steps before a look are compared, by the means of so many groups.
 RECENT, GROUPS = 1 / 4, 10
-# A group is at least so long.
+# Least number of steps in a group.
 FEWEST = 2
 # Standard errors by which a restart is behind the best.
 N_ERRORS = 3.0
@@ -30,23 +30,16 @@ N_ERRORS = 3.0
 def race(
     fits: Fits, tasks: Sequence[tuple[int, Any]], workers: Workers, names: Sequence[str]
 ) -> tuple[Tally, dict[int, int]]:
-    """Fit with each seed and start, and end early those that are behind.
+    """Fit with each (seed, start), and end early those that are behind.
 
-    What decides are losses, not who computed them, or when.
-
-    Parameters
-    ----------
-    fits : Fits
-    tasks : sequence of (seed, start)
-    workers : Workers
-    names : sequence of str
+    Losses alone decide, not the process that computed them, or the time.
 
     Returns
     -------
     tally : Tally
-        Those that ended early are as they were then.
+        Restarts that ended early are as they were then.
     ended : dict of int to int
-        Steps that a restart has taken which ended early, by its place.
+        Steps of the restarts that ended early, by index.
     """
     results: list[Result] = [None] * len(tasks)
     running, ended, looks = list(range(len(tasks))), dict[int, int](), looks_of(fits.n)
@@ -67,22 +60,15 @@ def race(
 
 
 def looks_of(n: int) -> list[int]:
-    """Steps after which to look; none where noise would hide everything."""
+    """Steps after which to look; none while losses are too few to compare."""
     steps = [int(share * n) for share in SHARES]
     return [step for step in steps if RECENT * step >= FEWEST * GROUPS]
 
 
 def behind(losses: Sequence[np.ndarray]) -> list[int]:
-    """Those of the worse half whose last losses are above those of the best by more than noise.
+    """Indices of the worse half whose last losses exceed those of the best by more than noise.
 
-    Parameters
-    ----------
-    losses : sequence of ndarray, shape (steps,)
-        In nats; NaN for failed steps.
-
-    Returns
-    -------
-    list of int
+    Losses (steps,) are in nats, NaN for failed steps.
     """
     levels = [_level(values) for values in losses]
     order = sorted(range(len(levels)), key=lambda k: levels[k][0])

@@ -1,9 +1,8 @@
-"""What restarts found: each fit, the modes, how far they disagree, and what was taken."""
+"""The table of restarts: each fit, the modes, their disagreement, and what was taken."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from xarray import Dataset
 
 from pymc_flows.errors import StorageError
+from pymc_flows.fitting.ladder import cells, quality_of
 from pymc_flows.importance import Quality
 from pymc_flows.support.tables import html_table, text_table
 
@@ -38,15 +38,15 @@ class Restart:
     Attributes
     ----------
     seed : int
-        With it and the same start, `fit` gives this fit.
+        Seed with which `fit` repeats this fit, from the same start.
     start : str
-        Where it began.
+        Label of the start.
     formula : str
         Empty without a result.
     quality : Quality or None
         None without a result, or where a minibatch makes the log density random.
     weight : float
-        In the mixture of all, whether or not that was taken; 0 for what the mixture can spare.
+        In the mixture of all, whether or not that was taken; 0 if it does not need this fit.
     seconds : float
         Wall time.
     error : str
@@ -54,7 +54,7 @@ class Restart:
     messages : tuple of str
         Warnings of the fit.
     ended : int
-        Steps after which a race ended it early; 0 if none did.
+        Steps after which a race ended the fit early; else 0.
     """
 
     seed: int
@@ -70,13 +70,13 @@ class Restart:
 
 @dataclass(frozen=True)
 class Mode:
-    """Restarts that found the same part of the posterior.
+    """Restarts that found the same mode of the posterior.
 
     Attributes
     ----------
     restarts : tuple of int
     log_evidence, error : float
-        Of this part, and its relative standard error, in nats.
+        Log evidence of the mode, and its standard error, in nats.
     share : float
         Of the evidence of all modes.
     """
@@ -89,22 +89,22 @@ class Mode:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Restarts:
-    """All restarts, and what they say together. Shown as text, or as a table in a notebook.
+    """All restarts, and their comparison. Shown as text, or as a table in a notebook.
 
     Attributes
     ----------
     runs : tuple of Restart
     modes : tuple of Mode
-        By decreasing evidence; empty where densities of one fit at draws of another are not known.
+        By decreasing evidence; empty if densities of a fit at draws of others are not known.
     disagreement : Dataset or None
-        R-hat of each free variable, with its coords, each restart for a chain; None of fewer than
-        two restarts with a result.
+        R-hat of each free variable, with its coords, where each restart is a chain; None for fewer
+        than two restarts with a result.
     best : int
-        The best restart.
+        Index of the best restart.
     taken : {'best', 'mixture'}
         What `fit` returned.
     quality : Quality or None
-        Of that, by fresh draws.
+        Of the approximation that was returned, by fresh draws.
     notes : tuple of str
         What was left out, and why.
     """
@@ -132,7 +132,7 @@ class Restarts:
     # ------------------------------------------------------------------------------------ files
 
     def record(self) -> dict[str, Any]:
-        """What a file keeps, as JSON has it."""
+        """The restarts as JSON."""
         return {
             "runs": [asdict(run) for run in self.runs],
             "modes": [asdict(mode) for mode in self.modes],
@@ -145,12 +145,12 @@ class Restarts:
 
     @classmethod
     def restored(cls, record: Any) -> Restarts | None:
-        """Make it from a `record`; None of None.
+        """Make restarts from their `record`; None from None.
 
         Raises
         ------
         StorageError
-            If it is no record of restarts.
+            If the record is malformed.
         """
         if record is None:
             return None
@@ -160,7 +160,7 @@ class Restarts:
                     int(run["seed"]),
                     str(run["start"]),
                     str(run["formula"]),
-                    _quality(run["quality"]),
+                    quality_of(run["quality"]),
                     float(run["weight"]),
                     float(run["seconds"]),
                     str(run["error"]),
@@ -187,7 +187,7 @@ class Restarts:
                 None if apart is None else Dataset.from_dict(apart),
                 record["best"],
                 record["taken"],
-                _quality(record["quality"]),
+                quality_of(record["quality"]),
                 tuple(map(str, record["notes"])),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -199,14 +199,6 @@ class Restarts:
         """The table, as text."""
         rows: list[tuple[str, ...]] = []
         for i, run in enumerate(self.runs):
-            numbers, q = ("–",) * 4, run.quality
-            if q is not None:
-                numbers = (
-                    f"{q.elbo:,.3f}",
-                    f"{q.elbo_error:.3f}",
-                    f"{q.khat:.2f}",
-                    f"{q.log_evidence:,.3f}",
-                )
             mode = self.mode_of(i)
             early = f"ended after {run.ended:,} steps" if run.ended else ""
             is_in = run.weight > 0 if self.taken == "mixture" else i == self.best
@@ -215,7 +207,7 @@ class Restarts:
                     str(i),
                     run.start,
                     run.formula or "failed",
-                    *numbers,
+                    *cells(run.quality),
                     "–" if mode is None else str(mode),
                     f"{run.weight:.3f}" if self.modes else "–",
                     f"{run.seconds:.1f}",
@@ -225,7 +217,7 @@ class Restarts:
         return rows
 
     def lines(self) -> list[str]:
-        """What stands below the table."""
+        """Lines below the table."""
         lines = [
             f"Mode {m}: {mode.share:.1%} of the evidence, log Z {mode.log_evidence:,.3f} ± "
             f"{mode.error:.3f}; restarts {', '.join(map(str, mode.restarts))}."
@@ -257,12 +249,8 @@ class Restarts:
 TAKEN = ("best", "mixture")
 
 
-def _quality(record: Mapping[str, Any] | None) -> Quality | None:
-    return None if record is None else Quality(**record)
-
-
 def _as_json(values: Dataset) -> dict[str, Any]:
-    """A dict that JSON can hold: coords that are neither numbers nor text become text."""
+    """A Dataset as JSON: coords that are neither numbers nor text become text."""
     plain = values.drop_attrs()
     odd = [name for name, coord in plain.coords.items() if coord.dtype.kind not in "biufU"]
     plain = plain.assign_coords(

@@ -1,4 +1,4 @@
-"""`fit(restarts=)`: several fits of one posterior, on any workers, and what they say together."""
+"""`fit(restarts=)`: several fits of one posterior, on any workers, and their comparison."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _log = logging.getLogger(__name__)
 
 type Combine = Literal["mixture", "best"] | None
 
-# Draws of all restarts together that are evaluated under each; and bounds for those of one.
+# Draws of all restarts together that are evaluated under each, and the least number from each one.
 DRAWS_TOGETHER, FEWEST_DRAWS = 16_000, 500
-# A mixture is worth its trouble if its ELBO is larger by this many nats, and by more than noise.
+# A mixture is taken by default if its ELBO is larger by this many nats, and by more than noise.
 WORTH_IT = 0.02
-# Losses that judge a fit where nothing else can.
+# Losses that judge a fit whose log density is random.
 LAST_LOSSES = 1_000
-# R-hats that a warning names.
+# Number of variables that a warning names.
 NAMED = 3
 
 
@@ -65,40 +65,18 @@ def fit_restarts(
 ) -> NormalizingFlow:
     """Fit several times, compare, and return the best fit or the mixture of all.
 
-    Parameters
-    ----------
-    fit : callable
-        `pymc_flows.fit`.
-    n, model, start, random_seed
-        As for it.
-    restarts : int
-        Number of fits.
-    workers : Workers
-    combine : {'mixture', 'best'}, optional
-        What is returned; by default whichever has the larger ELBO.
-    batched : bool
-        Whether to take the steps of all in one loop, where that is possible.
-    is_race : bool
-        Whether those that are behind end early.
-    formula : Formula, optional
-        None for ``'auto'``.
-    arguments : mapping
-        Its other arguments.
-
-    Returns
-    -------
-    NormalizingFlow
-        Its attribute ``restarts`` is the table of all.
+    Arguments are those of ``fit``, which is `pymc_flows.fit`; ``arguments`` are its further ones.
+    The formula is None for ``'auto'``.
     """
     restarts = check_integer("restarts", restarts)
     if combine not in (None, "mixture", "best"):
         raise ArgumentError(f"combine must be 'mixture', 'best' or None, got {combine!r}")
-    for name in ("callbacks", "checkpoint"):
+    for name in ("callbacks", "checkpoint", "more_replacements"):
         if arguments.get(name):
             raise ArgumentError(f"restarts= fits several flows: {name}= is for one")
     if is_race:
         _check_race(formula, arguments, batched=batched)
-    # All seeds follow from one number and the place of a restart, not from who runs it.
+    # Seeds depend on one number and the index of a restart, not on the process that runs it.
     sequence = np.random.SeedSequence(integer_seed(random_seed))
     search_seed, judge_seed, match_seed = (int(s) for s in sequence.generate_state(3))
     seeds = [int(s.generate_state(1)[0]) for s in sequence.spawn(restarts)]
@@ -123,7 +101,7 @@ def fit_restarts(
 
 
 def _check_race(formula: Formula | None, arguments: Mapping[str, Any], *, batched: bool) -> None:
-    """Refuse a race that could not be judged."""
+    """Refuse arguments with which losses cannot be compared step by step."""
     if formula is None or formula.conditional is not None:
         raise ArgumentError(
             "race= compares fits step by step: give a formula that is trained step by step"
@@ -138,7 +116,7 @@ def _check_race(formula: Formula | None, arguments: Mapping[str, Any], *, batche
 def _of_gaussians(
     gaussians: Gaussians, model: pm.Model, seeds: Sequence[int], judge_seed: int
 ) -> _Together:
-    """Gaussians at modes for restarts, without any training."""
+    """Gaussians at modes as finished restarts, without training."""
     fits = gaussians.fits(model, seeds)
     tally = Tally([Finished(Fitted(contents(fit), 0.0)) for fit in fits])
     together = _Together(tally, model, seeds[: len(fits)], gaussians.places, judge_seed)
@@ -151,7 +129,7 @@ def _of_gaussians(
 
 
 class _Together:
-    """Finished restarts, side by side."""
+    """Finished restarts, compared with each other."""
 
     def __init__(
         self,
@@ -195,11 +173,11 @@ class _Together:
         self._notes.append(f"Restart {i} has no result: {error.splitlines()[0]}")
 
     def note(self, text: str) -> None:
-        """Say something below the table."""
+        """Add a line below the table."""
         self._notes.append(text)
 
     def _raise(self) -> None:
-        """Raise what left no restart with a result."""
+        """Raise the error because of which no restart has a result."""
         if self._tally.is_interrupted:
             raise KeyboardInterrupt
         raise next(r.error for r in self._tally.results if isinstance(r, Failed))
@@ -210,7 +188,7 @@ class _Together:
     # ----------------------------------------------------------------------------------- result
 
     def result(self, combine: Combine) -> NormalizingFlow:
-        """Compare, choose, and say what there is to say."""
+        """Compare the fits, choose the result, and log the comparison."""
         kept = list(self._fits)
         fits = [self._fits[i] for i in kept]
         apart = disagreement(fits, self._seeds(len(fits))) if len(fits) > 1 else None
@@ -233,7 +211,7 @@ class _Together:
         return approx
 
     def _weigh(self, fits: Sequence[NormalizingFlow]) -> Weighing | None:
-        """All fits at the draws of all, if their densities are known there."""
+        """Densities of all fits at the draws of all, or None if they are not known."""
         why = ""
         if self._density.is_random:
             why = "the log density is random"
@@ -282,7 +260,7 @@ class _Together:
     # --------------------------------------------------------------------------------- messages
 
     def _tell(self, found: Restarts) -> None:
-        """Warn of what speaks against the result."""
+        """Log warnings about the result."""
         if self._tally.is_interrupted:
             _log.warning(
                 "Interrupted: %d of %d restarts have a result, and one of them may be unfinished.",

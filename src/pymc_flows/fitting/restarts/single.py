@@ -24,7 +24,7 @@ from pymc_flows.training.objectives.elbo import Elbo
 from pymc_flows.training.objectives.loss import Anchor
 from pymc_flows.training.state import FitState
 
-# Of the time that is left, for the search.
+# Share of the time that is left for the search.
 SEARCH_SHARE = 0.5
 
 
@@ -37,14 +37,9 @@ def inference_of(
     inf_kwargs: Mapping[str, Any] | None = None,
     deadline: Deadline | None = None,
 ) -> NFVI:
-    """What `fit` trains: a flow in the coordinates of a frame, that of a search if none is given.
+    """The inference of `fit`: a flow in the coordinates of a frame, given or searched for.
 
-    Parameters
-    ----------
-    formula, model, start, random_seed, inf_kwargs
-        As for `fit`.
-    deadline : Deadline, optional
-        Of the fit.
+    The search gets a share of the time until the deadline of the fit.
     """
     search_seed, fit_seed = integer_seeds(random_seed, 2)
     if not isinstance(start, Frame):
@@ -62,7 +57,7 @@ def inference_of(
 def taken_up(
     content: Content, model: pm.Model, config: FitConfig, kl_weight: float, anchor: Anchor | None
 ) -> NFVI:
-    """What goes on with the fit in a file, once `restore_fit` has set the state of its steps."""
+    """The inference of the fit in a file, except for its state, which `restore_fit` sets."""
     inference = NFVI(**flow_arguments(content, model))
     approx = inference.approx
     restore(approx, content)

@@ -1,4 +1,4 @@
-"""Where restarts begin: at modes that are apart, if the posterior has some, else anywhere."""
+"""Where restarts begin: at separate modes, if the posterior has some, else as `fit` does."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import pymc as pm
 from numpy.typing import ArrayLike
 
+from pymc_flows.fitting.structured import field_of
 from pymc_flows.flows import build_chain
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.logp import ModelDensity, density_of
-from pymc_flows.model.structure import structure
 from pymc_flows.start.modes import find_modes
 from pymc_flows.start.options import SEARCH
 from pymc_flows.support.deadline import Deadline
 
-# Starting points of the search for modes, for each restart.
+# Starting points of the search for modes, per restart.
 STARTS_EACH = 10
-# Of the time of one fit, for that search.
+# Share of the time of one fit for that search.
 SHARE = 0.25
 
 
@@ -32,10 +32,10 @@ class Begin:
     Attributes
     ----------
     start : mapping, Frame or None
-        As `fit` takes it.
+        Argument of `fit`.
     label : str
     frame : Frame or None
-        The Gaussian at one of several modes, where it begins at one.
+        The Gaussian at a mode, if it begins at one of several.
     """
 
     start: Mapping[str, ArrayLike] | Frame | None
@@ -53,8 +53,8 @@ def begins(
 ) -> list[Begin]:
     """Choose where restarts begin.
 
-    Each of the modes that are apart gets one restart, those with more mass first; further restarts
-    begin as `fit` does, with seeds of their own. All of them do if there is one mode.
+    Each separate mode gets one restart, those with more mass first. Further restarts, or all of
+    them if there is one mode, begin as `fit` does.
     """
     if isinstance(start, Frame):
         return [Begin(start, "given")] * restarts
@@ -74,20 +74,16 @@ def begins(
     )[:restarts]
     if len(modes) < 2:
         return [plain] * restarts
-    has_field = not is_chain and _has_field(model, formula, arguments)
+    has_field = not is_chain
+    if formula is None:
+        roles = {name: arguments.get(name, ()) for name in ("hyper", "field")}
+        has_field = field_of(model, **roles) is not None
+    # A field given hyperparameters begins at a point.
     at_modes = [
         Begin(_point(density, frame) if has_field else frame, f"mode {k}", frame)
         for k, frame in enumerate(modes)
     ]
     return [*at_modes, *[plain] * (restarts - len(modes))]
-
-
-def _has_field(model: pm.Model, formula: Formula | None, arguments: Mapping[str, Any]) -> bool:
-    """Whether a field given hyperparameters is fitted, which begins at a point."""
-    if formula is not None:
-        return True
-    roles = {name: arguments.get(name, ()) for name in ("hyper", "field")}
-    return structure(model, **roles).why_not is None
 
 
 def _point(density: ModelDensity, frame: Frame) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""How several approximations of one posterior share its mass: multiple importance sampling."""
+"""Weights of several approximations of one posterior, by multiple importance sampling."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from pymc_flows.flows.state import FlowState
 from pymc_flows.importance import Quality, quality, weigh
 
-# Two parts of which a draw of either has, on average, this share of their mean density under the
-# other are at one mode.
+# Two parts with a larger overlap (see `overlaps`) are at one mode.
 OVERLAP = 0.05
-# A part is left out of a mixture that loses less than this many nats without it.
+# A part is left out if the mixture loses less than this without it, in nats.
 WORTH = 1e-3
-# Rounds of the search for weights; they end when the gain of one is below the tolerance, in nats.
+# Most rounds of the search for weights; a round that gains less than the tolerance, in nats, is
+# last.
 MOST_ROUNDS, TOLERANCE = 2_000, 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Weighing:
-    """Draws of all parts under all parts.
+    """Densities of all parts at draws of all parts.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Weighing:
             for k, other in enumerate(parts):
                 if k != j:
                     log_q[k, j] = other.log_prob(points)
-        # Where the inverse of another part overflows, it has no draws.
+        # A part has no draws where its inverse overflows.
         return cls(np.where(np.isnan(log_q), -np.inf, log_q), log_p)
 
     @property
@@ -66,7 +66,7 @@ class Weighing:
         return len(self.log_p)
 
     def qualities(self) -> list[Quality]:
-        """What the weights of its own draws say of each part."""
+        """The quality of each part, by its own draws."""
         return [quality(self.log_p[k] - self.log_q[k, k]) for k in range(self.n_parts)]
 
     # --------------------------------------------------------------------------- all draws at once
@@ -75,7 +75,7 @@ class Weighing:
         return self.log_q.reshape(self.n_parts, -1)
 
     def together(self) -> tuple[Quality, np.ndarray]:
-        """What all draws say as draws of the even mixture, and their smoothed log weights.
+        """Quality and smoothed log weights (parts · n,) of all draws, as those of the even mixture.
 
         The deterministic mixture of Veach & Guibas (1995); Owen & Zhou, Safe and Effective
         Importance Sampling, JASA 95(449), 2000.
@@ -84,13 +84,13 @@ class Weighing:
         return weigh(self.log_p.ravel() - even)
 
     def overlaps(self) -> np.ndarray:
-        """∫ 2 qⱼ qₖ / (qⱼ + qₖ) of all pairs (parts, parts): 1 for equal ones, 0 if apart."""
+        """∫ 2 qⱼ qₖ / (qⱼ + qₖ) of all pairs (parts, parts): 1 if equal, 0 if separate."""
         own = np.stack([self.log_q[j, j] for j in range(self.n_parts)])
         shares = 2 * np.exp(self.log_q - np.logaddexp(self.log_q, own)).mean(axis=2)
         return np.asarray(0.5 * (shares + shares.T))
 
     def modes(self) -> list[list[int]]:
-        """Parts at one mode, directly or by way of others."""
+        """Groups of parts at one mode: those that overlap, directly or through others."""
         near = self.overlaps() > OVERLAP
         left, modes = set(range(self.n_parts)), []
         while left:
@@ -103,9 +103,9 @@ class Weighing:
         return modes
 
     def masses(self, modes: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
-        """Log evidence of each mode and its relative standard error, in nats.
+        """Log evidence of each mode, and its standard error, in nats.
 
-        A draw belongs to modes in proportion to the densities of their parts there.
+        A draw counts for modes in proportion to the densities of their parts there.
         """
         flat = self._flat()
         total = np.logaddexp.reduce(flat, axis=0)
@@ -117,7 +117,7 @@ class Weighing:
         for mode in modes:
             terms = weights * np.exp(np.logaddexp.reduce(flat[list(mode)], axis=0) - total)
             mean = float(terms.mean())
-            # Draws are independent within parts, not over all: the noise is that of the parts.
+            # The number of draws of each part is fixed: only the variance within parts counts.
             by_part = terms.reshape(self.n_parts, -1)
             error = float(np.sqrt(by_part.var(axis=1, ddof=1).sum() / by_part.shape[1]))
             log_mass = top + math.log(mean) if mean > 0 else -math.inf
@@ -125,12 +125,12 @@ class Weighing:
         return found
 
     def mixture_weights(self) -> np.ndarray:
-        """Weights (parts,) of the mixture nearest to the posterior; 0 for what it can spare.
+        """Weights (parts,) of the mixture nearest to the posterior; 0 for parts without a gain.
 
         They maximise E_p[log Σ wₖ qₖ], which is concave, by the EM updates of population Monte
-        Carlo (Cappé, Douc, Guillin, Marin & Robert, Statistics and Computing 18, 2008). Of parts
-        apart from each other they are the shares of the evidence. Parts that the mixture gains
-        nothing from are dropped, the lightest first.
+        Carlo (Cappé, Douc, Guillin, Marin & Robert, Statistics and Computing 18, 2008). For
+        separate parts they are the shares of the evidence. Parts without a gain for the mixture are
+        dropped, the lightest first.
         """
         _, log_weights = self.together()
         kept = np.flatnonzero(log_weights > -np.inf)
@@ -152,7 +152,7 @@ class Weighing:
 def _best_weights(
     log_q: np.ndarray, draws: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Weights (parts,) and E_p[log q] with them; those that begin at 0 stay there."""
+    """Weights (parts,), and E_p[log q] of their mixture in nats; weights of 0 stay 0."""
     is_in = start > 0
     log_q, weights, last = log_q[is_in], start[is_in], -math.inf
     # Relative to the largest at each draw, so that nothing overflows.

@@ -1,1 +1,1 @@
-"""Distributions by weighted draws: Gaussians, copulas and mixtures for which nothing is trained."""
+"""Gaussians, copulas and mixtures fitted to weighted draws, without training."""

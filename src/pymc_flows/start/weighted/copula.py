@@ -1,9 +1,9 @@
-"""Gaussian copulas with spline marginals, from weighted draws and in closed form.
+"""Gaussian copulas with spline marginals, in closed form from weighted draws.
 
 A draw of N(0, I) goes through a triangular matrix and monotone splines of single coordinates, in
-one order or the other. With the matrix first that is a Gaussian copula: the splines are the
-quantile functions of the marginals, and the matrix has the correlations of the normal scores. With
-the splines first it is an affine map of independent coordinates. Nothing is trained or compiled.
+either order. With the matrix first this is a Gaussian copula: the splines are the quantile
+functions of the marginals, and the matrix gives the correlations of the normal scores. With the
+splines first it is an affine map of independent coordinates. Nothing is trained or compiled.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pymc_flows.flows.numerics import inverse_softplus
 from pymc_flows.start.options import MAX_DENSE
 from pymc_flows.start.weighted.moments import Weighted
 
-# Quantiles of N(0, 1) between which a spline is fitted, in standard deviations. Beyond the outer
-# ones few draws say where the posterior ends.
+# Quantiles of N(0, 1) to which splines are fitted, in standard deviations. Few draws are beyond.
 QUANTILES = np.linspace(-2.7, 2.7, 7)
-# From there on slopes grow as they did before, at most by this power of e per standard deviation,
-# up to this place; then splines go back to the corner of their square.
+# Beyond the outer quantiles slopes go on to grow, their logarithm by at most `STEEPEST` per
+# standard deviation, up to `STRAIGHT`. From there splines go to the corner of their square,
+# ±`BOUND`.
 STEEPEST = 0.5
 STRAIGHT, BOUND = 5.0, 25.0
 SPLINE = f"spline(bins={len(QUANTILES) + 3}, bound={BOUND:g})"
-# Effective draws without which an outer quantile is noise.
+# With fewer effective draws an outer quantile is noise.
 ENOUGH = 500
-# Draws are those of a Gaussian that is wider by this, so that they reach into the tails.
+# Draws are those of a Gaussian wider by this factor, so that they reach into the tails.
 WIDER, DRAWS = 1.25, 8_000
 
 
@@ -54,14 +54,7 @@ class Copula:
 def copulas(draws: Weighted) -> Iterator[Copula]:
     """Fit a spline to each coordinate of weighted draws, on either side of a triangular matrix.
 
-    Parameters
-    ----------
-    draws : Weighted
-
-    Yields
-    ------
-    Copula
-        None if there are too few effective draws.
+    Yields nothing if there are too few effective draws.
     """
     dim = len(draws.frame.center)
     if not draws.is_usable or draws.quality.ess < ENOUGH:
@@ -101,16 +94,16 @@ def _normal_scores(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _ranks(weights: np.ndarray) -> np.ndarray:
-    """Shares (n,) below the middle of each weight; within (0, 1)."""
+    """Weight (n,) below the middle of each draw, within (0, 1)."""
     tiny = 0.1 / len(weights) ** 2
     ranks: np.ndarray = np.clip(np.cumsum(weights) - 0.5 * weights, tiny, 1 - tiny)
     return ranks
 
 
 def _splines(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Raw parameters (dim, 3 bins - 1) of splines from N(0, 1) to the columns of values (n, dim).
+    """Raw parameters (dim, 3 bins - 1) of splines from N(0, 1) to columns of values (n, dim).
 
-    Columns have mean 0 and standard deviation 1.
+    The columns have mean 0 and standard deviation 1.
     """
     knots = [_knots(column, weights) for column in values.T]
     x, y, slopes = (np.stack(parts) for parts in zip(*knots, strict=True))
@@ -124,7 +117,7 @@ def _knots(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     order = np.argsort(values)
     ranks = _ranks(weights[order])
     y = np.interp(ndtr(QUANTILES), ranks, values[order])
-    # A spline that is not flat: equal quantiles would be those of a point mass.
+    # Equal quantiles, of a point mass, would make the spline flat.
     y = np.maximum.accumulate(y + 1e-3 * QUANTILES)
     slopes = np.gradient(y, QUANTILES)
     low, at_low, slopes[0] = _tail(-y[::-1])
@@ -134,10 +127,10 @@ def _knots(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _tail(y: np.ndarray) -> tuple[float, float, float]:
-    """Value and slope at `STRAIGHT`, and slope at the outer quantile, by the quantiles (k,).
+    """Value and slope at `STRAIGHT`, and slope at the outer quantile, from quantiles (k,).
 
-    Where slopes grow, as in a long tail, they go on to grow by the same factor. Where they fall,
-    they stay: weights are small where draws are too many, and large where they are too few.
+    Slopes that grow, as in a long tail, go on to grow by the same factor. Slopes that fall are held
+    constant: too many draws in the tail get small weights, but too few would get large ones.
     """
     width, reach = QUANTILES[1] - QUANTILES[0], STRAIGHT - QUANTILES[-1]
     before, last = np.diff(y[-3:]) / width

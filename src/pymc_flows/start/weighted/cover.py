@@ -1,10 +1,11 @@
-"""Mixtures of Gaussians that cover curves, and modes that are apart, from weighted draws.
+"""Mixtures of Gaussians that cover curves and separate modes, from weighted draws.
 
-Adaptive importance sampling: Gaussians are fitted to weighted draws by the EM algorithm, drawn from
-and weighed, and fitted again (Cappé, Douc, Guillin, Marin & Robert, Adaptive importance sampling in
-general mixture classes, Statistics and Computing 18, 2008). Wide Gaussians stay a part of them,
-so that no weight is large where they have nothing (Hesterberg, Weighted average importance sampling
-and defensive mixture distributions, Technometrics 37(2), 1995). Nothing is trained or compiled.
+Adaptive importance sampling: Gaussians are fitted to weighted draws by the EM algorithm, and then
+to weighted draws of their mixture (Cappé, Douc, Guillin, Marin & Robert, Adaptive importance
+sampling in general mixture classes, Statistics and Computing 18, 2008). Wide Gaussians remain a
+part of the mixture, so that no weight is large where the others have no mass (Hesterberg, Weighted
+average importance sampling and defensive mixture distributions, Technometrics 37(2), 1995). Nothing
+is trained or compiled.
 """
 
 from __future__ import annotations
@@ -19,37 +20,31 @@ import numpy as np
 from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality, systematic, weigh
 from pymc_flows.start.search import with_covariance
-from pymc_flows.start.weighted.moments import Weighted
+from pymc_flows.start.weighted.moments import Weighted, log_normal
 
-# Gaussians of each round; as many as before are those of before, fitted to better draws. No more
-# than some times the square of the dimension.
+# Gaussians of each round; a round with as many as before begins with those of the round before. At
+# most `MOST` times the square of the dimension.
 ROUNDS, MOST = (8, 32, 128, 128), 32
-# Effective draws for each number of a Gaussian: fewer Gaussians where there are too few.
+# Least effective draws for each parameter of a Gaussian: they bound the number of Gaussians.
 DRAWS_PER_NUMBER = 8
-# Draws of each round, and those of them, by weight, that Gaussians are fitted to.
+# Draws of each round, and how many are resampled for the EM algorithm.
 DRAWS, FITTED = 16_000, 8_000
-# A share of effective draws that is enough, and one with which there is hope.
+# Shares of effective draws: with more than the first the search ends, with less than the second at
+# its end there is no result.
 EVEN, HOPEFUL = 0.8, 0.1
-# Share and widths of wide Gaussians, for what is between the others and for tails beyond them.
+# Share of each wide Gaussian, for gaps between the others and tails beyond them, and their widths.
 DEFENSIVE, WIDER = 0.05, (1.2, 2.0)
-# Of the EM algorithm: steps, the gain (nats) that ends it, and the least share of a Gaussian that
-# is kept. It begins with Gaussians that are too narrow: those that overlap stay where they are.
+# The EM algorithm: most steps, the gain (nats) below which it ends, twice the least share of a
+# Gaussian that is kept, and the first variance. Narrow Gaussians do not overlap at first: those
+# that do stay where they are.
 STEPS, SETTLED, LEAST, NARROW = 100, 1e-4, 1e-3, 0.3
-# Draws that a covariance counts for which no draw has changed yet.
+# Draws for which the first covariance counts.
 PRIOR_DRAWS = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Cover:
-    """A mixture of Gaussians.
-
-    Attributes
-    ----------
-    frames : tuple of Frame
-    weights : ndarray, shape (parts,)
-    quality : Quality
-        What its draws say of it.
-    """
+    """A mixture of Gaussians with weights (parts,), and its quality by its draws."""
 
     frames: tuple[Frame, ...]
     weights: np.ndarray
@@ -59,23 +54,16 @@ class Cover:
 def cover(
     log_density: Callable[[np.ndarray], np.ndarray], first: Weighted, rng: np.random.Generator
 ) -> Cover | None:
-    """Fit mixtures of more and more Gaussians, as long as that makes weights more even.
+    """Fit mixtures of more and more Gaussians, from draws of one that covers the posterior.
 
-    Parameters
-    ----------
-    log_density : callable
-        Log density (n,) at points (n, dim), in nats.
-    first : Weighted
-        Draws of a Gaussian that covers the posterior.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    Cover or None
-        The one whose weights are the most even; None if there are too few effective draws, or none
-        is near enough.
+    ``log_density`` returns log densities (n,) at points (n, dim), in nats. The mixture with the
+    most even weights is returned; None if effective draws are too few from the start, or in all
+    mixtures.
     """
-    frame, points, weights = first.matched(), first.points, np.exp(first.log_weights)
+    points, weights = first.points, np.exp(first.log_weights)
+    if not weights.sum() > 0:
+        return None
+    frame = first.matched()
     wide, best, parts = [frame.widened(factor) for factor in WIDER], None, None
     rest = np.full(len(wide), DEFENSIVE)
     for before, count in pairwise((0, *ROUNDS)):
@@ -83,7 +71,7 @@ def cover(
         if most < 2:
             break
         z, effective = frame.inverse(points), 1 / np.square(weights).sum()
-        z = z[systematic(weights / weights.sum(), FITTED, rng)]
+        z = z[systematic(weights, FITTED, rng)]
         if parts is None or count > before:
             parts = _Parts.spread_out(z, min(count, int(most), MOST * z.shape[1] ** 2), rng)
         parts = parts.fitted(z, effective)
@@ -103,7 +91,7 @@ def cover(
 
 
 def _numbers(dim: int) -> int:
-    """Numbers that a Gaussian consists of."""
+    """Number of parameters of a Gaussian."""
     return dim * (dim + 3) // 2
 
 
@@ -123,23 +111,16 @@ def _drawn(
     weights: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[Cover, np.ndarray, np.ndarray]:
-    """The mixture, and its draws with their weights, which sum to 1."""
+    """The mixture, its draws (n, dim), and their weights (n,), which sum to 1."""
     dim = len(frames[0].center)
     counts = np.maximum(np.round(weights * DRAWS).astype(int), 1)
     points = np.concatenate(
         [f.forward(rng.standard_normal((n, dim))) for f, n in zip(frames, counts, strict=True)]
     )
     shares = counts / counts.sum()
-    logs = [math.log(s) + _log_normal(f, points) for f, s in zip(frames, shares, strict=True)]
+    logs = [math.log(s) + log_normal(f, points) for f, s in zip(frames, shares, strict=True)]
     quality, smoothed = weigh(log_density(points) - np.logaddexp.reduce(logs, axis=0))
     return Cover(frames, shares, quality), points, np.exp(smoothed)
-
-
-def _log_normal(frame: Frame, points: np.ndarray) -> np.ndarray:
-    """Log density (n,) of the Gaussian at points (n, dim)."""
-    z = frame.inverse(points)
-    constant = 0.5 * z.shape[1] * math.log(2 * math.pi) + frame.log_det
-    return np.asarray(-0.5 * np.square(z).sum(axis=1) - constant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +141,7 @@ class _Parts:
 
     @classmethod
     def spread_out(cls, z: np.ndarray, count: int, rng: np.random.Generator) -> _Parts:
-        """Narrow ones at draws z (n, dim) that are far from each other, at random.
+        """Narrow Gaussians at random draws z (n, dim) that are far from each other.
 
         Arthur & Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007.
         """
@@ -176,7 +157,7 @@ class _Parts:
         return cls(np.full(k, 1 / k), np.stack(chosen), np.tile(width * np.eye(dim), (k, 1, 1)))
 
     def fitted(self, z: np.ndarray, effective: float) -> _Parts:
-        """Fit them to draws z (n, dim), of which so many are effective, by the EM algorithm."""
+        """Fit the Gaussians to draws z (n, dim), so many of them effective, by the EM algorithm."""
         parts, last = self, -math.inf
         prior = NARROW * np.eye(z.shape[1]) * len(self.means) ** (-2 / z.shape[1])
         for _ in range(STEPS):
@@ -188,7 +169,8 @@ class _Parts:
             last = value
             mass = np.exp(logs - top[:, None]) / len(z)
             total = mass.sum(axis=0)
-            kept = total > max(LEAST, _numbers(z.shape[1]) / effective) / 2
+            least = max(LEAST, _numbers(z.shape[1]) / effective) / 2
+            kept = (total > least) | (total == total.max())  # one at least
             parts = _Parts.moments(z, mass[:, kept], effective, prior)
         return parts
 
@@ -196,9 +178,9 @@ class _Parts:
     def moments(
         cls, z: np.ndarray, mass: np.ndarray, effective: float, prior: np.ndarray
     ) -> _Parts:
-        """Those with the moments of draws (n, dim) with masses (n, parts).
+        """Gaussians with the moments of draws (n, dim) with masses (n, parts).
 
-        Covariances lean on the one of before where draws are few.
+        Covariances are shrunk to the prior one where draws are few.
         """
         total = mass.sum(axis=0)
         means = (mass.T @ z) / total[:, None]
@@ -211,7 +193,7 @@ class _Parts:
         return cls(total / total.sum(), means, np.stack(lower))
 
     def log_densities(self, z: np.ndarray) -> np.ndarray:
-        """Log densities (n, parts) at draws (n, dim)."""
+        """Log densities (n, parts) at draws (n, dim), in nats."""
         u = np.linalg.inv(self.lower) @ (z.T - self.means[:, :, None])
         log_det = np.log(np.diagonal(self.lower, axis1=1, axis2=2)).sum(axis=1)
         squares = np.square(u).sum(axis=1).T

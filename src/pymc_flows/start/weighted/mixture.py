@@ -16,26 +16,19 @@ import numpy as np
 from pymc_flows.flows.frame import Frame
 from pymc_flows.importance import Quality, weigh
 from pymc_flows.start.search import with_covariance
-from pymc_flows.start.weighted.moments import ENOUGH, GAIN, N_ERRORS
+from pymc_flows.start.weighted.moments import ENOUGH, GAIN, N_ERRORS, log_normal
 
-# Draws of each round for each Gaussian, and the most of all together.
+# Draws per Gaussian in each round, and most draws of all together.
 ROUNDS, MOST_DRAWS = (1_000, 2_000, 4_000, 8_000, 8_000), 64_000
-# A share of effective draws with which nothing is left to gain.
+# With a larger share of effective draws nothing is left to gain.
 EVEN = 0.99
-# A Gaussian keeps this share of the draws while the mixture is improved, however light it is.
+# Each Gaussian keeps this part of an even share of the draws, however light it is.
 LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Gaussians at modes.
-
-    Attributes
-    ----------
-    frames : tuple of Frame
-    quality : Quality
-        What draws of their mixture say of it.
-    """
+    """Gaussians at modes, and the quality of their mixture by its draws."""
 
     frames: tuple[Frame, ...]
     quality: Quality
@@ -46,28 +39,18 @@ def match_modes(
     frames: Sequence[Frame],
     rng: np.random.Generator,
 ) -> GaussianMixture:
-    """Improve Gaussians at modes, as long as that makes the weights of their mixture more even.
+    """Improve Gaussians at modes while the weights of their mixture become more even.
 
-    Parameters
-    ----------
-    log_density : callable
-        Log density (n,) at points (n, dim), in nats.
-    frames : sequence of Frame
-        One for each mode.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    GaussianMixture
-        The one whose weights are the most even.
+    ``log_density`` returns log densities (n,) at points (n, dim), in nats. The mixture with the
+    most even weights is returned.
     """
     frames, weights = tuple(frames), np.full(len(frames), 1 / len(frames))
     best: GaussianMixture | None = None
     for draws in ROUNDS:
         n = min(draws * len(frames), MOST_DRAWS)
         found, weights, matched = _round(log_density, frames, weights, n, rng)
-        share = found.quality.ess / found.quality.n_draws
-        gain = share - (-1.0 if best is None else best.quality.ess / best.quality.n_draws)
+        share = found.quality.share
+        gain = share - (-1.0 if best is None else best.quality.share)
         best = found if best is None or gain > 0 else best
         if share > EVEN or gain <= GAIN:
             break
@@ -83,15 +66,14 @@ def _round(
     n: int,
     rng: np.random.Generator,
 ) -> tuple[GaussianMixture, np.ndarray, tuple[Frame, ...]]:
-    """Draw and weigh; return the mixture, and weights and Gaussians by its weighted draws."""
+    """Draw and weigh; return the mixture, and the weights and Gaussians of the next round."""
     dim = len(frames[0].center)
     counts = np.maximum(np.floor(weights * n).astype(int), 2)
     points = np.concatenate(
         [f.forward(rng.standard_normal((n, dim))) for f, n in zip(frames, counts, strict=True)]
     )
-    with np.errstate(divide="ignore"):
-        log_shares = np.log(counts / counts.sum())
-    log_parts = np.stack([_log_normal(f, points) for f in frames]) + log_shares[:, None]
+    log_shares = np.log(counts / counts.sum())
+    log_parts = np.stack([log_normal(f, points) for f in frames]) + log_shares[:, None]
     log_q = np.logaddexp.reduce(log_parts, axis=0)
     log_weights = log_density(points) - log_q
     quality, smoothed = weigh(log_weights)
@@ -109,7 +91,7 @@ def _round(
 
 
 def _gap(log_weights: np.ndarray) -> float:
-    """How much less than the log of their mean weight the mean log weight of draws is, in nats."""
+    """Log of the mean weight less the mean log weight, in nats; ∞ if a log weight is not finite."""
     top = float(log_weights.max())
     if not math.isfinite(top):
         return math.inf
@@ -119,8 +101,8 @@ def _gap(log_weights: np.ndarray) -> float:
 def _matched(frame: Frame, points: np.ndarray, share: np.ndarray, gap: float) -> Frame:
     """The Gaussian with the moments of weighted draws.
 
-    It stays as it is if they are too few, or if noise is all that sets their moments apart from its
-    own: matching a mean and a covariance to n draws costs d(d + 3)/4n nats.
+    The given one is kept if effective draws are too few, or if their moments differ from its own by
+    no more than noise: matching a mean and a covariance to n draws costs d(d + 3)/4n nats.
     """
     dim, mass, squares = len(frame.center), share.sum(), np.square(share).sum()
     if not mass > 0 or mass**2 < ENOUGH * dim * squares:
@@ -136,11 +118,3 @@ def _matched(frame: Frame, points: np.ndarray, share: np.ndarray, gap: float) ->
     rest = (points - center) * np.sqrt(weights)[:, None]
     found = with_covariance(center, rest.T @ rest, dense=not frame.is_elementwise)
     return Frame(found.center, found.scale, frame.variables)
-
-
-def _log_normal(frame: Frame, points: np.ndarray) -> np.ndarray:
-    """Log density (n,) of the Gaussian at points (n, dim)."""
-    z = frame.inverse(points)
-    return np.asarray(
-        -0.5 * (np.square(z).sum(axis=1) + z.shape[1] * math.log(2 * math.pi)) - frame.log_det
-    )

@@ -1,8 +1,8 @@
 """A Gaussian with the mean and covariance of a posterior, by importance weights.
 
-Near a posterior, the weighted draws of a Gaussian have moments that are better than its own, and
-the Gaussian with these draws better (adaptive importance sampling: Cappé, Guillin, Marin & Robert,
-Population Monte Carlo, JCGS 13(4), 2004). Nothing is trained or compiled for that.
+Near a posterior, weighted draws of a Gaussian have better moments than the Gaussian itself, so it
+is replaced by the Gaussian with these (adaptive importance sampling: Cappé, Guillin, Marin &
+Robert, Population Monte Carlo, JCGS 13(4), 2004). Nothing is trained or compiled for that.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pymc_flows.start.search import with_covariance
 
 # Draws of each round.
 ROUNDS = (4_000, 4_000, 16_000, 4_000)
-# Effective pairs of draws per dimension without which a covariance is noise.
+# With fewer effective pairs of draws per dimension a covariance is noise.
 ENOUGH = 5
-# A gain in the share of effective draws that is worth a further round.
+# Least gain in the share of effective draws that is worth a further round.
 GAIN = 0.01
-# A Gaussian is widened by these.
+# Factors by which a Gaussian is widened.
 FACTORS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
-# Draws of each where the Gaussian has a larger share of effective draws than that.
+# Draws of each wider Gaussian if the share of effective draws of the first is above `EVEN`.
 PROBES, EVEN = 1_000, 0.5
-# With so few effective pairs there is no hope for still wider Gaussians.
+# With fewer effective pairs there is no hope for still wider Gaussians.
 HOPELESS = 2
-# Rounds after that.
+# Further rounds after a Gaussian was widened.
 WIDE_ROUNDS = 4
-# The Gaussians of these rounds are wider than their moments, for tails that no Gaussian has.
+# In these rounds Gaussians are wider than the moments by this factor, for long tails.
 DEFENSIVE = 1.25
-# A difference of log Z that is none by chance, in standard errors.
+# Standard errors by which a difference is not due to chance.
 N_ERRORS = 4.0
 
 
@@ -44,9 +44,9 @@ def match_moments(
     *,
     share: float = 1.0,
 ) -> Frame:
-    """Improve a Gaussian by the moments of its weighted draws, as long as it does.
+    """Improve a Gaussian by the moments of its weighted draws, while they make weights more even.
 
-    It is widened first, if a wider one finds mass that it lacks: further modes, or the ends of a
+    It is widened first if a wider one finds mass that it lacks: further modes, or the ends of a
     curve.
 
     Parameters
@@ -55,16 +55,15 @@ def match_moments(
         Log density (n,) at points (n, dim), in nats.
     frame : Frame
         The Gaussian: its mean and a factor of its covariance.
-    rng : numpy.random.Generator
     share : float
-        Of the usual draws, where an evaluation is dear.
+        Share of the usual draws that is taken, where evaluations are expensive.
 
     Returns
     -------
     Frame
-        The one whose weights are the most even, or, of a Gaussian that was widened, the one with
-        the moments of its weighted draws; ``frame`` itself where k-hat says that weights cannot be
-        trusted, or there are too few effective draws for a covariance.
+        The Gaussian with the most even weights or, if it was widened, the one with the moments of
+        its weighted draws; ``frame`` itself if k-hat says that weights cannot be trusted, or
+        effective draws are too few for a covariance.
     """
     rounds = [2 * round(share * n / 2) for n in (*ROUNDS, PROBES)]
     probes = rounds.pop()
@@ -100,20 +99,11 @@ def match_significant(
     frame: Frame,
     rng: np.random.Generator,
 ) -> Frame:
-    """Give a Gaussian those means and deviations of its weighted draws that are not noise.
+    """Give a Gaussian the means and deviations of its weighted draws, where these are not noise.
 
-    In many dimensions a covariance of draws has more noise than the Gaussian has error, while the
-    mean of a skewed coordinate, a scale say, stands out.
-
-    Parameters
-    ----------
-    log_density, frame, rng
-        As for `match_moments`.
-
-    Returns
-    -------
-    Frame
-        ``frame`` itself where weights cannot be trusted.
+    In many dimensions the noise of a covariance of draws exceeds the error of the Gaussian, while
+    the mean of a skewed coordinate, such as a scale, stands out. Arguments are as for
+    `match_moments`. If weights cannot be trusted, ``frame`` itself is returned.
     """
     if frame.scale is None:
         return frame
@@ -138,7 +128,7 @@ class Weighted:
     frame : Frame
     points : ndarray, shape (n, dim)
     log_weights : ndarray, shape (n,)
-        Normalised.
+        Normalised: their exponentials sum to 1.
     quality : Quality
     """
 
@@ -158,7 +148,7 @@ class Weighted:
         """Draw and weigh."""
         dim = len(frame.center)
         half = rng.standard_normal((n // 2, dim))
-        noise = np.concatenate([half, -half])  # exact means of what is symmetric
+        noise = np.concatenate([half, -half])  # means of symmetric functions are exact
         points = frame.forward(noise)
         log_q = -0.5 * (np.square(noise).sum(axis=1) + dim * math.log(2 * math.pi))
         found, log_weights = weigh(log_density(points) - log_q + frame.log_det, pairs=True)
@@ -176,18 +166,18 @@ class Weighted:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the moments mean something.
+        """Whether the moments are of use.
 
-        By k-hat alone: equal weights gain nothing from them, and those of one mode among several
-        are equal too.
+        By k-hat alone: nearly equal weights are not enough, for a Gaussian at one of several modes
+        has these, too.
         """
         return self.has_enough and self.quality.has_small_khat
 
     @property
     def has_its_moments(self) -> bool:
-        """Whether nothing but noise sets the moments of the draws apart from the Gaussian's.
+        """Whether the moments of the draws differ from the Gaussian's by no more than noise.
 
-        Then they would make it worse: the mean of n draws in d dimensions is d/2n nats off on
+        They would then make it worse: the mean of n draws in d dimensions is d/2n nats off on
         average, and their covariance d(d + 1)/4n.
         """
         dim, found = len(self.frame.center), self.quality
@@ -198,7 +188,7 @@ class Weighted:
         z = (self.points - self.frame.center) / _sd(self.frame)
         mean = weights @ z
         sd = np.sqrt(weights @ np.square(z - mean))
-        # Squares of draws that come with their negatives are half as many.
+        # The error of `sd` is that of half as many draws: mirror images have equal squares.
         return bool((np.maximum(abs(mean), abs(sd - 1)) < N_ERRORS * noise).all())
 
     def matched(self) -> Frame:
@@ -209,14 +199,21 @@ class Weighted:
         return with_covariance(center, rest.T @ rest)
 
     def has_more_mass_than(self, other: Weighted) -> bool:
-        """Whether log Z is larger, by more than chance."""
+        """Whether log Z is larger by more than chance."""
         mine, others = self.quality, other.quality
         error = math.hypot(mine.log_evidence_error, others.log_evidence_error)
         return mine.log_evidence - others.log_evidence > N_ERRORS * error
 
 
+def log_normal(frame: Frame, points: np.ndarray) -> np.ndarray:
+    """Log density (n,) of the Gaussian of a frame at points (n, dim), in nats."""
+    z = frame.inverse(points)
+    squares = np.square(z).sum(axis=1) + z.shape[1] * math.log(2 * math.pi)
+    return np.asarray(-0.5 * squares - frame.log_det)
+
+
 def _sd(frame: Frame) -> np.ndarray:
-    """Standard deviations of the Gaussian's coordinates; they are 1 without a scale."""
+    """Standard deviations (dim,) of the Gaussian's coordinates; 1 (1,) without a scale."""
     if frame.scale is None:
         return np.ones(1)
     return frame.scale if frame.is_elementwise else np.linalg.norm(frame.scale, axis=1)
@@ -229,7 +226,7 @@ def _widened(
     probes: int,
     rng: np.random.Generator,
 ) -> Weighted | None:
-    """The widest of some, if they have more mass than the first, or only they usable weights."""
+    """The widest usable Gaussian, if it has more mass than the first or that is not usable."""
     draws = probes if first.share > EVEN else rounds[0]
     usable = [first] if first.is_usable else []
     for factor in FACTORS:
@@ -238,7 +235,7 @@ def _widened(
             break
         if wider.quality.has_small_khat and wider.quality.ess >= ENOUGH:
             usable.append(wider)
-    # A narrow proposal can look good by chance; the widest rarely does.
+    # A narrow proposal can look good by chance, the widest one rarely.
     whole = [x for x in usable if not any(other.has_more_mass_than(x) for other in usable)]
     if not whole or whole[0] is first:
         return None

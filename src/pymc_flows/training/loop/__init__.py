@@ -1,7 +1,7 @@
-"""The compiled loop: a graph of one optimizer step in, many steps in one call out.
+"""The compiled loop: takes the graph of one optimizer step, and runs many steps per call.
 
-`TrainingLoop` knows steps, settings, noise and failures, and nothing of models or flows. Between
-calls all state lives in shared variables, as NumPy arrays, and belongs to one step.
+`TrainingLoop` knows of steps, settings, noise and failures, not of models or flows. Between calls
+all state is in shared variables, as NumPy arrays, and that of one step.
 """
 
 from pymc_flows.training.loop.batched import BatchedLoop

@@ -1,4 +1,4 @@
-"""Several training loops that differ in their numbers alone, as one: a call takes steps of all."""
+"""Several training loops that differ only in their numbers, as one: a call takes steps of all."""
 
 from __future__ import annotations
 
@@ -13,25 +13,16 @@ from pymc_flows.backends.functions import Bound, batched
 from pymc_flows.backends.jax import kept_on_disk
 from pymc_flows.training.loop.compiled import Chunk, StepError, TrainingLoop
 
-# Steps of a call, if memory allows it. Unlike those of a single loop, steps that are skipped cost
-# as much as others: calls are as long as they can be equal.
+# Most steps of a call, if memory allows. Unlike in a single loop, skipped steps cost as much as
+# others, so that all calls of a fit have nearly the same length.
 STEPS = 500
 
 
 class BatchedLoop:
-    """Loops on JAX, whose parameters get a leading axis; compiled once for all.
+    """Loops on JAX with equal graphs, compiled once with a leading axis for the loops.
 
-    Parameters
-    ----------
-    loops : sequence of TrainingLoop
-        Without random generators of the model, and with all data in every step.
-    n : int
-        Steps that each will take.
-
-    Attributes
-    ----------
-    steps : int
-        The most steps of a call.
+    They take n steps, at most ``steps`` per call. It is not possible with random generators of the
+    model, or data that differ by step.
     """
 
     def __init__(self, loops: Sequence[TrainingLoop], n: int):
@@ -49,7 +40,7 @@ class BatchedLoop:
 
     @property
     def is_possible(self) -> bool:
-        """Whether the loops are alike."""
+        """Whether the loops have equal graphs."""
         return self._function is not None
 
     def run(self, settings: np.ndarray) -> list[Chunk]:

@@ -28,25 +28,18 @@ from pymc_flows.training.loop.noise import (
     standard_normal,
 )
 
-# Base noise, carried state and tracked values of one call may take this many bytes.
+# Most bytes of base noise, carried state and tracked values of one call.
 CHUNK_BYTES = 32 * 2**20
 MAX_CHUNK = 10_000
 
 
 class StepError(Exception):
-    """A call failed at one of its steps, for the reason that is this exception's cause."""
-
-
-class _NotFiniteError(ArithmeticError):
-    """A step made something infinite or NaN that was not."""
-
-    def __str__(self) -> str:
-        return "the optimizer's update was not finite"
+    """A call failed at one of its steps; the cause of this exception says why."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some steps that were taken.
+    """Records of steps that were taken.
 
     Attributes
     ----------
@@ -54,7 +47,7 @@ class Chunk:
         In nats; NaN for a failed step.
     failed : ndarray of bool, shape (steps,)
     lost : int
-        Draws that these steps left out, those that failed aside.
+        Draws that these steps left out; failed steps do not count.
     tracked : dict of str to ndarray, shape (steps, ...)
     """
 
@@ -67,9 +60,9 @@ class Chunk:
 class TrainingLoop:
     """A compiled function that takes any number of steps.
 
-    A step fails if its loss, or the square of a gradient, is not finite; a loss may do without some
-    of the draws. It then changes nothing
-    but the model's own random generators. What fails otherwise makes the whole call fail.
+    A step fails if its loss, which may leave out some draws, or the square of a gradient is not
+    finite. It then changes only the model's own random generators. Any other failure makes the
+    whole call fail.
 
     Parameters
     ----------
@@ -78,33 +71,33 @@ class TrainingLoop:
     noise_seed, model_seed : numpy.random.SeedSequence
         Seeds of the base noise and of the model's own randomness.
     max_chunk : int
-        Upper bound of the steps of one call.
+        Most steps of one call.
     compile_kwargs : mapping, optional
         Passed to `pytensor.function`.
     source : callable, optional
-        Makes what ``step.noise`` stands for; base noise by default, which JAX draws itself where it
+        Makes the values of ``step.noise``; by default base noise, which JAX draws itself where it
         computes on an accelerator.
     batches : Batches, optional
-        Brings what stands for ``step.batch``.
+        Provides the values of ``step.batch``.
     devices : Devices, optional
-        Where the data are; else where JAX puts them.
+        The devices of the data; by default JAX chooses.
 
     Attributes
     ----------
     mode : str or Mode
-        What the function is compiled with.
+        Mode in which the function is compiled.
     max_chunk : int
-        Upper bound of the steps of one call, memory considered.
+        Most steps of one call, memory considered.
     is_compiled : bool
         Whether `compile` has succeeded.
     idle_seconds : float
-        What a call takes whose steps are all skipped; 0 before `compile`, and on numba.
+        Time of a call that skips all steps; 0 before `compile`, and on numba.
     failures : int
         Failed steps in a row, up to the last step.
     failed_noise : ndarray, shape (draws, dim)
-        Base draws of the last failed step; zeros before there was one.
+        Base draws of the last failed step; zeros if no step has failed.
     shared : list of SharedVariable
-        What a step changes, but for the model's own random generators, ``rngs``.
+        Variables that a step changes, without the model's own random generators, ``rngs``.
     precision : callable
         Makes a context for calls of the compiled code.
     """
@@ -124,7 +117,7 @@ class TrainingLoop:
     ):
         self.step = step
         is_local = devices is None or devices.is_local
-        # Processes get the same noise from NumPy; what JAX has drawn lies on a device of one.
+        # With several processes, NumPy draws the same noise in each; JAX's would lie on one device.
         self._source = source or (base_noise(backend) if is_local else standard_normal)
         self._dtype = step.noise.dtype
         self.is_compiled = False
@@ -136,8 +129,8 @@ class TrainingLoop:
         self._noise = np.random.default_rng(noise_seed)
         self.shared = list(step.updates)
         self.max_chunk = max(1, min(step.most or max_chunk, max_chunk, CHUNK_BYTES // step.nbytes))
-        # JAX compiles again for each new length. With a single one (not 1: XLA dissolves a loop
-        # of one step, and the bits change) it never does; steps that are too many are skipped.
+        # JAX compiles again for each new length, so all calls have one length and skip the steps
+        # beyond theirs. It is not 1: XLA unrolls a loop of one step, which changes bits.
         self._length = max(2, self.max_chunk) if backend == "jax" else None
         mode = mesh_mode(devices.mesh) if devices and not is_local else training_mode(backend)
         kwargs: dict[str, Any] = {"mode": mode} | dict(compile_kwargs or {})
@@ -151,12 +144,12 @@ class TrainingLoop:
             self.function = self.function.placed(devices.place)
 
     def compile(self) -> None:
-        """Let the backend compile, by a call that takes no step; the first time only."""
+        """Let the backend compile, by a call that takes no step, if it has not yet."""
         if self.is_compiled:
             return
         # JAX's callbacks swallow a Ctrl-C, numba turns it into another error.
         with Interrupts(deferred=False), warnings.catch_warnings():
-            # In single precision, where PyTensor asks for 64 bits all the same.
+            # PyTensor asks for 64 bits also in single precision.
             warnings.filterwarnings("ignore", "Explicitly requested dtype .*64")
             nothing = self._draw(0), self._read(0), np.zeros((0, len(self.step.settings)))
             with nullcontext() if self._length is None else kept_on_disk():
@@ -168,7 +161,7 @@ class TrainingLoop:
         self.is_compiled = True
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave to a copy that it has to compile."""
+        """Leave out compiled state and buffers: a copy has to compile."""
         return {**self.__dict__, "is_compiled": False, "_buffers": []}
 
     def run(self, settings: np.ndarray) -> Chunk:
@@ -221,10 +214,10 @@ class TrainingLoop:
         return self._draw(n)
 
     def check_finite(self, values: Sequence[np.ndarray]) -> None:
-        """Raise `ArithmeticError` if new values of the shared variables stop being finite."""
+        """Raise `ArithmeticError` if a shared variable was finite and its new value is not."""
         for var, value in zip(self.shared, values, strict=True):
             if _stops_being_finite(var.get_value(borrow=True), value):
-                raise _NotFiniteError
+                raise ArithmeticError("the optimizer's update was not finite")
 
     def accept(
         self,
@@ -235,7 +228,7 @@ class TrainingLoop:
         values: Sequence[np.ndarray],
         records: Sequence[np.ndarray],
     ) -> Chunk:
-        """Take over what a call for n steps found, given its noise and the generator before it."""
+        """Accept the results of a call for n steps; ``before`` is the generator's earlier state."""
         for var, value in zip(self.shared, values, strict=True):
             var.set_value(value, borrow=True)
         if self.step.packing is not None:
@@ -260,7 +253,7 @@ class TrainingLoop:
         )
 
     def fail(self) -> Chunk:
-        """Count the next step as failed without running it: it uses up noise and data, no more."""
+        """Count the next step as failed without running it; it uses up only noise and data."""
         [self.failed_noise] = np.array(self._draw(1)[:1])
         self.failures += 1
         self._taken += 1
@@ -277,20 +270,20 @@ class TrainingLoop:
 
     @property
     def _optimizer_state(self) -> dict[str, SharedVariable]:
-        """What a step changes besides the parameters of the flow, by name in a state."""
+        """Variables that a step changes, other than the flow's parameters, by name in a state."""
         packed = [self.step.packing.theta] if self.step.packing else []
         known = (*self.step.params, *packed)
         return {f"state_{k}": v for k, v in enumerate(v for v in self.shared if v not in known)}
 
     @property
     def state_names(self) -> list[str]:
-        """Names that the optimizer gives to what it keeps."""
+        """Names that the optimizer gives to its variables."""
         return [str(var.name) for var in self._optimizer_state.values()]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that steps have changed, but for the parameters of the flow.
+        """All state that steps have changed, except for the parameters of the flow.
 
-        As JSON has it, but for ``arrays``, the values of the optimizer's variables by name.
+        It is JSON, except for ``arrays``, the values of the optimizer's variables by name.
         """
         batches = self._batches
         return {
@@ -303,18 +296,14 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], array: Callable[..., np.ndarray]) -> None:
-        """Go on from a `state_dict` of the same loop, once the flow's parameters have been set.
+        """Restore a `state_dict` of an equal loop, after the flow's parameters have been set.
 
-        Parameters
-        ----------
-        state : mapping
-        array : callable
-            Gives the arrays of that state, as ``array(name, shape, dtype)``.
+        ``array(name, shape, dtype)`` returns an array of that state.
 
         Raises
         ------
         KeyError, TypeError, ValueError, OverflowError
-            If it is not one of such a loop.
+            If it is malformed or that of another loop.
         """
         for name, var in self._optimizer_state.items():
             value = var.get_value(borrow=True)
@@ -335,12 +324,12 @@ class TrainingLoop:
             self.step.packing.gather()
 
     def _draw(self, n: int) -> Any:
-        """Base noise (length of a call, draws, dim) of the next n steps; the rest is not used."""
+        """Base noise (length of a call, draws, dim), of which the first n steps are used."""
         shape = (self._length or max(1, n), *self.step.noise.type.shape)
         return self._source(self._noise, n, shape, self._dtype)
 
     def _read(self, n: int) -> list[np.ndarray]:
-        """Data (length of a call, ...) of the next n steps; the rest is not used."""
+        """Data (length of a call, ...), of which the first n steps are used."""
         if self._batches is None:
             return []
         length = self._length or max(1, n)
@@ -358,7 +347,7 @@ class TrainingLoop:
     def _call(
         self, noise: Any, data: list[np.ndarray], settings: np.ndarray
     ) -> tuple[int, list[np.ndarray], list[object], list[np.ndarray]]:
-        """Failures in a row, new state, generators and records; as NumPy arrays, JAX has run."""
+        """Failures in a row, new state, generators and records; JAX has finished then."""
         padded = np.zeros((len(noise), settings.shape[1]), self._dtype)
         padded[: len(settings)] = settings
         state = [v.get_value(borrow=True) for v in self.shared]

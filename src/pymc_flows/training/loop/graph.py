@@ -26,7 +26,7 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.rngs import choose_generator
 from pymc_flows.training.loop.packing import Packing
 
-# This many failed steps in a row: no further one will succeed.
+# After so many failed steps in a row the fit gives up.
 MAX_FAILURES = 100
 
 
@@ -48,18 +48,18 @@ class Step:
     settings : tuple of TensorVariable
         Scalars that are set step by step, such as the step size.
     tracked : mapping of str to TensorVariable
-        Recorded every step, by name, or by a prefix of all names what ``packing`` splits.
-        Parameters are recorded after the step, everything else as the step sees it.
+        Recorded every step, by name; with ``packing``, vectors of all parameters by a prefix of
+        their names. Parameters are recorded after the step, everything else before it.
     packing : Packing or None
-        What stands for the parameters in the updates.
+        One vector for all parameters, which the updates change.
     params : tuple of SharedVariable
-        Those of the flow.
+        Parameters of the flow.
     lost : TensorVariable
         How many draws the loss leaves out, an integer.
     batch : tuple of SharedVariable
-        Data that are others in each step; their values say of which shape.
+        Data that differ in each step; their present values give the shapes.
     most : int, optional
-        So many steps take long: a call need not take more.
+        Most steps that a call needs to take, since so many take long.
     """
 
     noise: TensorVariable
@@ -86,7 +86,7 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of noise, state, data and records that a step adds to a call."""
+        """Bytes of noise, state, data and records of a call for each of its steps."""
         arrays = [self.noise, *self.tracked.values()]
         elements = sum(math.prod(n or 1 for n in x.type.shape) for x in arrays)
         kept = [*self.updates, *self.batch]
@@ -150,7 +150,7 @@ def compile_steps(
     )
     last = [trace[-1] for trace in results[: len(carried)]]
     with warnings.catch_warnings():
-        # Some Elemwise stays unfused if a formula has very many blocks: nothing to act on.
+        # With very many blocks some operations stay unfused, which does no harm.
         warnings.filterwarnings("ignore", "Loop fusion failed")
         return function_of(
             [pytensor.In(x, borrow=True) for x in [noise, *batches, settings, n_active, *state]],
@@ -171,8 +171,8 @@ def _after_step(
     """Failures and state after the step; next generators; failed, lost, loss, tracked values."""
     shared = list(step.updates)
     tracked = [x for x in step.tracked.values() if x not in step.updates]
-    # Squares, because optimizers take them. Nothing of the update, which stays one loop with the
-    # choice between old and new.
+    # Squares, because optimizers take them. Updates are not included: each is one loop together
+    # with the choice between old and new.
     health = sum((pt.sqr(g).sum() for g in step.grads.values()), step.loss)
     graphs = [*step.updates.values(), *rngs.values(), health, step.lost, step.loss, *tracked]
     if copies and rngs:
@@ -185,9 +185,8 @@ def _after_step(
     ok = pt.isfinite(health)
     counted = pt.switch(taken, pt.switch(ok, 0, failures + 1), failures)
     kept = [pt.switch(taken & ok, x, v) for v, x in zip(shared, new, strict=True)]
-    after = [_typed(v, x) for v, x in zip([failures, *shared], [counted, *kept], strict=True)]
+    after = [
+        v.type.filter_variable(x, allow_convert=True)
+        for v, x in zip([failures, *shared], [counted, *kept], strict=True)
+    ]
     return after, next_rngs, [~ok, lost, loss, *values]
-
-
-def _typed(like: TensorVariable, x: TensorVariable) -> TensorVariable:
-    return like.type.filter_variable(x, allow_convert=True)

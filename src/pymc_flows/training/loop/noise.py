@@ -1,4 +1,4 @@
-"""Base noise of many steps, drawn at once into one array."""
+"""Base noise of many steps, drawn at once into one array, and data that differ by step."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import numpy as np
 
 from pymc_flows.backends.jax import precision
 
-# In bytes. JAX takes an array that begins at a multiple of it as it is, and copies any other.
+# In bytes. JAX uses arrays that begin at a multiple of it without a copy.
 ALIGNMENT = 64
 
 type Source = Callable[[np.random.Generator, int, tuple[int, ...], str], Any]
-"""Noise (steps, draws, dim) of a shape and a dtype, of which the first n steps are used."""
+"""Takes (rng, n, shape, dtype); returns noise (steps, draws, dim), of which n steps are used."""
 
 
 class Batches(Protocol):
-    """Data of which each step sees another part."""
+    """Data of which each step sees a part."""
 
     def fill(self, step: int, arrays: Sequence[np.ndarray]) -> None:
-        """Put those of a step, and of the steps after it, into arrays (steps, ...)."""
+        """Put the data of ``step`` and the steps after it into arrays (steps, ...)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a file keeps of them, as JSON has it."""
+        """The state for a file, as JSON."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as in a file."""
+        """Restore a `state_dict`."""
 
 
 def base_noise(backend: str) -> Source:
-    """Where the base noise of a backend comes from."""
+    """The source of base noise for a backend."""
     by_jax = backend == "jax" and is_on_accelerator()
     return standard_normal_by_jax if by_jax else standard_normal
 
@@ -55,7 +55,7 @@ def aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 def is_on_accelerator() -> bool:
-    """Whether JAX computes elsewhere than on a CPU."""
+    """Whether JAX's default device is no CPU."""
     import jax  # slow to import
 
     device = jax.config.jax_default_device or jax.devices()[0]
@@ -65,21 +65,9 @@ def is_on_accelerator() -> bool:
 def standard_normal_by_jax(
     rng: np.random.Generator, n: int, shape: tuple[int, ...], dtype: str
 ) -> Any:
-    """Base noise that is drawn where JAX computes, instead of being sent there.
+    """Base noise that is drawn on the device where JAX computes; steps after ``n`` get zeros.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Gives a key to each of the first ``n`` steps, so that they do not depend on how many steps a
-        call takes.
-    n : int
-    shape : tuple of int
-        (steps, draws, dim); steps after the first ``n`` get zeros.
-    dtype : str
-
-    Returns
-    -------
-    jax.Array, shape (steps, draws, dim)
+    The generator gives a key to each step: its noise does not depend on the steps per call.
     """
     words = np.zeros((shape[0], 2), np.uint32)
     words[:n] = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
@@ -97,7 +85,7 @@ def _by_keys() -> Callable[[np.ndarray, int, tuple[int, ...], str], Any]:
         def fill(i: Any, noise: Any) -> Any:
             return noise.at[i].set(jax.random.normal(keys[i], shape, dtype))
 
-        # Calls have the same length whatever they are for; only n steps cost something.
+        # All calls have the same length, but only n steps cost time.
         return jax.lax.fori_loop(0, n, fill, jax.numpy.zeros((len(words), *shape), dtype))
 
     return jax.jit(draw, static_argnums=(2, 3))

@@ -18,10 +18,10 @@ from pymc_flows.flows.chain import Chain, Loop
 
 
 class Packing:
-    """One vector that stands for the parameters of a flow while the compiled loop runs.
+    """One vector for all parameters of a flow while the compiled loop runs.
 
-    A step on small arrays costs what its nodes cost, not what they compute: one update of one
-    vector instead of one per parameter takes half the time, and half the time to compile.
+    A step on small arrays costs time per node, whatever is computed: one update of one vector,
+    instead of one per parameter, halves the time of a step, and the time to compile.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Packing:
     Attributes
     ----------
     theta : SharedVariable, shape (n,)
-        Their values one after the other, each in C order. Up to date after `gather`.
+        Values of the parameters one after the other, each in C order; current after `gather`.
     """
 
     def __init__(self, params: Mapping[str, SharedVariable]):
@@ -77,7 +77,7 @@ class Packing:
 def split_by_block(
     chain: Chain, theta: TensorVariable, loop: Loop
 ) -> list[TensorVariable | dict[str, TensorVariable]]:
-    """Parameters of each block in a vector of all: a vector for a kernel Op, else by name."""
+    """Parameters of each block from a vector of all: a vector for a kernel Op, else by name."""
     blocks: list[TensorVariable | dict[str, TensorVariable]] = []
     start = 0
     for block in chain.blocks:

@@ -1,7 +1,7 @@
 """What a fit minimises: the negative ELBO of a model, or the negative log likelihood of draws.
 
-An objective checks what it is given, decides what the user left open, and makes the graph of one
-step; how steps are taken is the same for all.
+An objective checks its arguments, makes the choices that the user left open, and builds the graph
+of one step. How steps are taken is the same for all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pymc_flows.training.loop import Batches, Source, Step, TrainingLoop
 
 
 class Objective(Protocol):
-    """What `Trainer` needs to know of a loss."""
+    """A loss, as `Trainer` needs it."""
 
     @property
     def q(self) -> FlowState:
@@ -22,16 +22,16 @@ class Objective(Protocol):
 
     @property
     def source(self) -> Source | None:
-        """Makes what a step gets anew each time; None for base noise."""
+        """Makes the random input of a step; None for base noise."""
 
     def batches(self, seed: int) -> Batches | None:
-        """Brings data of which each step sees another part; None for none."""
+        """Provides data that differ by step; None without any."""
 
     def step(self, config: FitConfig) -> tuple[FitConfig, Step]:
-        """Check the arguments; return them with what was left open, and the graph of a step."""
+        """Check and complete the arguments; return them, and the graph of a step."""
 
     def record(self) -> dict[str, Any]:
-        """What a file says of it."""
+        """The objective for a file, as JSON."""
 
     def why_stuck(self, loop: TrainingLoop, config: FitConfig) -> str:
         """Say why the last step failed, and what to do."""

@@ -44,7 +44,7 @@ class Elbo:
         return self.problem.q
 
     def batches(self, seed: int) -> Feed | None:
-        """Rows that are not all in memory."""
+        """Batches of rows that are not all in memory; None if all are."""
         stream = stream_of(self.problem.density)
         return stream.feed(seed) if stream is not None and stream.in_steps else None
 
@@ -121,7 +121,7 @@ class Elbo:
         return replace(step, most=plan.most_steps)
 
     def record(self) -> dict[str, Any]:
-        """The KL weight, under the name that it has in PyMC, and an anchor."""
+        """The KL weight, under its name in PyMC, and the anchor."""
         anchor = self.problem.anchor
         found = None
         if anchor is not None:
@@ -139,7 +139,7 @@ class Elbo:
 
 
 def _has_rows_here(config: FitConfig) -> bool:
-    """Whether a core and its cache go through all rows, and for the gradient of the flow alone."""
+    """Whether one CPU core goes through all rows, for the gradient of the flow alone."""
     is_local = config.devices is not None and config.devices.is_local
     on_accelerator = config.backend == "jax" and is_on_accelerator()
     return not is_local and not on_accelerator and not config.more_obj_params

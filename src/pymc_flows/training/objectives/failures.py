@@ -1,4 +1,4 @@
-"""Why steps fail: what is not finite first."""
+"""Why steps fail: the first result that is not finite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.backends.ops import has_loop
+from pymc_flows.backends.ops import brief, has_loop
 from pymc_flows.flows.chain import Chain
 from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.model.examine import why_not_finite
@@ -17,15 +17,9 @@ from pymc_flows.training.objectives.loss import Problem
 
 
 def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacements) -> str:
-    """Replay the last failed step outside the loop; name what is not finite first.
+    """Replay the last failed step outside the loop; name the first result that is not finite.
 
-    Parameters
-    ----------
-    problem : Problem
-        Its flow has the parameters of the failed step, which are those of the last good one.
-    loop : TrainingLoop
-    replacements : mapping, optional
-        Those in the model's log density.
+    The problem has the parameters at which the step failed: those after the last good step.
     """
     q, density, step, noise = problem.q, problem.density, loop.step, loop.failed_noise
     z, log_det = forward_and_log_det(q.chain, noise, q.values())
@@ -47,7 +41,7 @@ def why_step_failed(problem: Problem, loop: TrainingLoop, replacements: Replacem
         loss, *grads = replay(noise)
         if not np.isfinite(loss):
             return _why_too_few(density.replaced(replacements), z)
-    except Exception as error:  # whatever the model's Ops raise is the answer
+    except Exception as error:  # the Ops of a model may raise anything
         return f"  the log density raises {brief(error)}"
     for name, grad in step.by_parameter(dict(zip(step.grads, grads, strict=True))).items():
         bad = np.argwhere(~np.isfinite(grad))
@@ -81,8 +75,3 @@ def _place(chain: Chain, name: str, index: np.ndarray) -> str:
             return f"{name.removeprefix(prefix)!r} of layer {layer} ({block.layer.word})"
         position += block.count
     return repr(name)
-
-
-def brief(error: BaseException) -> str:
-    """Class of an exception, and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -28,7 +28,7 @@ class Likelihood:
     ----------
     q : FlowState
     points : ndarray, shape (n, dim)
-        Each step takes some of them, at random.
+        Each step takes a random sample of them.
     """
 
     q: FlowState
@@ -36,7 +36,7 @@ class Likelihood:
 
     @property
     def source(self) -> Source:
-        """Chooses draws, in the coordinates of the frame: what is fitted is the flow there."""
+        """Chooses draws, in the coordinates of the frame, where the flow is fitted."""
         standard = self.q.frame.inverse(self.points).astype(pytensor.config.floatX)
 
         def choose(
@@ -55,7 +55,7 @@ class Likelihood:
         """Make the graph of a step."""
         q, dtype = self.q, pytensor.config.floatX
         rows = pt.matrix("draws", shape=(config.obj_n_mc, q.dim), dtype=dtype)
-        # There are no kernels of inverses.
+        # Inverses have no kernels.
         loop: Loop = "scan" if layer_loop(str(config.backend)) == "scan" else "unroll"
         packing, params = packing_of(q, config), list[Any](q.params)
         if packing is not None:
@@ -81,7 +81,7 @@ class Likelihood:
 def loss_and_lost(
     q: FlowState, rows: TensorVariable, loop: Loop
 ) -> tuple[TensorVariable, TensorVariable]:
-    """The loss without the draws whose density is not finite, and how many these are."""
+    """The loss over draws (n, dim) with a finite density, and the number of the others."""
     z0, log_det = q.chain.inverse_and_log_det(rows, q.blocks, loop=loop)
     log_q = base_log_prob(z0) - log_det
     return mean_of_finite(q.frame.graph(rows)[1] - log_q, pt.isfinite(log_q))

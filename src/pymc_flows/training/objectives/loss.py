@@ -28,28 +28,21 @@ from pymc_flows.training.loop.packing import join, split_by_block
 
 
 def default_gradient(chain: Chain, backend: str, *, anneals: bool) -> str:
-    """Return what is nearer to the posterior at equal time, one of `config.GRADIENTS`.
-
-    Parameters
-    ----------
-    chain : Chain
-    backend : {"numba", "jax"}
-        Numba takes 15 s to compile the path gradient of a flow that it else compiles in 10.
-    anneals : bool
-        Far from the posterior, where annealing begins, the path gradient is the noisier one.
-    """
+    """Return the estimate that comes nearer to the posterior in equal time, 'total' or 'path'."""
+    # Numba compiles a flow in 15 s with the path gradient, and in 10 s without. Far from the
+    # posterior, where annealing begins, the path gradient has more noise.
     is_path = backend == "jax" and not anneals and chain.has_quick_score
     return "path" if is_path else "total"
 
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """A point with the log density of all rows there.
+    """A point at which the log density of all rows is known.
 
-    What a batch gets wrong there, in value and gradient, is taken from what it says elsewhere: a
-    control variate, of mean 0 over batches. Near the point little of the noise of batches is left
-    (Baker, Fearnhead, Fox & Nemeth, Control variates for stochastic gradient MCMC, Statistics and
-    Computing 29, 2019, arXiv:1706.05439).
+    The error of a batch there, in value and gradient, is subtracted elsewhere: a control variate
+    with mean 0 over batches. Near the point it removes most of the noise of batches (Baker,
+    Fearnhead, Fox & Nemeth, Control variates for stochastic gradient MCMC, Statistics and Computing
+    29, 2019, arXiv:1706.05439).
 
     Attributes
     ----------
@@ -66,7 +59,7 @@ class Anchor:
     def correction(
         self, density: ModelDensity, z: TensorVariable, replacements: Replacements
     ) -> tuple[TensorVariable, TensorVariable]:
-        """What to add to log densities (draws,) at points (draws, dim), and its gradient (dim,)."""
+        """Correction (draws,) of log densities at z (draws, dim), and its gradient (dim,)."""
         point, gradient = (
             pt.constant(x.astype(z.dtype), name=name)
             for x, name in ((self.point, "anchor"), (self.gradient, "anchor_gradient"))
@@ -80,7 +73,7 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is fitted to what: a flow against the log density of a model.
+    """A flow, and the log density of a model that it is fitted to.
 
     Attributes
     ----------
@@ -92,7 +85,7 @@ class Problem:
     scale : TensorVariable or float
         The divisor c of the loss.
     anchor : Anchor, optional
-        Where the log density of all rows is known, of a model that sees a batch of them.
+        For a model that sees a batch of its rows at a time.
     """
 
     q: FlowState
@@ -109,11 +102,11 @@ class Estimator:
     Attributes
     ----------
     inverse_temperature : TensorVariable, optional
-        Factor () of the gradient of the log density: the step is one of a fit to that power of p.
+        Factor () of the gradient of the log density: the step fits that power of p.
     path : TensorVariable, optional
-        Not 0 () to use the path gradient, which leaves the score of q's parameters out: its
-        expectation is 0, and without it the gradient vanishes draw by draw where q = p (Roeder, Wu
-        & Duvenaud, Sticking the landing, NeurIPS 2017, arXiv:1703.09194).
+        Where it () is not 0, the path gradient is used, which leaves out the score of q's
+        parameters. The score has mean 0; without it the gradient of each draw vanishes where q = p
+        (Roeder, Wu & Duvenaud, Sticking the landing, NeurIPS 2017, arXiv:1703.09194).
     """
 
     inverse_temperature: TensorVariable | None = None
@@ -121,7 +114,7 @@ class Estimator:
 
 
 class Loss(NamedTuple):
-    """The loss of a step, without the draws that are not finite.
+    """The loss of a step, over draws at which it is finite.
 
     Attributes
     ----------
@@ -140,10 +133,10 @@ class Loss(NamedTuple):
 def mean_of_finite(
     values: TensorVariable, finite: TensorVariable
 ) -> tuple[TensorVariable, TensorVariable]:
-    """Average values (draws,) over the draws that are finite, and count the others.
+    """Average values (draws,) over the finite draws, and count the others.
 
-    One draw in a region where a density is 0, or overflows, says nothing of the others; of a mean
-    over fewer than half of them little is left, which makes it NaN.
+    A draw at which a density is 0 or overflows says nothing about the others. If more than half of
+    the draws are not finite, the mean is NaN.
     """
     n_draws = values.type.shape[0]
     n_finite = finite.sum()
@@ -153,7 +146,7 @@ def mean_of_finite(
 
 
 def _with_others(rows: TensorVariable, usable: TensorVariable) -> TensorVariable:
-    """The first usable row in the place of each that is not: a draw from the same distribution."""
+    """Rows, with each unusable one replaced by the first usable one."""
     return pt.switch(usable[:, None], rows, rows[pt.argmax(usable)])
 
 
@@ -165,15 +158,7 @@ def loss_graph(
     loop: Loop,
     replacements: Mapping[Variable, Variable] | None = None,
 ) -> TensorVariable:
-    """Return the loss as one differentiable scalar, in nats.
-
-    Parameters
-    ----------
-    z0 : TensorVariable, shape (draws, dim)
-        Base draws.
-    plan : DrawPlan
-        How draws go through the log density.
-    """
+    """Return the loss for base draws z0 (draws, dim) as one differentiable scalar, in nats."""
     z, log_det = problem.q.graph(z0, loop)
     log_q = base_log_prob(z0) - log_det
     density = problem.density
@@ -201,19 +186,19 @@ def loss_and_gradients(
     """Return the loss and its gradients w.r.t. the flow's parameters, then w.r.t. ``extra``.
 
     Draws are left out where the log density, its squared gradient or the log-determinant is not
-    finite; loss and gradients are means over the others. The gradients w.r.t. ``extra`` are sums
-    over draws, taken a second time with the first of the others in the place of those. A draw for
-    which the flow itself overflows costs the step: its gradient is 0 · ∞, and to know it before
-    would take every step a further pass through the flow.
+    finite; loss and gradients are means over the others. The gradients w.r.t. ``extra`` are
+    computed a second time, as sums over draws in which the first finite draw replaces each that is
+    left out. A draw for which the flow itself overflows makes the step fail: its gradient is 0 · ∞,
+    and to detect it before would take a further pass through the flow in every step.
 
     With an ``estimator`` the gradients w.r.t. the flow are another estimate of their expectation,
     or those of a tempered density; the loss is the same. With ``theta`` (n,), a vector of all
-    parameters, the flow's gradient is one with respect to it. With ``devices`` of several processes
-    the log density is that of the rows of all of them; ``extra`` must be empty then.
+    parameters, the flow's gradient is that w.r.t. ``theta``. With ``devices`` of several processes
+    the log density is that of the rows of all of them, and ``extra`` must be empty.
 
-    The model's gradient is taken at the points z, in micro-batches where the plan says so, and
-    pulled back through the flow: equal to the gradient of `loss_graph`, without a reverse pass
-    through any loop over draws.
+    The model's gradient is computed at the points z, in micro-batches if the plan says so, and
+    pulled back through the flow. It equals the gradient of `loss_graph`, without a reverse pass
+    through a loop over draws.
     """
     q = problem.q
     wrt: list[TensorVariable] = [*q.params]
@@ -223,16 +208,18 @@ def loss_and_gradients(
         wrt = [v for b in blocks for v in (b.values() if isinstance(b, dict) else [b])]
     estimator = estimator or Estimator()
     inside, log_det = q.chain.forward_and_log_det(z0, q.blocks, loop=loop)
-    # Variables of their own, whose gradients are known below.
+    # Copies, for which gradients are given below.
     inside = pt.tensor_copy(inside)
     z, frame_log_det = q.frame.graph(inside)
     z, log_det = pt.tensor_copy(z), pt.tensor_copy(log_det + frame_log_det)
     n_draws = z0.type.shape[0]
-    # Those of the mean loss: what is multiplied here costs no pass over the gradient afterwards.
-    weights = [-problem.kl_weight / problem.scale / n_draws, -1.0 / problem.scale / n_draws]
-    # Processes have rows of their own, and the same prior.
+    # Processes have their own rows, but share the prior.
     n_parts = 1 if devices is None or devices.is_local else devices.n_parts
-    weights[0] = weights[0] / n_parts
+    # Weights of prior and data in the mean loss: here they cost no further pass over the gradient.
+    weights = [
+        -problem.kl_weight / problem.scale / n_draws / n_parts,
+        -1.0 / problem.scale / n_draws,
+    ]
     (prior, data), z_grad, _ = problem.density.value_and_grad(
         z,
         weights=weights,

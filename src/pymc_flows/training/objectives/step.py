@@ -1,4 +1,4 @@
-"""From a loss and its gradients to a step: updates, settings, and what is tracked."""
+"""The step of a loss and its gradients: updates, settings, and tracked values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pymc_flows.training.objectives.loss import Loss
 
 
 def packing_of(q: FlowState, config: FitConfig) -> Packing | None:
-    """One vector for all parameters, where the optimizer works entry by entry."""
+    """One vector for all parameters, if the optimizer works entry by entry; else None."""
     is_alone = not config.more_obj_params and config.more_updates.keys().isdisjoint(q.params)
     return Packing(q.params_dict) if config.optimizer.is_elementwise and is_alone else None
 
@@ -32,18 +32,9 @@ def optimizer_step(
 ) -> Step:
     """Make the step of a loss.
 
-    Parameters
-    ----------
-    q : FlowState
-    config : FitConfig
-    packing : Packing, optional
-        What the gradients are taken with respect to; else ``q.params`` and ``more_obj_params``.
-    noise : TensorVariable, shape (draws, dim)
-    loss : Loss
-    settings : sequence of TensorVariable
-        Scalars that are set step by step, besides the step size.
-    batch : sequence of SharedVariable
-        Data that are others in each step.
+    Gradients are w.r.t. the vector of ``packing`` or, without one, w.r.t. ``q.params`` and
+    ``more_obj_params``. ``settings`` are scalars that are set step by step, besides the step size,
+    and ``batch`` data that differ in each step.
     """
     optimizer, extra, grads = config.optimizer, config.more_obj_params, loss.grads
     own = {"": packing.theta} if packing else dict(q.params_dict)
