@@ -8,6 +8,7 @@ from posteriors import Bernoulli, CentredMeans, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field
 from pymc_flows.field.conditional.judge import judge
+from pymc_flows.field.state import FieldState
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, effective=1_000, most_values=1_000)
 QUICK = replace(OPTIONS, rounds=(32, 32), values=32, flow_rounds=0)
@@ -85,15 +86,30 @@ def test_draws_have_the_density_that_log_prob_gives(make, rng):
     target = make(np.random.default_rng(5))
     posterior = target.posterior()
     found = fit_field(posterior, options=QUICK, random_seed=1)
-    draws = found.draw(40, rng, n_hyper=20)
-    np.testing.assert_allclose(found.log_prob(draws.points), draws.log_q, rtol=1e-10)
+    points, log_q = found.draw(40, rng, n_hyper=20)
+    np.testing.assert_allclose(found.log_prob(points), log_q, rtol=1e-10)
     # The field is Gaussian: all of the joint weight is that of the hyperparameters.
-    log_p, _ = posterior.value_and_grad(draws.points)
-    hyper = draws.points[:, posterior.hyper]
+    log_p, _ = posterior.value_and_grad(points)
+    hyper = points[:, posterior.hyper]
     marginal = target.log_marginal(hyper)
     np.testing.assert_allclose(
-        log_p - draws.log_q, marginal - found.values.flow.log_prob(hyper), atol=1e-8
+        log_p - log_q, marginal - found.values.flow.log_prob(hyper), atol=1e-8
     )
+
+
+def test_draws_without_a_gaussian_are_drawn_again(plated, rng, monkeypatch):
+    _, found = plated
+    whole, calls = found.marginal.gaussians, []
+
+    def flaky(hyper):
+        calls.append(len(hyper))
+        pairs = list(whole(hyper))
+        return [(0, None), *pairs[1:]] if len(calls) < 3 else pairs
+
+    monkeypatch.setattr(found.marginal, "gaussians", flaky)
+    points, log_q = FieldState(found, None).draw(3, rng)
+    assert calls == [3, 1, 1]
+    np.testing.assert_allclose(found.log_prob(points), log_q)
 
 
 def test_corrected_draws_have_the_posterior_moments(plated, rng):
@@ -121,7 +137,7 @@ def test_neals_funnel_is_exact():
     found = fit_field(Funnel(9).posterior(), options=OPTIONS, random_seed=0)
     values = found.values
     assert values.overall.log_evidence == pytest.approx(0, abs=0.02)
-    v = found.draw(500, np.random.default_rng(0)).points[:, 0]
+    v = found.draw(500, np.random.default_rng(0))[0][:, 0]
     assert v.mean() == pytest.approx(0, abs=0.3)
     assert v.std() == pytest.approx(3, rel=0.1)
     assert values.quality.elbo > -0.02

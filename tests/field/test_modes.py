@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import optimize, sparse
 
-from posteriors import Bernoulli, Funnel, LinearMixed
+from posteriors import Bernoulli, Funnel, LinearMixed, variances
 from pymc_flows.field import Posterior
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.factors import factoring
@@ -42,7 +42,7 @@ def test_the_mode_agrees_with_a_general_optimiser(bernoulli):
     expected = optimize.minimize(negative, np.zeros(12), jac=True, options={"gtol": 1e-10})
     np.testing.assert_allclose(gaussian.mean, expected.x, atol=1e-5)
     curvature = bernoulli.curvature(np.concatenate([g, expected.x])).diagonal()
-    np.testing.assert_allclose(gaussian.factor.variances(), 1 / curvature, rtol=1e-3)
+    np.testing.assert_allclose(variances(gaussian.factor, 12), 1 / curvature, rtol=1e-3)
 
 
 def test_modes_do_not_depend_on_what_else_is_sought(bernoulli, rng):
@@ -96,6 +96,16 @@ def test_steps_are_bounded_and_a_field_without_a_mode_is_none(rng):
     [found] = modes.find(np.zeros((1, 1)), rng.standard_normal((1, 3)), steps=7, tolerance=1e-12)
     assert found is None
     assert posterior.evaluations.gradients <= 8
+
+
+def test_a_curvature_that_no_damping_makes_definite_has_no_mode():
+    class Tied(Bilinear):
+        def curvature(self, point):
+            return sparse.csc_matrix([[1.0, 1e12], [1e12, 1.0]])
+
+    modes = modes_of(Tied().posterior())
+    [found] = modes.find(np.zeros((1, 0)), np.ones((1, 2)), steps=9, tolerance=1e-3)
+    assert found is None
 
 
 def test_points_without_a_density_have_no_mode(bernoulli):

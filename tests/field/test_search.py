@@ -21,7 +21,7 @@ def conditional_of(posterior, pairs):
     modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
     points = quadrature(posterior.groups, pairs, np.random.default_rng(0))
-    return ConditionalField(modes, surface, points, FieldOptions())
+    return ConditionalField(modes, surface, points)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,6 @@ def test_predicted_corrections_give_the_values_that_weights_give(bernoulli):
         return np.asarray(arrays[name], dtype)
 
     again = restored(bernoulli.posterior(), Formula("tril-loc | laplace"), read)
-    points = found.draw(5, np.random.default_rng(0)).points
+    points = found.draw(5, np.random.default_rng(0))[0]
     np.testing.assert_allclose(again.log_prob(points), found.log_prob(points), rtol=1e-6)
     assert again.marginal.conditional.shift is not None

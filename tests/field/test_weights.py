@@ -3,7 +3,6 @@ import pytest
 from scipy import stats
 
 from posteriors import Bernoulli, LinearMixed
-from pymc_flows.field import FieldOptions
 from pymc_flows.field.conditional.judge import judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
@@ -13,11 +12,10 @@ from pymc_flows.field.factors import factoring
 
 
 def conditional_of(posterior, rng, *, corrects=True):
-    options = FieldOptions(newton_tolerance=1e-8)
     modes = FieldModes(posterior, factoring(posterior.pattern, posterior.groups))
     surface = Surface(posterior.start[posterior.hyper], posterior.start[posterior.field])
-    points = quadrature(posterior.groups, options.quadrature_pairs, rng)
-    return ConditionalField(modes, surface, points, options, corrects=corrects)
+    points = quadrature(posterior.groups, 8, rng)
+    return ConditionalField(modes, surface, points, corrects=corrects)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +122,28 @@ def test_groups_are_judged_by_the_tails_of_their_weights(rng):
     assert found.khat[2] == -np.inf
     np.testing.assert_array_equal(found.worst(2), [1, 0])
     assert found.ess[2] == pytest.approx(4000)
+
+
+def test_groups_without_a_finite_weight_are_not_trusted():
+    log_weights = np.zeros((1, 64, 3))
+    log_weights[:, 5, 1], log_weights[:, :, 2] = -np.inf, -np.inf
+    found = judge([GroupWeights(None, np.zeros(1), log_weights)])
+    np.testing.assert_array_equal(found.is_untrusted, [False, False, True])
+    assert found.smallest_ess == 0
+
+
+def test_a_density_that_is_not_a_number_is_0(two_rows, rng):
+    posterior = two_rows.posterior()
+    [gaussian] = conditional_of(posterior, rng).at(np.array([[0.3, 0.0]]))
+    noise = NormalNoise.make(posterior.groups, 64, rng)
+    whole = posterior.by_group
+
+    def broken(points):
+        shared, by_group = whole(points)
+        by_group[3, 7] = np.nan
+        return shared, by_group
+
+    posterior.by_group = broken
+    weights = weigh_groups(posterior, gaussian, noise)
+    assert np.isfinite([weights.log_marginal, weights.error]).all()
+    assert 1 < weights.ess[7] < 64

@@ -191,6 +191,29 @@ def test_roles_can_be_given(model):
     assert len(approx.q.structure.field) == 1 + N_GROUPS
 
 
+@pytest.mark.parametrize("n_new", [2, N_GROUPS * N_ROWS])
+def test_data_for_predictions_leave_the_posterior_as_it_was(n_new):
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(N_GROUPS), N_ROWS)
+    with pm.Model() as model:
+        index, x = pm.Data("index", group), pm.Data("x", rng.normal(size=len(group)))
+        y = pm.Data("y_seen", rng.poisson(2, len(group)))
+        tau, b = pm.HalfNormal("tau", 1), pm.Normal("b", 0, 1)
+        a = pm.Normal("a", 0, 1, shape=N_GROUPS)
+        rate = pm.Deterministic("rate", pm.math.exp(0.5 + tau * a[index] + b * x))
+        pm.Poisson("y", rate, observed=y, shape=rate.shape)
+    approx = fit_structured(model=model, random_seed=1)
+    before = approx.sample(50, random_seed=2).posterior
+    new = {"index": np.full(n_new, 1), "x": np.zeros(n_new), "y_seen": np.full(n_new, 9)}
+    with model:
+        pm.set_data(new)
+        after = approx.sample(50, random_seed=2).posterior
+    for name in ("tau", "b", "a"):
+        np.testing.assert_array_equal(after[name], before[name])
+    expected = np.exp(0.5 + after["tau"] * after["a"][..., 1])
+    np.testing.assert_allclose(after["rate"], np.repeat(expected.values[..., None], n_new, -1))
+
+
 def test_posterior_predictive_draws(approx, model):
     with model:
         tree = approx.sample(20, random_seed=8)

@@ -14,6 +14,11 @@ def normal(x, sd):
     return -0.5 * (x / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
 
 
+def variances(factor, n):
+    """Diagonal of the inverse of a factored matrix (n, n)."""
+    return np.square(factor.color(np.eye(n))).sum(axis=0)
+
+
 @dataclass(frozen=True)
 class Parts:
     """Structure of a posterior: hyperparameters first, then the field."""

@@ -24,7 +24,7 @@ from pymc_flows.formula import Formula
 from pymc_flows.importance import Correction, check_correction, corrected
 from pymc_flows.model import draws as _draws
 from pymc_flows.model.examine import check_has_weights
-from pymc_flows.model.log_density import ROWS, LogDensity
+from pymc_flows.model.log_density import ROWS, DensityOfFit, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.points import is_named, to_unconstrained
 from pymc_flows.support.arguments import check_integer
@@ -45,6 +45,7 @@ class FlowDraws(StateApproximation):
     hist: np.ndarray
     ladder: Any
     restarts: Any
+    _fitted_to: DensityOfFit | None
     _sample_rng: np.random.Generator
     _draws_functions: _draws.DrawsFunctions
 
@@ -360,7 +361,9 @@ class FlowDraws(StateApproximation):
         points, log_q = self._draw(n, rng)
         if not correct:
             return points, None
-        log_p = LogDensity(self.density_of(model)).value(points)
+        fitted = self._fitted_to if wanted is not None else None
+        density = self.density_of(model) if fitted is None else fitted.current
+        log_p = LogDensity(density).value(points)
         return corrected(correct, points, log_p, log_q, rng, wanted)
 
     def draws_at(

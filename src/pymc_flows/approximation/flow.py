@@ -16,12 +16,13 @@ from pymc_flows.approximation.pickling import OnlyCloudpickle, deep_copy
 from pymc_flows.approximation.saving import contents
 from pymc_flows.approximation.start import LayerParams, check_jitter, start_state
 from pymc_flows.approximation.state import State
+from pymc_flows.field.state import FieldState
 from pymc_flows.flows.chain import Loop
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.io.files import write
 from pymc_flows.model import draws as _draws
-from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.log_density import DensityOfFit, LogDensity
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.arguments import model_or_context
@@ -133,12 +134,25 @@ class NormalizingFlow(FlowDraws):
     ) -> None:
         super().__init__(q, density, model, seeds)
         self.hist = np.asarray(())
-        self.ladder: Any = None
+        self.ladder = None
         self.restarts: Any = None
         self._sample_rng = np.random.default_rng(seeds.spawn(1)[0])
         self._draws_functions = _draws.DrawsFunctions(
             {slot.name: slot.shape for slot in density.slots}
         )
+
+    @property
+    def ladder(self) -> Any:
+        """What ``fit(formula='auto')`` tried."""
+        return self._ladder
+
+    @ladder.setter
+    def ladder(self, found: Any) -> None:
+        self._ladder = found
+        # A field, and weights that were found good, are those by the data of the fit, whatever
+        # comes in later.
+        depends = isinstance(self.q, FieldState) or (found is not None and found.resamples)
+        self._fitted_to = DensityOfFit(self.density) if depends else None
 
     @property
     def graph_loop(self) -> Loop:

@@ -57,11 +57,13 @@ def contents(approx: FlowDraws, hist: np.ndarray | None = None) -> Content:
         roles = {"hyper": list(q.structure.hyper_names), "field": list(q.structure.field_names)}
     if isinstance(q, MixtureState):
         parts = [str(part.formula) for part in q.parts]
+    fitted = approx._fitted_to
+    density = approx.density if fitted is None else fitted.current
     record = {
         "versions": versions(),
         "floatX": pytensor.config.floatX,
         "model": fingerprint(approx.model, approx.density.slots),
-        "log_density": probe(approx.density, q.landmarks()),
+        "log_density": probe(density, q.landmarks()),
         "ladder": None if approx.ladder is None else approx.ladder.record(),
         "restarts": None if approx.restarts is None else approx.restarts.record(),
         "structure": roles,

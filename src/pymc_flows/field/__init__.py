@@ -4,12 +4,11 @@ from pymc_flows.field.fit import fit_field
 from pymc_flows.field.gradient import BatchedGradient, batched_gradient
 from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.posterior import Posterior
-from pymc_flows.field.result import FieldApproximation, FieldDraws
+from pymc_flows.field.result import FieldApproximation
 
 __all__ = [
     "BatchedGradient",
     "FieldApproximation",
-    "FieldDraws",
     "FieldOptions",
     "Posterior",
     "batched_gradient",

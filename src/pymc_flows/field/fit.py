@@ -24,9 +24,12 @@ from pymc_flows.importance import systematic
 
 _log = logging.getLogger(__name__)
 
-# Draws of groups are fewer by this for each of several draws of the separator.
-SHARED = 4
-# Groups that cannot be trusted are judged again by so many times as many draws.
+# Most draws behind the weights of groups. With a separator, draws of it, and the factor by which
+# each of these has fewer draws of the groups.
+GROUP_DRAWS, SEPARATOR_DRAWS, SHARED = 64, 8, 4
+# Values of the hyperparameters at which groups are judged.
+JUDGED = 4
+# Groups that cannot be trusted are judged again with this many times as many draws.
 MORE = 8
 # Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
 # given each.
@@ -43,19 +46,19 @@ def fit_field(
 ) -> FieldApproximation:
     """Fit a flow over the hyperparameters, and the Gaussian field given them.
 
-    Rue, Martino & Chopin, Approximate Bayesian inference for latent Gaussian models by using
-    integrated nested Laplace approximations, JRSS B 71(2), 2009, with importance sampling in
-    place of a grid.
+    It is the method of Rue, Martino & Chopin (Approximate Bayesian inference for latent Gaussian
+    models by using integrated nested Laplace approximations, JRSS B 71(2), 2009), with importance
+    sampling in place of a grid.
 
     Parameters
     ----------
     posterior : Posterior
     start : ndarray, shape (dim,), optional
-        Point of the unconstrained space to begin at; by default the start of the model.
+        Point of the unconstrained space to begin at; by default the start of the posterior.
     options : FieldOptions, optional
     random_seed : int, optional
     report : callable, optional
-        Called with stage, evaluations and CPU seconds, after each unit of work.
+        Called with stage, evaluations and CPU seconds after each unit of work.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def fit_field(
     progress = Progress(posterior.evaluations, posterior.sizes, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
-    mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], options, progress)
+    mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], progress)
     marginal = _marginal(conditional, mode, options, rng, progress)
     values = sample_hyper(marginal, mode, options, rng, progress)
     return FieldApproximation(
@@ -87,12 +90,11 @@ def fit_field(
 def _conditional(
     posterior: Posterior, start: np.ndarray, options: FieldOptions, rng: np.random.Generator
 ) -> ConditionalField:
-    """The Gaussian over the field, sought from the start alone for the time being."""
+    """The Gaussian over the field, whose mode is sought from the start: none is predicted yet."""
     groups = posterior.groups
     modes = FieldModes(posterior, factoring(posterior.pattern, groups, posterior.rows))
     points = quadrature(groups, options.quadrature_pairs, rng)
-    surface = Surface(start[posterior.hyper], start[posterior.field])
-    return ConditionalField(modes, surface, points, options)
+    return ConditionalField(modes, Surface(start[posterior.hyper], start[posterior.field]), points)
 
 
 def _marginal(
@@ -102,18 +104,18 @@ def _marginal(
     rng: np.random.Generator,
     progress: Progress,
 ) -> Marginal:
-    """The corrected marginal, around the mode."""
-    groups = conditional.modes.posterior.groups
+    """The corrected marginal, with modes and means that are predicted around the mode."""
+    groups = conditional.posterior.groups
     around = ConditionalField(
         conditional.modes,
         mode.surface,
         conditional.points,
-        options,
         is_far=conditional.is_far,
         shift=mode.shift,
     )
-    n_outer = options.separator_draws if (groups < 0).any() else 1
-    n_inner = options.group_draws // (1 if n_outer == 1 else SHARED)
+    n_outer, n_inner = 1, GROUP_DRAWS
+    if (groups < 0).any():
+        n_outer, n_inner = SEPARATOR_DRAWS, GROUP_DRAWS // SHARED
     noise = NormalNoise.make(groups, n_outer * n_inner, rng)
     marginal = Marginal(around, noise, n_outer=n_outer, is_gaussian=False)
     weights = marginal.weigh(mode.gaussian)
@@ -139,7 +141,7 @@ def _marginal(
 
 
 def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:
-    """How many blocks, and draws in each, the weights of groups need: no more than these."""
+    """Numbers of blocks, and of draws in each, that suffice: no more than these weights have."""
     n_outer, n_inner = weights.by_group.shape[:2]
     # The variance of a mean falls with the number of draws.
     allowed = options.group_error**2
@@ -150,8 +152,9 @@ def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:
 
 
 def _fewer(n: int, share: float, least: int) -> int:
-    """That share of n, as a power of two between bounds."""
-    return int(np.clip(2.0 ** math.ceil(math.log2(max(share, 1e-9) * n)), least, n))
+    """A share of n, as a power of two from ``least`` to n; all of n if the share is not known."""
+    wanted = max(share, 1e-9) * n if share < 1 else n
+    return int(np.clip(2.0 ** math.ceil(math.log2(wanted)), least, n))
 
 
 def _groups(
@@ -161,19 +164,19 @@ def _groups(
     rng: np.random.Generator,
     progress: Progress,
 ) -> GroupQuality:
-    """Judge groups at values of the hyperparameters that have weight."""
-    posterior = marginal.conditional.modes.posterior
+    """Judge groups at values of the hyperparameters that are drawn by their weights."""
+    posterior = marginal.posterior
     if marginal.is_gaussian:
         n = options.judge_draws
         return GroupQuality(
             n, np.full(posterior.n_groups, float(n)), np.full(posterior.n_groups, -np.inf)
         )
-    hyper = values.hyper[systematic(np.exp(values.log_weights), options.judged, rng)]
+    hyper = values.hyper[systematic(np.exp(values.log_weights), JUDGED, rng)]
     before = progress.effort
     found = judge(_weights_of_groups(marginal, hyper, options.judge_draws, rng, progress))
     seconds = MORE * (progress.effort - before)
     if not found.is_trusted and seconds <= options.judge_seconds:
-        # Of few draws, k-hat is noise: of 1,000 good groups some would be called bad.
+        # With few draws k-hat is noisy, and some of 1,000 good groups seem bad.
         n_draws = MORE * options.judge_draws
         found = judge(_weights_of_groups(marginal, hyper, n_draws, rng, progress))
     return found
@@ -187,7 +190,7 @@ def _weights_of_groups(
     progress: Progress,
 ) -> list[GroupWeights]:
     """Weights of groups at values of the hyperparameters."""
-    posterior = marginal.conditional.modes.posterior
+    posterior = marginal.posterior
     noise, found = NormalNoise.make(posterior.groups, n_draws, rng), []
     for _, gaussian in marginal.gaussians(hyper):
         if gaussian is not None:

@@ -1,11 +1,11 @@
-"""Gradients of a log density at any number of points, compiled where that pays."""
+"""Log densities with gradients at any number of points, compiled where that pays."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,18 @@ _log = logging.getLogger(__name__)
 
 # Points of one call; fewer where they would take more memory than `plan_draws` allows.
 ROWS = 256
-# It is compiled when calls have taken as long as that takes, in CPU seconds, unless a point takes
-# no more than the second.
+# CPU seconds that calls take in all before the gradient is compiled: about what compiling takes.
 PATIENCE = {"jax": 1.0, "numba": 10.0}
+# It is never compiled if a point takes fewer CPU seconds than this.
 FAST = 5e-4
 
 
 type Gradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Log density (n,) and its gradient (n, dim) at points (n, dim), in nats."""
 
 
 def batched_gradient(density: ModelDensity) -> BatchedGradient:
-    """Return the gradient of a density, made once."""
+    """Return the `BatchedGradient` of a density, which is made once and kept with it."""
     found: BatchedGradient | None = density.kept.get("gradient")
     if found is None:
         found = density.kept["gradient"] = BatchedGradient(density)
@@ -45,8 +46,8 @@ def batched_gradient(density: ModelDensity) -> BatchedGradient:
 class BatchedGradient:
     """Evaluates a log density and its gradient.
 
-    Nothing is compiled at first, which takes longer than most models need. If the calls turn out
-    to be slow, as with special functions that NumPy does not have, JAX or numba takes over.
+    At first it computes in NumPy, since compiling takes longer than all calls of most models. If
+    calls turn out to be slow, as with special functions that NumPy lacks, JAX or numba takes over.
 
     Parameters
     ----------
@@ -57,13 +58,14 @@ class BatchedGradient:
         self._density = density
         self._seconds, self._points = 0.0, 0
         self._compiled: Gradient | None = None
-        self._near: np.ndarray | None = None  # where plans are tried out: the first point
+        self._near: np.ndarray | None = None  # the first point, where plans are tried out
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats."""
         if self._compiled is not None:
             return self._compiled(points)
-        self._near = points[0] if self._near is None else self._near
+        if self._near is None:
+            self._near = points[0].copy()
         evaluate = self._plain
         before = time.process_time()
         found = evaluate(points)
@@ -72,7 +74,9 @@ class BatchedGradient:
         is_slow = self._seconds > max(FAST * self._points, min(PATIENCE.values()))
         if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
             each = 1000 * self._seconds / self._points
-            _log.info("A gradient takes %.2g ms in NumPy: compiled by %s.", each, self._backend)
+            _log.info(
+                "A gradient takes %.2g ms in NumPy; it is now compiled by %s.", each, self._backend
+            )
             self._compiled = self._compile()
         return found
 
@@ -97,25 +101,16 @@ class BatchedGradient:
 
     @cached_property
     def _plain(self) -> Gradient:
-        rows = self._rows
-        if rows is not None:
-            function = self._function(None, NUMPY)
-            return lambda points: _in_parts(function, points, rows)
-        evaluate = LogDensity(self._density).value_and_grad
-
-        def one_by_one(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            values, gradients = zip(*(evaluate(point[None]) for point in points), strict=True)
-            return np.concatenate(values), np.concatenate(gradients)
-
-        return one_by_one
+        if self._rows is None:
+            return partial(_in_parts, LogDensity(self._density).value_and_grad, 1)
+        return partial(_in_parts, self._function(None, NUMPY), self._rows)
 
     def _compile(self) -> Gradient:
-        """A function of one point: on CPUs, XLA gathers and scatters no faster in batches.
+        """Compile a function of one point: on CPUs, XLA gathers and scatters slowly in batches.
 
         A multilevel regression with 60,000 rows takes 3 ms a point alone, 17 ms in a batch of 32.
         """
-        function = self._function(1, training_mode(self._backend))
-        return lambda points: _in_parts(function, points, 1)
+        return partial(_in_parts, self._function(1, training_mode(self._backend)), 1)
 
     def _function(self, rows: int | None, mode: Mode) -> Any:
         density = self._density
@@ -125,8 +120,8 @@ class BatchedGradient:
         return function_of([z], [total, gradient], mode=mode)
 
 
-def _in_parts(function: Any, points: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Call a function with at most so many points at a time."""
+def _in_parts(function: Any, rows: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Call a function with at most ``rows`` points at a time."""
     values, gradients = [], []
     for begin in range(0, len(points), rows):
         value, gradient = function(points[begin : begin + rows].astype(pytensor.config.floatX))

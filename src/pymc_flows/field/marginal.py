@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
-from pymc_flows.field.conditional.mapping import ConditionalField
+from pymc_flows.field.conditional.mapping import TOLERANCE, ConditionalField
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
@@ -24,11 +24,11 @@ class MarginalValues:
     log_p : ndarray, shape (n,)
         Log density of hyperparameters and data, in nats; −∞ where there is no Gaussian.
     laplace : ndarray, shape (n,)
-        Laplace's approximation of it.
+        Laplace's approximation of it, in nats.
     error : ndarray, shape (n,)
-        Standard errors of ``log_p``, in nats; much the same noise at all values.
+        Standard errors of ``log_p``, in nats. Most of the error is the same at all values.
     is_direct : ndarray of bool, shape (n,)
-        Whether ``log_p`` is corrected by weights; where it is not, it is Laplace's approximation.
+        Whether ``log_p`` is corrected by weights, or needs no correction; else it is ``laplace``.
     """
 
     hyper: np.ndarray
@@ -38,11 +38,11 @@ class MarginalValues:
     is_direct: np.ndarray
 
     def at(self, rows: np.ndarray) -> MarginalValues:
-        """Those of some rows."""
+        """Select some of the values."""
         return MarginalValues(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def corrected(self, rows: np.ndarray, found: MarginalValues) -> MarginalValues:
-        """The same with other ones at some rows."""
+        """Replace some of the values by others."""
         copies = [getattr(self, f.name).copy() for f in fields(self)]
         for copy, f in zip(copies, fields(self), strict=True):
             copy[rows] = getattr(found, f.name)
@@ -50,7 +50,7 @@ class MarginalValues:
 
     @classmethod
     def joined(cls, parts: Sequence[MarginalValues]) -> MarginalValues:
-        """All values of several evaluations, in order."""
+        """Join the values of several evaluations."""
         names = [f.name for f in fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -62,14 +62,13 @@ class Marginal:
     ----------
     conditional : ConditionalField
     noise : NormalNoise
-        The same draws at all values, so that their noise cancels in differences.
+        The same draws for all values, so that their noise cancels in differences.
     n_outer : int
-        Blocks of draws that share the separator.
+        Number of blocks of draws that share the separator.
     is_gaussian : bool
-        Whether the field is Gaussian given the hyperparameters: Laplace's approximation is exact.
+        Whether the field is Gaussian given the hyperparameters, and Laplace's approximation exact.
     wide : ndarray of bool, shape (n_groups,), optional
-        Groups whose weights refer to a proposal with wider tails, the same at all values; by
-        default none.
+        Groups whose proposal has wider tails, the same for all values; by default none.
     """
 
     def __init__(
@@ -81,15 +80,14 @@ class Marginal:
         is_gaussian: bool,
         wide: np.ndarray | None = None,
     ):
-        self.conditional, self.noise = conditional, noise
+        self.conditional, self.noise, self.posterior = conditional, noise, conditional.posterior
         self.n_outer, self.is_gaussian = n_outer, is_gaussian
-        n_groups = conditional.modes.posterior.n_groups
-        self.wide = np.zeros(n_groups, bool) if wide is None else wide
+        self.wide = np.zeros(self.posterior.n_groups, bool) if wide is None else wide
 
     def gaussians(
-        self, hyper: np.ndarray, *, tolerance: float | None = None
+        self, hyper: np.ndarray, *, tolerance: float = TOLERANCE
     ) -> Iterator[tuple[int, FieldGaussian | None]]:
-        """Gaussians over the field at values (n, n_hyper), few of them held at once."""
+        """Yield indices and Gaussians at values (n, n_hyper); few are held at once."""
         size = self.conditional.chunk
         for begin in range(0, len(hyper), size):
             yield from enumerate(
@@ -97,15 +95,16 @@ class Marginal:
             )
 
     def weigh(self, gaussian: FieldGaussian) -> GroupWeights:
-        """Weights of draws of the field by group."""
+        """Weigh the draws of ``noise`` by group."""
         return self.weigh_others(gaussian, self.noise, n_outer=self.n_outer)
 
     def weigh_others(
         self, gaussian: FieldGaussian, noise: NormalNoise, *, n_outer: int = 1, keep: bool = False
     ) -> GroupWeights:
-        """Weights of other draws, of the same proposal; see `weigh_groups`."""
-        posterior = self.conditional.modes.posterior
-        return weigh_groups(posterior, gaussian, noise, n_outer=n_outer, wide=self.wide, keep=keep)
+        """Weigh other draws of the same proposal, see `weigh_groups`."""
+        return weigh_groups(
+            self.posterior, gaussian, noise, n_outer=n_outer, wide=self.wide, keep=keep
+        )
 
     def evaluate(
         self, hyper: np.ndarray, progress: Progress, stage: str, *, corrected: bool = True
@@ -117,8 +116,9 @@ class Marginal:
         hyper : ndarray
         progress : Progress
         stage : str
+            Name of the stage, for the progress.
         corrected : bool
-            Whether to weigh groups, which costs most; otherwise Laplace's approximation is all.
+            Whether to correct Laplace's approximation by weights of groups, which costs most.
         """
         laplace, error = np.full(len(hyper), -np.inf), np.zeros(len(hyper))
         log_p = laplace.copy()

@@ -1,9 +1,9 @@
 """Noise of a field given hyperparameters, from which draws of the posterior are made.
 
 Groups that are not Gaussian are resampled by their weights. For a few draws that is done at the
-value of the hyperparameters of each. For many it is done at a few values, the anchors: the way from
-the Gaussian to the posterior, in units of the Gaussian, hardly depends on the hyperparameters, so
-that noise of the nearest anchor serves.
+hyperparameters of each. For many draws it is done at a few values of the hyperparameters, the
+anchors, and each draw takes noise of the nearest one: the difference between the posterior and the
+Gaussian, in units of the Gaussian, hardly depends on the hyperparameters.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.marginal import Marginal
 
-# Draws of a group given hyperparameters, from which some are chosen: fewest and most of them; and
-# most draws of the separator.
+# Fewest and most draws of a group from which some are chosen; most draws of the separator.
 POOL, MOST_POOL, OUTER = 8, 64, 8
 # Variance that the noise of groups may have in a log weight of the separator.
 NOISE = 0.05
-# Anchors, and draws of each group there.
+# Number of anchors, and draws of each group there.
 ANCHORS, ANCHOR_POOL = 32, 64
-# Share of effective draws of the separator from which on mean and spread say how it differs from
-# the Gaussian.
+# With this share of effective draws, the separator differs from the Gaussian in mean and spread
+# alone.
 EVEN = 0.9
 
-# Of a value, by its number and with its Gaussian: noise (repeats, n_field).
 type Noise = Callable[[int, FieldGaussian], np.ndarray]
+"""Noise (repeats, n_field) for a value of the hyperparameters: from its index and Gaussian."""
 
 
 def field_noise(
@@ -39,28 +38,28 @@ def field_noise(
     share: float,
     rng: np.random.Generator,
 ) -> Noise:
-    """Choose how noise is drawn for values of the hyperparameters (n, n_hyper).
+    """Make the function that draws noise for values of the hyperparameters (n, n_hyper).
 
     Parameters
     ----------
     marginal : Marginal
     hyper : ndarray
     repeats : ndarray of int, shape (n,)
-        Draws of the field at each.
+        Number of draws of the field at each value.
     share : float
-        Share of effective draws of the worst group.
+        Share of effective draws in the worst group.
     rng : Generator
     """
-    n_field = marginal.conditional.modes.posterior.n_field
+    n_field = marginal.posterior.n_field
     if marginal.is_gaussian:
         return lambda i, gaussian: rng.standard_normal((repeats[i], n_field))
     pool = _pool(float(repeats.mean()), share, marginal, hyper[:1])
-    noise = NormalNoise.make(_groups(marginal), math.prod(pool), rng)
+    noise = NormalNoise.make(marginal.posterior.groups, math.prod(pool), rng)
 
     def direct(i: int, gaussian: FieldGaussian) -> np.ndarray:
         other = noise.shifted(rng)
         weights = marginal.weigh_others(gaussian, other, n_outer=pool[0], keep=True)
-        return weights.resample(repeats[i], rng, _groups(marginal))
+        return weights.resample(repeats[i], rng, marginal.posterior.groups)
 
     if len(hyper) * math.prod(pool) <= ANCHORS * (ANCHOR_POOL + len(marginal.noise)):
         return direct
@@ -69,35 +68,30 @@ def field_noise(
 
 
 def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tuple[int, int]:
-    """Draws of the separator, and of the groups given each, from which n are chosen.
+    """Numbers of draws of the separator, and of groups given each, from which n are chosen.
 
-    Of what the weights correct, a share is lost of 1 / (effective number of these draws). Where
-    weights are nearly even, there is little to correct, and few of them do. Weights of the
-    separator have the noise of all groups' means, so that these need draws enough.
+    The draws lose a share of 1 / (their effective number) of what the weights correct. Where
+    weights are nearly even there is little to correct, and few draws suffice. The weights of the
+    separator contain the noise of all groups' means, so groups need enough draws.
     """
     wanted = 2 ** math.ceil(math.log2(max(POOL, 2 * n) / max(share, 1e-2) ** 2))
-    if (_groups(marginal) >= 0).all():
+    if (marginal.posterior.groups >= 0).all():
         return 1, min(wanted, MOST_POOL)
     n_outer = min(wanted // 2, OUTER)
     n_inner = min(wanted // n_outer, MOST_POOL // OUTER)
     [(_, gaussian)] = marginal.gaussians(hyper)
     if gaussian is not None:
         used = len(marginal.noise) // marginal.n_outer
-        needed = used * marginal.weigh(gaussian).within / NOISE
-        n_inner = min(max(n_inner, 2 ** math.ceil(math.log2(max(needed, 1.0)))), MOST_POOL)
+        needed = min(MOST_POOL, used * marginal.weigh(gaussian).within / NOISE)
+        n_inner = max(n_inner, 2 ** math.ceil(math.log2(max(needed, 1.0))))
     return n_outer, n_inner
-
-
-def _groups(marginal: Marginal) -> np.ndarray:
-    return marginal.conditional.modes.posterior.groups
 
 
 class _Anchors:
     """Noise that was resampled at a few of the values of the hyperparameters.
 
-    That of the separator, whose weights belong to all groups together, is drawn from a Gaussian
-    with the mean and the spread of what is resampled, as far as these can be told from the
-    noise's.
+    The weights of the separator depend on all groups together. So its noise is drawn from a
+    Gaussian, whose mean and spread are estimated from weighted draws at the anchors.
     """
 
     def __init__(
@@ -108,7 +102,7 @@ class _Anchors:
         rng: np.random.Generator,
     ):
         self._rng, self._repeats = rng, repeats
-        groups = _groups(marginal)
+        groups = marginal.posterior.groups
         self._separator = np.flatnonzero(groups < 0)
         chosen = np.unique(np.linspace(0, len(hyper) - 1, ANCHORS).astype(int))
         noise = NormalNoise.make(groups, ANCHOR_POOL, rng)
@@ -135,7 +129,7 @@ class _Anchors:
         self._set_separator(outer, separators)
 
     def _set_separator(self, outer: list[np.ndarray], separators: list[np.ndarray]) -> None:
-        """Mean and spread of the separator's noise."""
+        """Estimate the mean and the spread of the separator's noise."""
         self._mean, self._spread = np.zeros(0), np.ones(0)
         if not outer:
             return
@@ -143,8 +137,8 @@ class _Anchors:
         weights = np.concatenate([w / w.mean() for w in outer])
         draws = np.concatenate(separators)
         self.can_serve = bool(weights.mean() ** 2 >= EVEN * np.square(weights).mean())
-        # As differences to the same draws without weights, they have little noise.
-        # The mean weight at an anchor contains each weight, and so some of the difference.
+        # Differences from the same draws without weights have little noise. The mean weight of an
+        # anchor contains each of its weights, which takes away 1 / n of the difference.
         excess = (weights - 1)[:, None] * n / (n - 1)
         self._mean = _told(excess * draws)
         squares = np.square(draws - self._mean)
@@ -152,7 +146,7 @@ class _Anchors:
         self._spread = np.sqrt(np.maximum(variance, 0.1))
 
     def __call__(self, i: int, gaussian: FieldGaussian) -> np.ndarray:
-        """Noise for the value with a number."""
+        """Noise for value i; each can be asked for once."""
         k, n = self._nearest[i], self._repeats[i]
         pool = self._pools[k]
         found = pool[self._used[k] : self._used[k] + n]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import scipy
+from pytensor.graph.replace import graph_replace
 
+from pymc_flows.errors import FitError
 from pymc_flows.field.gradient import Gradient, batched_gradient
 from pymc_flows.field.shared import SharedDensity
 from pymc_flows.model.curvature import Curvature, curvature_of
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.replacements import DataValues
 from pymc_flows.model.structure import GroupedDensity, Structure
 from pymc_flows.support.evaluations import Evaluations
 
@@ -20,49 +23,34 @@ type Curved = Callable[[np.ndarray], scipy.sparse.csc_matrix]
 type Grouped = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class Structured(Protocol):
-    """What is needed of the structure of a model: flat indices, and groups of the field."""
-
-    @property
-    def hyperparameters(self) -> np.ndarray:
-        """Indices of the hyperparameters in the flat vector."""
-
-    @property
-    def field(self) -> np.ndarray:
-        """Indices of the field in the flat vector."""
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Group of each element of the field, −1 in the separator."""
-
-
 class Posterior:
     """Evaluates the log density, its gradient and its curvature in the field, and counts.
 
     Parameters
     ----------
-    structure : Structured
+    structure : Structure
+        Its ``hyperparameters``, ``field`` and ``groups`` are used.
     gradient : callable
         Log density (n,) and its gradient (n, dim) at points (n, dim), in nats.
     curvature : callable
         −∇² log p over the field (n_field, n_field) at a point (dim,), with a fixed pattern that
         contains the diagonal.
     grouped : callable
-        At points (n, dim): what all groups share (n,), and what depends on one (n, n_groups), of
-        the log density, in nats.
+        Log density at points (n, dim) in parts, in nats: a part of no group (n,), and a part of
+        each group (n, n_groups).
     start : ndarray, shape (dim,)
         Where a search may begin.
     locations : ndarray of bool, shape (n_hyper,), optional
-        Which hyperparameters were not transformed: fixed effects, means of groups, in the units of
-        the data.
+        Which hyperparameters were not transformed, and so have the units of the data: fixed
+        effects, means of groups. By default none.
     sizes : tuple of int, optional
-        Numbers that a density or gradient goes through, factors of the log density, and that a
-        curvature does besides, its entries; by default the dimension.
+        Numbers of factors of the log density and of entries of its curvature, by which the cost of
+        evaluations is estimated; by default the dimension.
     """
 
     def __init__(
         self,
-        structure: Structured,
+        structure: Structure,
         gradient: Gradient,
         curvature: Curved,
         grouped: Grouped,
@@ -75,10 +63,12 @@ class Posterior:
         self.groups = np.asarray(structure.groups, dtype=int)
         self.n_groups = int(self.groups.max(initial=-1)) + 1
         self.start = np.asarray(start, dtype=float)
+        self.dim, self.n_hyper, self.n_field = len(self.start), len(self.hyper), len(self.field)
         self.locations = np.zeros(len(self.hyper), bool) if locations is None else locations
         self.sizes = sizes or (len(self.start), len(self.start))
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
+        self._made_from: tuple[ModelDensity, Structure, DataValues] | None = None
 
     @classmethod
     def of(
@@ -88,7 +78,7 @@ class Posterior:
         start: np.ndarray | None = None,
         gradient: Gradient | None = None,
     ) -> Posterior:
-        """The posterior of a model.
+        """Make the posterior of a model.
 
         Parameters
         ----------
@@ -98,7 +88,7 @@ class Posterior:
         start : ndarray, shape (dim,), optional
             By default the model's initial point.
         gradient : callable, optional
-            Log density and gradient at points, if there is one already.
+            Log density and gradient at points; by default `batched_gradient`.
         """
         curvature = curvature_of(density, structure.field, start)
         key = "parts", structure.field.tobytes()
@@ -112,7 +102,7 @@ class Posterior:
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
-        return cls(
+        found = cls(
             structure,
             gradient,
             curvature,
@@ -121,54 +111,73 @@ class Posterior:
             _untransformed(density)[structure.hyperparameters],
             (len(structure.factors.index), curvature.pattern.nnz),
         )
+        found._made_from = density, structure, DataValues(density.named_terms.values())
+        return found
 
-    @property
-    def dim(self) -> int:
-        """Length of the flat vector."""
-        return len(self.start)
+    def _keep_data(self) -> None:
+        """Go on with the data that it was made for where the model has got others since.
 
-    @property
-    def n_hyper(self) -> int:
-        """Number of hyperparameters."""
-        return len(self.hyper)
-
-    @property
-    def n_field(self) -> int:
-        """Number of elements of the field."""
-        return len(self.field)
+        Raises
+        ------
+        FitError
+            If the curvature has another pattern with them as constants.
+        """
+        if self._made_from is None or not self._made_from[2].changed:
+            return
+        density, structure, data = self._made_from
+        factors, constants = structure.factors, data.constants()
+        outputs, checks = (
+            tuple(graph_replace(list(graphs), constants, strict=False))
+            for graphs in (factors.outputs, factors.checks)
+        )
+        factors = replace(factors, outputs=outputs, checks=checks)
+        fixed = Posterior.of(
+            density.replaced(constants), replace(structure, factors=factors), self.start
+        )
+        if (self.pattern != fixed.pattern).nnz:
+            raise FitError(
+                f"the data {', '.join(data.changed)} have changed since the fit, and the curvature "
+                "of the field cannot be computed without them\n"
+                "Draw before pm.set_data, or give the model its data back."
+            )
+        self._gradient, self._curvature = fixed._gradient, fixed._curvature
+        self._grouped, self._made_from = fixed._grouped, None
 
     def join(self, hyper: np.ndarray, field: np.ndarray) -> np.ndarray:
-        """Points (n, dim) from both parts, (n, n_hyper) and (n, n_field), either broadcast."""
+        """Points (n, dim) from both parts, (n, n_hyper) and (n, n_field), which are broadcast."""
         hyper, field = np.atleast_2d(hyper), np.atleast_2d(field)
         points = np.empty((max(len(hyper), len(field)), self.dim))
         points[:, self.hyper], points[:, self.field] = hyper, field
         return points
 
     def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log density (n,) and its gradient (n, dim), in nats; not finite where it is not.
+        """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats.
 
-        Points that share hyperparameters may get the mean of their gradients in these.
+        Where the density is zero or undefined they are not finite. Points with equal
+        hyperparameters may all get the mean of their gradients with respect to these.
         """
+        self._keep_data()
         self.evaluations.gradients += len(points)
         with np.errstate(all="ignore"):
             return self._gradient(points)
 
     def by_group(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log density in parts: shared (n,) and by group (n, n_groups), in nats."""
+        """Log density in parts, in nats: of no group (n,), and of each group (n, n_groups)."""
+        self._keep_data()
         self.evaluations.densities += len(points)
         with np.errstate(all="ignore"):
             return self._grouped(points)
 
     @cached_property
     def pattern(self) -> scipy.sparse.csc_matrix:
-        """Pattern of all curvatures (n_field, n_field), but for their part of low rank."""
+        """Pattern of all curvatures (n_field, n_field) without their part of low rank."""
         if isinstance(self._curvature, Curvature):
             return self._curvature.pattern
         return self._curvature(self.start)
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Rows (k, n_field) of the part of low rank, mostly none: see `Curvature`."""
+        """Rows (k, n_field) of the part of low rank, see `Curvature`; mostly there are none."""
         if isinstance(self._curvature, Curvature):
             return self._curvature.rows
         return np.zeros((0, self.n_field))
@@ -181,6 +190,7 @@ class Posterior:
         ndarray, shape (n, nnz + k)
             In the order of the pattern, then the weights of the rows.
         """
+        self._keep_data()
         self.evaluations.curvatures += len(points)
         with np.errstate(all="ignore"):
             if isinstance(self._curvature, Curvature):
@@ -189,7 +199,7 @@ class Posterior:
 
 
 def _untransformed(density: ModelDensity) -> np.ndarray:
-    """Which elements of the flat vector (dim,) are values of a variable as they are."""
+    """Which elements of the flat vector (dim,) belong to variables without a transform."""
     found = np.zeros(density.dim, bool)
     model = density.model
     for value, slot in zip(model.value_vars, density.slots, strict=True):

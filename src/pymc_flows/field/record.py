@@ -1,4 +1,4 @@
-"""A fit of a field given hyperparameters as arrays, and back."""
+"""Arrays of a fit of a field given hyperparameters, and the fit from these."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.proposal import Proposal
 from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
 from pymc_flows.flows.frame import Frame
@@ -25,12 +24,12 @@ from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality
 from pymc_flows.support.evaluations import Evaluations
 
-# Returns an array of the file by name, if it has a shape (None: any length) and a dtype.
 type Reader = Callable[[str, tuple[int | None, ...], str], np.ndarray]
+"""Returns an array by name; raises unless it has the shape (None: any length) and the dtype."""
 
 
 def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
-    """All numbers that a fit consists of, by name."""
+    """All numbers of which a fit consists, by name."""
     marginal, mode, values = found.marginal, found.mode, found.values
     surface, noise = marginal.conditional.surface, marginal.noise
     flow = values.flow
@@ -80,12 +79,13 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
 
 
 def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldApproximation:
-    """Make a fit of the arrays that `arrays_of` gave.
+    """Make the fit whose arrays `arrays_of` gave.
 
     Raises
     ------
     ValueError
-        If the posterior has other hyperparameters, another field or other groups.
+        If the posterior has other hyperparameters, another field or other groups, or its field no
+        mode at the mode over hyperparameters.
     """
     n, m = posterior.n_hyper, posterior.n_field
     elements = np.concatenate([posterior.hyper, posterior.field])
@@ -117,7 +117,6 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         modes,
         surface,
         read("quadrature", (None, m), "int8").astype(float),
-        FieldOptions(),
         corrects=bool(corrects),
         is_far=bool(is_far),
         shift=shift,
@@ -140,12 +139,12 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
     if gaussian is None:
         raise ValueError("the field has no mode where it had one")
     error, elbo, n_draws = numbers("errors", 3).tolist()
-    n_values = len(numbers("log_weights", None))
+    log_weights = numbers("log_weights", None)
     values = HyperValues(
         _flow(formula.hyper, numbers, n),
         _quality(numbers("quality", 7)),
-        numbers("hyper", n_values, n),
-        numbers("log_weights", n_values),
+        numbers("hyper", len(log_weights), n),
+        log_weights,
         _quality(numbers("overall", 7)),
         error,
     )
@@ -158,7 +157,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
 
 
 def _rows_of(shift: Surface | None, n: int, m: int) -> np.ndarray:
-    """A surface as rows: value, slopes and bends (1 + 2 n, m); none if there is none."""
+    """Value, slopes and bends of a surface as rows (1 + 2 n, m); no rows without a surface."""
     if shift is None:
         return np.empty((0, m))
     none = np.zeros((n, m))
@@ -168,10 +167,10 @@ def _rows_of(shift: Surface | None, n: int, m: int) -> np.ndarray:
 
 
 def _shift(surface: Surface, rows: np.ndarray) -> Surface | None:
-    """The surface with these rows, and with the centre and reach of that of the modes."""
-    n = len(surface.center)
+    """The surface with these rows, and with the centre and reach of the surface of the modes."""
     if not len(rows):
         return None
+    n = len(surface.center)
     return replace(surface, mode=rows[0], slopes=rows[1 : n + 1], bends=rows[n + 1 :])
 
 
@@ -180,7 +179,7 @@ def _flow(formula: Formula, numbers: Callable[..., np.ndarray], n: int) -> Propo
     theta = numbers("q_theta", None)
     if len(theta) == 0:
         return Proposal(center, scale)
-    return HyperFlow.identity(formula, Frame(center, scale)).with_parameters(theta)
+    return HyperFlow(formula, Frame(center, scale), theta)
 
 
 def _quality(numbers: np.ndarray) -> Quality:

@@ -1,4 +1,4 @@
-"""What a fit of a field given hyperparameters found, and draws of it."""
+"""The result of a fit of a field given hyperparameters, and draws from it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,18 @@ DRAWN = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class FieldDraws:
-    """Draws of the approximation.
-
-    Attributes
-    ----------
-    points : ndarray, shape (n, dim)
-        In the unconstrained space.
-    log_q : ndarray, shape (n,)
-        Log density of the approximation, in nats.
-    """
-
-    points: np.ndarray
-    log_q: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class FieldApproximation:
     """q(g, x) = q(g) N(x; m(g), Q(g)⁻¹), and its corrections.
 
     Attributes
     ----------
     marginal : Marginal
-        Of the hyperparameters; it holds the Gaussian field given them.
+        Marginal of the hyperparameters g; it has the Gaussian over the field x given them.
     mode : HyperMode
     values : HyperValues
-        q(g), and the values of the hyperparameters at which the marginal was evaluated.
+        q(g), and the values of g at which the marginal was evaluated.
     groups : GroupQuality
-        Of the Gaussian over the field, group by group.
+        How good the Gaussian is, group by group.
     evaluations : Evaluations
     history : tuple
         Stage, evaluations and CPU seconds, in order.
@@ -62,10 +46,12 @@ class FieldApproximation:
 
     @property
     def posterior(self) -> Posterior:
-        """What was fitted."""
-        return self.marginal.conditional.modes.posterior
+        """The posterior that was fitted."""
+        return self.marginal.posterior
 
-    def draw(self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None) -> FieldDraws:
+    def draw(
+        self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draw from the approximation.
 
         Parameters
@@ -75,6 +61,14 @@ class FieldApproximation:
         n_hyper : int, optional
             Distinct values of the hyperparameters, each with about n / n_hyper fields; by default
             n.
+
+        Returns
+        -------
+        points : ndarray, shape (n, dim)
+            In the unconstrained space; fewer than n where no Gaussian over the field exists at
+            some of these values.
+        log_q : ndarray, shape (n,)
+            Log densities of the approximation, in nats.
         """
         posterior = self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
@@ -82,7 +76,7 @@ class FieldApproximation:
         log_hyper = self.values.flow.log_prob(hyper)
         repeats = np.full(count, n // count)
         repeats[: n % count] += 1
-        points, log_q = [], []
+        points, log_q = [np.empty((0, posterior.dim))], [np.empty(0)]
         for i, gaussian in self.marginal.gaussians(hyper):
             if gaussian is None:
                 continue
@@ -91,7 +85,7 @@ class FieldApproximation:
             points.append(posterior.join(hyper[i], field))
             log_prob = -0.5 * np.square(noise).sum(axis=1) - gaussian.log_normalizer
             log_q.append(log_hyper[i] + log_prob)
-        return FieldDraws(np.concatenate(points), np.concatenate(log_q))
+        return np.concatenate(points), np.concatenate(log_q)
 
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log density (n,) of the approximation at points (n, dim), in nats."""
@@ -109,7 +103,7 @@ class FieldApproximation:
     def corrected(
         self, n: int, rng: np.random.Generator, *, n_hyper: int | None = None
     ) -> np.ndarray:
-        """Draws (n, dim) of the posterior, as good as the weights of both parts are.
+        """Draws (n, dim) of the posterior, by the weights of hyperparameters and of groups.
 
         Parameters
         ----------

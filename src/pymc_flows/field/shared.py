@@ -1,12 +1,12 @@
-"""Gradients at points that share hyperparameters, where these make most of the work.
+"""Log densities of points with equal hyperparameters, where these cause most of the work.
 
-A latent Gaussian process factors the covariance of all its values, n³/3 multiplications for each
-value of the hyperparameters, and n² more for each point of the field given them.
+The covariance of a latent Gaussian process with n values is factored in n³/3 multiplications for
+each value of the hyperparameters; each point of the field given them takes n² more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -24,14 +24,14 @@ from pymc_flows.model.batching import Batch, vectorized
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.support.compat import Blockwise
 
-# A matrix that hyperparameters alone determine is costly from so many elements on.
+# A matrix that hyperparameters alone determine is costly from this many elements on.
 LARGE = 2_500
-# Bytes of points, and of what is computed from them, that are held at once.
+# Bytes that are held at once, and arrays of the size of the points among them.
 BYTES, COPIES = 200e6, 12
 
 
 class SharedDensity:
-    """A log density and its gradient, with one evaluation of what hyperparameters determine.
+    """A log density and its gradient, evaluated at once for points with equal hyperparameters.
 
     Parameters
     ----------
@@ -44,10 +44,11 @@ class SharedDensity:
         self._density = density
         self._is_hyper = np.zeros(density.dim, bool)
         self._is_hyper[hyper] = True
+        self._functions: dict[bool, Callable[..., Any]] = {}
 
     @cached_property
     def pays(self) -> bool:
-        """Whether hyperparameters determine a large matrix that an algorithm works on."""
+        """Whether hyperparameters alone determine a large matrix of linear algebra."""
         fixed, field = self._values
         rows = self._density.unpack(_points(self._density))
         if not (fixed and field) or isinstance(self._vectorized(rows), str):
@@ -66,35 +67,42 @@ class SharedDensity:
         return False
 
     def as_one_group(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The log density at points (n, dim) in the parts of a field that is one group.
+        """The log density at points (n, dim), in the parts of a field that is one group.
 
         Returns
         -------
         shared : ndarray, shape (n,)
             Zeros.
         by_group : ndarray, shape (n, 1)
-            All of it, in nats.
+            The log density, in nats.
         """
         found = np.empty((len(points), 1))
-        for rows in self._runs(points):
-            [value] = self._without(points[rows[0]], points[rows])
+        for rows, [value] in self._evaluated(points, grad=False):
             found[rows, 0] = value
         return np.zeros(len(points)), found
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats.
 
-        Points that share hyperparameters get the mean of their gradients in these.
+        Points with equal hyperparameters all get the mean of their gradients with respect to
+        these.
         """
         values, gradients = np.empty(len(points)), np.empty(points.shape)
-        for rows in self._runs(points):
-            value, field, hyper = self._with_gradient(points[rows[0]], points[rows])
+        for rows, (value, field, hyper) in self._evaluated(points, grad=True):
             values[rows] = value
             gradients[rows] = np.where(self._is_hyper, hyper / len(rows), field)
         return values, gradients
 
+    def _evaluated(self, points: np.ndarray, *, grad: bool) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield indices of points with equal hyperparameters, and the results for these."""
+        if grad not in self._functions:
+            self._functions[grad] = self._compile(grad=grad)
+        for rows in self._runs(points):
+            some = points[rows].astype(pytensor.config.floatX)
+            yield rows, self._functions[grad](some[0], some)
+
     def _runs(self, points: np.ndarray) -> list[np.ndarray]:
-        """Rows with the same hyperparameters, of a size that memory allows."""
+        """Indices of points with equal hyperparameters, no more at once than memory allows."""
         _, index = np.unique(points[:, self._is_hyper], axis=0, return_inverse=True)
         order = np.argsort(index, kind="stable")
         most = max(1, int(BYTES // (8 * COPIES * points.shape[1])))
@@ -103,7 +111,7 @@ class SharedDensity:
 
     @property
     def _values(self) -> tuple[set[Variable], set[Variable]]:
-        """Value variables of hyperparameters and of the field; none if one of them is both."""
+        """Value variables of hyperparameters and of the field; none if one contains both."""
         density = self._density
         fixed: set[Variable] = set()
         field: set[Variable] = set()
@@ -114,16 +122,8 @@ class SharedDensity:
             (fixed if chosen.all() else field).add(value)
         return fixed, field
 
-    @cached_property
-    def _with_gradient(self) -> Callable[..., Any]:
-        return self._compile(grad=True)
-
-    @cached_property
-    def _without(self) -> Callable[..., Any]:
-        return self._compile(grad=False)
-
     def _vectorized(self, rows: Mapping[Variable, Variable]) -> Batch | str:
-        """The log density with the field in rows, or why it cannot be."""
+        """The log density of many fields at once, or why it does not vectorise."""
         _, field = self._values
         terms = self._density.terms
         return vectorized(terms, {v: rows[v] for v in field}, "the log density")
@@ -136,7 +136,8 @@ class SharedDensity:
             found = self._vectorized(density.unpack(points))
             if isinstance(found, str):
                 raise RuntimeError(f"the log density vectorises no longer: {found}")
-            one = {v: x for v, x in density.unpack(first).items() if v in self._values[0]}
+            fixed, _ = self._values
+            one = {v: x for v, x in density.unpack(first).items() if v in fixed}
             terms = graph_replace(found.outputs, one, strict=False)
             total = sum(pt.broadcast_to(term, (points.shape[0],)) for term in terms)
             outputs = [total]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,14 +25,14 @@ from pymc_flows.importance import Quality
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import Structure
 
-# Draws behind the moments, and the numbers that may be held for them; the noise is fixed.
+# Most draws behind the moments, and most numbers in these draws.
 MOMENT_DRAWS, MOMENT_NUMBERS = 4096, 2.5e7
-# Distinct values of the hyperparameters among many draws: each costs a Gaussian over the field.
-# Those of corrected draws were evaluated before, many of them only where that is cheap.
+# Most distinct values of the hyperparameters among many draws, since each takes a Gaussian over the
+# field; and among corrected draws, whose values there are many of only where they are cheap.
 MOST_VALUES, MOST_CORRECTED = 1_000, 2_000
-# A covariance of more coordinates would not fit into memory.
+# Most coordinates of a covariance matrix.
 MAX_COV = 5_000
-# A draw without a Gaussian over the field is drawn again, this many times.
+# How often draws without a Gaussian over the field are tried again.
 MAX_TRIES = 10
 
 
@@ -74,12 +74,12 @@ class FieldState:
 
     @property
     def params(self) -> list[SharedVariable]:
-        """Nothing is trained step by step."""
+        """No parameters, since nothing is trained step by step."""
         return []
 
     @property
     def params_dict(self) -> dict[str, SharedVariable]:
-        """The same by name."""
+        """No parameters."""
         return {}
 
     # ----------------------------------------------------------------------- draws and densities
@@ -87,14 +87,13 @@ class FieldState:
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return n draws (n, dim) and their log densities (n,).
 
-        Of more than 1,000, several share their values of the hyperparameters.
+        With n above 1,000, several draws have the same hyperparameters.
         """
         points, log_q = np.empty((0, self.dim)), np.empty(0)
         for _ in range(MAX_TRIES):
             left = n - len(points)
-            more = self.found.draw(left, rng, n_hyper=min(left, MOST_VALUES))
-            points = np.concatenate([points, more.points])
-            log_q = np.concatenate([log_q, more.log_q])
+            more, more_q = self.found.draw(left, rng, n_hyper=min(left, MOST_VALUES))
+            points, log_q = np.concatenate([points, more]), np.concatenate([log_q, more_q])
             if len(points) == n:
                 return points, log_q
         raise FitError(
@@ -108,13 +107,13 @@ class FieldState:
         return self.found.log_prob(np.asarray(points, dtype=float))
 
     def resample(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw from the posterior, as well as the weights of hyperparameters and groups allow.
+        """Draw from the posterior by the weights of hyperparameters and groups.
 
         Returns
         -------
         points : ndarray, shape (n, dim)
         attrs : dict
-            What the weights say, by name.
+            Diagnostics of the weights, by name.
         """
         quality, groups = self.quality, self.groups
         attrs = {
@@ -134,17 +133,17 @@ class FieldState:
         return self.found.posterior.join(gaussian.hyper, gaussian.mean)[0]
 
     def landmarks(self) -> np.ndarray:
-        """Points (3, dim) where it has mass: the centre, and the mode of g with other fields."""
+        """Points (3, dim) with mass, always the same: the centre, and other fields at that g."""
         gaussian, angles = self.found.mode.gaussian, np.arange(1, self.found.posterior.n_field + 1)
         noise = np.stack([0 * angles, np.cos(angles), np.sin(2 * angles)])
         return self.found.posterior.join(gaussian.hyper, gaussian.place(noise))
 
     @cached_property
     def quality(self) -> Quality:
-        """What the weights say: ELBO of q(g), and the evidence and k-hat of all values of g.
+        """Diagnostics of the weights: ELBO of q(g), evidence and k-hat of all values of g.
 
-        The log density of the hyperparameters that they refer to is corrected by the weights of
-        the groups; where those cannot be trusted, neither can these, and k-hat is the larger one.
+        The log density of g is corrected by the weights of the groups. If these cannot be trusted,
+        neither can the weights of g: k-hat is then the larger of both.
         """
         values, groups = self.found.values, self.groups
         overall = values.overall
@@ -161,7 +160,7 @@ class FieldState:
 
     @property
     def groups(self) -> GroupQuality:
-        """What the weights of the groups say."""
+        """Diagnostics of the weights of the groups."""
         return self.found.groups
 
     # ----------------------------------------------------------------------------------- graphs
@@ -177,7 +176,8 @@ class FieldState:
     def log_prob_graph(self, points: TensorVariable) -> TensorVariable:
         """Raise: the density is computed outside of graphs."""
         raise ArgumentError(
-            f"the log density of {str(self.formula)!r} is no graph: give points as an array"
+            f"the log density of {str(self.formula)!r} is not available as a graph\n"
+            "Give the points as an array."
         )
 
     def forward(self, z0: np.ndarray) -> np.ndarray:
@@ -201,15 +201,14 @@ class FieldState:
 
     # ---------------------------------------------------------------------------------- moments
 
-    def _parts(self) -> Iterator[np.ndarray]:
-        """Draws of the posterior in parts, always the same."""
+    def _moment_draws(self) -> np.ndarray:
+        """Draws (n, dim) of the posterior, always the same."""
         n = int(np.clip(MOMENT_NUMBERS // self.dim, 64, MOMENT_DRAWS))
-        rng = np.random.default_rng(0)
-        yield self.found.corrected(n, rng, n_hyper=min(n, MOST_CORRECTED))
+        return self.found.corrected(n, np.random.default_rng(0), n_hyper=min(n, MOST_CORRECTED))
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        [points] = self._parts()
+        points = self._moment_draws()
         return points.mean(axis=0), points.std(axis=0, ddof=1)
 
     def mean(self) -> TensorVariable:
@@ -234,17 +233,17 @@ class FieldState:
                 f"{8e-9 * self.dim**2:,.1f} GB\nTake np.cov of the columns of "
                 "approx.sample_and_log_prob(n) that you need."
             )
-        [points] = self._parts()
-        return pt.constant(np.cov(points.T).astype(pytensor.config.floatX))
+        covariance = np.atleast_2d(np.cov(self._moment_draws().T))
+        return pt.constant(covariance.astype(pytensor.config.floatX))
 
     # ------------------------------------------------------------------------------------ files
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All numbers that it consists of, by name, for a file."""
+        """All numbers of which it consists, by name, for a file."""
         return {f"field_{name}": array for name, array in arrays_of(self.found).items()}
 
     def load(self, array: Callable[..., np.ndarray]) -> None:
-        """Do nothing: `restored` takes all of them."""
+        """Do nothing: `restored` has taken all arrays."""
 
     @classmethod
     def restored(
@@ -254,7 +253,7 @@ class FieldState:
         formula: Formula,
         array: Callable[..., np.ndarray],
     ) -> FieldState:
-        """Make the state that gave `arrays`, which ``array(name, shape, dtype)`` returns.
+        """Make the state from its `arrays`, which ``array(name, shape, dtype)`` returns.
 
         Raises
         ------

@@ -8,24 +8,20 @@
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
-from pymc_flows.flows.layers import (
-    IAF,
-    MAF,
-    NSF,
-    NVP,
-    Householder,
-    Loc,
-    Loft,
-    LowRank,
-    Perm,
-    Planar,
-    Radial,
-    Scale,
-    Spline,
-    Sylvester,
-    Tail,
-    Tril,
-)
+from pymc_flows.flows.layers.affine.householder import Householder
+from pymc_flows.flows.layers.affine.lowrank import LowRank
+from pymc_flows.flows.layers.affine.perm import Perm
+from pymc_flows.flows.layers.affine.shift_scale import Loc, Scale
+from pymc_flows.flows.layers.affine.tril import Tril
+from pymc_flows.flows.layers.elementwise.loft import Loft
+from pymc_flows.flows.layers.elementwise.spline import Spline
+from pymc_flows.flows.layers.elementwise.tail import Tail
+from pymc_flows.flows.layers.networks.autoregressive import IAF, MAF
+from pymc_flows.flows.layers.networks.coupling import NVP
+from pymc_flows.flows.layers.networks.nsf import NSF
+from pymc_flows.flows.layers.residual.planar import Planar
+from pymc_flows.flows.layers.residual.radial import Radial
+from pymc_flows.flows.layers.residual.sylvester import Sylvester
 from pymc_flows.formula import Formula
 from pymc_flows.formula.registry import FLOWS, register_flow
 
@@ -77,13 +73,13 @@ def build_chain(formula: Formula | str, dim: int) -> Chain:
     FlowShapeError
         If ``dim`` is not a positive integer.
     ArgumentError
-        If the formula has a bar: it is no chain over all coordinates.
+        If the formula has a bar, and so is not a chain over all coordinates.
     """
     formula = Formula(formula)
     if formula.conditional is not None:
         raise ArgumentError(
-            f"{str(formula)!r} is no chain of layers: behind the bar stands a field given the "
-            f"hyperparameters\nFit it with pymc_flows.fit(formula={str(formula)!r})."
+            f"{str(formula)!r} is no chain of layers: the word after the bar is a field given "
+            "hyperparameters\n"
+            f"Fit it with pymc_flows.fit(formula={str(formula)!r})."
         )
-    blocks = formula.blocks
-    return Chain(dim, tuple(Block(layer, count) for layer, count in blocks))
+    return Chain(dim, tuple(Block(layer, count) for layer, count in formula.blocks))

@@ -1,12 +1,12 @@
 """The contract of a layer.
 
-A layer is a frozen specification: it knows the shapes, the start and the constraint of its
-parameters and the map that they define, and it owns no arrays. That makes it equal by value and
-picklable, and lets it be tested with plain constants.
+A layer is a frozen specification: it knows the shapes, start values and constraints of its
+parameters and the map that they define, and it owns no arrays. So layers are equal by value and
+picklable, and can be tested with plain constants.
 
 Direction: ``forward`` maps a base draw z0 to a point z of the posterior's unconstrained space, and
-``log_det`` is ``log|det d forward / d z0|``, so that ``ln q(z) = ln q0(z0) - log_det``. Both
-methods that compute a map speak of this one log-determinant.
+``log_det`` is ``log|det d forward / d z0|``, so that ``ln q(z) = ln q0(z0) - log_det``. The inverse
+returns this log-determinant of the forward map, too.
 
 Shapes: the last axis of a point is the event axis ``(dim,)``; everything left of it is batch.
 """
@@ -23,7 +23,7 @@ from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows.numerics import zeros_of_batch
 
 type Params = Mapping[str, TensorVariable]
-"""Parameters of a layer by name, or of a block, on a leading axis (count,)."""
+"""Parameters of a layer by name; those of a block have a leading axis (count,)."""
 type Pair = tuple[TensorVariable, TensorVariable]
 """Points (..., dim) with their log-determinants (...), or with their scores (..., dim)."""
 type Shapes = dict[str, tuple[int, ...]]
@@ -36,8 +36,8 @@ AFFINE = "in 1 dimension an affine map"
 class Flow(ABC):
     """A layer: one invertible map with parameters.
 
-    Subclasses are dataclasses with ``frozen=True`` whose fields are the options that a formula can
-    set. ``register_flow`` makes one available to formulas.
+    Subclasses are dataclasses with ``frozen=True``, whose fields are the options that a formula can
+    set. ``register_flow`` makes a layer available to formulas.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Flow(ABC):
     is_elementwise : bool
         Each component of the result depends on the same component of the point alone.
     period : int
-        Number of repeats of a block after which their fixed parts, such as masks, start over.
+        Number of repeats after which fixed parts of the layers of a block, such as masks, recur.
     """
 
     word: ClassVar[str]
@@ -67,7 +67,7 @@ class Flow(ABC):
 
     @abstractmethod
     def param_shapes(self, dim: int) -> Shapes:
-        """Shape of each raw parameter of one layer, names in alphabetical order."""
+        """Shape of each raw parameter of one layer, with names in alphabetical order."""
 
     @abstractmethod
     def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
@@ -75,14 +75,15 @@ class Flow(ABC):
 
     @abstractmethod
     def constrain(self, raw: Params) -> Params:
-        """Turn raw parameters, any real numbers, into the ones that the map needs.
+        """Turn raw parameters, any real numbers, into those that the map needs.
 
-        Works on any leading axes, so that a whole stacked block is constrained at once. The result
-        may have other names than the raw parameters. A scalar that enters the log-determinant is
-        made here, with its floor: computing it again from the others could cross the floor.
+        It works with any leading axes, so that a whole stacked block is constrained at once. The
+        result may have other names than the raw parameters. A scalar that enters the
+        log-determinant is made here, with its floor, since computing it again from other parameters
+        could cross the floor.
 
-        The last of the leading axes counts repeats. A layer with a ``period`` adds what differs
-        between them; without leading axes it is the first repeat.
+        The last of the leading axes counts repeats. A layer with a ``period`` adds the fixed values
+        of each repeat; without leading axes it is the first repeat.
         """
 
     @abstractmethod
@@ -128,21 +129,21 @@ class Flow(ABC):
         raise NotInvertibleError(f"the flow {self.word!r} has no inverse")
 
     def forward_and_score(self, z: TensorVariable, score: TensorVariable, params: Params) -> Pair:
-        r"""Carry a density's score through the map: of z, then of its image.
+        r"""Turn the score of a density at z into that of the mapped density at the image of z.
 
         With :math:`J = \partial z' / \partial z`,
 
         .. math::
             \nabla \ln q'(z') = J^{-\top} (\nabla \ln q(z) - \nabla_z \log|\det J|).
 
-        By default this is the gradient of ln q' through the inverse; a layer may override it.
+        By default the gradient of ln q' is taken through the inverse; a layer may override that.
 
         Parameters
         ----------
         z : TensorVariable, shape (..., dim)
             Points on the base side.
         score : TensorVariable, shape (..., dim)
-            Gradient of the log density of the points, at the points.
+            Gradient of the log density at the points.
         params : Mapping[str, TensorVariable]
             Constrained parameters of one layer.
 
@@ -159,7 +160,7 @@ class Flow(ABC):
         return z_new, _score_of_image(score, z_new, *self.inverse_and_log_det(z_new, params))
 
     def note(self, dim: int) -> str:
-        """A remark for a formula's table on this layer in ``dim`` dimensions; empty for none."""
+        """Remark on this layer in ``dim`` dimensions, for tables of formulas; empty for none."""
         return ""
 
 
@@ -167,15 +168,15 @@ class FixedFlow(Flow):
     """A layer without parameters."""
 
     def param_shapes(self, dim: int) -> Shapes:
-        """Nothing."""
+        """No parameters."""
         return {}
 
     def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
-        """Nothing."""
+        """No parameters."""
         return {}
 
     def constrain(self, raw: Params) -> Params:
-        """Nothing."""
+        """No parameters."""
         return {}
 
 
@@ -199,20 +200,20 @@ class FusedFlow(Flow):
 
 
 class KernelFlow(Flow):
-    """A layer with a kernel Op for a block of it, where a backend compiles copies too slowly."""
+    """A layer with a kernel Op for a whole block, since numba compiles copies of it slowly."""
 
     @abstractmethod
     def stack(self, dim: int) -> Callable[..., list[TensorVariable]]:
         """The kernel Op of a block in ``dim`` dimensions, a `kernels.stack_op.StackOp`."""
 
     def kernel_params(self, theta: TensorVariable, dim: int) -> TensorVariable:
-        """What the kernel Op takes for the vector of a block's raw parameters."""
+        """Turn the vector of a block's raw parameters into the vector for the kernel Op."""
         return theta
 
     def kernel_forward_and_log_det(self, z: TensorVariable, theta: TensorVariable) -> Pair:
         """``forward_and_log_det`` of a block on z (n, dim).
 
-        ``theta`` is the vector of the block's raw parameters, as `Block.unflatten` reads it.
+        ``theta`` is the vector of the block's raw parameters that `Block.unflatten` splits.
         """
         dim = z.type.shape[-1]
         z_new, log_det, _ = self.stack(dim)(z, self.kernel_params(theta, dim))
@@ -222,5 +223,5 @@ class KernelFlow(Flow):
 def _score_of_image(
     score: TensorVariable, z_new: TensorVariable, z: TensorVariable, log_det: TensorVariable
 ) -> TensorVariable:
-    """Gradient w.r.t. z_new of a log density with a given score at z, both functions of z_new."""
+    """Gradient with respect to z_new of a log density with this score at z, a function of z_new."""
     return pytensor.grad((score * z).sum() - log_det.sum(), z_new)

@@ -1,4 +1,4 @@
-"""Layers of one kind in a row: one map where they can be fused, else a loop over them."""
+"""Repeats of a layer: one fused map where the layer has one, else a loop over the repeats."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,15 +15,14 @@ from pymc_flows.flows.checks import check_positive_int
 from pymc_flows.flows.numerics import zeros_of_batch
 from pymc_flows.formula.steps import Step
 
-# A fused block is a product of matrices that has to be prepared. On JAX, few layers take points
-# with less than this many numbers in all faster one by one: reflections of 1 point in 100
-# dimensions 4 times as fast, of 10 in 10 dimensions twice, of 10 in 100 dimensions no more.
-MIN_FUSED = 256
-MAX_COPIED = 16
+# The matrices of a fused block must be prepared. On JAX, up to this many layers are faster one by
+# one if the points have fewer numbers in all than this: reflections of 1 point in 100 dimensions by
+# a factor of 4, of 10 in 10 dimensions by 2; of 10 in 100 dimensions they are no faster.
+MAX_COPIED, MIN_FUSED = 16, 256
 
 type Loop = Literal["unroll", "scan", "kernel"]
 type Raw = Params | TensorVariable
-"""Raw parameters of a block: stacked by name, or all in a vector, see `Block.unflatten`."""
+"""Raw parameters of a block: stacked by name, or in one vector, see `Block.unflatten`."""
 type _Advance = Callable[[TensorVariable, TensorVariable, Params], Pair]
 
 
@@ -34,7 +33,7 @@ class Block(Step):
     Parameters
     ----------
     layer : Flow
-        The layer that is repeated.
+        Layer that is repeated.
     count : int
         Number of repeats, at least 1.
     """
@@ -52,17 +51,17 @@ class Block(Step):
         return {name: (self.count, *shapes[name]) for name in sorted(shapes)}
 
     def kernel(self, loop: Loop) -> KernelFlow | None:
-        """The layer, if the block enters a graph for points (n, dim) as a kernel Op."""
+        """The layer if the block enters a graph for points (n, dim) as a kernel Op, else None."""
         return self.layer if loop == "kernel" and isinstance(self.layer, KernelFlow) else None
 
     def size(self, dim: int) -> int:
-        """Number of raw values of all parameters and repeats."""
+        """Number of raw values, of all parameters and repeats."""
         return sum(math.prod(shape) for shape in self.param_shapes(dim).values())
 
     def unflatten(self, theta: TensorVariable, dim: int) -> dict[str, TensorVariable]:
-        """Stacked raw parameters, (count, ...) each, in a vector of all of them.
+        """Split a vector of all raw parameters into stacked ones, (count, ...) each.
 
-        They lie one after the other in alphabetical order, each in C order.
+        The parameters lie in the vector in alphabetical order, each in C order.
         """
         parts, start = {}, 0
         for name, shape in self.param_shapes(dim).items():
@@ -72,7 +71,7 @@ class Block(Step):
         return parts
 
     def apply(self, points: TensorVariable, raw: Raw, loop: Loop, *, is_inverse: bool) -> Pair:
-        """Points (..., dim) after the block, or before it for the inverse; log-determinants."""
+        """Points (..., dim) mapped by the block or its inverse, and log-determinants (...)."""
         layer, dim = self.layer, points.type.shape[-1]
         kernel = self.kernel(loop)
         if kernel is not None and points.ndim == 2 and not is_inverse:
@@ -82,15 +81,17 @@ class Block(Step):
         one = layer.inverse_and_log_det if is_inverse else layer.forward_and_log_det
         stacked = raw if isinstance(raw, Mapping) else self.unflatten(raw, dim)
         if fused := self._fused(points, loop):
-            both = fused.stack_inverse_and_log_det, fused.stack_forward_and_log_det
-            return both[not is_inverse](points, layer.constrain(stacked))
+            stack = (
+                fused.stack_inverse_and_log_det if is_inverse else fused.stack_forward_and_log_det
+            )
+            return stack(points, layer.constrain(stacked))
 
         def advance(points: TensorVariable, total: TensorVariable, params: Params) -> Pair:
             points, log_det = one(points, params)
             return points, total + log_det
 
-        # The stack is constrained once, outside of any loop, except for fused layers that are
-        # copied here: the gradient of `_split` is cheaper before the constraint.
+        # The stack is constrained once, outside of any loop. Fusible layers that are copied are an
+        # exception: the gradient of `_split` is cheaper before the constraint.
         if isinstance(layer, FusedFlow) and self.count > 1:
             layers = [layer.constrain(part) for part in self._split(stacked)]
         else:
@@ -120,7 +121,7 @@ class Block(Step):
         return z, score
 
     def _fused(self, points: TensorVariable, loop: Loop) -> FusedFlow | None:
-        """The layer, if all repeats are one map; few layers take few points one by one."""
+        """The layer if all repeats are computed as one map, else None."""
         known = [n for n in points.type.shape if n is not None]
         is_small = len(known) == points.ndim and math.prod(known) < MIN_FUSED
         is_thin = loop == "scan" and is_small and self.count <= MAX_COPIED
@@ -128,14 +129,14 @@ class Block(Step):
         return self.layer if is_many and isinstance(self.layer, FusedFlow) else None
 
     def _is_scanned(self, stacked: Params, loop: Loop) -> bool:
-        """Whether a loop runs over repeats: over their parameters, so there must be some."""
+        """Whether a scan runs over repeats; it needs parameters to run over."""
         is_one_map = isinstance(self.layer, FusedFlow)
         return self.count > 1 and loop == "scan" and bool(stacked) and not is_one_map
 
     def _split(self, stacked: Params) -> list[dict[str, TensorVariable]]:
-        """Parameters of each layer in those of all, (count, ...) each.
+        """Split stacked parameters, (count, ...) each, into those of each layer.
 
-        Equal to indexing; but its gradient is one join, not an addition to zeros for each layer.
+        It equals indexing, but its gradient is one join instead of an addition for each layer.
         """
         layers: list[dict[str, TensorVariable]] = [{} for _ in range(self.count)]
         for name, value in stacked.items():
@@ -155,7 +156,7 @@ def _scan(advance: _Advance, carry: Pair, stacked: Params, *, go_backwards: bool
         *values, first, second = args
         return advance(first, second, dict(zip(names, values, strict=True)))
 
-    # What is carried keeps its type, so it starts with the type that the result has.
+    # A scan must keep the type of what it carries, so it starts with the type of the result.
     dtype = np.result_type(*(x.dtype for x in (*carry, *stacked.values())))
     first, second = pytensor.scan(
         step,

@@ -21,10 +21,9 @@ __all__ = ["Block", "Chain", "Loop"]
 class Chain:
     """Layers applied one after the other, the first block first.
 
-    The chain maps base draws z0 to posterior-space points z; with its log-determinant,
-    ``ln q(z) = ln q0(z0) - log_det``. It owns no parameters: both directions take the raw ones, a
-    sequence of one mapping per block, each value stacked on a leading axis (count,), or of one
-    vector per block with the values of all of them, see `Block.unflatten`.
+    The chain maps base draws z0 to posterior-space points z, and ``ln q(z) = ln q0(z0) - log_det``.
+    It owns no parameters: its methods take the raw parameters of each block, either a mapping of
+    values that are stacked on a leading axis (count,), or one vector, see `Block.unflatten`.
 
     Parameters
     ----------
@@ -73,13 +72,13 @@ class Chain:
         return all(block.layer.is_elementwise for block in self.blocks)
 
     def param_shapes(self) -> tuple[Shapes, ...]:
-        """Shape of each raw parameter of each block: (count, ...), names in alphabetical order."""
+        """Shape (count, ...) of each raw parameter of each block, names in alphabetical order."""
         return tuple(block.param_shapes(self.dim) for block in self.blocks)
 
     def initial_params(
         self, *, jitter: float, rng: np.random.Generator, dtype: str
     ) -> tuple[Arrays, ...]:
-        """Raw start values: reference + jitter · N(0, 1).
+        """Draw raw start values: reference + jitter · N(0, 1).
 
         Parameters
         ----------
@@ -119,8 +118,8 @@ class Chain:
             Raw parameters of each block, stacked or as a vector.
         loop : {'unroll', 'scan', 'kernel'}
             How repeats enter the graph: copied, as one `pytensor.scan` over the stacked parameters,
-            or, for points (n, dim) and layers that have one, as a kernel Op (else copied). Fused
-            layers are never copied.
+            or as a kernel Op, for points (n, dim) and layers that have one (others are copied).
+            Fused layers are one map, unless a scan would take few of them over few points.
 
         Returns
         -------
@@ -137,29 +136,27 @@ class Chain:
 
     @property
     def has_quick_score(self) -> bool:
-        """Whether `score` costs little: every layer is affine, or knows a short way."""
-        general = Flow.forward_and_score
-        layers = [block.layer for block in self.blocks if block.layer.has_inverse]
-        quick = [x for x in layers if x.is_affine or type(x).forward_and_score is not general]
-        return len(quick) == len(self.blocks)
+        """Whether `score` costs little: every layer is affine, or has its own method for it."""
+        general, layers = Flow.forward_and_score, [block.layer for block in self.blocks]
+        return self.has_inverse and all(
+            layer.is_affine or type(layer).forward_and_score is not general for layer in layers
+        )
 
     def score(
         self, z: TensorVariable, params: Sequence[Raw], *, loop: Loop = "unroll"
     ) -> TensorVariable:
         """Gradient of ln q with respect to the point, at the forward images of base draws.
 
-        The score is carried from layer to layer with the points. It begins as −z, the score of the
-        standard normal base (the recursion of Vaitl, Winkler, Richter & Kessel, Fast and unified
-        path gradient estimators for normalizing flows, ICLR 2024, arXiv:2403.15881). Do not
-        differentiate through it.
+        The score is carried from layer to layer with the points, beginning with −z, the score of
+        the standard normal base (Vaitl, Winkler, Richter & Kessel, Fast and unified path gradient
+        estimators for normalizing flows, ICLR 2024, arXiv:2403.15881). Do not differentiate
+        through it.
 
         Parameters
         ----------
         z : TensorVariable, shape (..., dim)
             Base draws.
-        params : sequence of Mapping[str, TensorVariable] or of TensorVariable
-            Raw parameters of each block, stacked or as a vector.
-        loop : {'unroll', 'scan', 'kernel'}
+        params, loop
             As in `forward_and_log_det`; there are no kernels of scores.
 
         Returns
@@ -168,13 +165,15 @@ class Chain:
 
         Raises
         ------
+        FlowShapeError
+            If a point or a parameter does not have the shape that the chain needs.
         NotInvertibleError
             If a layer has no inverse.
         """
-        self._check_inverse()
-        z = self._check_points(z)
+        self.check_inverse()
+        z, steps = self._checked(z, params, loop)
         score = -z
-        for block, raw in zip(self.blocks, self._check_params(params), strict=True):
+        for block, raw in steps:
             z, score = block.score(z, score, raw, loop)
         return score
 
@@ -187,9 +186,7 @@ class Chain:
         ----------
         y : TensorVariable, shape (..., dim)
             Points on the posterior side.
-        params : sequence of Mapping[str, TensorVariable] or of TensorVariable
-            Raw parameters of each block, stacked or as a vector.
-        loop : {'unroll', 'scan'}
+        params, loop
             As in `forward_and_log_det`; there are no kernels of inverses.
 
         Returns
@@ -206,31 +203,35 @@ class Chain:
         NotInvertibleError
             If a layer has no inverse.
         """
-        self._check_inverse()
+        self.check_inverse()
         return self._apply(y, params, loop, is_inverse=True)
 
     def _apply(
         self, points: TensorVariable, params: Sequence[Raw], loop: Loop, *, is_inverse: bool
     ) -> Pair:
-        if loop not in ("unroll", "scan", "kernel"):
-            raise ArgumentError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
-        points = self._check_points(points)
-        steps = list(zip(self.blocks, self._check_params(params), strict=True))
+        points, steps = self._checked(points, params, loop)
         log_dets = []
         for block, raw in reversed(steps) if is_inverse else steps:
             points, log_det = block.apply(points, raw, loop, is_inverse=is_inverse)
             log_dets.append(log_det)
         return points, functools.reduce(operator.add, log_dets)
 
-    def _check_inverse(self) -> None:
+    def check_inverse(self) -> None:
+        """Raise `NotInvertibleError` if a layer has no inverse."""
         if without := self.words_without_inverse:
-            raise NotInvertibleError(f"no inverse of the chain: {', '.join(without)} has none")
+            raise NotInvertibleError(f"the chain has no inverse: {', '.join(without)} has none")
 
-    def _check_points(self, points: TensorVariable) -> TensorVariable:
+    def _checked(
+        self, points: TensorVariable, params: Sequence[Raw], loop: Loop
+    ) -> tuple[TensorVariable, list[tuple[Block, Raw]]]:
+        """The points, and each block with its parameters; raise unless all of them fit."""
+        if loop not in ("unroll", "scan", "kernel"):
+            raise ArgumentError(f"loop must be 'unroll', 'scan' or 'kernel', got {loop!r}")
         points = pt.as_tensor_variable(points)
         if points.ndim == 0:
             raise FlowShapeError(f"points must have shape (..., {self.dim}), got a scalar")
-        return with_shape("points", points, (*points.type.shape[:-1], self.dim))
+        points = with_shape("points", points, (*points.type.shape[:-1], self.dim))
+        return points, list(zip(self.blocks, self._check_params(params), strict=True))
 
     def _check_params(self, params: Sequence[Raw]) -> list[Raw]:
         if len(params) != len(self.blocks):

@@ -10,7 +10,7 @@ from pymc_flows.errors import ArgumentError, FlowShapeError
 
 
 def with_shape(what: str, value: TensorVariable, shape: tuple[int | None, ...]) -> TensorVariable:
-    """Raise if a value cannot have the shape; let the graph check what is not known yet."""
+    """Raise unless a value can have the shape; unknown lengths are checked in the graph."""
     value = pt.as_tensor_variable(value)
     known = value.type.shape
     if len(known) != len(shape) or any(

@@ -1,8 +1,8 @@
 """Chains on NumPy arrays: draws and densities without compiling anything.
 
-Each kind of layer becomes one small NumPy-mode function, shared by all approximations in the
-process; repeats are a Python loop over whole arrays. So the first draw costs the same for
-``planar`` and ``planar*64``.
+Each kind of layer becomes one small NumPy-mode function, which all approximations in the process
+share. Repeats are a Python loop over whole arrays, so the first draw costs the same for ``planar``
+and ``planar*64``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import pytensor.tensor as pt
 
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.errors import NotInvertibleError
 from pymc_flows.flows import base
 from pymc_flows.flows.base import Flow, FusedFlow
 from pymc_flows.flows.chain import Block, Chain
 
 type Params = Sequence[Mapping[str, np.ndarray]]
 
-# Rows that go through a chain together, so that what a network or a spline holds fits into caches.
+# Rows that go through a chain together, so that arrays of a network or a spline fit into caches.
 ROWS = 8_192
 
 
@@ -44,18 +43,13 @@ def forward_and_log_det(
     log_det : ndarray, shape (n,)
         log|det ∂z_new/∂z|, in nats.
     """
-    stages = [
-        stage
-        for block, raw in zip(chain.blocks, params, strict=True)
-        for stage in _stages(block, chain.dim, raw, z.dtype.name, inverse=False)
-    ]
-    return _through(stages, z)
+    return _apply(chain, z, params, inverse=False)
 
 
 def passage(chain: Chain, z: np.ndarray, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Follow base draws (n, dim) through the layers: each one's word, and the points after it.
+    """Follow base draws (n, dim) through the layers: the word of each, and the points after it.
 
-    Repeats that are one map, such as those of `hh`, are one step, as in ``'hh*4'``.
+    Fused repeats, such as those of `hh`, are one step, with a name such as ``'hh*4'``.
     """
     for block, raw in zip(chain.blocks, params, strict=True):
         stages = _stages(block, chain.dim, raw, z.dtype.name, inverse=False)
@@ -78,22 +72,24 @@ def inverse_and_log_det(
     NotInvertibleError
         If a layer has no inverse.
     """
-    missing = chain.words_without_inverse
-    if missing:
-        raise NotInvertibleError(f"no inverse of the chain: {', '.join(missing)} has none")
-    stages = [
-        stage
-        for block, raw in zip(chain.blocks, params, strict=True)
-        for stage in _stages(block, chain.dim, raw, y.dtype.name, inverse=True)
-    ]
-    return _through(stages[::-1], y)
+    chain.check_inverse()
+    return _apply(chain, y, params, inverse=True)
 
 
 type _Stage = tuple[Callable[..., tuple[np.ndarray, np.ndarray]], list[np.ndarray]]
 
 
-def _through(stages: Sequence[_Stage], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, dim) after all stages, and their summed log-determinants (n,)."""
+def _apply(
+    chain: Chain, points: np.ndarray, params: Params, *, inverse: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map points (n, dim) by all layers; return also their summed log-determinants (n,)."""
+    stages = [
+        stage
+        for block, raw in zip(chain.blocks, params, strict=True)
+        for stage in _stages(block, chain.dim, raw, points.dtype.name, inverse=inverse)
+    ]
+    if inverse:
+        stages.reverse()
     parts = []
     for begin in range(0, max(len(points), 1), ROWS):
         z = points[begin : begin + ROWS]
@@ -130,7 +126,7 @@ def _stage_function(
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Function (points, *raw parameters) -> (points, log_det) of a layer or of a fused stack.
 
-    The layer is one at ``place`` in its block.
+    ``place`` is that of the layer in its block; ``count`` is the length of a fused stack.
     """
     points = pt.matrix("points", shape=(None, dim), dtype=dtype)
     lead = () if count is None else (count,)
@@ -139,17 +135,15 @@ def _stage_function(
         for name, shape in layer.param_shapes(dim).items()
     }
     params = _constrain_at(layer, raw, place)
-    if count is not None and isinstance(layer, FusedFlow):
-        stack = layer.stack_inverse_and_log_det if inverse else layer.stack_forward_and_log_det
-        outputs = stack(points, params)
+    if isinstance(layer, FusedFlow):
+        apply = layer.stack_inverse_and_log_det if inverse else layer.stack_forward_and_log_det
     else:
-        one = layer.inverse_and_log_det if inverse else layer.forward_and_log_det
-        outputs = one(points, params)
-    inputs = [points, *raw.values()]
-    return function_of(inputs, outputs, mode=NUMPY)
+        apply = layer.inverse_and_log_det if inverse else layer.forward_and_log_det
+    return function_of([points, *raw.values()], apply(points, params), mode=NUMPY)
 
 
 def _constrain_at(layer: Flow, raw: base.Params, place: int) -> base.Params:
+    """Constrain the parameters of the layer at ``place``, the last one of a stack of copies."""
     if place == 0:
         return layer.constrain(raw)
     stacks = {name: pt.stack([value] * (place + 1)) for name, value in raw.items()}

@@ -1,4 +1,4 @@
-"""The fixed coordinates in which a flow works: z = center + scale · T(z0)."""
+"""The fixed coordinates of a flow: z = center + scale · T(z0)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from pymc_flows.errors import FlowShapeError
 class Frame:
     """A fixed affine map after the flow.
 
-    If the posterior has about mean ``center`` and covariance ``scale scaleᵀ``, what the flow has to
-    learn is of order one in every coordinate, whatever the units of the data.
+    If the posterior has about the mean ``center`` and the covariance ``scale scaleᵀ``, the flow
+    works on coordinates of order one, whatever the units of the data.
 
     Parameters
     ----------
     center : ndarray, shape (dim,)
     scale : ndarray, shape (dim,) or (dim, dim), optional
-        Positive factors, or a lower-triangular matrix with a positive diagonal; None is 1.
+        Positive factors, or a lower-triangular matrix with a positive diagonal; None for no scale.
     variables : tuple of (str, int), optional
-        Names and sizes of the unconstrained variables, in the order of the coordinates. They keep
-        the frame of one model from being used with another.
+        Names and sizes of the unconstrained variables, in the order of the coordinates. They
+        prevent that the frame of one model is used with another.
+
+    Raises
+    ------
+    FlowShapeError
+        If the scale has another shape, is not finite, or has a diagonal that is not positive.
     """
 
     center: np.ndarray
@@ -35,7 +40,7 @@ class Frame:
     variables: tuple[tuple[str, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raise unless the map is invertible."""
+        """Check the scale."""
         dim = len(self.center)
         if self.scale is None:
             return
@@ -75,9 +80,9 @@ class Frame:
         return z @ self.scale.T + self.center
 
     def graph(self, z: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        """The map of points (..., dim) and its log_det () as graphs, whose numbers are data.
+        """The map of points (..., dim) and its log_det () as graphs, with the numbers as data.
 
-        What is compiled with one frame then serves all others of its form.
+        So a function that was compiled with one frame serves all frames of its form.
         """
         center = _data("center", self.center)
         log_det = _data("log_det", np.asarray(self.log_det, self.center.dtype))
@@ -88,7 +93,7 @@ class Frame:
         return z @ _data("scale", self.scale.T) + center, log_det
 
     def pullback(self, gradients: np.ndarray) -> np.ndarray:
-        """Turn gradients (..., dim) by values of the map into gradients by its points."""
+        """Turn gradients (..., dim) at values of the map into gradients at its points."""
         if self.scale is None:
             return gradients
         return gradients * self.scale if self.is_elementwise else gradients @ self.scale

@@ -1,4 +1,4 @@
-"""Draws that NumPy computes from those of the base, in a graph."""
+"""An Op for draws that NumPy computes from base draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floors and safe norms: the only home of the flows' numerical thresholds.
+"""Floors, safe norms, and other helpers of layers.
 
 Conditions of switches are cut off from gradients: PyTensor would pass a zero of type ``floatX``
 back through them, which promotes the gradients of a float32 flow.
@@ -11,8 +11,8 @@ import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
-# Far above the rounding of 1 + x for the float32 limit and at it for float64, and large enough that
-# the reciprocal of its square, which gradients contain, is finite in either type.
+# At the rounding of 1 + x in float64 and well above it in float32, and large enough that the
+# reciprocal of the square, which gradients contain, is finite in either type.
 _FLOORS: dict[str, np.floating] = {"float32": np.float32(1e-6), "float64": np.float64(1e-15)}
 
 INVERSE_SOFTPLUS_ONE = math.log(math.e - 1)
@@ -20,19 +20,20 @@ INVERSE_SOFTPLUS_ONE = math.log(math.e - 1)
 
 
 def inverse_softplus(value: np.ndarray) -> np.ndarray:
-    """Raw values whose softplus are these positive numbers."""
+    """Raw values with these positive numbers as softplus."""
     raw: np.ndarray = value + np.log(-np.expm1(-value))
     return raw
 
 
 def floor(dtype: str) -> np.floating:
-    """Smallest value that a positive parameter can take, as a scalar of that type.
+    """Smallest value of a positive parameter, as a scalar of its type.
+
+    A Python float would not do: PyTensor takes ``1e-15`` for float64 and promotes a float32 graph.
 
     Parameters
     ----------
     dtype : {'float32', 'float64'}
-        Type of the parameter. A Python float would not do: PyTensor types ``1e-15`` as float64
-        and so promotes a float32 graph.
+        Type of the parameter.
     """
     try:
         return _FLOORS[dtype]

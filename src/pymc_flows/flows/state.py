@@ -1,4 +1,4 @@
-"""A flow with its parameters: a distribution over R^dim that can be drawn from and evaluated."""
+"""A flow with its parameters: a distribution over R^dim, with draws, densities and moments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pymc_flows.flows.evaluate import forward_and_log_det, inverse_and_log_det, 
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 
-# Draws behind the moments of a chain that is not affine; the noise is fixed.
+# Draws behind the moments of a chain that is not affine; their noise is fixed.
 MOMENT_DRAWS = 4096
-# Columns of an affine map that are held at once for the standard deviations.
+# Columns of an affine map that are held at once for standard deviations.
 COLUMNS = 1024
-# Above this many repeats a graph that PyTensor compiles loops over layers instead of copying them.
+# Graphs that PyTensor compiles scan over layers with more repeats than this, and copy others.
 _MAX_UNROLLED = 4
 _LOG_2PI = float(np.log(2 * np.pi))
 
@@ -48,11 +48,11 @@ class FlowState:
     chain : Chain
         The flow T.
     blocks : tuple of dict of str to SharedVariable
-        Raw parameters of each block of the chain, repeats on the leading axis. In graphs, a vector
-        (n,) may stand for those of a block that has a kernel.
+        Raw parameters of each block of the chain, with repeats on the leading axis. In graphs, the
+        parameters of a block that has a kernel may be one vector (n,).
     frame : Frame
     is_framed : bool
-        Whether the frame was found for the posterior, and is not a start point alone.
+        Whether the frame was found for the posterior, and is more than a start point.
     """
 
     formula: Formula
@@ -97,7 +97,7 @@ class FlowState:
         return tuple({k: np.asarray(v.get_value()) for k, v in b.items()} for b in self.blocks)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All numbers that the distribution consists of, by name."""
+        """All numbers of which the distribution consists, by name."""
         scale = {} if self.frame.scale is None else {"scale": self.frame.scale}
         params = {f"param_{k}": np.asarray(v.get_value()) for k, v in self.params_dict.items()}
         return {"center": self.frame.center, **scale, **params}
@@ -136,17 +136,17 @@ class FlowState:
         return z0, _base_log_prob(z0) - log_det - self.frame.log_det
 
     def center(self) -> np.ndarray:
-        """The point (dim,) of a zero of the base."""
+        """The image (dim,) of 0 in the base."""
         return self.forward(np.zeros((1, self.dim), pytensor.config.floatX))[0]
 
     def landmarks(self) -> np.ndarray:
-        """Points (3, dim) of base draws within about a standard deviation of 0, always the same."""
+        """Images (3, dim) of base points about a standard deviation from 0, always the same."""
         angles = np.arange(1, self.dim + 1)
         z0 = np.stack([np.zeros(self.dim), np.cos(angles), np.sin(2 * angles)])
         return self.forward(z0.astype(pytensor.config.floatX))
 
     def passage(self, z0: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Follow base draws (n, dim): the word of each layer, and the points after it."""
+        """Follow base draws (n, dim): yield the word of each layer, and the points after it."""
         yield "base", self.frame.forward(z0)
         for word, z in passage(self.chain, z0, self.values()):
             yield word, self.frame.forward(z)
@@ -163,7 +163,7 @@ class FlowState:
     ) -> tuple[TensorVariable, TensorVariable]:
         """Points (n, dim) from base draws z0 (n, dim), and log|det ∂z/∂z0| (n,), as graphs.
 
-        With ``fixed`` the parameters are constants, so that what is computed from them alone is
+        With ``fixed`` the parameters are constants, and anything that depends on them alone is
         computed once.
         """
         blocks = self.blocks
@@ -218,12 +218,12 @@ class FlowState:
         return pt.sqrt(pt.sqr(self._columns).sum(axis=0))
 
     def _squares_by_parts(self) -> TensorVariable:
-        """Sums (dim,) of the squared columns of A, without holding A or an identity of its size."""
+        """Sums (dim,) of the squared columns of A, in parts: A may not fit into memory."""
         dtype, origin = pytensor.config.floatX, self.mean()
         columns = pt.arange(self.dim)
 
         def add(first: TensorVariable, total: TensorVariable) -> TensorVariable:
-            # Beyond the last coordinate the rows are zero, and add nothing.
+            # Rows beyond the last coordinate are zero and add nothing.
             rows = pt.eq(columns, (first + pt.arange(COLUMNS))[:, None]).astype(dtype)
             return total + pt.sqr(self._points(rows) - origin).sum(axis=0)
 

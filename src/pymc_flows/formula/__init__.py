@@ -12,7 +12,7 @@ COUNT is a whole number of at least 1; VALUE is an integer, a number, ``true``, 
 Case does not matter; spaces, tabs and line breaks may stand between tokens.
 
 In ``tril-loc | laplace`` the chain is a flow over the hyperparameters of a hierarchical model. The
-word behind the bar is the family of all other variables given them: ``laplace``, a Gaussian at the
+word after the bar is the family of all other variables given them: ``laplace``, a Gaussian at the
 mode.
 """
 
@@ -52,10 +52,10 @@ class Formula:
     Attributes
     ----------
     steps : tuple of Step or Group
-        The chain as it is written, in normal form: repeats of the same are merged, and brackets
-        that change nothing are dropped.
+        The chain as it is written, in normal form: equal neighbours are merged, and brackets that
+        change nothing are dropped.
     conditional : str or None
-        The word behind the bar, for a flow over hyperparameters and a field given them.
+        The word after the bar, for a flow over hyperparameters and a field given them.
 
     Raises
     ------
@@ -84,12 +84,12 @@ class Formula:
 
     @property
     def hyper(self) -> "Formula":
-        """The chain alone: of a formula with a bar, the flow over the hyperparameters."""
+        """The chain alone; in a formula with a bar, the flow over the hyperparameters."""
         return self if self.conditional is None else Formula(chain_text(self.steps))
 
     @property
     def blocks(self) -> tuple[tuple[Any, int], ...]:
-        """All layers in order of application, as (layer, count) of each run of equal layers."""
+        """All layers in order of application: (layer, count) for each run of equal layers."""
         return expand(self.steps)
 
     def table(self, dim: int) -> FormulaTable:

@@ -1,9 +1,9 @@
 """From the text of a formula to its tree, by recursive descent over a list of tokens.
 
 Python's own parser would not do, although most formulas are Python expressions: it marks errors at
-other places, and refuses leading zeros. A character that no formula has is refused first. Any
-other error marks the token that cannot stand where it is or, where something is missing at the end
-of the text or before a closing bracket, the token that asks for it: the dash of ``scale-``.
+other places, and refuses leading zeros. Characters that no formula has are refused first. Any other
+error marks the token that cannot stand where it is. If something is missing at the end of the text
+or before a closing bracket, it marks the token that needs it, such as the dash of ``scale-``.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pymc_flows.errors import FormulaError
 from pymc_flows.formula.registry import FLOWS, WORD, OptionType, option_types
 from pymc_flows.formula.steps import Group, Step, append, chain_text, repeat, value_text
 
-# What may stand behind "|": families of the field given the hyperparameters.
+# What may follow "|": families of the field given the hyperparameters.
 CONDITIONALS = ("laplace",)
 MAX_CHARACTERS = 4_096
 MAX_NESTING = 32
@@ -27,7 +27,7 @@ MAX_LAYERS = 65_536
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _FLOAT = re.compile(f"-?{_NUMBER}")
 _INTEGER = re.compile(r"(-?)0*([0-9]{1,18})")
-# A number takes along what is glued to it, so that an error marks all of '2.5.1' or '2x'.
+# A number includes what follows it directly, so that an error marks all of '2.5.1' or '2x'.
 _TOKEN = re.compile(
     r"(?P<space>[ \t\r\n]+)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
@@ -78,7 +78,7 @@ def parse(source: object) -> tuple[tuple[Step | Group, ...], str | None]:
         In normal form: every group is repeated and has two steps or more, and no two neighbours
         repeat the same.
     conditional : str or None
-        The word behind "|".
+        The word after "|".
 
     Raises
     ------
@@ -94,7 +94,7 @@ def parse(source: object) -> tuple[tuple[Step | Group, ...], str | None]:
         hint = "Write repeats with a count, such as 'planar*8' or '(planar-radial)*8'."
         raise FormulaError(message, source, MAX_CHARACTERS, len(source), hint)
     chain, conditional = _Parser(source).formula()
-    # Numbers can be longer in canonical form (1e9 becomes 1000000000.0), and that must parse too.
+    # The canonical form must parse, too, and numbers can be longer in it: 1e9 is 1000000000.0.
     if len(chain_text(chain)) > MAX_CHARACTERS:
         message = f"the canonical form is longer than the limit of {MAX_CHARACTERS:,} characters"
         hint = "It writes numbers out, 1e9 as 1000000000.0; use fewer steps with options."
@@ -236,7 +236,7 @@ class _Parser:
         if self.token.kind != "number":
             raise self.unexpected("a count", _COUNT_HINT)
         last = self.advance()
-        # int() refuses numbers with thousands of digits, so they must not get that far.
+        # int() refuses numbers with thousands of digits, so their length is checked first.
         digits = last.text.lstrip("0")
         if first is not last or not last.text.isdigit() or not digits:
             text = self.source[first.start : last.end]
@@ -331,7 +331,7 @@ def _convert(text: str, kind: OptionType) -> bool | float | str | None:
 def _culprit(
     cls: type[Any], options: dict[str, _Option], error: ValueError
 ) -> tuple[_Token, _Token] | None:
-    """Find the option that fails in the same way when given alone."""
+    """Find the option that fails with the same message when given alone."""
     for name, option in options.items():
         try:
             cls(**{name: option.value})

@@ -16,9 +16,9 @@ FLOWS: dict[str, type[Any]] = {}
 """Registered layer classes by their word in a formula."""
 
 WORD = re.compile(r"(?!(?:true|false)\Z)[a-z][a-z0-9_]*")
-"""What can name a flow or an option, or be the value of an option of type str."""
+"""Pattern of names of flows and options, and of values of options of type str."""
 
-# What the package uses of a layer class; `pymc_flows.flows.Flow` says what each means.
+# Members of a layer class that the package uses; `pymc_flows.flows.Flow` documents them.
 _CONTRACT = (
     "constrain",
     "equation",
@@ -95,7 +95,7 @@ def _qualified_name(cls: type[Any]) -> str:
 
 
 def _is_frozen_dataclass(cls: type[Any]) -> bool:
-    # Looked up on the class itself: a subclass that is not decorated would lose its own fields.
+    # Looked up on the class itself, since an undecorated subclass would lose its own fields.
     params = vars(cls).get("__dataclass_params__")
     return params is not None and params.frozen and params.eq
 
@@ -106,7 +106,7 @@ def _annotation(field: dataclasses.Field[Any]) -> str:
 
 
 def _check_option(owner: str, field: dataclasses.Field[Any]) -> None:
-    """Raise if a formula could not set a field, or could not write its default."""
+    """Raise if a formula could not set a field or write its default."""
     option = f"option {field.name!r} of {owner}"
     if not WORD.fullmatch(field.name):
         raise RegistrationError(f"{option} must have a lower-case name")

@@ -19,7 +19,7 @@ _NO_EXPRESSION = "varies with d"
 
 @dataclass(frozen=True)
 class FormulaTable:
-    """Blocks of a formula, one a row; shown as text, or as a table in a notebook.
+    """Blocks of a formula, one in each row; shown as text, or as a table in a notebook.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class FormulaTable:
     header : tuple of str
         Names of the columns.
     rows : tuple of tuple of str
-        All rows; the middle of a long table is kept here but not shown.
+        All rows. The middle of a long table is not shown.
     """
 
     title: str
@@ -102,7 +102,7 @@ def _n_params(counts: Mapping[Any, int], dim: int) -> int:
 def _expression(counts: Mapping[Any, int]) -> str:
     """Write the number of parameters as a polynomial in d, of degree 2 at most.
 
-    It is found from three dimensions and checked on others; one-dimensional layers can be special.
+    It follows from d = 2, 3 and 4 and is checked at others, but not at 1, where layers can differ.
     """
     try:
         at_2, at_3, at_4 = (_n_params(counts, dim) for dim in (2, 3, 4))

@@ -76,14 +76,13 @@ def layout(model: pm.Model) -> tuple[Slot, ...]:
             f"{first_line(error)}\n"
             "model.initial_point() must work; initval= of a variable may help."
         ) from error
+    if renamed := {value.name for value in model.value_vars} - set(point):
+        raise ModelError(
+            f"variables have got another name since they were made: {', '.join(sorted(renamed))}\n"
+            "pm.Potential(name, x) renames x itself: write pm.Potential(name, 1 * x)."
+        )
     slots, begin = [], 0
     for value in model.value_vars:
-        if value.name not in point:
-            raise ModelError(
-                f"variable {value.name!r} was given another name after it was made: the model's "
-                f"initial point has {', '.join(map(repr, point))}\n"
-                "pm.Potential(name, x) renames x itself: write pm.Potential(name, 1 * x)."
-            )
         array = np.asarray(point[value.name])
         end = begin + array.size
         slots.append(Slot(value.name, slice(begin, end), array.shape, str(value.dtype)))

@@ -25,6 +25,7 @@ from pymc_flows.backends.rewrites import loop_work
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.replacements import DataValues
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.compat import TensorSharedVariable
 
@@ -147,6 +148,26 @@ class LogDensity:
             outputs = [sum(evaluate(z))]
         mode = training_mode(backend) if backend else NUMPY
         return _Function(shapes, rows, function_of([z, *batch], outputs, mode=mode))
+
+
+class DensityOfFit:
+    """A log density that stays that of the data which the model has now.
+
+    Parameters
+    ----------
+    density : ModelDensity
+    """
+
+    def __init__(self, density: ModelDensity):
+        self._density = density
+        self._data: DataValues | None = DataValues(density.named_terms.values())
+
+    @property
+    def current(self) -> ModelDensity:
+        """The density; one with these data as constants where the model has got others since."""
+        if self._data is not None and self._data.changed:
+            self._density, self._data = self._density.replaced(self._data.constants()), None
+        return self._density
 
 
 def _in_parts(function: _Function, points: np.ndarray, *batch: np.ndarray) -> list[np.ndarray]:

@@ -1,20 +1,22 @@
-"""The terms of a model's log density, with some of its variables replaced by others."""
+"""A model's log density with some of its variables replaced, or with the data that it had."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pymc as pm
+import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import graph_replace
-from pytensor.graph.traversal import ancestors
+from pytensor.graph.traversal import ancestors, graph_inputs
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.rngs import with_fixed_generators
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.layout import tensors
-from pymc_flows.support.compat import replace_rvs_by_values
+from pymc_flows.support.compat import RandomGeneratorType, replace_rvs_by_values
 
 type Replacements = Mapping[Variable, Variable] | None
 
@@ -132,3 +134,28 @@ def parts_of(model: pm.Model) -> list[object]:
     maps = model.rvs_to_values, model.rvs_to_transforms
     pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
     return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]
+
+
+class DataValues:
+    """Values of the data that graphs depend on, kept to see whether others have come in.
+
+    Parameters
+    ----------
+    graphs : iterable of Variable
+    """
+
+    def __init__(self, graphs: Iterable[Variable]):
+        self._values = [
+            (var, var.container.storage[0])
+            for var in graph_inputs(graphs)
+            if isinstance(var, SharedVariable) and not isinstance(var.type, RandomGeneratorType)
+        ]
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of those that have other values now."""
+        return [str(v.name) for v, value in self._values if v.container.storage[0] is not value]
+
+    def constants(self) -> dict[Variable, Variable]:
+        """The values that were there, by variable."""
+        return {var: pt.constant(value, dtype=var.type.dtype) for var, value in self._values}

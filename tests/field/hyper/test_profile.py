@@ -1,11 +1,13 @@
 """Profiles along axes: a density, and tails as long as those of scales near 0."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from posteriors import CentredMeans, on_grid
 from pymc_flows.field import FieldOptions, fit_field
-from pymc_flows.field.hyper.profile import PiecewiseExponential, ProfileProposal
+from pymc_flows.field.hyper.profile import PiecewiseExponential, ProfileProposal, follow_axes
 
 
 def bent():
@@ -34,6 +36,25 @@ def test_others_stay_where_they_are_far_out_on_an_axis():
     first = proposal.axes[0]
     expected = first.log_prob(z[:, 0]) + first.log_prob(z[:, 1]) - np.log(0.5 * 0.3)
     np.testing.assert_allclose(proposal.log_prob(places), expected)
+
+
+@pytest.mark.parametrize("ends", [(-0.5, np.inf), (-np.inf, 0.5), (-0.5, 0.5)])
+def test_a_side_without_values_gets_no_long_tail(ends, rng):
+    def at(hyper, fields):
+        values = [-0.5 * g @ g for g in hyper]
+        inside = (ends[0] < hyper[:, 0]) & (hyper[:, 0] < ends[1])
+        pairs = zip(values, inside, strict=True)
+        return [SimpleNamespace(log_marginal=v, mode=None) if ok else None for v, ok in pairs]
+
+    mode = SimpleNamespace(
+        gaussian=SimpleNamespace(hyper=np.zeros(1), log_marginal=0.0, mode=0), covariance=np.eye(1)
+    )
+    conditional = SimpleNamespace(at=at, chunk=8)
+    proposal = follow_axes(conditional, mode, SimpleNamespace(tell=lambda stage: None))
+    draws = proposal.draw(256, rng)
+    assert 0.35 < (draws < 0).mean() < 0.65
+    _, _, log_mass = on_grid(proposal.log_prob, [np.linspace(-20, 20, 4001)])
+    assert abs(log_mass) < 2e-3
 
 
 def test_a_scale_near_zero_has_its_whole_tail():

@@ -22,8 +22,9 @@ COPULA = str(Formula(SPLINE_OF_A_COPULA))
 def two_humps():
     """Lighter tails than those of a Gaussian, whose weights can be trusted, then."""
     with pm.Model() as model:
-        x = pm.Flat("x")
-        pm.Potential("p", 2 * x**2 - x**4)
+        x, width = pm.Flat("x"), pm.Data("width", 2.0)
+        pm.Deterministic("scaled", width * x)
+        pm.Potential("p", width * x**2 - x**4)
     return model
 
 
@@ -152,6 +153,16 @@ def test_resampled_draws_are_those_of_the_posterior(humps):
     assert np.abs(found).max() < 1.95 / np.sqrt(4_000)
     plain = humps.sample(4_000, correct=False, random_seed=2)
     assert not plain["sample_stats"].data_vars
+
+
+def test_other_data_leave_resampled_draws_as_they_were(humps):
+    before = humps.sample(200, random_seed=2).posterior
+    with humps.model:
+        pm.set_data({"width": -5.0})
+        after = humps.sample(200, random_seed=2).posterior
+        pm.set_data({"width": 2.0})
+    np.testing.assert_array_equal(after["x"], before["x"])
+    np.testing.assert_allclose(after["scaled"], -5 * before["x"])
 
 
 def test_a_posterior_that_a_constraint_cuts_in_half():

@@ -22,21 +22,19 @@ class FieldGaussian:
         Of the precision matrix Q.
     log_joint : float
         Log density of the model at (hyper, mode), in nats.
-    decrement : float
-        Newton decrement at which the search for the mode ended, in nats.
     shift : ndarray, shape (n_field,), optional
         Mean − mode, in the coordinates of the noise; by default 0.
     averages : tuple of float and ndarray, optional
-        Expected log density and its expected gradient (dim,) under it, where they are known.
-    excess : ndarray, optional
-        Of a Gaussian nearest to the field: Q minus the curvature at the mean, by their entries.
+        Log density in nats and its gradient (dim,), averaged over this Gaussian; None if unknown.
+    excess : ndarray, shape (n_entries,), optional
+        Entries of Q minus those of the curvature at the mean. Only the Gaussian nearest to the
+        field has them, see `nearest_gaussian`.
     """
 
     hyper: np.ndarray
     mean: np.ndarray
     factor: Factor
     log_joint: float
-    decrement: float
     shift: np.ndarray | None = None
     averages: tuple[float, np.ndarray] | None = None
     excess: np.ndarray | None = None
@@ -45,8 +43,8 @@ class FieldGaussian:
     def log_marginal(self) -> float:
         """Approximation of the log density of the hyperparameters and the data, in nats.
 
-        Laplace's, exact if the field given them is Gaussian; of the Gaussian nearest to the field
-        the lower bound.
+        Laplace's, which is exact if the field given them is Gaussian; for the Gaussian nearest to
+        the field, the lower bound.
         """
         if self.excess is not None and self.averages is not None:
             return self.averages[0] + self.log_normalizer + 0.5 * len(self.mean)
@@ -63,7 +61,7 @@ class FieldGaussian:
         return self.mean if self.shift is None else self.mean - self.factor.color(self.shift)
 
     def moved(self, by: np.ndarray) -> FieldGaussian:
-        """The Gaussian with its mean moved (n_field,), in the coordinates of the noise."""
+        """The Gaussian with its mean moved by a vector (n_field,) in coordinates of the noise."""
         shift = by if self.shift is None else self.shift + by
         mean = self.mean + self.factor.color(by)
         return replace(self, mean=mean, shift=shift, averages=None)

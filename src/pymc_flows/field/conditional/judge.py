@@ -9,27 +9,27 @@ import numpy as np
 from pymc_flows.field.conditional.weights import GroupWeights
 from pymc_flows.importance import threshold
 
-# Pareto's k-hat is fitted to groups with a smaller share of effective draws than this, and to no
-# more than so many, the worst ones.
+# k-hat is fitted to groups with a smaller share of effective draws than this, and to no more than
+# this many, the worst ones.
 EVEN, MOST = 0.9, 1_000
-# Of fewer weights, the largest fifth is too small to say anything of a tail.
+# With fewer draws, the largest fifth of the weights is too few to say anything of a tail.
 MIN_DRAWS = 25
 
 
 @dataclass(frozen=True, eq=False)
 class GroupQuality:
-    """What the weights of draws say of each group.
+    """Quality of the Gaussian in each group, by weights of draws.
 
     Attributes
     ----------
     n_draws : int
         Draws of each group.
     ess : ndarray, shape (n_groups,)
-        Effective number of these.
+        Effective number of draws.
     khat : ndarray, shape (n_groups,)
-        Shape of the generalised Pareto distribution of the largest weights, the largest of those at
-        several values of the hyperparameters; −∞ for groups with weights so even that it was not
-        fitted.
+        Shape k of the generalised Pareto distribution of the largest weights; of several values of
+        the hyperparameters, the largest k. −∞ where it was not fitted because the weights are even,
+        ∞ where weights cannot be judged.
     """
 
     n_draws: int
@@ -67,7 +67,7 @@ class GroupQuality:
         return not self.is_untrusted.any()
 
     def worst(self, n: int = 10) -> np.ndarray:
-        """Numbers of the groups with the largest k-hat, then the fewest effective draws."""
+        """Indices of the n worst groups: by largest k-hat, then by fewest effective draws."""
         return np.lexsort((self.ess, -self.khat))[:n]
 
 
@@ -81,14 +81,14 @@ def judge(found: list[GroupWeights]) -> GroupQuality:
     """
     ess = np.min([weights.ess for weights in found], axis=0)
     n_draws = found[0].by_group.shape[1]
-    khat = np.full(len(ess), -np.inf)
-    poor = np.flatnonzero(ess < EVEN * n_draws)
+    khat = np.where(ess > 0, -np.inf, np.inf)
+    poor = np.flatnonzero((ess > 0) & (ess < EVEN * n_draws))
     poor = poor[np.argsort(ess[poor], kind="stable")[:MOST]]
-    if len(poor) and n_draws >= MIN_DRAWS:
+    if n_draws < MIN_DRAWS:
+        khat[poor] = np.inf
+    elif len(poor):
         blocks = np.concatenate([weights.by_group[:, :, poor] for weights in found])
         khat[poor] = _khat(blocks).max(axis=0)
-    elif len(poor):
-        khat[poor] = np.inf
     return GroupQuality(n_draws, ess, khat)
 
 
@@ -98,12 +98,11 @@ def _khat(log_weights: np.ndarray) -> np.ndarray:
 
     # ArviZ takes the log likelihoods of leave-one-out cross-validation: minus the log weights.
     likelihoods = -np.moveaxis(log_weights, 1, -1)
-    shape, psis = likelihoods.shape[:-1], BaseArray().psislw
-    found = np.full(shape, -np.inf)
-    for index in np.ndindex(shape):
-        row = likelihoods[index]
+    psis = BaseArray().psislw
+    found = np.full(likelihoods.shape[:-1], -np.inf)
+    for index in np.ndindex(found.shape):
         try:
-            found[index] = psis(row)[1]
+            found[index] = psis(likelihoods[index])[1]
         except ValueError:  # the largest weights are all equal: there is no tail
             continue
     return found

@@ -13,38 +13,47 @@ from pymc_flows.field.conditional.nearest import nearest_gaussian
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import ranks
 from pymc_flows.field.factors import NotPositiveDefinite
-from pymc_flows.field.options import FieldOptions
 
-# Gaussians that are held at once, and the bytes that they may take.
+# Most Gaussians that are held at once, and bytes that they may take.
 MANY, BYTES = 256, 300e6
-# Log densities that differ by less than this share differ by rounding.
+# Most Newton steps for one mode of the field, and the Newton decrement, in nats, at which it is
+# found: the square of the distance from the mode, in standard deviations of the field as a whole.
+# The determinant of a large field's curvature is far more sensitive: 1e-3 leaves errors of several
+# nats at 6,000 elements.
+NEWTON_STEPS, TOLERANCE = 20, 1e-8
+# Most corrections of a mean by expected gradients.
+CORRECTIONS = 2
+# Steps to the Gaussian nearest to the field: pairs of points of the first steps, the largest number
+# of these, and the gain, in nats, below which they end.
+FIRST_PAIRS, NEAREST_STEPS, NEAREST_GAIN = 8, 12, 0.1
+# Differences of log densities below this share are rounding.
 ROUNDING = 1e-9
-# Difference, in nats, below which a Newton step ends at the mode of the field.
+# Difference from a Gaussian's log density, in nats, below which the field's counts as quadratic.
 QUADRATIC = 1e-6
 # Standard deviation of log weights, in nats, from which on a Gaussian is far from the field.
 FAR = 3.0
-# A correction of a predicted mean that promises more, in nats, shows that the prediction is off.
+# A predicted mean is wrong if a correction would gain more than this, in nats.
 NEAR = 0.5
-# Expected gradients with a smaller decrement, in nats, correct nothing.
+# Means are not corrected where the decrement of the expected gradient is smaller, in nats.
 SMALL = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Predicts the mode of the field, or a way from it: quadratic in each hyperparameter.
+    """Predicts the mode of the field, or mean − mode: quadratic in each hyperparameter.
 
     Attributes
     ----------
     center : ndarray, shape (n_hyper,)
     mode : ndarray, shape (n_field,)
-        At the centre.
+        Value at the centre.
     slopes, bends : ndarray, shape (n_hyper, n_field), optional
-        First and second derivatives of the mode.
+        First and second derivatives of it; without them the prediction is constant.
     reach : ndarray, shape (n_hyper,), optional
-        Distances from the centre beyond which the prediction is that at the end.
+        Distances from the centre beyond which the prediction stays as it is there.
     excess : ndarray, shape (1 + n_hyper, n_entries), optional
-        Of Gaussians nearest to the field: their `FieldGaussian.excess` at the centre, then its
-        derivatives.
+        `FieldGaussian.excess` at the centre, then its derivatives; for Gaussians nearest to the
+        field.
     """
 
     center: np.ndarray
@@ -87,24 +96,23 @@ class Expectation:
 
 
 class ConditionalField:
-    """Maps hyperparameters to a Gaussian over the field, always to the same one.
+    """Maps hyperparameters to a Gaussian over the field; equal ones always to the same Gaussian.
 
     The mode is sought by Newton's method from a predicted one. Where the field is skewed, the mean
     is then moved to where the expected gradient under the Gaussian is 0 (van Niekerk & Rue,
     Low-rank variational Bayes correction to the Laplace method, JMLR 25(62), 2024). That takes many
-    gradients; but the way from the mode to the mean, in units of the Gaussian, hardly depends on
-    the hyperparameters, so that `at` takes it from a prediction, and only `near` computes it.
+    gradients. But mean − mode, in units of the Gaussian, hardly depends on the hyperparameters, so
+    `at` predicts it and only `near` computes it.
 
-    Where the field is far from Gaussian, in groups too large for weights to repair, it is the
-    Gaussian nearest to it; how its precision differs from the curvature is predicted as well.
+    Where the field is far from Gaussian, in groups too large for weights to correct, it is the
+    Gaussian nearest to the field, whose precision minus the curvature is predicted, too.
 
     Parameters
     ----------
     modes : FieldModes
     surface : Surface
     points : ndarray, shape (n, n_field)
-        Points of the quadrature, see `noise.quadrature`.
-    options : FieldOptions
+        Points over which expectations are taken, see `noise.quadrature`.
     corrects : bool
         Whether the field may be skewed.
     is_far : bool
@@ -118,30 +126,28 @@ class ConditionalField:
         modes: FieldModes,
         surface: Surface,
         points: np.ndarray,
-        options: FieldOptions,
         *,
         corrects: bool = True,
         is_far: bool = False,
         shift: Surface | None = None,
     ):
         self.modes, self.surface, self.points = modes, surface, points
-        self.options, self.corrects, self.shift = options, corrects, shift
-        self.is_far = is_far
+        self.posterior = modes.posterior
+        self.corrects, self.is_far, self.shift = corrects, is_far, shift
 
     @property
     def chunk(self) -> int:
         """How many Gaussians may be held at once."""
-        n, dim = len(self.points), self.modes.posterior.dim
-        pattern = self.modes.posterior.n_field * 40 + dim * n
-        return int(np.clip(BYTES // (8 * pattern), 1, MANY))
+        numbers = self.posterior.n_field * 40 + self.posterior.dim * len(self.points)
+        return int(np.clip(BYTES // (8 * numbers), 1, MANY))
 
     def at(
         self,
         hyper: np.ndarray,
         start: np.ndarray | None = None,
         *,
-        steps: int | None = None,
-        tolerance: float | None = None,
+        steps: int = NEWTON_STEPS,
+        tolerance: float = TOLERANCE,
     ) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper); None where there is none.
 
@@ -149,10 +155,10 @@ class ConditionalField:
         ----------
         hyper : ndarray
         start : ndarray, shape (n, n_field), optional
-            Where the modes are sought from; by default where the surface says.
-        steps : int, optional
-            Most steps of Newton's method.
-        tolerance : float, optional
+            Where the searches for the modes begin; by default at the predicted modes.
+        steps : int
+            Largest number of Newton steps.
+        tolerance : float
             Newton decrement at which a mode is found, in nats.
         """
         start = self.surface(hyper) if start is None else start
@@ -166,22 +172,18 @@ class ConditionalField:
         shifts = self.shift(hyper)
         return [g and g.moved(by) for g, by in zip(found, shifts, strict=True)]
 
-    def near(
-        self, hyper: np.ndarray, other: FieldGaussian, *, steps: int | None = None
-    ) -> list[FieldGaussian | None]:
+    def near(self, hyper: np.ndarray, other: FieldGaussian) -> list[FieldGaussian | None]:
         """Return the Gaussians given hyperparameters (n, n_hyper), with their means computed.
 
         Parameters
         ----------
         hyper : ndarray
         other : FieldGaussian
-            Given others: where modes and means are sought from.
-        steps : int, optional
-            Most steps of Newton's method.
+            Where the searches for modes and means begin; it belongs to other hyperparameters.
         """
         if self.is_far:
             return [self._nearest(g, other) for g in hyper]
-        found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0), steps)
+        found = self._modes(hyper, np.repeat(other.mode[None], len(hyper), axis=0))
         if not self.corrects:
             return found
         if other.shift is not None:
@@ -193,20 +195,18 @@ class ConditionalField:
         self,
         hyper: np.ndarray,
         start: np.ndarray,
-        steps: int | None,
-        tolerance: float | None = None,
+        steps: int = NEWTON_STEPS,
+        tolerance: float = TOLERANCE,
     ) -> list[FieldGaussian | None]:
-        steps = self.options.newton_steps if steps is None else steps
-        tolerance = self.options.newton_tolerance if tolerance is None else tolerance
         quadratic = self.modes.is_quadratic and not self.corrects
         return self.modes.find(hyper, start, steps=steps, tolerance=tolerance, quadratic=quadratic)
 
     def centred(self, gaussians: Sequence[FieldGaussian]) -> list[FieldGaussian]:
-        """Move means to where the expected gradient is 0, as far as that gains."""
-        field, result = self.modes.posterior.field, list(gaussians)
+        """Move means to where the expected gradient is 0, as long as the lower bound grows."""
+        field, result = self.posterior.field, list(gaussians)
         before: dict[int, tuple[float, FieldGaussian]] = {}
         active = list(range(len(result)))
-        for k in range(self.options.correction_steps + 1):
+        for k in range(CORRECTIONS + 1):
             if not active:
                 break
             values, gradients = self._averages([result[i] for i in active])
@@ -219,7 +219,7 @@ class ConditionalField:
                 result[i] = replace(result[i], averages=(float(value), gradient))
                 factor = result[i].factor
                 step = factor.whiten(factor.solve(gradient[field]))
-                if k < self.options.correction_steps and step @ step > SMALL:
+                if k < CORRECTIONS and step @ step > SMALL:
                     before[i] = float(value), result[i]
                     result[i] = result[i].moved(step)
                     left.append(i)
@@ -227,29 +227,23 @@ class ConditionalField:
         return result
 
     def nearest(self, gaussian: FieldGaussian) -> FieldGaussian:
-        """The Gaussian nearest to the field, from another one on: with few points, then all."""
-        options = self.options
-        few = self.points[: min(options.first_pairs, len(self.points) // 2)]
-        coarse = nearest_gaussian(
-            self.modes,
-            gaussian,
-            np.concatenate([few, -few]),
-            steps=options.nearest_steps,
-            tolerance=options.nearest_tolerance,
-        )
-        return nearest_gaussian(
-            self.modes, coarse, self.points, steps=1, tolerance=options.nearest_tolerance
-        )
+        """The Gaussian nearest to the field, from another one on; first with few of the points."""
+        few = self.points[: min(FIRST_PAIRS, len(self.points) // 2)]
+        for points, steps in ((np.concatenate([few, -few]), NEAREST_STEPS), (self.points, 1)):
+            gaussian = nearest_gaussian(
+                self.modes, gaussian, points, steps=steps, tolerance=NEAREST_GAIN
+            )
+        return gaussian
 
     def _nearest(self, hyper: np.ndarray, other: FieldGaussian) -> FieldGaussian | None:
-        """The Gaussian nearest to the field, from that for other hyperparameters on."""
+        """The Gaussian nearest to the field, from that of other hyperparameters on."""
         moved = self._with_excess(hyper, other.mean, other.excess)
         if moved is None:  # start again from the mode
-            [moved] = self._modes(hyper[None], other.mean[None], None)
+            [moved] = self._modes(hyper[None], other.mean[None])
         return None if moved is None else self.nearest(moved)
 
     def _predicted(self, hyper: np.ndarray, means: np.ndarray) -> list[FieldGaussian | None]:
-        """Gaussians of predicted excess, their means corrected; the nearest where that is off."""
+        """Gaussians with predicted excess and corrected mean; the nearest where that is wrong."""
         found = [
             self._with_excess(g, mean, self.surface.excess_at(g))
             for g, mean in zip(hyper, means, strict=True)
@@ -262,10 +256,10 @@ class ConditionalField:
         return result
 
     def _decrement(self, gaussian: FieldGaussian) -> float:
-        """What another correction of the mean promises, in nats."""
+        """Expected gain of another correction of the mean, in nats."""
         if gaussian.averages is None:
             return math.inf
-        gradient = gaussian.averages[1][self.modes.posterior.field]
+        gradient = gaussian.averages[1][self.posterior.field]
         return 0.5 * float(gradient @ gaussian.factor.solve(gradient))
 
     def _with_excess(
@@ -278,11 +272,11 @@ class ConditionalField:
             factor = self.modes.factor(entries)
         except NotPositiveDefinite:
             return None
-        log_joint, _ = self.modes.posterior.value_and_grad(self.modes.posterior.join(hyper, mean))
-        return FieldGaussian(hyper, mean, factor, float(log_joint[0]), 0.0, excess=excess)
+        log_joint, _ = self.posterior.value_and_grad(self.posterior.join(hyper, mean))
+        return FieldGaussian(hyper, mean, factor, float(log_joint[0]), excess=excess)
 
     def adapt(self, gaussian: FieldGaussian) -> FieldGaussian:
-        """If the field is far from Gaussian, take the Gaussian nearest to it from here on."""
+        """If the field is far from Gaussian, switch to the Gaussian nearest to it."""
         if not self.corrects or self.is_far or not self._is_poor(gaussian):
             return gaussian
         found = self._nearest(gaussian.hyper, gaussian)
@@ -290,8 +284,8 @@ class ConditionalField:
         return gaussian if found is None else found
 
     def _is_poor(self, gaussian: FieldGaussian) -> bool:
-        """Whether joint weights of elements too many for an exact quadrature are useless."""
-        posterior, half = self.modes.posterior, len(self.points) // 2
+        """Whether the log weights vary too much, in groups too large for an exact quadrature."""
+        posterior, half = self.posterior, len(self.points) // 2
         _, size = ranks(posterior.groups)
         if size <= half:
             return False
@@ -302,7 +296,7 @@ class ConditionalField:
 
     def is_gaussian(self, gaussian: FieldGaussian) -> bool:
         """Whether the log density at the quadrature's points is that of the Gaussian."""
-        posterior = self.modes.posterior
+        posterior = self.posterior
         points = self.points[[0, -1]]
         values, _ = posterior.value_and_grad(posterior.join(gaussian.hyper, gaussian.place(points)))
         fallen = np.abs(gaussian.log_joint - values - 0.5 * len(gaussian.mean)).max()
@@ -310,10 +304,10 @@ class ConditionalField:
         return bool(fallen < ROUNDING * (1 + abs(gaussian.log_joint)))
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
-        """Return expectations under Gaussians over the field."""
+        """Return expectations under Gaussians over the field, in their order."""
         missing = [g for g in gaussians if g.averages is None]
         new = zip(*self._averages(missing), strict=True) if missing else iter(())
-        hyper, found = self.modes.posterior.hyper, []
+        hyper, found = self.posterior.hyper, []
         for gaussian in gaussians:
             value, gradient = next(new) if gaussian.averages is None else gaussian.averages
             entropy = gaussian.log_normalizer + 0.5 * len(gaussian.mean)
@@ -322,7 +316,7 @@ class ConditionalField:
 
     def _averages(self, gaussians: Sequence[FieldGaussian]) -> tuple[np.ndarray, np.ndarray]:
         """Expected log density (m,) and gradient (m, dim) under m Gaussians."""
-        posterior = self.modes.posterior
+        posterior = self.posterior
         rows = max(1, int(BYTES // (8 * 4 * posterior.dim * len(gaussians))))
         hyper = np.stack([g.hyper for g in gaussians])
         value = np.zeros(len(gaussians))

@@ -1,11 +1,12 @@
-"""The Gaussian that is nearest to the field given hyperparameters.
+"""The Gaussian nearest to the field given hyperparameters: the one with the largest lower bound.
 
-Where the field is far from Gaussian, curvature at its mode says little of its spread: in an item
-response model, abilities and discriminations multiply each other, and the mode is many standard
-deviations away from the mean. The Gaussian with the largest lower bound E log p + entropy has
-E ∇ log p = 0 and the precision E[−∇² log p], expectations under itself (Opper & Archambeau, The
-variational Gaussian approximation revisited, Neural Computation 21(3), 2009). Steps towards both
-are natural-gradient steps (Khan & Rue, The Bayesian learning rule, JMLR 24(281), 2023).
+Where the field is far from Gaussian, the curvature at its mode says little about its spread: in an
+item response model, abilities and discriminations multiply each other, and the mode is many
+standard deviations away from the mean. The Gaussian with the largest lower bound E log p + entropy
+has E ∇ log p = 0 and the precision E[−∇² log p], with expectations under itself (Opper &
+Archambeau, The variational Gaussian approximation revisited, Neural Computation 21(3), 2009). Steps
+towards both are natural-gradient steps (Khan & Rue, The Bayesian learning rule, JMLR 24(281),
+2023).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.factors import NotPositiveDefinite
 
-# A step that lowers the bound is shortened by this, so many times at most.
-SHORTER, MOST_SHORTER = 1 / 3, 4
-# What a step may lower the bound by, relative to it: rounding.
+# A step that lowers the bound is shortened by this factor; most lengths that are tried.
+SHORTER, MOST_LENGTHS = 1 / 3, 4
+# A step may lower the bound by this share of it, which is rounding.
 ROUNDING = 1e-10
 
 
@@ -32,7 +33,7 @@ def nearest_gaussian(
     steps: int,
     tolerance: float,
 ) -> FieldGaussian:
-    """Maximise the lower bound over means and precisions, from a Gaussian on.
+    """Maximise the lower bound over mean and precision, starting from a Gaussian.
 
     Parameters
     ----------
@@ -40,25 +41,27 @@ def nearest_gaussian(
     gaussian : FieldGaussian
         Its precision is the curvature at its mean, plus its excess if it has one.
     points : ndarray, shape (n, n_field)
-        Standard points, symmetric, over which expectations are taken.
+        Points over which expectations are taken, in the coordinates of the noise; symmetric.
     steps : int
-        Most steps; each takes a curvature and a gradient per point.
+        Largest number of steps; each takes a curvature and a gradient per point.
     tolerance : float
-        Gain, in nats, below which they end.
+        Gain of a step, in nats, below which it is the last.
 
     Returns
     -------
     FieldGaussian
-        With excess and averages.
+        With ``excess`` and ``averages``.
     """
     posterior = modes.posterior
     hyper = gaussian.hyper
-    precision = _precision(modes, gaussian)
+    precision = modes.curvature(hyper, gaussian.mean)
+    if gaussian.excess is not None:
+        precision = precision + gaussian.excess
     value, gradient = _averages(modes, gaussian, points)
     for _ in range(steps):
         target = _expected_curvature(modes, gaussian, points)
         share, moved = 1.0, None
-        for _ in range(MOST_SHORTER):
+        for _ in range(MOST_LENGTHS):
             mixed = (1 - share) * precision + share * target
             moved = _moved(modes, gaussian, mixed, share * gradient[posterior.field])
             if moved is not None:
@@ -83,16 +86,10 @@ def nearest_gaussian(
     )
 
 
-def _precision(modes: FieldModes, gaussian: FieldGaussian) -> np.ndarray:
-    """Entries of the precision."""
-    entries = modes.curvature(gaussian.hyper, gaussian.mean)
-    return entries if gaussian.excess is None else entries + gaussian.excess
-
-
 def _expected_curvature(
     modes: FieldModes, gaussian: FieldGaussian, points: np.ndarray
 ) -> np.ndarray:
-    """Entries of the mean of curvatures."""
+    """Entries of the mean curvature over the points."""
     first, *rest = gaussian.place(points)
     total = modes.curvature(gaussian.hyper, first)
     for field in rest:
@@ -103,7 +100,7 @@ def _expected_curvature(
 def _averages(
     modes: FieldModes, gaussian: FieldGaussian, points: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Expected log density and gradient (dim,)."""
+    """Expected log density, in nats, and expected gradient (dim,)."""
     posterior = modes.posterior
     values, gradients = posterior.value_and_grad(
         posterior.join(gaussian.hyper, gaussian.place(points))
@@ -114,7 +111,7 @@ def _averages(
 def _moved(
     modes: FieldModes, gaussian: FieldGaussian, precision: np.ndarray, push: np.ndarray
 ) -> FieldGaussian | None:
-    """The Gaussian with another precision, and its mean pushed; None if there is none."""
+    """The Gaussian with this precision, its mean moved by Q⁻¹ push; None if Q has no factor."""
     try:
         factor = modes.factor(precision)
     except NotPositiveDefinite:

@@ -1,9 +1,9 @@
 """Modes of the field given hyperparameters, by Newton's method, many of them side by side.
 
-Each iteration evaluates all points that are still on their way in one call. Where the curvature is
-not positive definite, or a step does not gain, a multiple of the identity is added to it
-(Levenberg); a share of the diagonal would not do, since fields that multiply each other (item
-response models) have diagonals near 0 far from their mode.
+Each iteration evaluates all searches that are not over in one call. Where the curvature is not
+positive definite, or a step does not gain, a multiple of the identity is added to it (Levenberg). A
+share of the diagonal would not do: fields whose elements multiply each other (item response models)
+have diagonals near 0 far from their mode.
 """
 
 from __future__ import annotations
@@ -17,38 +17,42 @@ from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.factors import Factor, Factoring, Factors
 from pymc_flows.field.posterior import Posterior
 
-# The first multiple of the identity, relative to the mean curvature, and its factors.
-FIRST_DAMPING, MORE, LESS = 1e-3, 8.0, 1 / 16
-MAX_DAMPING = 1e9
-# A decrement, per element of the field, from which on no log density is called quadratic.
+# Damping: the first multiple of the identity, relative to the mean curvature; the factors by which
+# it grows and shrinks; and the largest.
+FIRST_DAMPING, MORE, LESS, MAX_DAMPING = 1e-3, 8.0, 1 / 16, 1e9
+# Largest decrement, per element of the field, of a step that may end at the mode of a quadratic.
 NEAR = 100.0
 # Share of the expected gain that a step must have.
 ARMIJO = 1e-4
-# A curvature is kept where the decrement has fallen to this share: its root is about how much the
-# curvature has changed, in all directions together.
+# A curvature is used again where the decrement has fallen to this share: the root of the share is
+# about how much the curvature has changed, in all directions together.
 SAME_CURVATURE = 1e-3
 # Differences of log densities below this share are rounding.
 ROUNDING = 1e-12
 
 
 class _Climbs:
-    """The ways to several modes, side by side.
+    """Searches for m modes, side by side.
 
     Parameters
     ----------
-    hyper, field : ndarray
-        (m, n_hyper), and (m, n_field), where they begin.
+    hyper : ndarray, shape (m, n_hyper)
+    field : ndarray, shape (m, n_field)
+        Where the searches begin; later where they are.
     values : ndarray, shape (m,)
+        Log densities there, in nats.
     gradients : ndarray, shape (m, n_field)
 
     Attributes
     ----------
     entries : ndarray, shape (m, n_entries)
-        Of the curvatures where the ways are, as far as they are `bent`.
-    bent, done : ndarray of bool, shape (m,)
+        Entries of the curvatures there.
+    bent : ndarray of bool, shape (m,)
+        Whether ``entries`` are those of the present place.
+    done : ndarray of bool, shape (m,)
     damping, decrement : ndarray, shape (m,)
     factors : list of Factor or None
-        Of the curvatures at those that are done.
+        Factors of the curvatures of searches that are done.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class _Climbs:
     def finish(
         self, rows: np.ndarray, steps: np.ndarray, factors: Factors[Any], numbers: np.ndarray
     ) -> None:
-        """Take last steps, so short that their gain need not be evaluated."""
+        """Take last steps, which are so short that their gain need not be evaluated."""
         self.field[rows] += steps
         self.values[rows] += 0.5 * self.decrement[rows]
         self.done[rows] = True
@@ -73,12 +77,11 @@ class _Climbs:
             self.factors[i] = factors[number]
 
     def result(self, i: int) -> FieldGaussian | None:
-        """The Gaussian at one mode; None if there is none."""
+        """The Gaussian at the end of a search; None if there is none."""
         factor, value = self.factors[i], float(self.values[i])
         if factor is None or not math.isfinite(value):
             return None
-        decrement = float(self.decrement[i])
-        return FieldGaussian(self.hyper[i], self.field[i], factor, value, decrement)
+        return FieldGaussian(self.hyper[i], self.field[i], factor, value)
 
 
 class FieldModes:
@@ -112,23 +115,23 @@ class FieldModes:
     ) -> list[FieldGaussian | None]:
         """Find the modes given hyperparameters (n, n_hyper), from fields (n, n_field).
 
-        The result is a function of both alone, whatever else is sought at the same time.
+        Each result depends on its own hyperparameters and field alone.
 
         Parameters
         ----------
         hyper, field : ndarray
         steps : int
-            Most steps, those that failed included.
+            Largest number of steps, failed ones included.
         tolerance : float
             Newton decrement g'Q⁻¹g at which the mode is found, in nats.
         quadratic : bool
-            Whether a step may end at the mode without another evaluation, as it does where the
-            log density is quadratic.
+            Whether to take the end of a Newton step for the mode without another evaluation, which
+            is right where the log density is quadratic.
 
         Returns
         -------
         list of FieldGaussian or None
-            At the last point; None where the log density is not finite or its curvature not
+            At the last points; None where the log density is not finite or its curvature not
             positive definite.
         """
         climbs = _Climbs(hyper, field, *self._evaluate(hyper, field))
@@ -159,9 +162,9 @@ class FieldModes:
         return values, gradients
 
     def _step(self, climbs: _Climbs, active: np.ndarray, at_once: float, tolerance: float) -> None:
-        """One step of each way, damped as far as needed.
+        """Take one step of each search, damped as far as needed.
 
-        Those with a decrement below ``at_once`` are done without another evaluation.
+        Searches with a decrement below ``at_once`` are done without another evaluation.
         """
         self._bend(climbs, active[~climbs.bent[active]])
         factors = self._damp(climbs, active)
@@ -196,7 +199,7 @@ class FieldModes:
         rows: np.ndarray,
         tolerance: float,
     ) -> None:
-        """End ways that a last step with the same curvature ends; damp the others less."""
+        """End searches that one more step with the same curvature ends; damp the others less."""
         free = climbs.damping[moved] == 0
         rows, undamped = rows[free], moved[free]
         steps = factors.solve(rows, climbs.gradients[undamped])
@@ -209,7 +212,7 @@ class FieldModes:
         climbs.bent[moved] = False
 
     def _bend(self, climbs: _Climbs, rows: np.ndarray) -> None:
-        """Compute the curvatures that are missing."""
+        """Compute the curvatures of some searches."""
         if not len(rows):
             return
         points = self.posterior.join(climbs.hyper[rows], climbs.field[rows])
@@ -220,7 +223,7 @@ class FieldModes:
         climbs.bent[rows] = True
 
     def _damp(self, climbs: _Climbs, rows: np.ndarray) -> Factors[Any]:
-        """Factor the curvatures, plus as much of the identity as that takes."""
+        """Factor the curvatures, with as much damping as that takes."""
         factors = self._factors(climbs, rows)
         left = np.flatnonzero(~factors.exist)
         finite = np.isfinite(climbs.entries[rows[left]]).all(axis=1)
@@ -239,7 +242,7 @@ class FieldModes:
         return Factors(kept)
 
     def _factors(self, climbs: _Climbs, rows: np.ndarray) -> Factors[Any]:
-        """Factor the curvatures with the multiples of the identity that they have now."""
+        """Factor the curvatures with their present damping."""
         entries, damping = climbs.entries[rows], climbs.damping[rows, None]
         if damping.any():
             diagonal = entries[:, self._diagonal]
@@ -249,7 +252,7 @@ class FieldModes:
         return self.factoring.factors(entries)
 
     def _stop(self, climbs: _Climbs, i: int) -> None:
-        """Take the curvature where a way is, if it is positive definite."""
+        """End a search where it is, with the factor of the curvature there, if it has one."""
         rows = np.array([i])
         climbs.damping[i] = 0.0
         self._bend(climbs, rows[~climbs.bent[rows]])

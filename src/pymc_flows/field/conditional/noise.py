@@ -1,7 +1,7 @@
-"""Standard noise for the field: points of a quadrature, and low-discrepancy normal draws.
+"""Standard normal noise for the field: points of a quadrature, and low-discrepancy draws.
 
-Groups are independent given the hyperparameters (and the separator), so that one set of points
-integrates over all of them at once: what counts is the dimension of a group, not that of the field.
+Groups are independent given the hyperparameters (and the separator), so one set of points
+integrates over all of them at once. What counts is the dimension of a group, not of the field.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
-# Largest number of dimensions of the Sobol' points behind draws; the others are pseudo-random.
+# Most dimensions of the Sobol' points behind draws; further dimensions are pseudo-random.
 MAX_SOBOL = 1_024
-# Numbers that are kept, once they have been computed.
+# Draws of no more than this many numbers in all are kept once they have been computed.
 MOST_KEPT = 2_000_000
 
 
 def ranks(groups: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number each element within its group, and those of the separator after all of these.
+    """Number the elements within each group from 0, and those of the separator after the largest.
 
     Parameters
     ----------
@@ -44,10 +44,10 @@ def ranks(groups: np.ndarray) -> tuple[np.ndarray, int]:
 def quadrature(groups: np.ndarray, max_pairs: int, rng: np.random.Generator) -> np.ndarray:
     """Equally weighted points ±ε with the moments of a standard normal, up to degree 3.
 
-    Signs from the columns of a Hadamard matrix: E ε = 0 and E εᵢεⱼ = δᵢⱼ for all pairs within a
-    group and the separator, if these have no more than ``max_pairs`` elements (McNamee & Stenger,
-    Construction of fully symmetric numerical integration formulas, Numer. Math. 10, 1967; an
-    orthogonal array); else for most pairs.
+    The signs are the columns of a Hadamard matrix, an orthogonal array: E ε = 0 and E εᵢεⱼ = δᵢⱼ
+    for all pairs within a group and the separator, if these have no more than ``max_pairs``
+    elements, else for most pairs (McNamee & Stenger, Construction of fully symmetric numerical
+    integration formulas, Numer. Math. 10, 1967).
 
     Returns
     -------
@@ -63,29 +63,29 @@ def quadrature(groups: np.ndarray, max_pairs: int, rng: np.random.Generator) -> 
     signs = rng.choice([-1.0, 1.0], size=len(groups))
     column = rank if size <= pairs else rank % pairs
     points = hadamard(pairs)[:, column] * signs
-    if size > pairs:  # pairs of elements with the same column: not always of the same sign
+    if size > pairs:  # elements with the same column must not always have the same sign
         points = points * rng.choice([-1.0, 1.0], size=points.shape)
     return np.concatenate([points, -points])
 
 
 @dataclass(frozen=True, eq=False)
 class NormalNoise:
-    """Randomised low-discrepancy draws of a standard normal, made row by row.
+    """Randomised low-discrepancy draws of a standard normal.
 
-    The elements of a group take different dimensions of one Sobol' sequence, and each element its
-    own random shift (Cranley & Patterson, SIAM J. Numer. Anal. 13(6), 1976): averages over one
-    group have small errors, and those of different groups have theirs. Rows as a whole are no draws
-    of all groups together, since groups share the sequence.
+    The elements of a group take different dimensions of one Sobol' sequence, each with a random
+    shift of its own (Cranley & Patterson, SIAM J. Numer. Anal. 13(6), 1976). So averages over one
+    group have small errors, which differ from group to group. A row is no draw of all groups
+    together, since groups share the sequence.
 
     Attributes
     ----------
     points : ndarray, shape (n, dimensions)
         Sobol' points in the unit cube.
     dimension : ndarray of int, shape (n_field,)
-        Dimension that each element takes; −1 for those of a large group that are pseudo-random.
+        Dimension that each element takes; −1 for pseudo-random elements of a large group.
     shift : ndarray, shape (n_field,)
     seed : int
-        Of the pseudo-random numbers, which each row draws from a stream of its own.
+        Seed of the pseudo-random numbers, which each row draws from a stream of its own.
     """
 
     points: np.ndarray
@@ -102,7 +102,7 @@ class NormalNoise:
         return cls(points, dimension, rng.random(len(groups)), int(rng.integers(2**62)))
 
     def shifted(self, rng: np.random.Generator) -> NormalNoise:
-        """Other draws, as many."""
+        """As many other draws, with new shifts and another seed."""
         shift, seed = rng.random(len(self.shift)), int(rng.integers(2**62))
         return replace(self, shift=shift, seed=seed)
 
@@ -135,11 +135,10 @@ class NormalNoise:
 
 
 def sobol(n: int, dimensions: int, rng: np.random.Generator) -> np.ndarray:
-    """The first ``n`` points of a scrambled Sobol' sequence (n, dimensions), inside of the cube."""
+    """The first n points (n, dimensions) of a scrambled Sobol' sequence, inside the unit cube."""
     from scipy.stats import qmc
 
     if dimensions == 0:
         return np.empty((n, 0))
-    bits = max(int(n - 1).bit_length(), 0)
-    points = qmc.Sobol(dimensions, rng=rng).random_base2(bits)[:n]
+    points = qmc.Sobol(dimensions, rng=rng).random_base2(int(n - 1).bit_length())[:n]
     return np.clip(points, 1e-12, 1 - 1e-12)

@@ -1,12 +1,12 @@
 """A proposal with wider tails for groups that are not Gaussian.
 
-Where its likelihood is flat, a group's posterior falls off as slowly as its prior, and the Gaussian
-at its mode, which is narrower, leaves weights whose variance is infinite if it has less than half
-of the prior's. So one of eight draws of such a group comes from a Gaussian with twice the standard
+Where its likelihood is flat, a group's posterior falls off as slowly as its prior. The Gaussian at
+its mode is narrower, and weights have an infinite variance if its variance is less than half of the
+prior's. So one of eight draws of such a group comes from a Gaussian with twice the standard
 deviations, and weights refer to the mixture of both: they are bounded if the prior's variances are
 no more than four times as large (Hesterberg, Weighted average importance sampling and defensive
-mixture distributions, Technometrics 37(2), 1995; in shares that are fixed instead of random, Owen &
-Zhou, Safe and effective importance sampling, JASA 95(449), 2000).
+mixture distributions, Technometrics 37(2), 1995; with fixed instead of random shares, Owen & Zhou,
+Safe and effective importance sampling, JASA 95(449), 2000).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import math
 
 import numpy as np
 
-# One of so many draws is wide, and has so many times the standard deviations.
+# One of this many draws is wide, with this many times the standard deviations.
 ONE_OF, WIDER = 8, 2.0
-# Of larger groups, wide draws are too far out to be of use: weights are bounded by 8 · 2^size.
+# Wide draws of larger groups are too far out to be of use: weights are bounded by 8 · 2^size.
 LARGEST = 6
-# Share of effective draws of a group that is as good as Gaussian. It is strict, since 64 draws miss
-# most tails that matter to some of thousands of groups.
+# A group with this share of effective draws counts as Gaussian. It is close to 1, since 64 draws
+# miss most of the tails that matter for a few of thousands of groups.
 EVEN = 0.998
 
 
@@ -40,9 +40,9 @@ def want_wider(ess: np.ndarray, n_draws: int, groups: np.ndarray) -> np.ndarray:
 
 
 def n_wide(n: int) -> int:
-    """How many of n draws are wide: the last ones, which cover as much as the others.
+    """How many of n draws are wide: the last ones.
 
-    Aligned blocks of a Sobol' sequence are evenly spread, every eighth point is not.
+    The last eighth of a Sobol' sequence is spread evenly; every eighth point would not be.
     """
     return n // ONE_OF
 
@@ -53,11 +53,11 @@ def log_mixture(squares: np.ndarray, sizes: np.ndarray, share: float) -> np.ndar
     Parameters
     ----------
     squares : ndarray, shape (n, k)
-        Squared norms of noise, of k groups.
+        Squared norms of the noise of k groups.
     sizes : ndarray of int, shape (k,)
-        Their dimensions.
+        Numbers of elements of the groups.
     share : float
-        Of wide draws.
+        Share of wide draws.
     """
     if not share:
         return np.zeros_like(squares)

@@ -1,8 +1,8 @@
 """Importance weights that factorise over groups.
 
-Given hyperparameters g (and the field s of the separator), groups are independent, so that
-p(y | g) = E_s[w(s) ∏ᵢ E[wᵢ]]: weights are averaged group by group, and what counts is how well the
-Gaussian describes each group, not how many groups there are.
+Given hyperparameters g and the field s of the separator, groups are independent, so that
+p(y | g) = E_s[w(s) ∏ᵢ E[wᵢ]]. Weights are averaged group by group: what counts is how well the
+Gaussian describes each group, not the number of groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pymc_flows.field.posterior import Posterior
 
 # Bytes of points that are held at once.
 BYTES = 300e6
-# Log weights that differ by less than this, relative to the log density, differ by rounding.
+# Differences of log weights below this share of the log density are rounding.
 ROUNDING = 1e-9
 
 
@@ -26,18 +26,19 @@ ROUNDING = 1e-9
 class GroupWeights:
     """Weights p/q of draws of the field, by group.
 
-    Draws come in ``n_outer`` blocks of ``n_inner``; those of a block share the separator.
+    Draws come in ``n_outer`` blocks of ``n_inner``; the draws of a block share the separator.
 
     Attributes
     ----------
     noise : ndarray, shape (n_outer, n_inner, n_field), or None
         The draws in the coordinates of the noise, if they were kept.
     shared : ndarray, shape (n_outer,)
-        Log weight of what no group owns, in nats: the separator and the hyperparameters.
+        Log weight of the separator and the hyperparameters, which belong to no group, in nats.
     by_group : ndarray, shape (n_outer, n_inner, n_groups)
-        Log weights of groups given these.
+        Log weights of groups given the separator, in nats.
     even : ndarray, shape (n_outer, n_inner, n_groups), or None
-        What log weights of Gaussian groups would be, if not 0 because of wider tails.
+        Log weights that groups would have if they were Gaussian; None if these are 0, because no
+        proposal has wider tails.
     """
 
     noise: np.ndarray | None
@@ -47,17 +48,17 @@ class GroupWeights:
 
     @property
     def means(self) -> np.ndarray:
-        """Log of each group's mean weight (n_outer, n_groups).
+        """Log of each group's mean weight (n_outer, n_groups), in nats.
 
-        Relative to the mean of what a Gaussian group's weights would be, which is 1 but for the
-        noise that both share: a Gaussian group's mean has none.
+        With wider tails, it is relative to the mean weight of a Gaussian group. That is 1 apart
+        from noise, which both share, so that the mean weight of a Gaussian group has none.
         """
         found = _log_mean_exp(self.by_group, axis=1)
         return found if self.even is None else found - _log_mean_exp(self.even, axis=1)
 
     @property
     def outer(self) -> np.ndarray:
-        """Log weights (n_outer,) of blocks: estimates of log p(y, g) given the separator's draw."""
+        """Log weights (n_outer,) of blocks, in nats: each estimates log p(y, g) from one s."""
         return self.shared + self.means.sum(axis=1)
 
     @property
@@ -84,21 +85,25 @@ class GroupWeights:
 
     @property
     def ess(self) -> np.ndarray:
-        """Effective number of the ``n_inner`` draws (n_groups,), the smallest of all blocks."""
+        """Effective number of the ``n_inner`` draws (n_groups,), the smallest of all blocks.
+
+        It is 0 where no weight is finite.
+        """
         n = self.by_group.shape[1]
-        return (n / (1 + n * _variances(_relative(self.by_group)))).min(axis=0)
+        found = n / (1 + n * _variances(_relative(self.by_group)))
+        return np.nan_to_num(found, nan=0.0).min(axis=0)
 
     @property
     def is_even(self) -> bool:
-        """Whether all weights are equal: the field given the hyperparameters is Gaussian."""
+        """Whether all weights are equal, as they are if the field is Gaussian given g."""
         rounding = ROUNDING * (1 + np.abs(self.by_group).sum(axis=2).max())
         spread = np.ptp(self.by_group, axis=1).max(initial=0.0)
         return bool(spread < rounding and np.ptp(self.outer) < rounding)
 
     def resample(self, n: int, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
-        """Noise (n, n_field) of draws given the hyperparameters, as good as the weights are.
+        """Resample the noise (n, n_field) by the weights; the draws must have been kept.
 
-        Each group is drawn for itself from its ``n_inner`` draws.
+        Each group is resampled on its own from its ``n_inner`` draws.
 
         Parameters
         ----------
@@ -140,9 +145,9 @@ def weigh_groups(
     posterior : Posterior
     gaussian : FieldGaussian
     noise : NormalNoise
-        n_outer · n_inner draws; the separator takes the first n_outer of them.
+        n_outer · n_inner draws. The separator takes the first n_outer of them.
     n_outer : int
-        Blocks; 1 if there is no separator.
+        Number of blocks; 1 if there is no separator.
     wide : ndarray of bool, shape (n_groups,), optional
         Groups whose proposal has wider tails, see `tails`; by default none.
     keep : bool
@@ -159,7 +164,7 @@ def weigh_groups(
     rows = max(1, int(BYTES // (8 * 4 * posterior.dim)))
     for block in range(n_outer):
         begin, parts, mixtures = block * n_inner, [], []
-        # The first rows of the sequence, since every n_inner-th alone would cover little.
+        # The first rows of the sequence are spread evenly; every n_inner-th row would not be.
         separator = noise.rows(block, block + 1)[:, ~in_group]
         for start in range(begin, begin + n_inner, rows):
             end = min(start + rows, begin + n_inner)
@@ -168,6 +173,7 @@ def weigh_groups(
             white[max(begin + first_wide - start, 0) :, widened] *= WIDER
             field = gaussian.place(white)
             common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
+            own = np.where(np.isnan(own), -np.inf, own)
             squares = _sums(np.square(white), groups, posterior.n_groups)
             mixture = np.zeros_like(squares)
             mixture[:, wide] = log_mixture(squares[:, wide], sizes, n_wide(n_inner) / n_inner)
@@ -200,8 +206,8 @@ def _sums(values: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def _relative(log_weights: np.ndarray) -> np.ndarray:
-    """Weights relative to their mean over draws."""
-    with np.errstate(invalid="ignore"):  # without a finite weight there are none
+    """Weights relative to their mean over draws; NaN where no weight is finite."""
+    with np.errstate(invalid="ignore"):
         return np.exp(log_weights - _log_mean_exp(log_weights, axis=1)[:, None])
 
 
@@ -223,7 +229,7 @@ def _systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.nda
     places = (rng.random((len(weights), 1)) + np.arange(n)) / n
     total = np.cumsum(weights, axis=1)
     total[:, -1] = 1.0
-    # Rows side by side on one line: row i lies between i and i + 1.
+    # All rows are searched at once: row i lies between i and i + 1 of one line.
     line = (total + np.arange(len(weights))[:, None]).ravel()
     found = np.searchsorted(line, (places + np.arange(len(weights))[:, None]).ravel(), side="right")
     k = weights.shape[1]

@@ -1,6 +1,7 @@
-"""Factors of precision matrices with a fixed sparse pattern: see `base` for the contract.
+"""Factors of precision matrices with a fixed sparse pattern.
 
-Which factorisation is cheap depends on the pattern alone, so that `factoring` chooses it once.
+`base` has the contract. Which factorisation is cheap depends on the pattern alone, so `factoring`
+chooses it once.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from pymc_flows.field.factors.low_rank import LowRankFactoring
 
 __all__ = ["Factor", "Factoring", "Factors", "NotPositiveDefinite", "factoring"]
 
-# A dense Cholesky factor is the fastest up to this size.
-DENSE = 150
-# With a separator, whose parts are many arrays, up to this size.
-DENSE_BORDERED = 100
-# Blocks of the field up to this size are factored in batches.
+# Largest matrix for which a dense Cholesky factor is the fastest; the same with a separator, which
+# takes many small arrays otherwise.
+DENSE, DENSE_BORDERED = 150, 100
+# Largest size of blocks that are factored in batches.
 MAX_BLOCK = 64
-# A matrix with a larger share of non-zeros gains nothing from being scipy.sparse.
+# A matrix with a larger share of non-zeros is factored as a dense one.
 DENSE_SHARE = 0.3
 
 
@@ -43,14 +43,14 @@ def factoring(
         groups must not be connected. Without it, or without a separator, groups are the
         components of the pattern.
     rows : ndarray, shape (k, n), optional
-        V of a part of low rank, V' diag(w) V, that all matrices have besides; their entries are
-        followed by the weights w. A row is 0 but for one group and the separator.
+        V of a part of low rank, V' diag(w) V, that is added to each matrix; entries are followed
+        by the weights w. Each row is 0 outside of one group and the separator.
 
     Returns
     -------
     Factoring
         With a separator, the whitened coordinates of a group depend on its elements and the
-        separator only, and those of the separator on itself only.
+        separator alone, and those of the separator on the separator alone.
     """
     n = pattern.shape[0]
     rows = np.zeros((0, n)) if rows is None else rows

@@ -1,7 +1,7 @@
 """Factors of sparse positive-definite matrices whose pattern never changes.
 
-A precision matrix Q of a Gaussian is factored as Q = R'R, whatever R is; what is needed of it are
-solutions of Q x = b, draws R⁻¹ε, their inverse map R δ, and the determinant.
+A precision matrix Q is factored as Q = R'R; each factorisation has its own R. It gives solutions of
+Q x = b, draws R⁻¹ε, their inverse map R δ, and the determinant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import scipy
 
 
 class NotPositiveDefinite(ArithmeticError):
-    """A matrix has no factor: it is not positive definite, or not finite."""
+    """A matrix is not positive definite, or not finite, and so has no factor."""
 
 
 class Factor(ABC):
@@ -41,18 +41,14 @@ class Factor(ABC):
     def whiten(self, delta: np.ndarray) -> np.ndarray:
         """R delta, the inverse of `color`."""
 
-    @abstractmethod
-    def variances(self) -> np.ndarray:
-        """The diagonal of Q⁻¹ (n,); its cost grows with the fill of R times n."""
-
 
 class Factors[F: Factor]:
-    """Factors of several matrices with one pattern, side by side.
+    """Factors of several matrices with the same pattern.
 
     Parameters
     ----------
     factors : sequence of Factor or None
-        None for matrices that have none.
+        None for a matrix that is not positive definite.
     """
 
     def __init__(self, factors: Sequence[F | None]):
@@ -65,10 +61,10 @@ class Factors[F: Factor]:
     @property
     def exist(self) -> np.ndarray:
         """Which matrices (m,) have a factor."""
-        return np.array([factor is not None for factor in self._factors])
+        return np.array([factor is not None for factor in self._factors], dtype=bool)
 
     def solve(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Q⁻¹ b (k, n) for the matrices with these numbers, which have factors, and vectors b."""
+        """Q⁻¹ b for vectors b (k, n), each with the matrix of one of the rows (k,)."""
         found = np.empty(b.shape)
         for k, i in enumerate(rows.tolist()):
             factor = self._factors[i]
@@ -78,7 +74,7 @@ class Factors[F: Factor]:
 
 
 class Factoring(ABC):
-    """Makes factors of matrices with one pattern.
+    """Factors matrices with the same pattern.
 
     Parameters
     ----------
@@ -120,7 +116,12 @@ class Factoring(ABC):
 
 
 def cholesky(matrix: np.ndarray) -> np.ndarray:
-    """Lower factors of matrices (..., n, n); raise `NotPositiveDefinite`."""
+    """Lower Cholesky factors of matrices (..., n, n).
+
+    Raises
+    ------
+    NotPositiveDefinite
+    """
     if not np.isfinite(matrix).all():
         raise NotPositiveDefinite("the matrix is not finite")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy
@@ -37,15 +38,8 @@ class BlockFactor(Factor):
         """L' delta."""
         return self._apply(self.lowers, delta, transpose=True)
 
-    def variances(self) -> np.ndarray:
-        """Diagonal of Q⁻¹."""
-        found = np.empty(self.n)
-        for index, inverse in zip(self.indices, self.inverses, strict=True):
-            found[index] = np.square(inverse).sum(axis=1)
-        return found
-
     def inverse(self) -> scipy.sparse.csr_matrix:
-        """Q⁻¹, as sparse as Q."""
+        """Q⁻¹, which is as sparse as the blocks."""
         rows, columns, values = [], [], []
         for index, root in zip(self.indices, self.inverses, strict=True):
             k = index.shape[1]
@@ -94,7 +88,7 @@ class BlockFactors(Factors[BlockFactor]):
         self._indices, self._inverses = indices, inverses
 
     def solve(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Q⁻¹ b (k, n) for the matrices with these numbers."""
+        """Q⁻¹ b for vectors b (k, n), each with the matrix of one of the rows (k,)."""
         found = np.empty(b.shape)
         for index, inverses in zip(self._indices, self._inverses, strict=True):
             root, part = inverses[rows], b[:, index]
@@ -107,7 +101,7 @@ class BlockFactors(Factors[BlockFactor]):
 
 
 class BlockFactoring(Factoring):
-    """Batched Cholesky factors of the components of a pattern, which are found once.
+    """Batched Cholesky factors of the connected components of a pattern.
 
     Parameters
     ----------
@@ -137,19 +131,14 @@ class BlockFactoring(Factoring):
             self._entries.append((entries, places))
         self._blocks = tuple(blocks_of)
 
-    def factors(self, entries: np.ndarray) -> Factors[BlockFactor]:
-        """Factor matrices with entries (m, nnz), in one call if each of them has a factor."""
+    def factors(self, entries: np.ndarray) -> Factors[Any]:
+        """Factor matrices with entries (m, nnz), in one call if all of them have factors."""
         with suppress(NotPositiveDefinite):
             return BlockFactors(self.n, self._blocks, *self._batches(entries))
-        found: list[BlockFactor | None] = []
-        for row in entries:
-            found.append(None)
-            with suppress(NotPositiveDefinite):
-                found[-1] = self.factor(row)
-        return Factors(found)
+        return super().factors(entries)
 
     def factor(self, entries: np.ndarray) -> BlockFactor:
-        """Σ size³ multiplications, in batches."""
+        """Factor the blocks, batched by size, in about Σ size³ multiplications."""
         lowers, inverses = self._batches(entries[None])
         return BlockFactor(
             self.n, self._blocks, tuple(x[0] for x in lowers), tuple(x[0] for x in inverses)

@@ -13,8 +13,6 @@ from pymc_flows.field.factors.dense import DenseFactor
 
 # A product of sparse matrices with a larger share of non-zeros is kept dense.
 FULL = 0.2
-# Rows of a dense product that are held at once.
-CHUNK = 4_096
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +52,6 @@ class BorderedFactor(Factor):
             self.inner.whiten(x + self._times(self.coupling, s)), self.outer.whiten(s)
         )
 
-    def variances(self) -> np.ndarray:
-        """Diagonal of Q⁻¹: of A⁻¹ + V S⁻¹ V', and of S⁻¹."""
-        n_outer = len(self.separator)
-        root = self.outer.color(np.eye(n_outer))  # rows: its transpose times itself is S⁻¹
-        x = self.inner.variances().copy()
-        for begin in range(0, len(x), CHUNK):
-            product = self.coupling[begin : begin + CHUNK] @ root.T
-            x[begin : begin + CHUNK] += np.square(product).sum(axis=1)
-        return self._join(x, np.square(root).sum(axis=0))
-
     def _join(self, x: np.ndarray, s: np.ndarray) -> np.ndarray:
         found = np.empty((*x.shape[:-1], len(self.rest) + len(self.separator)))
         found[..., self.rest], found[..., self.separator] = x, s
@@ -77,7 +65,7 @@ class BorderedFactor(Factor):
 
 
 class BorderedFactoring(Factoring):
-    """Eliminates the groups, then the separator.
+    """Factors that eliminate the groups, then the separator.
 
     Parameters
     ----------
@@ -87,8 +75,8 @@ class BorderedFactoring(Factoring):
     inner : Factoring
         Of the rows and columns ``rest``.
     rows : ndarray, shape (k, n), optional
-        V, if V' diag(w) V is added to the matrix, whose entries are followed by the weights w.
-        ``inner`` has the ``rest`` of those rows that have any there.
+        V of a part V' diag(w) V that is added to the matrix, whose entries are followed by the
+        weights w. ``inner`` has the columns ``rest`` of the rows that are not 0 there.
     """
 
     def __init__(
@@ -137,7 +125,7 @@ class BorderedFactoring(Factoring):
 
 
 def touching(rows: np.ndarray, elements: np.ndarray) -> np.ndarray:
-    """Numbers of the rows (k, n) that are not 0 in some elements."""
+    """Indices of the rows (k, n) that are not 0 in all of these elements."""
     return np.flatnonzero((rows[:, elements] != 0).any(axis=1))
 
 
@@ -148,6 +136,6 @@ def _sorted(matrix: scipy.sparse.csc_matrix) -> scipy.sparse.csc_matrix:
 
 
 def _filled(numbers: scipy.sparse.csc_matrix, entries: np.ndarray) -> scipy.sparse.csc_matrix:
-    """The part of a matrix that has these entries, numbered from 1."""
+    """Part of a matrix: ``numbers`` holds the places of its values in ``entries``, from 1."""
     data = entries[numbers.data - 1]
     return scipy.sparse.csc_matrix((data, numbers.indices, numbers.indptr), shape=numbers.shape)

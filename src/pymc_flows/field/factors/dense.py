@@ -12,7 +12,7 @@ from pymc_flows.field.factors.base import Factor, Factoring, Factors, NotPositiv
 
 @dataclass(frozen=True, eq=False)
 class DenseFactor(Factor):
-    """A Cholesky factor; R is L', in the order of the elements that it was made in."""
+    """A Cholesky factor L of Q with its elements in ``order``; R is L' in that order."""
 
     lower: np.ndarray
     order: np.ndarray | None = None
@@ -30,7 +30,7 @@ class DenseFactor(Factor):
     def color(self, noise: np.ndarray) -> np.ndarray:
         """L'⁻¹ noise."""
         ordered = noise if self.order is None else noise[..., self.order]
-        return self._back(_triangular(self.lower, ordered, trans=1))
+        return self._back(_triangular(self.lower, ordered))
 
     def whiten(self, delta: np.ndarray) -> np.ndarray:
         """L' delta."""
@@ -38,13 +38,8 @@ class DenseFactor(Factor):
             return delta @ self.lower
         return self._back(delta[..., self.order] @ self.lower)
 
-    def variances(self) -> np.ndarray:
-        """Diagonal of Q⁻¹, by n³/3 multiplications."""
-        inverse = _triangular(self.lower, np.eye(len(self.lower)), trans=0)
-        return self._back(np.square(inverse).sum(axis=1))
-
     def _back(self, rows: np.ndarray) -> np.ndarray:
-        """In the order of the matrix."""
+        """Rows in the order of Q."""
         if self.order is None:
             return rows
         found = np.empty_like(rows)
@@ -52,21 +47,20 @@ class DenseFactor(Factor):
         return found
 
 
-# LAPACK is called directly: SciPy's wrappers take longer than small systems do. Its matrices go
-# column by column, so that the rows of L are the columns of an upper triangle to it.
+# LAPACK is called directly, since SciPy's wrappers take longer than small systems do. LAPACK stores
+# matrices by columns, and gets the upper triangle L'.
 
 
-def _triangular(lower: np.ndarray, rows: np.ndarray, *, trans: int) -> np.ndarray:
-    """L⁻¹ of each row, or L'⁻¹."""
+def _triangular(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """L'⁻¹ times each row."""
     from scipy.linalg.lapack import dtrtrs
 
-    columns = rows.reshape(-1, rows.shape[-1]).T
-    found, _ = dtrtrs(lower.T, columns, lower=0, trans=1 - trans)
+    found, _ = dtrtrs(lower.T, rows.reshape(-1, rows.shape[-1]).T, lower=0)
     return found.T.reshape(rows.shape)
 
 
 def _solved(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(L L')⁻¹ of each row."""
+    """(L L')⁻¹ times each row."""
     from scipy.linalg.lapack import dpotrs
 
     found, _ = dpotrs(lower.T, rows.reshape(-1, rows.shape[-1]).T, lower=0)
@@ -80,7 +74,7 @@ class DenseFactoring(Factoring):
     ----------
     pattern : csc_matrix
     order : ndarray of int, shape (n,), optional
-        In which elements are eliminated; by default their own.
+        Order in which elements are eliminated; by default that of the matrix.
     """
 
     def __init__(self, pattern: scipy.sparse.csc_matrix, order: np.ndarray | None = None):
@@ -90,7 +84,7 @@ class DenseFactoring(Factoring):
         self._places = rank[self.indices] * self.n + rank[self.columns]
 
     def factor(self, entries: np.ndarray) -> DenseFactor:
-        """n³/3 multiplications."""
+        """Factor in n³/3 multiplications."""
         found = self.factors(entries[None])[0]
         if found is None:
             raise NotPositiveDefinite("the matrix is not positive definite")

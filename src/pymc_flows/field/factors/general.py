@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy
@@ -18,7 +19,7 @@ SYMMETRIC = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
 class SparseFactor(Factor):
     """P Q P' = L D L', by SuperLU without pivoting; R is D^½ L' P."""
 
-    lu: object
+    lu: Any
     lower: scipy.sparse.csr_matrix
     root: np.ndarray
     order: np.ndarray
@@ -42,24 +43,13 @@ class SparseFactor(Factor):
         white = self.root[:, None] * (self.lower.T @ self._columns(delta)[self.order])
         return white.T.reshape(delta.shape)
 
-    def variances(self, chunk: int = 256) -> np.ndarray:
-        """Diagonal of Q⁻¹, by one solve per element."""
-        n = len(self.root)
-        found = np.empty(n)
-        for begin in range(0, n, chunk):
-            rows = np.arange(begin, min(begin + chunk, n))
-            units = np.zeros((len(rows), n))
-            units[np.arange(len(rows)), rows] = 1.0
-            found[rows] = self.solve(units)[np.arange(len(rows)), rows]
-        return found
-
     def _solved(self, columns: np.ndarray) -> np.ndarray:
-        """(L D L')⁻¹ of each column."""
-        found: np.ndarray = self.lu.solve(np.asfortranarray(columns))  # type: ignore[attr-defined]
+        """(L D L')⁻¹ times each column."""
+        found: np.ndarray = self.lu.solve(np.asfortranarray(columns))
         return found
 
     def _back(self, ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Columns of P x as rows x, in the shape of others."""
+        """Undo P: columns P x become rows x, in the shape of ``rows``."""
         found = np.empty((ordered.shape[1], len(self.order)))
         found[:, self.order] = ordered.T
         return found.reshape(rows.shape)
@@ -73,7 +63,7 @@ class SparseFactoring(Factoring):
     """Sparse factors with an order that keeps fill low: bands, trees, graphs."""
 
     def factor(self, entries: np.ndarray) -> SparseFactor:
-        """Factor; the order is that of the pattern."""
+        """Factor in the order that was found for the pattern."""
         from scipy.sparse import linalg
 
         if not np.isfinite(entries).all():
@@ -93,10 +83,10 @@ class SparseFactoring(Factoring):
 
     @cached_property
     def _ordered(self) -> tuple[np.ndarray, scipy.sparse.csc_matrix]:
-        """The order of minimum degree, and the numbers of the entries in that order.
+        """The order of minimum degree, and the matrix of the entries' indices in that order.
 
-        SuperLU seeks the order with each factor, and takes longer for that than for the rest; it
-        keeps one that it has found before and, once more, put into the order of its tree.
+        SuperLU would seek the order for each factor, which takes longer than the rest. It keeps an
+        order that has been found and then sorted by its elimination tree: hence two passes.
         """
         from scipy.sparse import linalg
 

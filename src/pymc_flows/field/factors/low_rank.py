@@ -10,9 +10,9 @@ import numpy as np
 from pymc_flows.field.factors.base import Factor, Factoring, NotPositiveDefinite, cholesky
 from pymc_flows.field.factors.dense import DenseFactor
 
-# S may be so many times softer along a row than its diagonal: the digits that differences lose.
+# S may be this many times softer along a row than on its diagonal; differences lose as many digits.
 SOFTEST = 1e9
-# Up to this size, a matrix whose sparse part has no factor is tried as a full one.
+# Up to this size, a matrix whose sparse part has no factor is factored as a full one.
 MOST_DENSE = 2_000
 
 
@@ -44,7 +44,8 @@ class LowRankFactor(Factor):
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """Q⁻¹ b."""
-        return self.rest.solve(b) - ((b @ self.solved.T) * self._lost) @ self.solved
+        less = self.values / (1 + self.values)
+        return self.rest.solve(b) - ((b @ self.solved.T) * less) @ self.solved
 
     def color(self, noise: np.ndarray) -> np.ndarray:
         """R⁻¹ noise."""
@@ -56,23 +57,14 @@ class LowRankFactor(Factor):
         white = self.rest.whiten(delta)
         return white + ((white @ self.basis.T) * (np.sqrt(1 + self.values) - 1)) @ self.basis
 
-    def variances(self) -> np.ndarray:
-        """Diagonal of Q⁻¹."""
-        return self.rest.variances() - self._lost @ np.square(self.solved)
-
-    @property
-    def _lost(self) -> np.ndarray:
-        """Share of the variance in each direction that the part of low rank takes."""
-        return self.values / (1 + self.values)
-
 
 class LowRankFactoring(Factoring):
     """Factors of S + V' diag(w) V, by those of S.
 
-    Entries are those of S, then the weights w. Where S is singular, or nearly so, and its sum with
-    the other part is not (an intrinsic autoregression whose sum is fixed), one element of each row
-    is held in place while S is factored, and let go with the part of low rank. Where that is not
-    enough, since S is indefinite, the full matrix is factored if it is not too large.
+    Entries are those of S, then the weights w. S may be singular, or nearly so, where the sum is
+    not, as for an intrinsic autoregression whose sum is fixed. Then the diagonal of S is raised at
+    one element of each row before it is factored, and the update of low rank takes that away again.
+    Where S is indefinite and that is not enough, the full matrix is factored if it is small enough.
 
     Parameters
     ----------
@@ -90,7 +82,7 @@ class LowRankFactoring(Factoring):
         self._units = (self._held[:, None] == np.arange(self.n)).astype(float)
 
     def factor(self, entries: np.ndarray) -> Factor:
-        """A factor of S, and a solution for each row."""
+        """Factor S, or S with a raised diagonal, and update the factor; else the full matrix."""
         if not np.isfinite(entries).all():
             raise NotPositiveDefinite("the matrix is not finite")
         cut = len(entries) - len(self.rows)
@@ -106,7 +98,7 @@ class LowRankFactoring(Factoring):
 
     def _plain(self, sparse: np.ndarray, weights: np.ndarray) -> LowRankFactor:
         rest = self.rest.factor(sparse)
-        white = rest.whiten(rest.solve(self.rows))  # the rows of V R₀⁻¹
+        white = rest.whiten(rest.solve(self.rows))  # rows of V R₀⁻¹
         softness = np.square(white).sum(axis=1) / np.square(self.rows).sum(axis=1)
         if not (softness * self._stiffness(sparse) < SOFTEST).all():
             raise NotPositiveDefinite("the sparse part is nearly singular")
@@ -124,7 +116,7 @@ class LowRankFactoring(Factoring):
 
 
 def _updated(rest: Factor, white: np.ndarray, weights: np.ndarray) -> LowRankFactor:
-    """The factor of R₀'(I + W' diag(weights) W) R₀ for rows W."""
+    """The factor of R₀'(I + W' diag(weights) W) R₀, W being the rows of ``white``."""
     basis, triangle = np.linalg.qr(white.T)
     small = (triangle * weights) @ triangle.T
     if not np.isfinite(small).all():

@@ -1,8 +1,8 @@
-"""What Laplace's approximation lacks, as a smooth function of the hyperparameters.
+"""The correction of Laplace's approximation, as a smooth function of the hyperparameters.
 
-The corrected marginal costs many densities at each value of the hyperparameters, Laplace's
-approximation of it one Newton step. Their difference changes slowly: a polynomial of second degree
-describes it from few values, and tells how well from those that it has not seen.
+The corrected marginal takes many densities at each value of the hyperparameters, Laplace's
+approximation one Newton step. Their difference changes slowly, so a polynomial of second degree is
+fitted to few values of it, and judged by values that are left out.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Penalties of linear and of quadratic terms, relative to the weight of all values; the last one of
-# quadratic terms leaves none of them.
+# Penalties of linear and of quadratic terms, relative to the weight of all values; the last one
+# leaves no quadratic terms.
 LINEAR, QUADRATIC = (1e-4, 1e-2, 1.0), (1e-4, 1e-2, 1.0, 1e8)
-# Fewest effective values that tell anything.
+# Fewest effective values for a fit.
 FEWEST = 8
 
 
@@ -28,7 +28,7 @@ class Correction:
     scale : ndarray, shape (n_hyper,)
     coefficients : ndarray, shape (1 + n_hyper + n_hyper (n_hyper + 1) / 2,)
     residual : float
-        Root of the weighted mean square of what it misses at values left out one by one, in nats.
+        Root of the weighted mean square of its errors at values left out one by one, in nats.
     """
 
     center: np.ndarray
@@ -46,16 +46,16 @@ def fit_correction(
 ) -> Correction | None:
     """Fit a correction by weighted ridge regression; None if there are too few values.
 
-    How much linear and quadratic terms are penalised is chosen by leaving values out.
+    The penalties of linear and quadratic terms are chosen by leaving out one value at a time.
 
     Parameters
     ----------
     hyper : ndarray, shape (n, n_hyper)
     lacking : ndarray, shape (n,)
-        Corrected marginal − Laplace's approximation, in nats; values that are not finite are left
-        out.
+        Corrected marginal − Laplace's approximation, in nats; those that are not finite are
+        ignored.
     weights : ndarray, shape (n,)
-        Not negative.
+        Weights of the values, not negative.
     """
     known = np.isfinite(lacking) & (weights > 0)
     hyper, lacking, weights = hyper[known], lacking[known], weights[known]

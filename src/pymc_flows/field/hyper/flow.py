@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -21,20 +22,20 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.flows.state import base_log_prob
 from pymc_flows.formula import Formula
 
-# Raw parameters have a normal prior of this standard deviation around the start, so that few values
-# are not learnt by heart; weighted values count as many as are effective.
+# Raw parameters have a normal prior with this standard deviation around those of the identity, so
+# that a flow does not overfit few values; weighted values count by their effective number.
 PRIOR_SD = 1.0
 MAX_ITERATIONS = 60
-# An iteration that gains less than this share of the loss is the last: hundreds of effective values
-# tell no more.
+# An iteration that gains less than this share of the loss is the last: more precision would be lost
+# on hundreds of effective values.
 SMALLEST_GAIN = 5e-5
-# The loss is a function of a multiple of so many points.
+# Points are padded to a multiple of this, so that few functions of the loss are compiled.
 ROWS = 1_024
 
 
 @dataclass(frozen=True, eq=False)
 class HyperFlow:
-    """A flow in a frame: g = frame(T(z0)).
+    """A flow in a frame, g = frame(T(z0)).
 
     Attributes
     ----------
@@ -50,24 +51,24 @@ class HyperFlow:
 
     @classmethod
     def identity(cls, formula: Formula, frame: Frame) -> HyperFlow:
-        """The frame's Gaussian.
+        """Make the flow that is the identity: the Gaussian of the frame.
 
         Parameters
         ----------
         formula : Formula
-            Its layers have inverses, and are the identity at the start.
+            Each layer must have an inverse, and be the identity at jitter 0.
         frame : Frame
         """
         return cls(formula, frame, _reference(build_chain(formula, len(frame.center))))
 
     def fit(self, hyper: np.ndarray, weights: np.ndarray, ess: float) -> HyperFlow:
-        """Maximise the weighted likelihood, from here on, with a weak prior around the identity.
+        """Maximise the weighted likelihood from here on, with a weak prior around the identity.
 
         Parameters
         ----------
         hyper : ndarray, shape (n, n_hyper)
         weights : ndarray, shape (n,)
-            They sum to 1.
+            Weights that sum to 1.
         ess : float
             Effective number of values.
         """
@@ -93,11 +94,7 @@ class HyperFlow:
             method="L-BFGS-B",
             options={"maxiter": MAX_ITERATIONS, "ftol": SMALLEST_GAIN},
         )
-        return self.with_parameters(found.x)
-
-    def with_parameters(self, theta: np.ndarray) -> HyperFlow:
-        """The same flow with other parameters."""
-        return HyperFlow(self.formula, self.frame, theta)
+        return replace(self, theta=found.x)
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
@@ -106,15 +103,14 @@ class HyperFlow:
         return self.place(ndtri(sobol(n, len(self.frame.center), rng)))
 
     def place(self, noise: np.ndarray) -> np.ndarray:
-        """Map standard normal noise (n, n_hyper) to draws."""
+        """Map standard normal noise (n, n_hyper) to draws (n, n_hyper)."""
         return self.frame.forward(self._functions.forward(self.theta, noise))
 
     def log_prob(self, hyper: np.ndarray) -> np.ndarray:
         """Log density (n,) at points (n, n_hyper), in nats."""
         with np.errstate(all="ignore"):
-            return (
-                self._functions.inverse(self.theta, self.frame.inverse(hyper)) - self.frame.log_det
-            )
+            log_prob = self._functions.log_prob(self.theta, self.frame.inverse(hyper))
+        return log_prob - self.frame.log_det
 
     @property
     def _functions(self) -> _Functions:
@@ -122,7 +118,7 @@ class HyperFlow:
 
 
 class _Functions:
-    """Functions of a formula in some dimensions, made when they are first asked for."""
+    """Functions of a formula in ``dim`` dimensions, made when they are first asked for."""
 
     def __init__(self, formula: Formula, dim: int):
         self.chain = build_chain(formula, dim)
@@ -131,14 +127,11 @@ class _Functions:
     def _inputs(
         self, rows: int | None = None
     ) -> tuple[TensorVariable, TensorVariable, list[TensorVariable]]:
-        dim = self.chain.dim
+        """The vector of parameters, points (rows, dim), and the parameters of each block."""
+        dim, blocks = self.chain.dim, self.chain.blocks
         theta, points = pt.dvector("theta"), pt.matrix("g", shape=(rows, dim), dtype="float64")
-        parts, begin = [], 0
-        for block in self.chain.blocks:
-            end = begin + block.size(dim)
-            parts.append(pt.specify_shape(theta[begin:end], (end - begin,)))
-            begin = end
-        return theta, points, parts
+        ends = itertools.accumulate((block.size(dim) for block in blocks), initial=0)
+        return theta, points, [theta[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def _log_prob_graph(
         self, rows: int | None = None
@@ -148,12 +141,12 @@ class _Functions:
         return theta, points, base_log_prob(base) - log_det
 
     @cached_property
-    def inverse(self) -> Any:
+    def log_prob(self) -> Any:
         theta, points, log_prob = self._log_prob_graph()
         return _function([theta, points], log_prob)
 
     def loss(self, rows: int) -> Any:
-        """Function of so many points, since PyTensor takes long over shapes that it must find."""
+        """The loss and its gradient; with a fixed number of points it is made much faster."""
         if rows not in self._losses:
             theta, points, log_prob = self._log_prob_graph(rows)
             weights = pt.vector("weights", shape=(rows,), dtype="float64")
@@ -168,12 +161,12 @@ class _Functions:
         return _function([theta, points], self.chain.forward_and_log_det(points, parts)[0])
 
 
-# Models of the same kind ask for the same ones.
+# Fits of many models have the same formula and dimension.
 _functions = lru_cache(maxsize=32)(_Functions)
 
 
 def _padded(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights with as many points without weight as make the number one of few."""
+    """Add points without weight, so that their number is a multiple of `ROWS`."""
     more = -len(points) % ROWS
     return np.pad(points, ((0, more), (0, 0))), np.pad(weights, (0, more))
 
@@ -184,6 +177,6 @@ def _function(inputs: list[TensorVariable], outputs: Any) -> Any:
 
 
 def _reference(chain: Chain) -> np.ndarray:
-    """Parameters of the identity."""
+    """Raw parameters of the identity, in one vector."""
     start = chain.initial_params(jitter=0.0, rng=np.random.default_rng(0), dtype="float64")
     return np.concatenate([block[name].ravel() for block in start for name in sorted(block)])

@@ -10,27 +10,37 @@ from pymc_flows.errors import FitError
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import ConditionalField, Expectation, Surface
 from pymc_flows.field.hyper.objective import Objective, objective_of
-from pymc_flows.field.options import FieldOptions, Progress
+from pymc_flows.field.options import Progress
 
-# A step must gain this share of what the gradient promises.
+# Most Newton steps for the first mode of the field, from the start of the model.
+FIRST_STEPS = 100
+# Most steps of BFGS.
+STEPS = 60
+# Longest first step in each hyperparameter, in unconstrained units.
+MAX_STEP = 1.0
+# Gain, in nats, below which the search ends.
+SMALLEST_GAIN = 1e-2
+# Most hyperparameters that are moved or followed one by one.
+MAX_AXES = 16
+# A step must gain this share of the gain that the gradient promises.
 ARMIJO = 1e-4
-# A step that does not gain is shortened by this, so many times at most.
-SHORTER, MOST_SHORTER = 1 / 4, 8
-# A bound that a step reached is raised by this.
+# A step that does not gain is shortened by this factor; most lengths that are tried.
+SHORTER, MOST_LENGTHS = 1 / 4, 8
+# The bound on steps is raised by this factor where a step has reached it.
 FARTHER = 4.0
-# Where less than this is promised, in nats, no gain is the rounding of the lower bound.
+# A step that promises less than this, in nats, may fail to gain because of rounding.
 NEAR = 0.1
-# Widest range of the first curvatures, relative to their mean.
+# The first curvatures lie within this factor of their mean.
 RANGE = 1e4
-# Differences of the gradient: this share of a standard deviation, between these bounds.
+# Steps of differences of gradients: this share of a standard deviation, between these bounds.
 SHARE, LEAST, MOST = 0.5, 0.01, 0.5
-# A standard deviation of a hyperparameter that its curvature does not bound.
+# Standard deviation of a hyperparameter whose curvature is not known.
 WIDEST = 3.0
-# Of gradients, in nats per unit, so that they can be divided by.
+# Smallest gradient that is divided by, in nats per unit.
 SMALLEST = 1e-6
-# The least curvature in any direction, in units of that of the coordinates.
+# Least curvature in any direction, in units of that of the coordinates.
 FLATTEST = 1e-3
-# BFGS starts again from the curvature where it ended, so many times at most.
+# BFGS starts again from the curvature where it ended, this many times at most.
 MOST_CLIMBS = 6
 
 
@@ -41,15 +51,15 @@ class HyperMode:
     Attributes
     ----------
     gaussian : FieldGaussian
-        There.
+        The Gaussian over the field at the mode.
     expectation : Expectation
-        Lower bound of the marginal log density there, and its gradient.
+        Lower bound of the marginal log density at the mode, and its gradient.
     covariance : ndarray, shape (n_hyper, n_hyper)
         Inverse of minus the Hessian of the log marginal.
     surface : Surface
-        Predicts the mode of the field around it.
+        Predicts the mode of the field for other hyperparameters.
     shift : Surface, optional
-        Predicts the way from the mode to the mean; None if these are the same.
+        Predicts mean − mode of the field; None if mean and mode are the same.
     """
 
     gaussian: FieldGaussian
@@ -60,7 +70,7 @@ class HyperMode:
 
     @property
     def promises(self) -> float:
-        """What Newton's step from here would gain, in nats."""
+        """Expected gain of a Newton step from here, in nats."""
         gradient = self.expectation.gradient
         return 0.5 * float(gradient @ self.covariance @ gradient)
 
@@ -69,22 +79,21 @@ def find_mode(
     conditional: ConditionalField,
     hyper: np.ndarray,
     field: np.ndarray,
-    options: FieldOptions,
     progress: Progress,
 ) -> HyperMode:
     """Maximise the lower bound of the marginal log density, or Laplace's approximation of it.
 
-    By BFGS with bounded steps; where the curvature at its end promises more, again, with that.
+    It takes BFGS with bounded steps. If the curvature at the end promises more, BFGS starts again
+    with this curvature.
 
-    The gradient of the bound is E ∂ log p / ∂ hyperparameters under the Gaussian over the field, so
-    that its cost does not depend on the number of hyperparameters.
+    The gradient of the bound is E ∂ log p / ∂ hyperparameters under the Gaussian over the field.
+    Its cost does not depend on the number of hyperparameters.
 
     Parameters
     ----------
     conditional : ConditionalField
     hyper, field : ndarray
         Where to begin, (n_hyper,) and (n_field,).
-    options : FieldOptions
     progress : Progress
 
     Returns
@@ -96,7 +105,7 @@ def find_mode(
     FitError
         If there is no Gaussian over the field at the start.
     """
-    [first] = conditional.at(hyper[None], field[None], steps=options.first_newton_steps)
+    [first] = conditional.at(hyper[None], field[None], steps=FIRST_STEPS)
     if first is None:
         raise FitError(
             "the field has no mode at the starting values of the hyperparameters: its log density "
@@ -111,30 +120,28 @@ def find_mode(
     objective = objective_of(conditional)
     if objective is not conditional:
         gaussian = first
-    found = objective.expect([gaussian])[0]
-    gaussian, found = _settle(
-        objective, conditional.modes.posterior.locations, gaussian, found, options, progress
-    )
-    gaussian, found, inverse = _climb(objective, gaussian, found, None, options, progress)
-    mode = curve(objective, gaussian, found, inverse, progress)
+    [found] = objective.expect([gaussian])
+    gaussian, found = _settle(objective, conditional.posterior.locations, gaussian, found, progress)
+    gaussian, found, inverse = _climb(objective, gaussian, found, None, progress)
+    mode = _curve(objective, gaussian, found, inverse, progress)
     if conditional.corrects and not conditional.is_far:
         [centred] = conditional.centred([mode.gaussian])
         gaussian = conditional.adapt(centred)
         if gaussian is not centred:
             objective = conditional
-            found = objective.expect([gaussian])[0]
-            mode = curve(objective, gaussian, found, mode.covariance, progress)
+            [found] = objective.expect([gaussian])
+            mode = _curve(objective, gaussian, found, mode.covariance, progress)
     for _ in range(MOST_CLIMBS):
         if mode.promises < NEAR:
             break
         gaussian, found, inverse = _climb(
-            objective, mode.gaussian, mode.expectation, mode.covariance, options, progress
+            objective, mode.gaussian, mode.expectation, mode.covariance, progress
         )
-        # Expectations from few points have gradients that differ a little from their slopes.
-        if found.elbo - mode.expectation.elbo < options.search_tolerance:
+        # With few points, expected gradients differ a little from the slopes of expected values.
+        if found.elbo - mode.expectation.elbo < SMALLEST_GAIN:
             break
-        mode = curve(objective, gaussian, found, inverse, progress)
-    if objective is not conditional and conditional.corrects:  # as far from the mode everywhere
+        mode = _curve(objective, gaussian, found, inverse, progress)
+    if objective is not conditional and conditional.corrects:  # a constant shift will do
         [centred] = conditional.centred([mode.gaussian])
         mode = replace(mode, gaussian=centred, shift=Surface(centred.hyper, shift_of(centred)))
     return mode
@@ -145,16 +152,15 @@ def _settle(
     locations: np.ndarray,
     gaussian: FieldGaussian,
     found: Expectation,
-    options: FieldOptions,
     progress: Progress,
 ) -> tuple[FieldGaussian, Expectation]:
-    """Newton's steps in the locations alone, whose marginal is often nearly quadratic.
+    """Take Newton steps in the locations alone, whose marginal is often nearly quadratic.
 
-    They have the units of the data, so that their steps have no bound; where they end depends on
-    scales little.
+    The steps have no bound, since locations have the units of the data. Where they end hardly
+    depends on the scales.
     """
     places = np.flatnonzero(locations)
-    if not 0 < len(places) <= options.max_axes:
+    if not 0 < len(places) <= MAX_AXES:
         return gaussian, found
     for _ in range(MOST_CLIMBS):
         hyper = gaussian.hyper + LEAST * np.eye(len(gaussian.hyper))[places]
@@ -168,7 +174,7 @@ def _settle(
         step[places] = inverse @ found.gradient[places]
         promised = 0.5 * float(step @ found.gradient)
         moved = None
-        if promised > options.search_tolerance:
+        if promised > SMALLEST_GAIN:
             moved = _advance(objective, gaussian, found, step)
         progress.tell("locations")
         if moved is None:
@@ -182,38 +188,36 @@ def _climb(
     gaussian: FieldGaussian,
     found: Expectation,
     inverse: np.ndarray | None,
-    options: FieldOptions,
     progress: Progress,
 ) -> tuple[FieldGaussian, Expectation, np.ndarray]:
-    """BFGS: where it ends, and its estimate of the covariance (n_hyper, n_hyper)."""
-    caps = np.full(len(gaussian.hyper), options.max_step)
+    """Run BFGS; return where it ends, and its estimate of the covariance (n_hyper, n_hyper)."""
+    caps = np.full(len(gaussian.hyper), MAX_STEP)
     fresh = inverse is None
     if inverse is None:
-        inverse = _first(found, options)
+        inverse = _first(found)
     else:
         caps = np.maximum(caps, np.sqrt(np.diagonal(inverse)))
-    for _ in range(options.search_steps):
+    for _ in range(STEPS):
         step = np.clip(inverse @ found.gradient, -caps, caps)
         promised = float(step @ found.gradient)
         if promised <= 0 and not fresh:  # clipping turned it around
-            inverse = _first(found, options)
-            fresh = True
+            inverse, fresh = _first(found), True
             continue
-        if promised < options.search_tolerance:
+        if promised < SMALLEST_GAIN:
             break
         moved = _advance(objective, gaussian, found, step)
         progress.tell("mode of the hyperparameters")
         if moved is None:
             if fresh or promised < NEAR:
                 break
-            inverse, fresh = _first(found, options), True
+            inverse, fresh = _first(found), True
             continue
         new, expected = moved
         taken = np.abs(new.hyper - gaussian.hyper)
-        # What went all the way may go farther: locations have the units of the data.
-        caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, options.max_step))
+        # Hyperparameters that reached their bound may go farther: they may have large units.
+        caps = np.where(taken >= 0.99 * caps, FARTHER * caps, np.maximum(caps, MAX_STEP))
         if (taken < 0.99 * np.abs(step)).any():
-            caps = np.maximum(options.max_step, 2 * taken)
+            caps = np.maximum(MAX_STEP, 2 * taken)
         inverse = _updated(
             inverse, new.hyper - gaussian.hyper, found.gradient - expected.gradient, scale=fresh
         )
@@ -222,22 +226,22 @@ def _climb(
     return gaussian, found, inverse
 
 
-def _first(found: Expectation, options: FieldOptions) -> np.ndarray:
-    """A diagonal metric in which the first step is as long as may be, plateaus included."""
-    return np.diag(options.max_step / np.maximum(np.abs(found.gradient), SMALLEST))
+def _first(found: Expectation) -> np.ndarray:
+    """A diagonal metric with which the first step reaches its bound, on plateaus too."""
+    return np.diag(MAX_STEP / np.maximum(np.abs(found.gradient), SMALLEST))
 
 
 def _advance(
     objective: Objective, gaussian: FieldGaussian, found: Expectation, step: np.ndarray
 ) -> tuple[FieldGaussian, Expectation] | None:
-    """Go along a step as far as that gains; None if it does not."""
+    """Take a step, shortened until it gains; None if it does not."""
     promised = float(step @ found.gradient)
     share = 1.0
     slack = 1e-10 * (1 + abs(found.elbo))
-    for _ in range(MOST_SHORTER if promised > NEAR else 1):
+    for _ in range(MOST_LENGTHS if promised > NEAR else 1):
         [there] = objective.near((gaussian.hyper + share * step)[None], gaussian)
         if there is not None:
-            expected = objective.expect([there])[0]
+            [expected] = objective.expect([there])
             usable = np.isfinite(expected.elbo) and np.isfinite(expected.gradient).all()
             if usable and expected.elbo >= found.elbo + ARMIJO * share * promised - slack:
                 return there, expected
@@ -246,11 +250,11 @@ def _advance(
 
 
 def _updated(inverse: np.ndarray, s: np.ndarray, y: np.ndarray, *, scale: bool) -> np.ndarray:
-    """BFGS; y is the decrease of the gradient along s."""
+    """The BFGS update after a step s, along which the gradient decreased by y."""
     product = float(s @ y)
     if product <= 1e-10 * np.linalg.norm(s) * np.linalg.norm(y):
         return inverse
-    if scale:  # each coordinate by its own secant, where that is positive
+    if scale:  # of each coordinate by its own secant, where that is positive
         mean = product / float(y @ y)
         own = np.divide(s, y, out=np.full(len(s), mean), where=s * y > 0)
         inverse = np.diag(np.clip(own, mean / RANGE, mean * RANGE))
@@ -258,29 +262,20 @@ def _updated(inverse: np.ndarray, s: np.ndarray, y: np.ndarray, *, scale: bool) 
     return left @ inverse @ left.T + np.outer(s, s) / product
 
 
-def curve(
+def _curve(
     objective: Objective,
     gaussian: FieldGaussian,
     found: Expectation,
-    inverse: np.ndarray | None,
+    inverse: np.ndarray,
     progress: Progress,
 ) -> HyperMode:
-    """Curvature of the log marginal by differences of its gradient, and of the field's mode.
+    """Difference the gradient of the log marginal, and the predicted vectors, along each axis.
 
-    Parameters
-    ----------
-    objective : Objective
-    gaussian : FieldGaussian
-    found : Expectation
-        Under it.
-    inverse : ndarray, shape (n_hyper, n_hyper), optional
-        A rough covariance, by which steps of differences are chosen.
-    progress : Progress
+    ``found`` is the expectation under ``gaussian``. ``inverse`` is a rough covariance (n_hyper,
+    n_hyper), by which the steps of the differences are chosen.
     """
     n = len(gaussian.hyper)
-    reach = np.full(n, LEAST)
-    if inverse is not None:
-        reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
+    reach = np.clip(SHARE * np.sqrt(np.diagonal(inverse)), LEAST, MOST)
     hessian = np.zeros((n, n))
     modes, shifts = _Differences(gaussian.mode, reach), None
     if gaussian.shift is not None:
@@ -295,7 +290,7 @@ def curve(
         hyper = np.concatenate([gaussian.hyper + steps, gaussian.hyper - steps])
         around = objective.near(hyper, gaussian)
         ends = [g for g in around if g is not None]
-        expected = dict(zip(map(id, ends), objective.expect(ends) if ends else [], strict=True))
+        expected = dict(zip(map(id, ends), objective.expect(ends), strict=True))
         for k, i in enumerate(rows.tolist()):
             above, below = around[k], around[k + len(rows)]
             if above is None or below is None:
@@ -309,10 +304,9 @@ def curve(
             if shifts is not None:
                 shifts.take(i, shift_of(above), shift_of(below))
         progress.tell("curvature of the hyperparameters")
-    center = gaussian.hyper
-    predicted = None if shifts is None else shifts.surface(center)
-    surface = replace(modes.surface(center), excess=excess)
-    return HyperMode(gaussian, found, _inverse(hessian), surface, predicted)
+    surface = replace(modes.surface(gaussian.hyper), excess=excess)
+    shift = None if shifts is None else shifts.surface(gaussian.hyper)
+    return HyperMode(gaussian, found, _inverse(hessian), surface, shift)
 
 
 class _Differences:
@@ -324,12 +318,12 @@ class _Differences:
         self.slopes, self.bends = np.zeros(shape), np.zeros(shape)
 
     def take(self, i: int, above: np.ndarray, below: np.ndarray) -> None:
-        """Take the vectors at both ends of one axis."""
+        """Difference the vectors at both ends of axis i."""
         self.slopes[i] = (above - below) / (2 * self.reach[i])
         self.bends[i] = (above - 2 * self.middle + below) / self.reach[i] ** 2
 
     def surface(self, center: np.ndarray) -> Surface:
-        """The function that has them."""
+        """The surface with these derivatives."""
         return Surface(center, self.middle, self.slopes, self.bends, 2 * self.reach)
 
 
@@ -339,7 +333,7 @@ def shift_of(gaussian: FieldGaussian) -> np.ndarray:
 
 
 def _inverse(hessian: np.ndarray) -> np.ndarray:
-    """Inverse of a Hessian's absolute value, in units of its diagonal."""
+    """Inverse of a Hessian whose eigenvalues, in units of its diagonal, are made positive."""
     hessian = np.where(np.isfinite(hessian), hessian, 0.0)
     hessian = (hessian + hessian.T) / 2
     diagonal = np.abs(np.diagonal(hessian))

@@ -1,10 +1,9 @@
-"""What the search over hyperparameters maximises: a lower bound, or Laplace's approximation."""
+"""The objective of the search over hyperparameters: a lower bound, or Laplace's approximation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 
 import numpy as np
 
@@ -13,32 +12,18 @@ from pymc_flows.field.conditional.mapping import ConditionalField, Expectation
 from pymc_flows.field.conditional.noise import ranks
 from pymc_flows.field.factors import NotPositiveDefinite
 
-# Step of differences of the determinant of the curvature, in unconstrained units.
+# Step in a hyperparameter, in unconstrained units, by which log determinants are differenced.
 STEP = 1e-4
-# With a larger separator, factors cost more than many gradients.
+# Largest separator with which factors cost less than many gradients.
 MOST_SEPARATOR = 300
 
 
-class Objective(Protocol):
-    """A function of the hyperparameters, and its gradient."""
-
-    @property
-    def chunk(self) -> int:
-        """How many Gaussians may be held at once."""
-
-    def near(self, hyper: np.ndarray, other: FieldGaussian) -> list[FieldGaussian | None]:
-        """Gaussians given hyperparameters (n, n_hyper), sought from another one."""
-
-    def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
-        """Values and gradients under them."""
-
-
 class LaplaceMarginal:
-    """Laplace's approximation of the log marginal, and its exact gradient.
+    """Laplace's approximation of the log marginal, and its gradient, in place of the lower bound.
 
     The log density at the mode changes with the hyperparameters as if the mode stayed (the envelope
-    theorem); the determinant of the curvature is differenced along the mode's own way. That costs
-    one gradient, Hessian and factor for each hyperparameter.
+    theorem). The determinant of the curvature is differenced, with the mode moving along. That
+    takes one gradient, Hessian and factor for each hyperparameter.
 
     Parameters
     ----------
@@ -46,30 +31,25 @@ class LaplaceMarginal:
     """
 
     def __init__(self, conditional: ConditionalField):
-        self.conditional = conditional
-
-    @property
-    def chunk(self) -> int:
-        """How many Gaussians may be held at once."""
-        return self.conditional.chunk
+        self.conditional, self.chunk = conditional, conditional.chunk
 
     def near(self, hyper: np.ndarray, other: FieldGaussian) -> list[FieldGaussian | None]:
-        """Gaussians at the modes."""
+        """Gaussians given hyperparameters (n, n_hyper), at modes sought from that of another."""
         return self.conditional.at(hyper, np.repeat(other.mode[None], len(hyper), axis=0))
 
     def expect(self, gaussians: Sequence[FieldGaussian]) -> list[Expectation]:
-        """Values and gradients."""
+        """Values and gradients, as `ConditionalField.expect` returns them."""
         return [Expectation(g.log_marginal, self._slope(g)) for g in gaussians]
 
     def _slope(self, gaussian: FieldGaussian) -> np.ndarray:
-        """Gradient (n_hyper,); not a number where the curvature is not positive definite."""
+        """Gradient (n_hyper,); NaN where the curvature is not positive definite."""
         modes = self.conditional.modes
         posterior, mode, n = modes.posterior, gaussian.mode, len(gaussian.hyper)
         hyper = np.concatenate([gaussian.hyper[None], gaussian.hyper + STEP * np.eye(n)])
         _, gradients = posterior.value_and_grad(posterior.join(hyper, mode))
         ways = gaussian.factor.solve((gradients[1:] - gradients[0])[:, posterior.field])
         fields = np.concatenate([mode[None], mode + ways])
-        # The factor of the Gaussian is that of the last step's curvature, a little off the mode.
+        # The Gaussian's own factor may be of a curvature near the mode, which is not exact enough.
         half_log_det = np.full(n + 1, np.nan)
         with suppress(NotPositiveDefinite):
             for k in range(n + 1):
@@ -78,16 +58,19 @@ class LaplaceMarginal:
         return gradients[0, posterior.hyper] - (half_log_det[1:] - half_log_det[0]) / STEP
 
 
-def objective_of(conditional: ConditionalField) -> Objective:
-    """The lower bound where few points integrate it exactly; else Laplace's approximation.
+type Objective = ConditionalField | LaplaceMarginal
 
-    Points that are not orthogonal within groups have gradients with noise, which is large where a
-    hyperparameter scales few elements. Laplace's approximation of a field that is far from Gaussian
-    is worse.
+
+def objective_of(conditional: ConditionalField) -> Objective:
+    """Choose the lower bound where few points integrate it exactly, else Laplace's approximation.
+
+    Points that are not orthogonal within groups make gradients noisy, most of all where a
+    hyperparameter scales few elements. For a field that is far from Gaussian, Laplace's
+    approximation is worse than that.
     """
     if conditional.is_far:
         return conditional
-    groups = conditional.modes.posterior.groups
+    groups = conditional.posterior.groups
     is_exact = 2 * ranks(groups)[1] <= len(conditional.points)
     if is_exact or (groups < 0).sum() > MOST_SEPARATOR:
         return conditional

@@ -1,11 +1,12 @@
-"""Profiles of the marginal along its axes, and a distribution that has them.
+"""Profiles of the marginal along its axes, and a distribution with these profiles.
 
-A scale that the data leave near 0 has a marginal with an exponential tail in its logarithm, much
-of the mass far from the mode, where draws of a Gaussian or a Student-t at the mode do not get. So
-the marginal is followed along each axis as far as it matters.
+If the data leave a scale near 0, the marginal of its logarithm has an exponential tail, with much
+of the mass far from the mode, where a Gaussian or Student-t distribution at the mode has no draws.
+So the marginal is followed along each axis as far as it matters.
 
-Correlations are those around the mode, and tails seldom go on in their direction: where a scale no
-longer matters, the others stay where they are. So they follow an axis only as far as `NEAR`.
+Axes are those of the correlations around the mode, and tails seldom follow these: where a scale no
+longer matters, the other hyperparameters stay where they are. So they follow an axis only as far as
+`NEAR`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.proposal import lower_factor
 from pymc_flows.field.options import Progress
 
-# Distances from the mode, in standard deviations.
+# Distances from the mode at which the marginal is evaluated, in standard deviations.
 KNOTS = (0.75, 1.5, 2.5, 4.0, 6.0, 9.0, 13.0, 18.0, 25.0, 35.0, 50.0)
 # How far other hyperparameters follow an axis, in standard deviations.
 NEAR = 2.0
 # An axis is followed until the log marginal has fallen by this, in nats.
 DEPTH = 8.0
-# Slopes of the tails are at least this, in nats per standard deviation.
-SLOPE = 0.05
-# The distribution is wider than the profiles, which are narrower than marginals.
+# Least slope of a tail, and slope on a side where the marginal has no values, in nats per standard
+# deviation.
+SLOPE, UNKNOWN = 0.05, 1.0
+# The distribution is wider than the profiles by this factor, since these are narrower than
+# marginals.
 WIDER = 1.2
 
 
@@ -40,11 +43,11 @@ class PiecewiseExponential:
     Attributes
     ----------
     knots : ndarray, shape (k,)
-        Increasing.
+        Increasing, at least one.
     values : ndarray, shape (k,)
-        Log density there, up to a constant, in nats.
+        Log densities there, up to a constant, in nats.
     left, right : float
-        Slopes of the tails: positive and negative.
+        Slopes of the tails: the left one positive, the right one negative.
     """
 
     knots: np.ndarray
@@ -53,7 +56,7 @@ class PiecewiseExponential:
     right: float
 
     def stretched(self, factor: float) -> PiecewiseExponential:
-        """The same, that many times as wide."""
+        """The same density, wider by a factor."""
         return PiecewiseExponential(
             factor * self.knots, self.values, self.left / factor, self.right / factor
         )
@@ -107,6 +110,7 @@ class ProfileProposal:
     ----------
     loc : ndarray, shape (n_hyper,)
     lower : ndarray, shape (n_hyper, n_hyper)
+        L, lower-triangular.
     axes : tuple of PiecewiseExponential
     """
 
@@ -115,7 +119,7 @@ class ProfileProposal:
     axes: tuple[PiecewiseExponential, ...]
 
     def stretched(self, which: np.ndarray, factor: float) -> ProfileProposal:
-        """The same, with some of the axes (bool, n_hyper) that many times as wide."""
+        """The same distribution, with some of its axes (bool, n_hyper) wider by a factor."""
         axes = zip(self.axes, which, strict=True)
         return replace(self, axes=tuple(a.stretched(factor) if on else a for a, on in axes))
 
@@ -138,20 +142,28 @@ class ProfileProposal:
 
 
 def _bent(z: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """L z (n, n_hyper) of rows z, but for what an axis adds to others, which is bounded."""
+    """L z (n, n_hyper) for rows z, where the part that an axis adds to others is bounded."""
     scale = np.diagonal(lower)
     return z * scale + np.clip(z, -NEAR, NEAR) @ (lower - np.diag(scale)).T
 
 
 @dataclass
 class _Walk:
-    """Along an axis to one side."""
+    """The way along an axis to one side; distances and log marginals start with the mode's."""
 
     direction: np.ndarray
     field: np.ndarray
     distances: list[float]
     values: list[float]
     done: bool = False
+
+    @property
+    def slope(self) -> float:
+        """How much the log density of the wider distribution falls per unit beyond the end."""
+        if len(self.values) == 1:
+            return UNKNOWN
+        width = WIDER * self.distances[-1] - WIDER * self.distances[-2]
+        return max((self.values[-2] - self.values[-1]) / width, SLOPE)
 
 
 def follow_axes(
@@ -196,8 +208,4 @@ def _joined(below: _Walk, above: _Walk) -> PiecewiseExponential:
     """The density along an axis from its two sides."""
     knots = np.array([-d for d in below.distances[:0:-1]] + above.distances) * WIDER
     values = np.array(below.values[:0:-1] + above.values)
-    if len(knots) < 2:  # nothing but the mode: a standard Laplace distribution
-        return PiecewiseExponential(np.array([-1e-3, 1e-3]), np.zeros(2), 1.0, -1.0)
-    slopes = np.diff(values) / np.diff(knots)
-    left, right = max(float(slopes[0]), SLOPE), min(float(slopes[-1]), -SLOPE)
-    return PiecewiseExponential(knots, values, left, right)
+    return PiecewiseExponential(knots, values, below.slope, -above.slope)

@@ -31,11 +31,11 @@ class Proposal:
 
     @property
     def formula(self) -> Formula:
-        """The Gaussian as a flow."""
+        """The formula of the Gaussian as a flow."""
         return Formula("tril-loc")
 
     def place(self, noise: np.ndarray) -> np.ndarray:
-        """Map standard normal noise (n, n_hyper) to draws of the Gaussian with this location."""
+        """Map standard normal noise (n, n_hyper) to draws of N(loc, lower lowerᵀ)."""
         return self.loc + noise @ self.lower.T
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -68,10 +68,10 @@ class Proposal:
 
 
 def mixture_log_prob(parts: Sequence[tuple[Any, int]], hyper: np.ndarray) -> np.ndarray:
-    """Log density (n,) of all proposals together, by the number of draws of each.
+    """Log density (n,) of the mixture of proposals, by the number of draws of each, in nats.
 
-    With these, draws of several rounds count as draws of one mixture (Cornuet, Marin, Mira &
-    Robert, Adaptive Multiple Importance Sampling, Scand. J. Statist. 39(4), 2012).
+    Draws of several rounds count as draws of this mixture (Cornuet, Marin, Mira & Robert, Adaptive
+    Multiple Importance Sampling, Scand. J. Statist. 39(4), 2012).
     """
     total = sum(n for _, n in parts)
     terms = np.stack([p.log_prob(hyper) + math.log(n / total) for p, n in parts])
@@ -87,7 +87,7 @@ def moments(hyper: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def lower_factor(covariance: np.ndarray) -> np.ndarray:
-    """Cholesky factor of a covariance, with a trace of noise where it is nearly singular."""
+    """Cholesky factor of a covariance, whose correlations get 1e-10 added to their diagonal."""
     if len(covariance) == 0:
         return covariance
     sd = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))

@@ -1,7 +1,7 @@
 """Adaptive importance sampling of hyperparameters, and a flow over them.
 
-Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All values that were
-evaluated count, as draws of the mixture of all distributions that they came from.
+The method is that of Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All
+values that were evaluated count as draws of the mixture of the distributions that they came from.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from pymc_flows.errors import FitError
 from pymc_flows.field.hyper.correction import Correction, fit_correction
 from pymc_flows.field.hyper.flow import HyperFlow
-from pymc_flows.field.hyper.mode import HyperMode
+from pymc_flows.field.hyper.mode import MAX_AXES, HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
 from pymc_flows.field.hyper.proposal import Proposal, lower_factor, mixture_log_prob, moments
 from pymc_flows.field.hyper.scaled import ScaledEffects
@@ -28,23 +27,33 @@ from pymc_flows.importance import Quality, systematic, weigh
 
 _log = logging.getLogger(__name__)
 
-# A covariance needs so many effective values per hyperparameter.
+# Effective values per hyperparameter that a covariance needs.
 ENOUGH = 5
-
-# One of so many of the last values comes from the profiles, and as many from those with fixed
-# effects so many times as wide: their standard deviations grow with the scales.
+# Fewest values of a round, by which its cost per value is measured. In the first round, the
+# correction of Laplace's approximation is evaluated at as many values; in later rounds at fewer.
+MIN_VALUES, CHECK_VALUES = 40, 16
+# Longest that the last round may take, in seconds of a usual core.
+SECONDS_TO_FILL = 8.0
+# Degrees of freedom of the Student-t distributions, and a factor of their covariances.
+DEGREES, WIDENING = 8.0, 1.1
+# A distribution is good enough with this share of effective values, and with no larger difference,
+# in nats, between log evidence and ELBO.
+GOOD, GAP = 0.7, 0.25
+# Besides n draws of a distribution, the last values are n / 8 draws of the profiles, and n / 8 each
+# of profiles in which fixed effects, whose standard deviations grow with scales, are wider by these
+# factors.
 TAILS, STRETCHED = 8, (2.0, 5.0)
-# One of so many as there are others from effects whose spread follows the scales: with an eighth,
-# single values had a tenth of the variance of the mean of five groups.
+# Another n / 3 have effects whose spread follows the scales: with n / 8, single values had a tenth
+# of the variance of the mean of five groups.
 SCALED = 3
-# Draws of a round whose k-hat is told from noise.
+# Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
 EVEN = 0.9
-# Even weights have a variance, whatever their k-hat says: it counts as no more than this.
+# Even weights have a finite variance: their k-hat counts as no more than this.
 FINITE = 0.5
-# A distribution lacks mass if its log evidence is lower by more than this, in nats, and by more
-# than so many standard errors.
+# A distribution lacks mass if its log evidence is too low by more than this, in nats, and by more
+# than this many standard errors.
 LACKING, N_ERRORS = 0.02, 3.0
 
 type Distribution = Proposal | ProfileProposal | ScaledEffects | HyperFlow
@@ -59,16 +68,15 @@ class HyperValues:
     flow : Proposal or HyperFlow
         q(g): a Gaussian or a flow.
     quality : Quality
-        Of q(g), by weights of its draws against the marginal.
+        Quality of q(g), by weights of its draws against the marginal.
     hyper : ndarray, shape (n, n_hyper)
-        Values at which the marginal was evaluated, of all rounds.
+        Values of all rounds, at which the marginal was evaluated.
     log_weights : ndarray, shape (n,)
-        Their weights: logs, normalised, Pareto-smoothed.
+        Logarithms of their normalised and Pareto-smoothed weights.
     overall : Quality
-        Of these weights; its log evidence is that of the model.
+        Quality of these weights; its log evidence is that of the model.
     error : float
-        Standard error, in nats, of the corrected marginal itself, by which the log evidence is off
-        besides.
+        Standard error, in nats, of the corrected marginal itself; the log evidence has it, too.
     """
 
     flow: Proposal | HyperFlow
@@ -86,13 +94,13 @@ class _Rounds:
         self.marginal, self.options, self.progress = marginal, options, progress
         self.parts: list[tuple[Distribution, MarginalValues]] = []
         self.log_weights = np.empty(0)
-        self.overall: Quality | None = None
+        self.overall = Quality(0, -math.inf, math.nan, math.inf, 0.0, -math.inf, math.nan)
         self.correction: Correction | None = None
-        # What the correction missed at values that it had not seen, in nats.
+        # Error of the predicted correction at values that it had not seen, in nats.
         self.missed = 0.0
-        # The smallest k-hat of a round's own weights.
+        # Smallest k-hat of the weights of any single round.
         self.khat = math.inf
-        # What a value of the last round has taken.
+        # Seconds per value of the last round.
         self.seconds_each = 0.0
 
     @property
@@ -102,7 +110,7 @@ class _Rounds:
 
     @property
     def log_p(self) -> np.ndarray:
-        """Log marginal (n,) of all values, in nats: evaluated, or Laplace's with the correction."""
+        """Log marginal (n,) of all values, in nats: evaluated, or with a predicted correction."""
         return np.concatenate([self._log_p(values) for _, values in self.parts])
 
     def _log_p(self, values: MarginalValues) -> np.ndarray:
@@ -124,22 +132,24 @@ class _Rounds:
     ) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
 
-        Laplace's approximation is evaluated at all draws, its correction at some of them, and
-        predicted at the others, or, where that misses too much, evaluated as well. Of fields that
-        are far from Gaussian it is no help.
+        Laplace's approximation is evaluated at all draws, its correction at some of them. At the
+        others the correction is predicted or, if predictions are too wrong, evaluated. For fields
+        that are far from Gaussian, all draws are corrected at once.
+
+        Parameters
+        ----------
+        proposal : Distribution
+        most : int
+            Number of draws; there are fewer if they would take too long.
+        rng : Generator
+        seconds : float, optional
+            Longest that the round may take; by default as the options say.
         """
-        draws = proposal.draw(most, rng)
-        options = self.options
-        allowed = options.seconds_per_round if seconds is None else seconds
-        evaluate = partial(self.marginal.evaluate, corrected=self.marginal.conditional.is_far)
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        n, before = min(most, options.min_values), self.progress.effort
-        values = evaluate(draws[:n], self.progress, stage)
-        taken = self.progress.effort - before
-        end = int(np.clip(allowed * n / taken, n, most)) if taken else most
-        if end > n:
-            more = evaluate(draws[n:end], self.progress, stage)
-            values = MarginalValues.joined([values, more])
+        before, is_far = self.progress.effort, self.marginal.conditional.is_far
+        if seconds is None:
+            seconds = self.options.seconds_per_round
+        values = self._evaluate(proposal.draw(most, rng), seconds, stage, corrected=is_far)
         self.parts.append((proposal, values))
         if not values.is_direct.all() and not self._predicts(stage, rng):
             self._correct_all(stage)
@@ -152,39 +162,52 @@ class _Rounds:
             self.khat = min(self.khat, khat)
         return quality
 
+    def _evaluate(
+        self, hyper: np.ndarray, seconds: float, stage: str, *, corrected: bool
+    ) -> MarginalValues:
+        """Evaluate the marginal at the first of these values, as many as the time allows."""
+        n, before = min(len(hyper), MIN_VALUES), self.progress.effort
+        values = self.marginal.evaluate(hyper[:n], self.progress, stage, corrected=corrected)
+        taken = self.progress.effort - before
+        end = int(np.clip(seconds * n / taken, n, len(hyper)))
+        if end == n:
+            return values
+        more = self.marginal.evaluate(hyper[n:end], self.progress, stage, corrected=corrected)
+        return MarginalValues.joined([values, more])
+
     def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
         """Evaluate more draws of a distribution, until enough of all values are effective.
 
-        Some come from the first distribution, the profiles, whose tails are hardly ever too short.
+        Some draws come from the first distribution, the profiles, whose tails are long enough.
         """
         options, first = self.options, self.parts[0][0]
         if not quality.ess:
             return
-        n = (options.effective - self.ess) * quality.n_draws / quality.ess
-        if n < options.min_values:
+        n = (options.effective - self.overall.ess) * quality.n_draws / quality.ess
+        if n < MIN_VALUES:
             return
-        allowed = options.seconds_to_fill / max(self.seconds_each, 1e-9)
-        n = int(min(n, options.most_values, max(allowed, options.min_values)))
+        allowed = SECONDS_TO_FILL / max(self.seconds_each, 1e-9)
+        n = int(min(n, options.most_values, max(allowed, MIN_VALUES)))
         before = {**vars(self), "parts": list(self.parts)}
         if isinstance(first, ProfileProposal):
             self.take(first, n // TAILS, rng, math.inf)
-            effects = self.marginal.conditional.modes.posterior.locations
+            effects = self.marginal.posterior.locations
             for factor in STRETCHED if effects.any() else ():
                 self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
             if effects.any() and not effects.all():
                 scaled = ScaledEffects.fit(self.hyper, np.exp(self.log_weights), effects)
                 self.take(scaled, n // SCALED, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
-        if self.ess < before["overall"].ess:  # predictions failed, and values were given up
+        if self.overall.ess < before["overall"].ess:  # predictions failed, and parts were dropped
             vars(self).update(before)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
-        """Evaluate the correction where there is weight; whether it may be predicted elsewhere."""
+        """Evaluate the correction where there is weight; return whether it can be predicted."""
         proposal, values = self.parts[-1]
         n, first = len(values.hyper), self.correction is None
-        # Tempered, so that values around those with the most weight count, too.
+        # Tempered, so that values around those with the most weight are chosen, too.
         weights = tempered(self._log_weights()[-n:])
-        wanted = self.options.min_values if first else self.options.check_values
+        wanted = MIN_VALUES if first else CHECK_VALUES
         rows = np.unique(systematic(weights, wanted, rng))
         found = self.marginal.evaluate(values.hyper[rows], self.progress, stage)
         self.parts[-1] = proposal, values.corrected(rows, found)
@@ -196,76 +219,65 @@ class _Rounds:
         self.correction = fit_correction(known.hyper, lacking, weights)
         if self.correction is not None:
             self.missed = self.correction.residual
-            _log.info("Left-out corrections are missed by %.2g nats.", self.missed)
+            _log.info(
+                "The predicted correction is off by %.2g nats at left-out values.", self.missed
+            )
             if self.missed <= self.options.correction_error:
                 return True
         self.missed, self.correction = 0.0, None
         return False
 
     def _correct_all(self, stage: str) -> None:
-        """Evaluate the newest values in full, as many as time allows, and give up predictions."""
+        """Evaluate the last values in full, as many as time allows; drop parts with predictions."""
         proposal, values = self.parts.pop()
         self.parts = [part for part in self.parts if part[1].is_direct.all()]
-        pilot, before = self.options.min_values, self.progress.effort
-        found = self.marginal.evaluate(values.hyper[:pilot], self.progress, stage)
-        each = (self.progress.effort - before) / len(found.hyper)
-        end = int(np.clip(self.options.seconds_per_round / each, pilot, len(values.hyper)))
-        if end > pilot:
-            more = self.marginal.evaluate(values.hyper[pilot:end], self.progress, stage)
-            found = MarginalValues.joined([found, more])
+        seconds = self.options.seconds_per_round
+        found = self._evaluate(values.hyper, seconds, stage, corrected=True)
         self.parts.append((proposal, found))
 
     def has_enough(self) -> bool:
         """Whether there are enough effective values for a covariance."""
-        overall = self.overall
-        return overall is not None and overall.ess >= ENOUGH * max(1, self.hyper.shape[1])
-
-    @property
-    def ess(self) -> float:
-        """Effective number of all values."""
-        return 0.0 if self.overall is None else self.overall.ess
+        return self.overall.ess >= ENOUGH * max(1, self.marginal.posterior.n_hyper)
 
     def expects(self, proposal: Distribution) -> float:
-        """Share of effective draws that a distribution would have, by the values so far.
+        """Share of effective draws that a distribution q would have.
 
-        1 / E_p[p/q], from weighted values instead of draws of q.
+        It is 1 / E_p[p/q], estimated from the weighted values so far instead of draws of q.
         """
-        overall = self.overall
-        if overall is None or not np.isfinite(self.log_weights).any():
+        if not np.isfinite(self.log_weights).any():
             return 0.0
-        log_p = self.log_p - overall.log_evidence
+        log_p = self.log_p - self.overall.log_evidence
         ratio = self.log_weights + log_p - proposal.log_prob(self.hyper)
         top = ratio.max()
         return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
 
     def agree(self, quality: Quality) -> bool:
-        """Whether a distribution's weights are even, and it lacks no mass that others found."""
-        overall, options = self.overall, self.options
-        # Of few and even weights, k-hat is noise.
+        """Whether the weights of a distribution are even, and it has the mass that others found."""
+        overall = self.overall
+        # The k-hat of few and even weights is noise.
         is_even = quality.ess >= EVEN * quality.n_draws
-        if overall is None or not (quality.is_trusted or is_even):
+        if not (quality.is_trusted or is_even):
             return False
         error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
         lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
-        is_close = quality.log_evidence - quality.elbo <= options.gap
-        return is_close and quality.ess >= options.enough * quality.n_draws and not lacks
+        is_close = quality.log_evidence - quality.elbo <= GAP
+        return is_close and quality.ess >= GOOD * quality.n_draws and not lacks
 
     @property
     def error(self) -> float:
-        """Standard error of the log marginal, in nats: of weights of groups, and of predictions."""
+        """Standard error of the log marginal, in nats, by weights of groups and predictions."""
         values = MarginalValues.joined([values for _, values in self.parts])
         direct = np.exp(self.log_weights) * values.is_direct
         within = float(direct @ values.error) / max(float(direct.sum()), 1e-300)
         return math.hypot(within, self.missed)
 
     def judged(self) -> Quality:
-        """Of all values. What predictions miss varies the weights besides those that are known.
+        """Quality of the weights of all values.
 
-        The weights of a mixture are bounded by those of each of its parts, divided by its share: no
-        tail of theirs is heavier than that of the best part.
+        Errors of predictions make the weights vary more than is seen, which lowers the effective
+        number. A mixture's weights are bounded by those of each part divided by its share, so their
+        tail is no heavier than that of the best part: k-hat is the smallest of all rounds.
         """
-        if self.overall is None:
-            raise RuntimeError("no round has been taken")
         ess = self.overall.ess * math.exp(-(self.missed**2))
         return replace(self.overall, ess=ess, khat=min(self.overall.khat, self.khat))
 
@@ -275,7 +287,7 @@ class _Rounds:
 
 
 def tempered(log_weights: np.ndarray) -> np.ndarray:
-    """Roots of weights, normalised; log weights need not be finite."""
+    """Normalised square roots of weights; NaN counts as no weight."""
     known = np.where(np.isnan(log_weights), -np.inf, log_weights)
     top = known.max(initial=-np.inf)
     if not np.isfinite(top):
@@ -293,20 +305,23 @@ def sample_hyper(
 ) -> HyperValues:
     """Sample the marginal of the hyperparameters, and describe it by a Gaussian or a flow.
 
-    Values with the profiles along the axes come first, then those of a Student-t distribution with
-    the moments of the weighted values, and of the Gaussian with these. Where that one would not do,
-    a flow is fitted to the weighted values instead, as long as it gets better.
+    The first values come from the profiles along the axes, the next from a Student-t distribution
+    with the moments of the weighted values, then some from the Gaussian with these moments. Where
+    the Gaussian is not good enough, a flow is fitted to the weighted values while it improves.
+
+    Raises
+    ------
+    FitError
+        If the marginal is finite at none of the values.
     """
     rounds = _Rounds(marginal, options, progress)
     loc, covariance = mode.gaussian.hyper, mode.covariance
-    follows = len(loc) <= options.max_axes
     for i, most in enumerate(options.rounds):
         wide: Distribution
-        if i == 0 and follows:
+        if i == 0 and len(loc) <= MAX_AXES:
             wide = follow_axes(marginal.conditional, mode, progress)
         else:
-            lower = math.sqrt(options.widening) * lower_factor(covariance)
-            wide = Proposal(loc, lower, options.degrees)
+            wide = Proposal(loc, math.sqrt(WIDENING) * lower_factor(covariance), DEGREES)
         rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
@@ -314,7 +329,7 @@ def sample_hyper(
     flow: HyperFlow | None = None
     quality: Quality | None = None
     can_flow = options.flow_rounds and len(loc) and rounds.has_enough()
-    if not can_flow or rounds.expects(best) >= options.enough:
+    if not can_flow or rounds.expects(best) >= GOOD:
         quality = rounds.take(best, options.values, rng)
     for _ in range(options.flow_rounds if can_flow else 0):
         if quality and rounds.agree(quality):
@@ -323,15 +338,15 @@ def sample_hyper(
             loc, covariance = rounds.moments()
             frame = Frame(loc, lower_factor(covariance))
             flow = HyperFlow.identity(Formula(options.formula), frame)
-        flow = flow.fit(rounds.hyper, np.exp(rounds.log_weights), rounds.ess)
+        flow = flow.fit(rounds.hyper, np.exp(rounds.log_weights), rounds.overall.ess)
         progress.tell("flow over the hyperparameters")
         found = rounds.take(flow, options.values, rng)
         if quality is None or found.elbo > quality.elbo:
             best, quality = flow, found
-    if rounds.overall is None or quality is None or not rounds.ess:
+    if quality is None or not rounds.overall.ess:
         raise FitError(
-            "the marginal of the hyperparameters is not finite at any of "
-            f"{len(rounds.hyper)} values\nGive other starting values."
+            f"the marginal of the hyperparameters is finite at none of {len(rounds.hyper)} values\n"
+            "Give other starting values."
         )
     rounds.fill(best, quality, rng)
     return HyperValues(

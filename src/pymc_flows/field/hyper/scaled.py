@@ -1,12 +1,12 @@
 """Fixed effects whose spread follows the scales.
 
-Of few groups, a fixed effect is known as well as the mean of their effects: its standard deviation
-given the scale of the groups grows with that scale. So its marginal has the tails of a Student-t
-distribution, and lies in a funnel with the scale, where a Gaussian, a copula and profiles along
-axes have hardly any draws. Here effects are Student-t given the scales, with a mean that is linear
-in these and standard deviations whose logarithms are: a regression with both, by weighted values
-(Aitkin, Modelling variance heterogeneity in normal regression using GLIM, Applied Statistics
-36(3), 1987).
+With few groups, a fixed effect is known only as well as the mean of the groups' effects, whose
+standard deviation grows with the scale of the groups. So effect and scale form a funnel, and the
+marginal of the effect has the tails of a Student-t distribution. A Gaussian, a copula and profiles
+along axes have hardly any draws there. Here effects are Student-t given the scales: their means,
+and the logarithms of their standard deviations, are linear in the scales. Both are fitted by
+regression to weighted values (Aitkin, Modelling variance heterogeneity in normal regression using
+GLIM, Applied Statistics 36(3), 1987).
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ import numpy as np
 
 from pymc_flows.field.hyper.proposal import Proposal, lower_factor, moments
 
-# Steps of Fisher scoring, and the largest of them in a logarithm.
+# Most steps of Fisher scoring, and the longest of them in any coefficient.
 STEPS, LONGEST = 25, 1.0
-# Standard deviations go with a scale itself, at most: a logarithm with a logarithm.
+# Largest slope of the log of a standard deviation in the log of a scale: proportionality.
 STEEPEST = 1.0
-# Tails, and how much wider than the values: those far out are few.
+# Degrees of freedom; and a factor by which the distribution is wider than the values, of which few
+# lie far out.
 DEGREES, WIDER = 5.0, 1.3
-# Weighted values count as so many more without any slope.
+# The prior that there is no slope counts as this many effective values.
 PRIOR = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class ScaledEffects:
-    """A Student-t distribution of scales, and one of effects given these.
+    """A Student-t distribution of scales, and one of effects given the scales.
 
     Attributes
     ----------
     is_effect : ndarray of bool, shape (n_hyper,)
+        Which hyperparameters are effects; the others count as scales.
     scales : Proposal
-        Of the others.
     mean, spread : ndarray, shape (1 + n_scales, n_effects)
-        Coefficients of the mean of effects, and of the logs of their standard deviations: of 1 and
-        of the scales less their location.
+        Coefficients of the means of effects, and of the logs of their standard deviations, for a
+        constant and for scales minus their location.
     lower : ndarray, shape (n_effects, n_effects)
         Factor of the correlation of effects given scales.
     """
@@ -52,7 +53,7 @@ class ScaledEffects:
 
     @classmethod
     def fit(cls, hyper: np.ndarray, weights: np.ndarray, is_effect: np.ndarray) -> ScaledEffects:
-        """Fit to weighted values (n, n_hyper); weights sum to 1."""
+        """Fit to weighted values (n, n_hyper); the weights (n,) sum to 1."""
         effects, others = hyper[:, is_effect], hyper[:, ~is_effect]
         loc, covariance = moments(others, weights)
         scales = Proposal(loc, WIDER * lower_factor(covariance), DEGREES)
@@ -69,7 +70,7 @@ class ScaledEffects:
         """Draw ``n`` points (n, n_hyper), from a scrambled Sobol' sequence."""
         others = self.scales.draw(n, rng)
         unit = Proposal(np.zeros(len(self.lower)), self.lower, DEGREES).draw(n, rng)
-        # The two sequences are scrambled on their own: their order must not go together.
+        # Both come from Sobol' sequences, and would depend on each other in this order.
         unit = unit[rng.permutation(n)]
         design = _design(others, self.scales.loc)
         hyper = np.empty((n, len(self.is_effect)))
@@ -99,12 +100,12 @@ def _solve(design: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.nd
 def _log_spread(
     design: np.ndarray, weights: np.ndarray, rest: np.ndarray, ess: float
 ) -> np.ndarray:
-    """Coefficients of the log standard deviation of residuals: a gamma regression of squares."""
+    """Coefficients of the log standard deviation of residuals, by gamma regression of squares."""
     squares = np.square(rest)
     found = np.zeros(design.shape[1])
     found[0] = 0.5 * math.log(max(float(weights @ squares), 1e-300))
     prior = np.zeros((len(found), len(found)))
-    # In units of the spread of the scales, so that those that hardly vary get no slope.
+    # In units of the spread of the scales: a scale that hardly varies gets hardly any slope.
     prior[1:, 1:] = np.diag(weights @ np.square(design[:, 1:])) * PRIOR / ess
     fisher = (design * weights[:, None]).T @ design + prior
     for _ in range(STEPS):

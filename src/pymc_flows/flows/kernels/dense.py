@@ -11,18 +11,18 @@ from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
 
 class DenseStack(StackOp):
-    """Layers that shift by t(z) and scale by exp(s(z)) what these two do not depend on.
+    """Layers that shift coordinates by t(z) and scale them by exp(s(z)), with a masked network.
 
     Parameters are the constrained matrices of the networks, dense0 (count, dim + 1, hidden) to the
-    last (count, hidden + 1, 2 dim), biases in the last row. Whatever a mask hides is 0 in them, so
-    one kernel serves coupling and autoregressive layers. Saved are, by layer, the points that
-    enter (n, dim), the hidden units and their slopes (n, hidden), level by level, and s (n, dim),
-    one after the other.
+    last (count, hidden + 1, 2 dim), with biases in the last row. Masked entries are 0, so one
+    kernel serves coupling and autoregressive layers. For each layer it saves, one after the other,
+    the points that enter it (n, dim), the hidden units and their slopes (n, hidden) of each level,
+    and s (n, dim).
 
     Parameters
     ----------
     hidden, depth, clip, activation, shift
-        As of `MaskedAffine`.
+        Options of `MaskedAffine`.
     """
 
     __props__ = ("hidden", "depth", "clip", "activation", "shift")
@@ -36,7 +36,7 @@ class DenseStack(StackOp):
         self.shift = shift
 
     def layer_size(self, dim: Any) -> Any:
-        """All matrices of one network."""
+        """Number of entries of all matrices of one network."""
         sizes = [dim, *[self.hidden] * self.depth, 2 * dim]
         return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
 
@@ -48,8 +48,8 @@ class DenseStack(StackOp):
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Products of matrices, one layer after the other, and explicit loops for all else.
 
-        A sum or copy of whole arrays checks their shapes; the text of its error takes numba
-        seconds to compile.
+        Sums and copies of whole arrays would check shapes, and numba takes seconds to compile the
+        text of that error.
         """
         hidden, depth, clip = self.hidden, self.depth, float(self.clip)
         is_before = self.shift == "before"
@@ -58,7 +58,7 @@ class DenseStack(StackOp):
 
         @jit
         def starts(level, k, count, dim):  # type: ignore[no-untyped-def]
-            """Where a matrix lies in the parameters; its rows without the bias, its columns."""
+            """Place of a matrix in theta; its number of rows without the bias, and of columns."""
             rows = hidden if level else dim
             columns = hidden if level < depth else 2 * dim
             before = (dim + 1) * hidden + (level - 1) * (hidden + 1) * hidden if level else 0
@@ -158,7 +158,7 @@ class DenseStack(StackOp):
 
 
 def _activation(word: str, jit: Callable[..., Any], tanh: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of hidden units that returns the value and the slope."""
+    """A function of hidden units that returns value and slope."""
     if word == "tanh":
 
         @jit

@@ -13,8 +13,7 @@ class HouseholderStack(StackOp):
     """Householder layers: raw parameter v (count, dim).
 
     The projections p = uᵀz (count, n) on the unit vectors u = v / ‖v‖ are saved. With them the
-    pullback walks back through the layers, z + 2pu at a time, so that no intermediate points have
-    to be.
+    pullback undoes one layer after the other, z + 2pu, so that no points need to be saved.
     """
 
     def layer_size(self, dim: Any) -> Any:
@@ -62,7 +61,7 @@ class HouseholderStack(StackOp):
                         z[i, j] += 2.0 * part * u[j]
                         by_u[j] -= 2.0 * (part * by_z[i, j] + by_p * z[i, j])
                         by_z[i, j] -= 2.0 * by_p * u[j]
-                # Through the division by ‖v‖: only what is orthogonal to u counts.
+                # Through the division by ‖v‖: only the part orthogonal to u counts.
                 along = 0.0
                 for j in range(dim):
                     along += by_u[j] * u[j]

@@ -12,7 +12,7 @@ from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 class LowRankStack(StackOp):
     """Low-rank layers: raw parameters rho (count, dim), u and w (count, rank, dim).
 
-    The points that enter each layer are saved; the pullback makes those between its factors again.
+    The points that enter each layer are saved; the pullback recomputes those between its factors.
     """
 
     __props__ = ("rank",)
@@ -32,7 +32,7 @@ class LowRankStack(StackOp):
 
         @jit
         def factor(u, w, u_hat, v):  # type: ignore[no-untyped-def]
-            """Write û and v = w / ‖w‖; return s, ‖w‖, and the slopes of s and û along v by x."""
+            """Write û and v = w / ‖w‖; return s, ‖w‖, ds/dx, û − u along v, and its slope by x."""
             length = unit(w, floor(w.itemsize) ** 2, v)
             x = 0.0
             for j in range(len(w)):
@@ -137,7 +137,7 @@ class LowRankStack(StackOp):
                     by_x = weight / s * slope_s
                     for j in range(dim):
                         by_x += by_u[j] * v[j] * slope_along
-                    # To the units vector, then through the division by ‖w‖.
+                    # With respect to v, then through the division by ‖w‖.
                     inside = 0.0
                     for j in range(dim):
                         by_w[j] += along * by_u[j] + by_x * u[j]

@@ -8,17 +8,17 @@ import numpy as np
 from pymc_flows.flows.kernels.scalar import functions
 from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 
-# Layers whose determinants are multiplied before the logarithm is taken. Each lies between the
-# floor, 1e-15, and what a wᵀu can be, some 1e12.
+# Number of layers whose determinants are multiplied before the logarithm is taken: each determinant
+# lies between the floor, 1e-15, and the largest wᵀu, about 1e12.
 _PER_LOG = 8
 
 
 class PlanarStack(StackOp):
     """Planar layers: raw parameters b (count,), u (count, dim) and w (count, dim).
 
-    The activations h (count, n) are saved. With them the pullback walks back through the layers,
-    z − h û at a time, so that no intermediate points have to be. Behind them lie the five numbers
-    that a constraint makes of a layer's parameters: with few draws these take half of the time.
+    The activations h (count, n) are saved. With them the pullback undoes one layer after the other,
+    z − h û, so that no points need to be saved. After them come five numbers by which a layer's
+    parameters are constrained: with few draws, computing these takes half of the time.
     """
 
     saved_core = "(k,s)"

@@ -14,7 +14,7 @@ class RadialStack(StackOp):
 
     With r = ‖z − z_ref‖ and f = (s + r)/(α + r) the map is z_ref + f (z − z_ref) and the
     log-determinant (dim − 1) log f + log N − 2 log(α + r), N = r (r + 2α) + s α. The points that
-    enter each layer are saved: walking back would divide by f, which may be tiny.
+    enter each layer are saved: undoing a layer would divide by f, which may be tiny.
     """
 
     saved_core = "(k,n,d)"

@@ -24,7 +24,7 @@ _TINY, _TINY_SINGLE = (float(np.sqrt(np.finfo(t).tiny)) for t in ("float64", "fl
 
 
 class Functions(NamedTuple):
-    """What `functions` makes."""
+    """The functions that `functions` returns."""
 
     tanh: Callable[[Any], Any]
     softplus: Callable[[Any], Any]
@@ -38,19 +38,19 @@ class Functions(NamedTuple):
 def functions(jit: Callable[..., Any]) -> Functions:
     """Return the functions, compiled by ``jit``.
 
-    ``tanh(x)`` has neither branches nor calls of the mathematical library, so that a loop over
-    draws becomes vector instructions: several times as fast. ``softplus(x)`` gives the softplus of
-    x and its derivative, then those of −x; ``positive(x, itemsize)`` gives max(softplus(x), floor)
-    and its derivative, and ``scales(rho, sigma, slope)`` writes them for a vector.
-    ``unit(v, smallest, u)`` writes v / ‖v‖ to u and returns ‖v‖; if ‖v‖² is below ``smallest``, it
-    writes the first axis and returns 0. ``floor(itemsize)`` is the smallest value of a positive
-    parameter, and ``tiny(itemsize)`` the squared norm below which a vector counts as zero, of
-    arrays with elements of that many bytes.
+    ``tanh(x)`` has neither branches nor calls of a library, so that loops over draws become vector
+    instructions and are several times as fast. ``softplus(x)`` gives the softplus of x and its
+    derivative, then the same at −x. ``positive(x, itemsize)`` gives max(softplus(x), floor) and its
+    derivative, and ``scales(rho, sigma, slope)`` writes both for a vector. ``unit(v, smallest, u)``
+    writes v / ‖v‖ to u and returns ‖v‖; if ‖v‖² is below ``smallest``, it writes the first axis and
+    returns 0. For arrays with elements of ``itemsize`` bytes, ``floor(itemsize)`` is the smallest
+    value of a positive parameter, and ``tiny(itemsize)`` the squared norm below which a vector
+    counts as zero.
     """
 
     @jit
     def tanh(x):  # type: ignore[no-untyped-def]
-        # tanh is 1 in double precision from 20 on. Of these conditions NaN passes both.
+        # From 20 on, tanh is 1 in double precision. NaN stays NaN.
         x = 20.0 if x > 20.0 else x
         x = -20.0 if x < -20.0 else x
         x = 0.125 * x

@@ -1,10 +1,9 @@
 """Blocks of repeated layers as one PyTensor Op, for numba.
 
-Copied into a graph, every layer costs numba seconds of compilation, and every node of a small graph
-costs a step more time than its arithmetic. As one Op with a kernel of its own, which takes the raw
-parameters of a block in one vector, a block compiles in the same time for any number of repeats and
-is one node. The plain graphs of the layers are the reference that tests compare with, and what JAX
-runs.
+Copied into a graph, each layer takes numba seconds to compile, and each node of a small graph takes
+more time in a step than its arithmetic. As one Op, which takes the raw parameters of a block in one
+vector, the block is one node and compiles in the same time for any number of repeats. JAX runs the
+plain graphs of the layers, with which tests compare the kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,17 +23,16 @@ type Kernels = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class StackOp(Op):
-    """Apply the layers of a block in order, on raw parameters.
+    """Apply the layers of a block in order.
 
-    Inputs are z (n, dim) and theta (count · size,): the raw parameters of the block, one after the
-    other in alphabetical order, each as the ravelled (count, ...). Outputs are the new points
-    (n, dim), the log-determinant (n,) in nats, and what the pullback needs, saved per layer:
-    (count, n) or (count, n, dim).
+    Inputs are z (n, dim) and theta (count · size,): the raw parameters of the block in alphabetical
+    order, each (count, ...) and ravelled. Outputs are the new points (n, dim), the log-determinants
+    (n,) in nats, and (count, ...) numbers that are saved for the pullback.
     """
 
     __props__: tuple[str, ...] = ()
     saved_core: ClassVar[str] = "(k,n)"
-    """Axes of what is saved, k the number of layers, n of points, d the dimension."""
+    """Axes of the saved numbers: k is the number of layers, n of points, d the dimension."""
 
     def layer_size(self, dim: Any) -> Any:
         """Number of parameters of one layer."""
@@ -42,19 +40,19 @@ class StackOp(Op):
 
     @property
     def saved_rank(self) -> int:
-        """Number of axes of what is saved."""
+        """Number of axes of the saved numbers."""
         return self.saved_core.count(",") + 1
 
     def saved_shape(self, count: Any, n: Any, dim: Any) -> tuple[Any, ...]:
-        """Shape of what is saved; None for a length that is not known."""
+        """Shape of the saved numbers; None for a length that is not known."""
         return (count, n, dim)[: self.saved_rank]
 
     def kernels(self, jit: Callable[..., Any]) -> Kernels:
         """Return the forward map and its pullback as functions of arrays, compiled by ``jit``.
 
-        ``forward(z, theta)`` gives the outputs of the Op, ``pullback(by_z, by_log_det, z_new,
-        saved, theta)`` the gradients with respect to z and theta. They bake in neither sizes nor
-        types, so that one kernel serves every block of a type.
+        ``forward(z, theta)`` gives the outputs of the Op, and ``pullback(by_z, by_log_det, z_new,
+        saved, theta)`` the gradients with respect to z and theta. They contain neither sizes nor
+        types, so one kernel serves all blocks of a kind.
         """
         raise NotImplementedError
 
@@ -79,7 +77,7 @@ class StackOp(Op):
         return [(n, dim), (n,), self.saved_shape(count, n, dim)]
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
-        """What is saved for the pullback is not differentiated."""
+        """The saved numbers are not differentiated."""
         return [[True, True, False]] * len(node.inputs)
 
     def perform(self, node: Apply, inputs: Any, output_storage: Any) -> None:
@@ -87,7 +85,7 @@ class StackOp(Op):
         _run(self.kernels(_interpreted)[0], inputs, output_storage)
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[TensorVariable]:
-        """Gradients w.r.t. z and the parameters."""
+        """Gradients with respect to z and the parameters."""
         by_z, by_log_det = (
             pt.zeros_like(out) if isinstance(ct.type, DisconnectedType) else ct
             for out, ct in zip(outputs[:2], cotangents[:2], strict=True)
@@ -152,7 +150,7 @@ def _register_numba() -> None:
     from pymc_flows.support.compat import numba_njit, register_funcify_and_cache_key
 
     def key(op: StackOp, part: str) -> str:
-        # This module takes no part in what a kernel computes.
+        # What a kernel computes does not depend on this module.
         sources = source_key(type(op).__module__) + source_key(scalar.__name__)
         props = tuple(getattr(op, name) for name in op.__props__)
         return f"{type(op).__qualname__} {props} {part} {sources}"

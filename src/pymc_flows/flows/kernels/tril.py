@@ -12,8 +12,7 @@ from pymc_flows.flows.kernels.stack_op import Kernels, StackOp
 class TrilStack(StackOp):
     """Triangular layers: raw parameters lower (count, dim (dim − 1)/2) and rho (count, dim).
 
-    The points that enter each layer are saved. The loops run over the packed rows of N, so that
-    zeros cost nothing.
+    The points that enter each layer are saved. Loops run over the packed rows of N, without zeros.
     """
 
     saved_core = "(k,n,d)"

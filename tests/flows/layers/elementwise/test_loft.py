@@ -1,6 +1,7 @@
 """The guard of the range."""
 
 import numpy as np
+import pytensor
 import pytest
 
 import pymc_flows as pmf
@@ -28,6 +29,16 @@ def test_within_the_threshold_nothing_happens(rng):
     z_new, log_det = evaluate(*Loft().forward_and_log_det(fixed(z), {}))
     np.testing.assert_array_equal(z_new, z)
     assert (log_det == 0).all()
+
+
+def test_the_slope_at_0_is_1():
+    z = fixed(np.array([[0.0], [-0.5], [3.0]]))
+    for z_new, _ in (
+        Loft(threshold=1.0).forward_and_log_det(z, {}),
+        (Loft().inverse_and_log_det(z, {})),
+    ):
+        slope = evaluate(pytensor.grad(z_new.sum(), z))[0]
+        assert slope[:2, 0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

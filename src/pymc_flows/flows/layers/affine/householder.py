@@ -19,8 +19,8 @@ from pymc_flows.flows.numerics import (
 )
 from pymc_flows.formula.registry import register_flow
 
-# For vectors that are longer than their number by this factor, T is multiplied by the points, not
-# by V: by a fifth faster for 10 vectors in 100 dimensions and more, slower in 10.
+# Where vectors are longer than their number by this factor, points are multiplied by T, not V by T:
+# faster by a fifth for 10 vectors in 100 dimensions and more, slower in 10 dimensions.
 LONG = 4
 
 
@@ -30,8 +30,8 @@ class Householder(FusedFlow, KernelFlow):
     r"""Householder: z' = (I − 2 v vᵀ / ‖v‖²) z.
 
     Reflects space in the hyperplane orthogonal to ``v`` (the Householder flow of [1]_): volume is
-    preserved and the map is its own inverse. Only the direction u = v / ‖v‖ matters; v = 0, or a
-    ‖v‖ too small to be squared, stands for the first axis.
+    preserved and the map is its own inverse. Only the direction v / ‖v‖ matters. The first axis
+    takes the place of v = 0, and of v with ‖v‖ too small to be squared.
 
     A block of K layers is one matrix: with the vectors as the rows of V,
 
@@ -42,8 +42,8 @@ class Householder(FusedFlow, KernelFlow):
 
     with T upper triangular (the UT transform, [2]_), and points are rows: z' = z − z Vᵀ T V.
 
-    At jitter 0 directions come in equal pairs, whose reflections cancel. An odd block has
-    one left over: a single reflection is never near the identity, but it keeps N(0, I).
+    At jitter 0 directions come in equal pairs, whose reflections cancel. A block of odd length has
+    one more: a single reflection is never near the identity, but it maps N(0, I) to itself.
 
     References
     ----------
@@ -69,7 +69,7 @@ class Householder(FusedFlow, KernelFlow):
         return {"v": np.repeat(pairs, 2, axis=0)[:count]}
 
     def constrain(self, raw: Params) -> Params:
-        """``v`` (dim,), not 0, and ``c`` () = 2 / ‖v‖², from which a gradient is shorter."""
+        """``v`` (dim,), not 0, and ``c`` () = 2 / ‖v‖², whose gradient is a smaller graph."""
         v = raw["v"]
         square = squared_norm(v)
         is_zero = is_zero_square(square)
@@ -88,7 +88,7 @@ class Householder(FusedFlow, KernelFlow):
         return self.forward_and_log_det(y, params)
 
     def forward_and_score(self, z: TensorVariable, score: TensorVariable, params: Params) -> Pair:
-        """Reflect both: the Jacobian is orthogonal."""
+        """Reflect point and score, since the Jacobian is orthogonal."""
         return self.forward_and_log_det(z, params)[0], self.forward_and_log_det(score, params)[0]
 
     def stack_forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
@@ -102,12 +102,12 @@ class Householder(FusedFlow, KernelFlow):
     def stack_forward_and_score(
         self, z: TensorVariable, score: TensorVariable, params: Params
     ) -> Pair:
-        """All reflections of a block, of both."""
+        """All reflections of a block, of points and scores."""
         v = params["v"]
         return _reflect(z, v, is_inverse=False), _reflect(score, v, is_inverse=False)
 
     def stack(self, dim: int) -> HouseholderStack:
-        """All reflections of a block: numba compiles the products of a fused block for 30 s."""
+        """All reflections of a block; numba would take 30 s to compile the fused products."""
         return HouseholderStack()
 
     def note(self, dim: int) -> str:
@@ -118,7 +118,7 @@ class Householder(FusedFlow, KernelFlow):
 
 
 def _reflect(points: TensorVariable, v: TensorVariable, *, is_inverse: bool) -> TensorVariable:
-    """Points (..., dim) after all reflections in the rows of ``v`` (count, dim), or before."""
+    """Points (..., dim) after all reflections in the rows of ``v`` (count, dim), or before them."""
     gram = v @ v.T
     identity = pt.eye(v.shape[0], dtype=v.dtype)
     solve = partial(solve_triangular, pt.triu(gram) - identity * gram / 2, lower=False, b_ndim=2)

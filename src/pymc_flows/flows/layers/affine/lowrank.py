@@ -27,18 +27,18 @@ from pymc_flows.formula.registry import register_flow
 class LowRank(KernelFlow):
     r"""Low rank: z' = D (I + û_r w_rᵀ) ⋯ (I + û_1 w_1ᵀ) z, with a diagonal D = diag(σ).
 
-    The product is the identity plus a matrix of rank r, I + Û T Wᵀ with a triangular T, so
+    The product is the identity plus a matrix of rank r, I + Û T Wᵀ with a triangular T. So
     ``lowrank(rank=4)-loc`` is a Gaussian with a covariance of factor structure (as in [1]_), whose
-    cost is linear in the dimension. Unlike there, the r directions can be narrower than the rest as
-    well as wider.
+    cost is linear in the dimension. Other than there, the r directions can be narrower than the
+    rest as well as wider.
 
     By the matrix determinant lemma the determinant of a factor is s_k = 1 + w_kᵀû_k, and the
-    log-determinant of the map Σ log σ + Σ log s_k. Only the direction of raw ``w`` matters; a ‖w‖
-    below δ stands for the first axis. Raw ``u`` is moved along it until
-    s = max(softplus(wᵀu), δ) > 0, as in the planar flow, so the product is never singular; the
+    log-determinant of the map is Σ log σ + Σ log s_k. Only the direction of raw ``w`` matters; the
+    first axis takes its place if ‖w‖ is below δ. Raw ``u`` is moved along w until
+    s = max(softplus(wᵀu), δ) > 0, as in the planar flow, so the product is never singular: the
     determinant of I + U Vᵀ for any U and V could be zero or negative. The inverse of a factor is
-    I − û_k w_kᵀ / s_k (Woodbury's formula). δ is 1e-15 in float64 and 1e-6 in float32, also for
-    σ = max(softplus(ρ), δ).
+    I − û_k w_kᵀ / s_k (Woodbury's formula). σ = max(softplus(ρ), δ), and δ is 1e-15 in float64 and
+    1e-6 in float32.
 
     At jitter 0 the w_k are random directions and Û = 0: the map is the identity, and the gradient
     with respect to u is not zero.
@@ -46,7 +46,7 @@ class LowRank(KernelFlow):
     Parameters
     ----------
     rank : int
-        Number of factors; in fewer dimensions than that, as many as there are dimensions.
+        Number of factors; at most the number of dimensions is used.
 
     References
     ----------
@@ -71,7 +71,7 @@ class LowRank(KernelFlow):
         return {"rho": (dim,), "u": (rank, dim), "w": (rank, dim)}
 
     def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
-        """Unit scale, unit w and the u along it whose û is 0: softplus(wᵀu) = 1."""
+        """Unit scale, unit w, and u along w such that û is 0: softplus(wᵀu) = 1."""
         rank = min(self.rank, dim)
         w = unit_directions(rng, count * rank, dim).reshape(count, rank, dim)
         rho = np.full((count, dim), INVERSE_SOFTPLUS_ONE)
@@ -83,7 +83,7 @@ class LowRank(KernelFlow):
         is_zero = pt.lt(disconnected_grad(squared_norm(w)), floor(w.dtype) ** 2)
         w = unit_vector(pt.switch(is_zero[..., None], 0, w))
         x = (w * u).sum(axis=-1)
-        # What x lacks to softplus(x) − 1 is softplus(−x) − 1, without the cancellation.
+        # (softplus(x) − 1) − x = softplus(−x) − 1, without cancellation.
         u_hat = u + (pt.softplus(-x) - 1)[..., None] * w
         return {"s": positive(x), "sigma": positive(raw["rho"]), "u_hat": u_hat, "w": w}
 

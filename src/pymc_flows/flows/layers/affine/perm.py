@@ -25,11 +25,12 @@ class Perm(FixedFlow):
     Parameters
     ----------
     kind : {'reverse', 'random', 'rotate'}
-        Coordinates from last to first; a random cycle, in which each coordinate takes the place of
-        another; or a random rotation or reflection, uniform among all.
+        ``'reverse'`` takes coordinates from last to first. ``'random'`` is a random cycle, in which
+        each coordinate takes the place of another. ``'rotate'`` is a random rotation or reflection,
+        uniform among all.
     seed : int
-        For the random kinds. Equal layers are equal maps: give those of one formula different
-        seeds.
+        Seed of the random kinds. Equal layers are equal maps: give the layers of a formula
+        different seeds.
 
     References
     ----------
@@ -77,7 +78,7 @@ class Perm(FixedFlow):
 
 @lru_cache(maxsize=64)
 def _cycle(dim: int, seed: int) -> np.ndarray:
-    """Source of each coordinate: one cycle of all, so that no coordinate stays if dim > 1."""
+    """Source of each coordinate: one cycle through all, so that none stays if dim > 1."""
     order = np.random.default_rng(seed).permutation(dim)
     source = np.empty(dim, int)
     source[order] = np.roll(order, 1)

@@ -18,14 +18,14 @@ from pymc_flows.formula.registry import register_flow
 class Tril(KernelFlow):
     r"""Lower triangle: z' = L z with L = D (I + N).
 
-    D = diag(σ) is positive and N strictly lower triangular, so ``tril-loc`` is every Gaussian: the
-    full-rank family of [1]_. The log-determinant is Σ log σ.
+    D = diag(σ) is positive and N strictly lower triangular, so ``tril-loc`` can be any Gaussian: it
+    is the full-rank family of [1]_. The log-determinant is Σ log σ.
 
     Raw ``rho`` (dim,) gives σ = max(softplus(ρ), δ), with δ = 1e-15 in float64 and 1e-6 in float32.
     Raw ``lower`` (dim (dim − 1)/2,) is N, row by row. Adam moves every raw value by about its step
-    size, whatever the target; with D in front that step is relative to the scale of the coordinate,
-    where entries of L would take steps too large for narrow coordinates and too small for wide
-    ones. Dividing N by √dim or dim as well only makes fits of 100 and 300 dimensions slower.
+    size, whatever the target. With D in front, that step is relative to the scale of the
+    coordinate; steps in entries of L would be too large for narrow coordinates and too small for
+    wide ones. Dividing N by √dim or dim as well makes fits of 100 and 300 dimensions slower.
 
     At jitter 0 the map is the identity.
 
@@ -70,14 +70,14 @@ class Tril(KernelFlow):
         return pt.specify_shape(z.reshape(y.shape), y.type.shape), log_det_of_scale(y, sigma)
 
     def stack(self, dim: int) -> TrilStack:
-        """The L of each layer in turn: numba compiles the product and its gradients for 30 s."""
+        """Multiply by the L of each layer; numba would take 30 s to compile the products."""
         return TrilStack()
 
 
 def _unpack(params: Params) -> TensorVariable:
     """N (dim, dim) from its packed rows."""
     lower, dim = params["lower"], params["sigma"].type.shape[-1]
-    # Gathered from the packed values with a zero at the end: JAX is slower in scattering them.
+    # Gathered from the packed values and a zero, since JAX is slower in scattering them.
     index = np.full((dim, dim), dim * (dim - 1) // 2)
     index[np.tril_indices(dim, -1)] = np.arange(index[0, 0])
     return pt.concatenate([lower, np.zeros(1, lower.dtype)])[index]

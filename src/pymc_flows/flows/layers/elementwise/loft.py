@@ -1,18 +1,19 @@
-"""Guard of the range of deep flows."""
+"""A logarithmic range for deep flows."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.gradient import disconnected_grad
 from pytensor.tensor import TensorVariable
 
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows.base import FixedFlow, Pair, Params
 from pymc_flows.formula.registry import register_flow
 
-# Excess over the threshold from which on the map goes on along its tangent: its range would end at
-# threshold + log(largest float). No draw of a flow gets there.
+# From this excess over the threshold on, the map continues along its tangent: otherwise its range
+# would end at threshold + log(largest float). No draw of a flow gets there.
 _LAST = 1e30
 
 
@@ -32,7 +33,7 @@ class Loft(FixedFlow):
     Parameters
     ----------
     threshold : float
-        The size up to which nothing changes.
+        Largest size that does not change.
 
     References
     ----------
@@ -52,20 +53,23 @@ class Loft(FixedFlow):
             raise ArgumentError(f"threshold must be finite and at least 0, got {self.threshold!r}")
 
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
-        """Take the logarithm of what exceeds the threshold."""
+        """Take the logarithm of the excess over the threshold."""
         t, last = (np.asarray(value, z.dtype) for value in (self.threshold, _LAST))
-        size = pt.abs(z)
-        excess = pt.maximum(size - t, 0)
+        excess = pt.maximum(pt.abs(z) - t, 0)
         within = pt.minimum(excess, last)
         log_slope = -pt.log1p(within)
         shrunk = pt.maximum(excess - last, 0) / (1 + last) - log_slope
-        return pt.sign(z) * (pt.minimum(size, t) + shrunk), log_slope.sum(axis=-1)
+        return _outside(z, t, t + shrunk), log_slope.sum(axis=-1)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
-        """Take the exponential of what exceeds the threshold."""
+        """Take the exponential of the excess over the threshold."""
         t, last = (np.asarray(value, y.dtype) for value in (self.threshold, np.log1p(_LAST)))
-        size = pt.abs(y)
-        excess = pt.maximum(size - t, 0)
+        excess = pt.maximum(pt.abs(y) - t, 0)
         within = pt.minimum(excess, last)
         grown = pt.expm1(within) + pt.maximum(excess - last, 0) * np.asarray(1 + _LAST, y.dtype)
-        return pt.sign(y) * (pt.minimum(size, t) + grown), -within.sum(axis=-1)
+        return _outside(y, t, t + grown), -within.sum(axis=-1)
+
+
+def _outside(z: TensorVariable, t: np.ndarray, size: TensorVariable) -> TensorVariable:
+    """Give z another size where it is beyond the threshold; its slope at 0 stays 1."""
+    return pt.switch(pt.le(pt.abs(disconnected_grad(z)), t), z, pt.sign(z) * size)

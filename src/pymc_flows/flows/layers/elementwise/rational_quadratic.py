@@ -22,11 +22,11 @@ from pymc_flows.flows.base import Pair
 from pymc_flows.flows.checks import check_int
 from pymc_flows.flows.numerics import inverse_softplus
 
-# Smallest share of the box for a bin's width and height, and smallest slope at a knot: those of the
-# paper's code. Their quotients, which bound slopes within bins, have squares far inside float32.
+# Smallest share of the square for a bin's width and height, and smallest slope at a knot, as in the
+# paper's code. Quotients of shares bound slopes within bins; their squares are far inside float32.
 _MIN_SHARE = 1e-3
 _MIN_SLOPE = 1e-3
-# The raw slope whose slope is 1.
+# Raw value of the slope 1.
 _RAW_SLOPE_ONE = float(np.log(np.expm1(1 - _MIN_SLOPE)))
 
 _MAX_BINS = 256
@@ -62,18 +62,18 @@ def spline_table(raw: TensorVariable, bins: int, bound: float) -> TensorVariable
 
 
 def _knots(raw: TensorVariable, bins: int, bound: float) -> TensorVariable:
-    """Ascending from exactly -bound to exactly bound; widths are differences, so they agree."""
+    """Ascending knots from exactly -bound to exactly bound, (..., bins + 1)."""
     dtype = raw.dtype
     rest = np.asarray(1 - bins * _MIN_SHARE, dtype)
     shares = np.asarray(_MIN_SHARE, dtype) + rest * _softmax(raw)
-    # The last knot is not computed, so that no rounding moves it.
+    # The last knot is given, so that rounding cannot move it.
     inner = np.asarray(2 * bound, dtype) * pt.cumsum(shares[..., :-1], axis=-1)
     end = pt.full_like(raw[..., :1], np.asarray(bound, dtype))
     return pt.concatenate([-end, inner - np.asarray(bound, dtype), end], axis=-1)
 
 
 def _softmax(raw: TensorVariable) -> TensorVariable:
-    # PyTensor's Op has an inner graph, which costs much where nothing is compiled.
+    # PyTensor's Op has an inner graph, which is slow where nothing is compiled.
     size = pt.exp(raw - disconnected_grad(raw).max(axis=-1, keepdims=True))
     return size / size.sum(axis=-1, keepdims=True)
 
@@ -85,9 +85,9 @@ def raw_of_knots(x: np.ndarray, y: np.ndarray, slopes: np.ndarray, bound: float)
     ----------
     x, y : ndarray, shape (..., bins - 1)
         Inner knots, ascending, between −bound and bound. Bins that are narrower or lower than the
-        smallest share of the square are widened.
+        smallest share of the square are made larger.
     slopes : ndarray, shape (..., bins - 1)
-        At these knots, positive.
+        Positive slopes at these knots.
     bound : float
 
     Returns
@@ -102,14 +102,14 @@ def raw_of_knots(x: np.ndarray, y: np.ndarray, slopes: np.ndarray, bound: float)
 def _raw_of_shares(knots: np.ndarray, bound: float) -> np.ndarray:
     end = np.full((*knots.shape[:-1], 1), bound)
     shares = np.diff(np.concatenate([-end, knots, end], axis=-1)) / (2 * bound)
-    # Half of the smallest share above it, so that the logarithm is finite.
+    # At least half of the smallest share, so that the logarithm is finite.
     excess = np.maximum(shares - _MIN_SHARE, _MIN_SHARE / 2)
     raw: np.ndarray = np.log(excess)
     return raw - raw.mean(axis=-1, keepdims=True)
 
 
 def transform(z: TensorVariable, table: TensorVariable, bound: float) -> Pair:
-    """Value and log-slope of splines at z (...), with tables (..., 6, bins) that broadcast."""
+    """Values and log-slopes of splines at z (...), with tables (..., 6, bins) that broadcast."""
     x, is_inside = _into_box(z, bound)
     left, width, low, height, d0, d1 = _pick(x, table, row=0)
     xi = (x - left) / width
@@ -121,11 +121,11 @@ def transform(z: TensorVariable, table: TensorVariable, bound: float) -> Pair:
 
 
 def transform_back(y: TensorVariable, table: TensorVariable, bound: float) -> Pair:
-    """Inverse of `transform`, and the log-slope of the forward map there.
+    """Inverse of `transform`, and the log-slopes of the forward map there.
 
     ξ is the root of a quadratic equation (eq. 6 to 8 of the paper). With u = d₀(1 − η) − d₁η its
-    discriminant is u² + 4s²η(1 − η), a sum of squares instead of a difference, and the form of the
-    root in which nothing cancels depends on the sign of u.
+    discriminant is u² + 4s²η(1 − η), in which nothing cancels. Which form of the root has no
+    cancellation either depends on the sign of u.
     """
     inner, is_inside = _into_box(y, bound)
     left, width, low, height, d0, d1 = _pick(inner, table, row=2)
@@ -145,13 +145,13 @@ def transform_back(y: TensorVariable, table: TensorVariable, bound: float) -> Pa
 
 
 def _into_box(z: TensorVariable, bound: float) -> Pair:
-    """Points with 0 in place of those outside, where the spline must not be evaluated."""
+    """Points, with 0 in place of those outside of the square, and which ones are inside."""
     is_inside = pt.lt(pt.abs(disconnected_grad(z)), np.asarray(bound, z.dtype))
     return pt.switch(is_inside, z, 0), is_inside
 
 
 def _pick(x: TensorVariable, table: TensorVariable, *, row: int) -> tuple[TensorVariable, ...]:
-    """Six numbers (...) of the bin that x (...) is in; ``row`` has the bins' left ends."""
+    """Six numbers (...) of the bin of each x (...); ``row`` of the table has the left ends."""
     ends = disconnected_grad(table[..., row, :])
     is_beyond = pt.ge(disconnected_grad(x)[..., None], ends)
     # The last bin whose left end is not beyond x.

@@ -24,14 +24,14 @@ class Spline(Flow):
     RQ is a monotone rational-quadratic spline from (−bound, −bound) to (bound, bound) with
     ``bins`` bins (section 3.1 of [1]_), and the identity outside of that square. It is continuously
     differentiable: its slope is 1 at both corners. Widths and heights of the bins are softmaxes of
-    raw values, with a minimum of 1/1000 of the square each; slopes at inner knots are softplus of
-    raw values, 1/1000 at least.
+    raw values, with at least 1/1000 of the square each. Slopes at inner knots are softplus of raw
+    values, and at least 1/1000.
 
-    Raw parameter ``bins`` (dim, 3 bins − 1): widths, heights, slopes. The inverse is the root of a
-    quadratic equation, in a form in which nothing cancels.
+    The raw parameter is ``bins`` (dim, 3 bins − 1): widths, heights, slopes. The inverse is the
+    root of a quadratic equation, in a form without cancellation.
 
     At jitter 0 all raw values are 0 and the map is the identity. The layer does nothing to points
-    outside of the square: what comes before it should keep most points inside.
+    outside of the square, so the layers before it should keep most points inside.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Spline(Flow):
         return {"bins": np.zeros((count, dim, 3 * self.bins - 1))}
 
     def constrain(self, raw: Params) -> Params:
-        """``table`` (dim, 6, bins): what a bin is, see `spline_table`."""
+        """``table`` (dim, 6, bins): six numbers of each bin, see `spline_table`."""
         return {"table": spline_table(raw["bins"], self.bins, self.bound)}
 
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:

@@ -14,10 +14,10 @@ from pymc_flows.formula.registry import register_flow
 
 # The heaviest tail: 1 is that of a Cauchy distribution.
 _HEAVIEST = 2.0
-# Weights at jitter 0: at |z| = 3 the map is 5 % from the identity.
+# Weight at jitter 0: at |z| = 3 the map differs by 5 % from the identity.
 _START = 0.01
-# From here on the map goes on along its tangent. A draw of N(0, 1) is farther out with probability
-# 1e-15, and the power of e at this place is finite in float32 for the heaviest tail.
+# From this |z| on, the map continues along its tangent. A draw of N(0, 1) is farther out with
+# probability 1e-15, and exp(h z² / 2) is still finite in float32 for the heaviest tail.
 _LAST = 8.0
 
 
@@ -26,10 +26,10 @@ _LAST = 8.0
 class Tail(Flow):
     r"""Tail weights: z' = z exp(h z² / 2), with one h ≥ 0 on either side.
 
-    A flow of Lipschitz maps cannot turn the tails of its normal base into heavy ones, and a base
-    with heavy tails is hard to train; [1]_ put an elementwise layer with learnt tail weights at the
-    end instead, as here. A draw of N(0, 1) leaves it with P(\|z'\| > x) falling about
-    as :math:`x^{-1/h}`, the tail of Student's t with 1/h degrees of freedom. Put it where
+    A flow of Lipschitz maps cannot make heavy tails of those of its normal base, and a base with
+    heavy tails is hard to train. So [1]_ put an elementwise layer with learnt tail weights at the
+    end, as here. It maps N(0, 1) to a distribution whose P(\|z'\| > x) falls about
+    as :math:`x^{-1/h}`, like that of Student's t with 1/h degrees of freedom. Put the layer where
     coordinates are of order 1, before scale and location: ``planar*8-tail-scale-loc``.
 
     The map is Tukey's h transform with an h per side, whose inverse is Lambert's W [2]_. That of
@@ -37,8 +37,8 @@ class Tail(Flow):
     the identity for any h: at h = 0 it turns N(0, 1) into a Laplace distribution.
 
     Raw ``left`` and ``right`` (dim,) give h = max(2 / (1 + exp(−raw)), δ), with δ = 1e-15 in
-    float64 and 1e-6 in float32. Beyond \|z\| = 8 the map goes on along its tangent, so that nothing
-    overflows. The log-determinant is Σ h z² / 2 + log(1 + h z²).
+    float64 and 1e-6 in float32. Beyond \|z\| = 8 the map continues along its tangent, so that
+    nothing overflows. The log-determinant is Σ h z² / 2 + log(1 + h z²).
 
     At jitter 0 all h are 0.01, which is nearly the identity.
 
@@ -99,11 +99,11 @@ def _side(points: TensorVariable, params: Params) -> TensorVariable:
 def _lambert_w_of_exp(x: TensorVariable) -> TensorVariable:
     """Lambert's W of exp(x): the w > 0 with w + log(w) = x.
 
-    Newton's steps on that equation, from the start of Iacono & Boyd, New approximations to the
-    principal real-valued branch of the Lambert W-function, Adv. Comput. Math. 43, 2017, eq. 12 and
-    15. Their error is squared each time, and the start is good to 5 %.
+    It takes Newton steps on that equation (Iacono & Boyd, New approximations to the principal
+    real-valued branch of the Lambert W-function, Adv. Comput. Math. 43, 2017, eq. 12 and 15). Their
+    start has an error of 5 %, and each step squares the error.
     """
-    # Below, w is smaller than any rounding error of 1 + w.
+    # For smaller x, w is below the rounding of 1 + w.
     x = pt.maximum(x, np.asarray(-60, x.dtype))
     size = pt.softplus(x)
     w = size * (1 - pt.log1p(size) / (2 + size))

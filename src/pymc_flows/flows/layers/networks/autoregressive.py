@@ -15,20 +15,20 @@ from pymc_flows.flows.layers.networks.masked_affine import MaskedAffine
 from pymc_flows.flows.layers.networks.network import place_in_block
 from pymc_flows.formula.registry import register_flow
 
-type _Pair = Pair
-
-# Copies run faster than a loop, and compile faster while they are few.
+# Copies of the network run faster than a loop and, up to this number, compile faster.
 _MOST_COPIES = 16
+
+type _Step = Callable[[TensorVariable, TensorVariable, TensorVariable], TensorVariable]
 
 
 @dataclass(frozen=True)
 class _Autoregressive(MaskedAffine):
-    """Masks of MADE: outputs of rank r see inputs of lower ranks only."""
+    """Base of layers with the masks of MADE: outputs of rank r see inputs of lower ranks only."""
 
     def masks(self, dim: int) -> list[np.ndarray]:
-        """Every unit has a rank, and takes from units of ranks up to its own."""
+        """Every unit has a rank, and its inputs are units of ranks up to its own."""
         ranks = _ranks(dim)
-        # Hidden ranks spread evenly over all those that some output may see.
+        # Hidden ranks are spread evenly over those that some output may see.
         top = max(dim - 2, 0)
         units = np.floor(np.linspace(0, top + 1, self.hidden, endpoint=False))
         levels = [ranks, *[np.stack([units, units])] * self.depth]
@@ -46,15 +46,15 @@ class _Autoregressive(MaskedAffine):
         rank = place_in_block(ranks, first).astype(first.dtype)
         return {**super().constrain(raw), "rank": pt.constant(rank)}
 
-    def parallel(self, points: TensorVariable, params: Params, step: "_Step") -> _Pair:
-        """All coordinates at once: the network sees the points that are given."""
+    def parallel(self, points: TensorVariable, params: Params, step: _Step) -> Pair:
+        """Map all coordinates at once: the network sees the given points."""
         s, t = self.log_scale_and_shift(points, params)
         return step(points, s, t), s.sum(axis=-1)
 
-    def sequential(self, points: TensorVariable, params: Params, step: "_Step") -> _Pair:
-        """One coordinate after the other: the network sees the result, which is exact.
+    def sequential(self, points: TensorVariable, params: Params, step: _Step) -> Pair:
+        """Map one coordinate after the other: the network sees the result, which is exact.
 
-        Each pass evaluates the whole network, and fixes the coordinate of one more rank.
+        Each pass evaluates the whole network, and determines the coordinate of one more rank.
         """
         dim = points.type.shape[-1]
         result = s = pt.zeros_like(points)
@@ -63,11 +63,11 @@ class _Autoregressive(MaskedAffine):
                 result, s = self._advance(k, result, points, params, step)
             return result, s.sum(axis=-1)
 
-        def advance(k: TensorVariable, result: TensorVariable, *fixed: TensorVariable) -> _Pair:
+        def advance(k: TensorVariable, result: TensorVariable, *fixed: TensorVariable) -> Pair:
             values = dict(zip(params, fixed[1:], strict=True))
             return self._advance(k, result, fixed[0], values, step)
 
-        # What does not change must be handed over: the loop would compute it again in each pass.
+        # Fixed values are handed over, or the loop would compute them again in each pass.
         results, scales = pytensor.scan(
             advance,
             sequences=[pt.arange(dim)],
@@ -84,15 +84,12 @@ class _Autoregressive(MaskedAffine):
         result: TensorVariable,
         points: TensorVariable,
         params: Params,
-        step: "_Step",
-    ) -> _Pair:
-        """Coordinates of ranks up to k, 0 elsewhere; and the log-scales."""
+        step: _Step,
+    ) -> Pair:
+        """Coordinates of ranks up to k, with 0 for the others; and log-scales."""
         s, t = self.log_scale_and_shift(result, params)
         is_known = pt.le(disconnected_grad(params["rank"]), k)
         return pt.switch(is_known, step(points, s, t), 0), s
-
-
-type _Step = Callable[[TensorVariable, TensorVariable, TensorVariable], TensorVariable]
 
 
 def _expand(z: TensorVariable, s: TensorVariable, t: TensorVariable) -> TensorVariable:
@@ -119,26 +116,26 @@ class IAF(_Autoregressive, KernelFlow):
     with the masks of MADE [2]_; log-scales are clipped softly, s = clip · tanh(x / clip). From one
     repeat of a block to the next the order of the coordinates is reversed.
 
-    Forward, which is what fitting and drawing need, all coordinates are computed at once. The
-    inverse, for densities of given points, needs the network ``dim`` times, one coordinate after
-    the other; it is exact. `MAF` is the other way round. In 1 dimension the map is affine.
+    The forward map, which fitting and drawing need, computes all coordinates at once. The inverse,
+    for densities of given points, is exact; it evaluates the network ``dim`` times, one coordinate
+    after the other. `MAF` is the other way round. In 1 dimension the map is affine.
 
     At jitter 0 hidden weights are random, the last matrix is 0, and the map is the identity.
 
     Parameters
     ----------
     hidden, depth : int
-        Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units some
-        neighbours in the order share what they depend on. On the ridges ``pot2`` and ``pot4`` a
-        second layer lowers the KL of ``iaf*8-scale-loc`` from 0.56 and 0.96 to 0.49 and 0.78 nats.
-        Without hidden layers, ``depth=0``, log-scales and shifts are linear: those of a funnel are.
+        Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units, some
+        neighbours in the order depend on the same coordinates. On the ridges ``pot2`` and ``pot4``
+        a second layer lowers the KL of ``iaf*8-scale-loc`` from 0.56 and 0.96 to 0.49 and 0.78
+        nats. Without hidden layers, ``depth=0``, log-scales and shifts are linear, as in a funnel.
     clip : float
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
     shift : {'after', 'before'}
         ``'before'`` shifts first, z'ᵢ = exp(sᵢ) (zᵢ + tᵢ). In the neck of a funnel, where a scale
-        vanishes, so does the error of a shift: what is narrow stays where it is.
+        vanishes, the error of a shift then vanishes, too.
 
     References
     ----------
@@ -176,18 +173,19 @@ class MAF(_Autoregressive):
     makes all sᵢ and tᵢ, with the masks of MADE [2]_; log-scales are clipped softly, s = clip ·
     tanh(x / clip). From one repeat of a block to the next the order of the coordinates is reversed.
 
-    The inverse computes all coordinates at once: densities of given points are cheap. Forward,
-    which is what fitting and drawing need, takes the network ``dim`` times, one coordinate after
-    the other. `IAF` is the other way round, and nearly always the better choice for fitting. In 1
-    dimension the map is affine.
+    The inverse computes all coordinates at once, so densities of given points are cheap. The
+    forward map, which fitting and drawing need, evaluates the network ``dim`` times, one coordinate
+    after the other. `IAF` is the other way round, and nearly always the better choice for fitting.
+    In 1 dimension the map is affine.
 
     At jitter 0 hidden weights are random, the last matrix is 0, and the map is the identity.
 
     Parameters
     ----------
     hidden, depth : int
-        Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units some
-        neighbours in the order share what they depend on. With ``depth=0`` the network is linear.
+        Units in each hidden layer, and number of hidden layers. With fewer than dim − 1 units, some
+        neighbours in the order depend on the same coordinates. With ``depth=0`` the network is
+        linear.
     clip : float
         Bound on log-scales.
     activation : {'tanh', 'relu', 'silu'}

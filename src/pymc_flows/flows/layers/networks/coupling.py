@@ -22,14 +22,14 @@ class NVP(MaskedAffine, KernelFlow):
     .. math::
         a' = a, \qquad b' = b \circ e^{s(a)} + t(a), \qquad \log\det = \sum s(a),
 
-    where s and t are the outputs of a dense network. Its log-scales are clipped softly, s = clip ·
+    where s and t are the outputs of a dense network. Log-scales are clipped softly, s = clip ·
     tanh(x / clip), so that no layer stretches by more than exp(clip). The inverse evaluates the
     same network.
 
-    The halves swap roles from one repeat of a block to the next, so ``nvp`` alone leaves half of
-    the coordinates alone, and blocks should have two layers or more: the last ⌈dim/2⌉ coordinates
-    move in the 1st, 3rd, ... layer and the first ⌈dim/2⌉ in the others. In 1 dimension there is
-    nothing to depend on: the map is affine, z' = exp(s) z + t.
+    The halves swap roles from one repeat of a block to the next: the last ⌈dim/2⌉ coordinates move
+    in the 1st, 3rd, ... layer and the first ⌈dim/2⌉ in the others. So blocks should have two layers
+    or more; a single ``nvp`` leaves half of the coordinates as they are. In 1 dimension there is
+    nothing to depend on, and the map is affine, z' = exp(s) z + t.
 
     At jitter 0 hidden weights are random, the last matrix is 0, and the map is the identity.
 
@@ -45,7 +45,7 @@ class NVP(MaskedAffine, KernelFlow):
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
     shift : {'after', 'before'}
-        ``'before'`` shifts first, b' = (b + t(a)) ∘ exp(s(a)): what is scaled down hardly moves.
+        ``'before'`` shifts first, b' = (b + t(a)) ∘ exp(s(a)): a small scale makes shifts small.
 
     References
     ----------
@@ -57,7 +57,7 @@ class NVP(MaskedAffine, KernelFlow):
     equation = "(a, b ∘ exp(s(a)) + t(a))"
 
     def masks(self, dim: int) -> list[np.ndarray]:
-        """The half that moves gets no inputs and all outputs."""
+        """The half that moves has no inputs and all outputs."""
         n_moved = (dim + 1) // 2
         coordinates = np.arange(dim)
         moves = np.stack([coordinates >= dim - n_moved, coordinates < n_moved])
@@ -73,10 +73,10 @@ class NVP(MaskedAffine, KernelFlow):
         return z * pt.exp(s) + t, s.sum(axis=-1)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
-        """Shift and scale back: the network sees only what the layer has not changed."""
+        """Shift and scale back: the network sees only coordinates that the layer did not change."""
         s, t = self.log_scale_and_shift(y, params)
         return (y - t) * pt.exp(-s), s.sum(axis=-1)
 
     def note(self, dim: int) -> str:
-        """Say what the layer is in 1 dimension."""
+        """Name the map in 1 dimension."""
         return AFFINE if dim == 1 else ""

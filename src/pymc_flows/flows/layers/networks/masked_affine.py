@@ -1,4 +1,4 @@
-"""What affine coupling and autoregressive layers share: a masked network of scales and shifts."""
+"""The base of affine coupling and autoregressive layers: a masked network of scales and shifts."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -49,9 +49,9 @@ class MaskedAffine(Flow):
 
     @abstractmethod
     def masks(self, dim: int) -> list[np.ndarray]:
-        """Which entries each matrix has, biases included: (period, inputs + 1, outputs).
+        """The mask (period, inputs + 1, outputs) of each matrix, biases included, in order.
 
-        From the first matrix to the last, which has ``dim`` outputs here.
+        That of the last matrix has ``dim`` outputs, for log-scales and shifts alike.
         """
 
     def param_shapes(self, dim: int) -> Shapes:
@@ -63,7 +63,7 @@ class MaskedAffine(Flow):
         return dense_reference(self.param_shapes(dim), count, rng)
 
     def constrain(self, raw: Params) -> Params:
-        """The matrices without their hidden entries; which these are depends on the place."""
+        """The masked matrices; masks depend on the place in the block."""
         constrained = {}
         for name, factors in self._factors(raw["dense0"].type.shape[-2] - 1).items():
             placed = place_in_block(factors, raw[name])
@@ -71,14 +71,14 @@ class MaskedAffine(Flow):
         return constrained
 
     def _factors(self, dim: int) -> Arrays:
-        """What each matrix is multiplied by, (period, inputs + 1, outputs)."""
+        """Factors of each raw matrix, (period, inputs + 1, outputs): masks and gains."""
         masks = self.masks(dim)
         masks[-1] = np.concatenate([masks[-1]] * 2, axis=-1)
         pairs = zip(dense_names(self.depth), masks, strict=True)
         return {name: mask * gains(mask.shape) for name, mask in pairs}
 
     def log_scale_and_shift(self, z: TensorVariable, params: Params) -> Pair:
-        """By the network at ``z`` (..., dim): s, between -clip and clip, and the shift of e^s z."""
+        """Evaluate the network at ``z`` (..., dim): s within ±clip, and the shift of e^s z."""
         dim = z.type.shape[-1]
         out = run_network(z, params, self.depth, self.activation)
         clip = np.asarray(self.clip, out.dtype)
@@ -86,11 +86,11 @@ class MaskedAffine(Flow):
         return s, t * pt.exp(s) if self.shift == "before" else t
 
     def stack(self, dim: int) -> DenseStack:
-        """Networks that see the points as they enter each layer, see `KernelFlow`."""
+        """Layers whose network sees the points that enter them; `MAF` has no kernel."""
         return DenseStack(self.hidden, self.depth, self.clip, self.activation, self.shift)
 
     def kernel_params(self, theta: TensorVariable, dim: int) -> TensorVariable:
-        """The raw matrices without their hidden entries."""
+        """The masked matrices, in one vector."""
         places = np.arange(theta.type.shape[0] // self.stack(dim).layer_size(dim)) % self.period
         factors = [np.ravel(of_place[places]) for of_place in self._factors(dim).values()]
         return theta * np.concatenate(factors).astype(theta.dtype)

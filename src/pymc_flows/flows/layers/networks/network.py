@@ -1,9 +1,9 @@
 """Dense networks that compute the parameters of a layer from coordinates of a point.
 
 A network is a list of matrices ``dense0``, ``dense1``, ... of shape (inputs + 1, outputs); the last
-row is the bias. Raw entries are multiplied by the root of 1 / inputs: hidden units then start from
-raw values N(0, 1), and jitter and step size mean the same at any width. The last matrix starts at
-zero, so that the network's output does.
+row is the bias. Raw entries are multiplied by 1 / √inputs. So hidden units start from raw values
+N(0, 1), and jitter and step size mean the same at any width. The last matrix starts at zero, and
+so does the network's output.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from pymc_flows.flows.base import Arrays, Params
 from pymc_flows.flows.checks import check_choice, check_int, check_positive
 
 _MAX_HIDDEN = 65_536
-_MAX_DEPTH = 8  # at most one digit in a name keeps the alphabetical order that of the layers
+_MAX_DEPTH = 8  # with one digit in a name, the alphabetical order is that of the matrices
 
 
 def _relu(x: TensorVariable) -> TensorVariable:
@@ -30,7 +30,7 @@ def _silu(x: TensorVariable) -> TensorVariable:
 
 
 ACTIVATIONS = {"relu": _relu, "silu": _silu, "tanh": pt.tanh}
-"""Functions of hidden units by the word that names them in a formula."""
+"""Functions of hidden units, by their word in a formula."""
 
 
 def dense_names(depth: int) -> list[str]:
@@ -63,22 +63,19 @@ def gains(shape: Sequence[int]) -> np.ndarray:
 
 
 def run_network(x: TensorVariable, params: Params, depth: int, activation: str) -> TensorVariable:
-    """Output (..., outputs) of a network at x (..., inputs); constrained matrices of one layer."""
-    act = ACTIVATIONS[activation]
-    for name in dense_names(depth):
-        matrix = params[name]
-        x = x @ matrix[:-1] + matrix[-1]
-        if name != f"dense{depth}":
-            x = act(x)
-    return x
+    """Output (..., outputs) at x (..., inputs) of a network with the matrices of one layer."""
+    *inner, last = (params[name] for name in dense_names(depth))
+    for matrix in inner:
+        x = ACTIVATIONS[activation](x @ matrix[:-1] + matrix[-1])
+    return x @ last[:-1] + last[-1]
 
 
 def wave_features(x: TensorVariable, matrix: TensorVariable, frequency: float) -> TensorVariable:
     """Append sin(frequency · (xᵀ matrix) + phase) to x (..., inputs): (..., inputs + waves).
 
-    Smooth hidden units learn oscillations slowly or not at all; sines of random frequencies are
+    Smooth hidden units learn oscillations slowly or not at all. Sines of random frequencies are
     close to what is needed from the start (Tancik et al., Fourier features let networks learn high
-    frequency functions, NeurIPS 2020). Their frequencies and phases are trained along.
+    frequency functions, NeurIPS 2020). Their frequencies and phases are trained, too.
     """
     angles = (
         np.asarray(frequency, x.dtype) * (x @ matrix[:-1]) + np.asarray(np.pi, x.dtype) * matrix[-1]
@@ -87,12 +84,12 @@ def wave_features(x: TensorVariable, matrix: TensorVariable, frequency: float) -
 
 
 def place_in_block(per_repeat: np.ndarray, matrix: TensorVariable) -> np.ndarray:
-    """Values of each repeat of a block, (count, ...), or of the first for a layer without an axis.
+    """Values of each repeat of a block, (count, ...); without a leading axis, of the first.
 
     Parameters
     ----------
     per_repeat : numpy.ndarray, shape (period, ...)
-        Values by place.
+        Values of the first repeats, which recur.
     matrix : TensorVariable, shape (..., inputs + 1, outputs)
         A parameter; the last of its leading axes counts repeats.
     """
@@ -100,7 +97,7 @@ def place_in_block(per_repeat: np.ndarray, matrix: TensorVariable) -> np.ndarray
         return per_repeat[0]
     count = matrix.type.shape[-3]
     if count is None:
-        raise FlowShapeError("the number of repeats of a layer that alternates must be static")
+        raise FlowShapeError("a layer with masks needs a number of repeats that the graph knows")
     values = per_repeat[np.arange(count) % len(per_repeat)]
     return np.broadcast_to(values, (*matrix.type.shape[:-3], *values.shape))
 

@@ -42,12 +42,12 @@ class NSF(Flow):
         a' = a, \qquad b'_i = \mathrm{RQ}_i(b_i; a),
         \qquad \log\det = \sum_i \log \mathrm{RQ}_i'(b_i; a),
 
-    where a dense network of a makes the bins of the monotone splines, which are those of `Spline`:
-    the identity outside of (−bound, bound), closed inverse.
+    where a dense network of a makes the bins of monotone splines. These are as in `Spline`: the
+    identity outside of (−bound, bound), with an inverse in closed form.
 
-    The halves swap roles from one repeat of a block to the next, so blocks should have two layers
-    or more: the last ⌈dim/2⌉ coordinates move in the 1st, 3rd, ... layer and the first ⌈dim/2⌉ in
-    the others. In 1 dimension there is nothing to depend on: the map is a `Spline`.
+    The halves swap roles from one repeat of a block to the next: the last ⌈dim/2⌉ coordinates move
+    in the 1st, 3rd, ... layer and the first ⌈dim/2⌉ in the others. So blocks should have two layers
+    or more. In 1 dimension there is nothing to depend on, and the map is a `Spline`.
 
     At jitter 0 hidden weights are random, the last matrix is 0, and the map is the identity.
 
@@ -60,16 +60,16 @@ class NSF(Flow):
     bins : int
         Number of bins of each spline. 16 were no better than 8 on ``pot4``, and worse on ``pot2``.
     bound : float
-        Half the side of the square in which splines differ from the identity.
+        Half the side of the square outside of which splines are the identity.
     activation : {'tanh', 'relu', 'silu'}
         Function of hidden units.
     waves : int
-        Number of sines of the coordinates that stay, as further inputs of the network: without
-        them it does not learn what oscillates. On the wave ``pot2``, fitted in coordinates scaled
-        by (14, 2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` gets a KL of 0.003
-        nats.
+        Number of sines of the coordinates that stay, as further inputs of the network, which does
+        not learn oscillations without them. On the wave ``pot2``, fitted in coordinates scaled by
+        (14, 2), ``spline(bins=16)-nsf(hidden=64, waves=64, frequency=20)`` gets a KL of 0.003 nats.
     frequency : float
-        Standard deviation of their angular frequencies at the start, in radians per unit.
+        Standard deviation of the angular frequencies of the sines at the start, in radians per
+        unit.
 
     References
     ----------
@@ -128,7 +128,7 @@ class NSF(Flow):
         return self._couple(z, params, transform)
 
     def inverse_and_log_det(self, y: TensorVariable, params: Params) -> Pair:
-        """Invert the splines: the network sees only what the layer has not changed."""
+        """Invert the splines: the network sees only coordinates that the layer did not change."""
         return self._couple(y, params, transform_back)
 
     def _couple(self, points: TensorVariable, params: Params, spline: _Spline) -> Pair:
@@ -147,7 +147,7 @@ class NSF(Flow):
         return pt.switch(flip, result[..., ::-1], result), log_slope.sum(axis=-1)
 
     def note(self, dim: int) -> str:
-        """Say what the layer is in 1 dimension."""
+        """Name the map in 1 dimension."""
         return "in 1 dimension a spline" if dim == 1 else ""
 
 

@@ -32,10 +32,10 @@ class Planar(KernelFlow):
         \hat u = u + (m(x) - x) \frac{w}{\|w\|^2},
         \qquad m(x) = -1 + \log(1 + e^x), \quad x = w^\top u.
 
-    s = 1 + wᵀû = max(softplus(x), δ), with δ = 1e-15 in float64 and 1e-6 in float32, is carried,
-    since wᵀû computed from a rounded û can be −1 or less. With it and h = tanh(wᵀz + b), the
-    log-determinant log(1 + (1 − h²) wᵀû), eq. 12 of [1]_, is log(h² + (1 − h²) s): no term is
-    negative. With w = 0, or ‖w‖ too small to be squared, û = u and s = 1: the map is a shift.
+    s = 1 + wᵀû = max(softplus(x), δ), with δ = 1e-15 in float64 and 1e-6 in float32, is kept beside
+    û, since wᵀû computed from a rounded û can be −1 or less. With s and h = tanh(wᵀz + b), the
+    log-determinant log(1 + (1 − h²) wᵀû), eq. 12 of [1]_, is log(h² + (1 − h²) s), in which no term
+    is negative. With w = 0, or ‖w‖ too small to be squared, û = u and s = 1: the map is a shift.
 
     The inverse solves the scalar equation a + (s − 1) tanh(a) = wᵀz' + b for a = wᵀz + b.
 
@@ -57,7 +57,7 @@ class Planar(KernelFlow):
         return {"b": (), "u": (dim,), "w": (dim,)}
 
     def reference_params(self, dim: int, count: int, rng: np.random.Generator) -> Arrays:
-        """Unit w and the u along it whose û is 0: softplus(wᵀu) = 1."""
+        """Unit w, and u along w such that û is 0: softplus(wᵀu) = 1."""
         w = unit_directions(rng, count, dim)
         return {"b": np.zeros(count), "u": INVERSE_SOFTPLUS_ONE * w, "w": w}
 
@@ -88,19 +88,19 @@ class Planar(KernelFlow):
         return y - h[..., None] * params["u_hat"], _log_det(h, params["s"])
 
     def forward_and_score(self, z: TensorVariable, score: TensorVariable, params: Params) -> Pair:
-        """Solve with the Jacobian I + û (1 − h²) wᵀ, of rank one (Sherman & Morrison)."""
+        """Solve with the Jacobian I + û (1 − h²) wᵀ by the formula of Sherman & Morrison."""
         u_hat, w, s = params["u_hat"], params["w"], params["s"]
         h = pt.tanh((z * w).sum(axis=-1) + params["b"])
         slope = 1 - pt.sqr(h)
         det = pt.sqr(h) + slope * s
-        # Of log det, by a = wᵀz + b: (s − 1) d(1 − h²)/da / det.
+        # d log det / da with a = wᵀz + b is (s − 1) d(1 − h²)/da / det.
         by_a = -2 * h * slope * (s - 1) / det
         score = score - by_a[..., None] * w
         along = (score * u_hat).sum(axis=-1) * slope / det
         return z + h[..., None] * u_hat, score - along[..., None] * w
 
     def stack(self, dim: int) -> PlanarStack:
-        """Moves along the û of each layer in turn."""
+        """Move points along the û of each layer in turn."""
         return PlanarStack()
 
 

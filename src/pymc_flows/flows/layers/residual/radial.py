@@ -21,14 +21,15 @@ class Radial(KernelFlow):
     Attracts points to ``z_ref`` or pushes them away from it (eq. 14 of [1]_). It needs α > 0 and
     β ≥ −α to be invertible (appendix A.2 of [1]_): raw parameters ``a`` and ``b`` give
     α = max(softplus(a), δ) and s = α + β = max(softplus(b), δ), with δ = 1e-15 in float64 and 1e-6
-    in float32. The sum s is carried, since α + β computed from a rounded β can be 0. With it,
+    in float32. The sum s is kept beside β, since α + β computed from a rounded β can be 0. With s,
 
     .. math::
         \log\left|\det\frac{\partial z'}{\partial z}\right| = (d - 1) \log\frac{s + r}{\alpha + r}
             + \log\frac{r (r + 2\alpha) + s\alpha}{(\alpha + r)^2},
 
-    which is eq. 14 of [1]_, its (1 + βh)^(d−1) (1 + βh + βh'r), in terms without cancellation. The
-    inverse is closed: the distance r' of the image solves r² + (s − r') r − α r' = 0.
+    which is (1 + βh)^(d−1) (1 + βh + βh'r) of eq. 14 in [1]_, in terms without cancellation. The
+    inverse has a closed form: r solves r² + (s − r') r − α r' = 0, with r' the distance of the
+    image.
 
     At jitter 0 the map is the identity (α = s = 1).
 
@@ -51,7 +52,7 @@ class Radial(KernelFlow):
         return {
             "a": np.full(count, INVERSE_SOFTPLUS_ONE),
             "b": np.full(count, INVERSE_SOFTPLUS_ONE),
-            # Repeats around one common centre would have the same gradient and move in unison.
+            # Repeats with the same centre would have the same gradient and stay equal.
             "z_ref": rng.standard_normal((count, dim)),
         }
 
@@ -78,7 +79,7 @@ class Radial(KernelFlow):
         return z, _log_det(radius, params, event_dim(y))
 
     def stack(self, dim: int) -> RadialStack:
-        """Moves along rays from each ``z_ref`` in turn."""
+        """Move points along rays from each ``z_ref`` in turn."""
         return RadialStack()
 
 
@@ -96,8 +97,8 @@ def _inverse_radius(
     p = image - s
     root = pt.sqrt(p * p + 4 * alpha * image)
     # Of the two forms of the root, take the one that adds numbers of one sign. Numerator and
-    # denominator are switched apart so that the other form divides by 0 in no branch. The square
-    # root is positive: where p = 0, the image's radius is s.
+    # denominator have switches of their own, so that no branch divides by 0. The square root is
+    # positive: where p = 0, the image's radius is s.
     is_adding = pt.ge(disconnected_grad(p), 0)
     numerator = pt.switch(is_adding, p + root, 2 * alpha * image)
     return numerator / pt.switch(is_adding, 2, root - p)

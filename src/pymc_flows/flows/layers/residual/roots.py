@@ -11,8 +11,8 @@ from pytensor.scalar import tanh as scalar_tanh
 from pymc_flows.backends.dispatch import on_first_use, source_key
 from pymc_flows.support.compat import Elemwise
 
-# Newton needs at most 5 steps for s <= 10 and 19 for s up to 1e13; the limit only bounds the loop
-# for arguments that are not numbers.
+# Newton's method needs at most 5 steps for s <= 10 and 19 for s up to 1e13. The limit ends the loop
+# for arguments that are NaN.
 _MAX_STEPS = 64
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -20,10 +20,10 @@ _EPS = float(np.finfo(np.float64).eps)
 def solve_planar(s: Any, c: Any) -> np.ndarray:
     """Root ``a`` of ``a + (s - 1) tanh(a) = c`` for ``s > 0``, elementwise over broadcast arrays.
 
-    The function is odd in a, so take c >= 0. It is convex for s < 1 and concave for s > 1. Newton's
-    steps from a bound on the convex side of the root (the right one for s < 1, the left one for
-    s > 1) therefore approach it from that side only: the iteration needs no bracket, and it is over
-    as soon as a step would go back, or the residual is rounding error.
+    The function is odd in a, so take c >= 0. It is convex for s < 1 and concave for s > 1. So
+    Newton steps from an upper bound on the root for s < 1, or a lower one for s > 1, approach the
+    root from that side only. The iteration needs no bracket, and ends as soon as a step would go
+    back or the residual is rounding error.
     """
     s, c = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(c, np.float64))
     with np.errstate(all="ignore"):
@@ -39,7 +39,7 @@ def solve_planar(s: Any, c: Any) -> np.ndarray:
 def _start(s: Any, c: Any, xp: ModuleType) -> Any:
     """Bound on the root for c >= 0: an upper one where s < 1, a lower one where s >= 1.
 
-    ``c - (s - 1)`` follows from tanh(a) <= 1 and ``c / s`` from tanh(a) <= a. The third bound is
+    ``c - (s - 1)`` follows from tanh(a) <= 1, and ``c / s`` from tanh(a) <= a. The third bound is
     for small s, where the root approaches the cube root of 3c: tanh(a) <= a (15 + a²) / (15 + 6a²)
     gives c >= a³ / (3 + 1.2 a²) >= min(a³, a) / 4.2.
     """
@@ -131,8 +131,8 @@ def _register_jax() -> None:
 
     from pymc_flows.support.compat import jax_funcify
 
-    # JAX cannot differentiate a while loop backwards; graphs that PyTensor hands over without their
-    # gradients (to a JAX sampler, say) rely on this rule.
+    # JAX cannot differentiate a while loop backwards. Graphs whose gradients JAX takes itself, as a
+    # JAX sampler does, rely on this rule.
     @jax.custom_jvp
     def planar_root(s: jax.Array, c: jax.Array) -> jax.Array:
         s, c = jnp.broadcast_arrays(s, c)

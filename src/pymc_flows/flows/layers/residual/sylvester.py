@@ -26,16 +26,16 @@ class Sylvester(Flow):
     A planar flow with r directions at once (eq. 10 of [1]_): Q (dim, r) is orthonormal, R and R̃
     (r, r) are upper triangular, and the log-determinant is
     Σ log(1 + (1 − tanh²(a_i)) R_ii R̃_ii), with a = R̃ Qᵀ z + b (eq. 11). It is invertible when
-    R_ii R̃_ii > −1 (theorem 2); here R̃_ii = w_i > 0, which loses nothing as tanh is odd, and
-    1 + R_ii R̃_ii = s_i > 0. Raw ``w`` and ``s`` give them by max(softplus(·), δ), with δ = 1e-15 in
+    R_ii R̃_ii > −1 (theorem 2). Here R̃_ii = w_i > 0, which loses nothing since tanh is odd, and
+    1 + R_ii R̃_ii = s_i > 0. Both are max(softplus(·), δ) of raw ``w`` and ``s``, with δ = 1e-15 in
     float64 and 1e-6 in float32, and R_ii = (s_i − 1) / w_i.
 
     The columns of Q are the images of the first r axes under r Householder reflections in raw ``v``
     (r, dim), section 3.2 of [1]_. Raw ``inner`` and ``outer`` (r (r − 1)/2,) are the entries of R̃
     and R above the diagonal, row by row.
 
-    As R and R̃ are triangular, the inverse takes the coordinates of Qᵀz from the last to the first,
-    each the root of the scalar equation of a planar flow.
+    Since R and R̃ are triangular, the inverse finds the coordinates of Qᵀz from the last to the
+    first, each as the root of the scalar equation of a planar flow.
 
     At jitter 0 the v are random directions and R = 0: the map is the identity. The gradient with
     respect to s and ``outer`` is not zero.
@@ -43,7 +43,7 @@ class Sylvester(Flow):
     Parameters
     ----------
     rank : int
-        Number of directions r; in fewer dimensions than that, as many as there are dimensions.
+        Number of directions r; at most the number of dimensions is used.
 
     References
     ----------
@@ -84,14 +84,8 @@ class Sylvester(Flow):
         for k in range(r):
             u = v[..., k, None, :]
             q = q - 2 * (q * u).sum(axis=-1)[..., None] * u
-        return {
-            "b": raw["b"],
-            "inner": raw["inner"],
-            "outer": raw["outer"],
-            "q": q,
-            "s": positive(raw["s"]),
-            "w": positive(raw["w"]),
-        }
+        kept = {name: raw[name] for name in ("b", "inner", "outer")}
+        return {**kept, "q": q, "s": positive(raw["s"]), "w": positive(raw["w"])}
 
     def forward_and_log_det(self, z: TensorVariable, params: Params) -> Pair:
         """Move points within the span of Q."""
