@@ -95,6 +95,14 @@ def test_only_what_was_not_given_moves():
     assert point[1] != 0
 
 
+@pytest.mark.parametrize("nothing", [None, "support_point"])
+def test_what_gets_no_value_may_move(nothing):
+    with pm.Model() as model:
+        pm.Normal("a")
+        pm.Normal("b")
+    assert ModelDensity(model).not_named_in({"a": nothing, "b": 0.0}).tolist() == [True, False]
+
+
 def test_a_model_that_is_impossible_everywhere_is_named():
     with pm.Model() as model:
         pm.Normal("x")

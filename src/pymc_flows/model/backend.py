@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def requested_backend(backend: str | None, compile_kwargs: Mapping[str, Any]) -> str | None:
-    """Return the backend that was asked for: by its name, by a PyTensor mode, or not at all.
+    """Return the backend that was asked for, by name or by a PyTensor mode; None if none was.
 
     Raises
     ------
@@ -45,11 +45,11 @@ def choose_backend(
     *,
     start: np.ndarray | None = None,
 ) -> str:
-    """Choose the backend of a fit; log the choice.
+    """Choose the backend of a fit, and log the choice.
 
-    The rule: a given backend is taken. Otherwise JAX, if it is installed and can run the
-    model, since it compiles in seconds where numba takes 10 and more, and runs a step at least
-    as fast; else numba.
+    A given backend is taken. Otherwise it is JAX, if that is installed and can run the model, since
+    it compiles in seconds where numba takes 10 and more, and runs a step at least as fast; else
+    numba.
 
     Parameters
     ----------
@@ -67,10 +67,12 @@ def choose_backend(
     if backend is None:
         if not has_jax():
             backend, why = "numba", "JAX is not installed"
-        elif problem := _why_not_jax(density, replacements, start):
-            backend, why = "numba", f"JAX cannot run the model: {problem}"
         else:
+            start = density.start() if start is None else start
+            problem = dry_run(density, replacements).why_not_jax(start)
             backend, why = "jax", "it is installed and runs the model"
+            if problem:
+                backend, why = "numba", f"JAX cannot run the model: {problem}"
     _log.info(
         "Backend %s (%s): %s, %s per step, %s.",
         backend,
@@ -82,22 +84,15 @@ def choose_backend(
     return backend
 
 
-def _why_not_jax(
-    density: ModelDensity, replacements: Replacements, start: np.ndarray | None
-) -> str:
-    point = density.start() if start is None else start
-    return dry_run(density, replacements).why_not_jax(point)
-
-
 def _counted(n: int, noun: str) -> str:
     return f"{n} {noun if n == 1 else noun + 's'}"
 
 
 def layer_loop(backend: str) -> Loop:
-    """How repeats of a layer enter the training graph.
+    """Return how repeats of a layer enter the training graph.
 
-    On JAX as a scan: constant compile time at nearly the same speed. On numba a scan inside the
-    scan over steps takes minutes to compile and runs at a step per second, so there layers with a
-    kernel Op use it and others are copied.
+    On JAX it is a scan, whose compile time is constant, at nearly the same speed. On numba a scan
+    inside the scan over steps takes minutes to compile and runs at a step per second, so layers use
+    their kernel Op, and those without one are copied.
     """
     return "scan" if backend == "jax" else "kernel"

@@ -1,4 +1,4 @@
-"""Graphs of one draw, evaluated for all draws at once: vectorised if possible, else in a loop."""
+"""Graphs of one draw, made into graphs of all draws: vectorised if possible, else in a loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.graph.traversal import toposort
+from pytensor.graph.utils import MethodNotDefined
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.functions import function_of
@@ -19,18 +20,8 @@ from pymc_flows.backends.modes import NUMPY, locked
 from pymc_flows.backends.ops import failing_op, has_loop, loops_in_batches, op_name
 from pymc_flows.support.compat import RandomVariable, change_dist_size
 
-__all__ = [
-    "Batch",
-    "batched",
-    "batched_draws",
-    "compiled",
-    "in_micro_batches",
-    "loop_over_draws",
-    "replaced",
-    "total_of",
-    "vectorized",
-    "weighted_gradient",
-]
+# Errors of PyTensor where an Op has no derivative.
+NO_DERIVATIVE = (MethodNotDefined, NotImplementedError, TypeError)
 
 
 class Batch(NamedTuple):
@@ -57,14 +48,15 @@ def vectorized(
     outputs : sequence of Variable
         Graphs of one draw.
     rows : mapping of Variable to Variable
-        What they depend on, and its values with a leading draw axis.
+        Inputs of the graphs, and their values with a leading draw axis.
     what : str
         What the graphs compute, for the reason.
 
     Returns
     -------
     Batch or str
-        With a reason, if it is better to loop over draws: it repeats a loop for each of them.
+        A batch with a reason repeats a loop of the graphs for each draw: it is better to loop over
+        draws then. A string says why the graphs cannot be vectorised.
     """
     try:
         found = open_batches(join_batches(vectorize_graph(list(outputs), dict(rows))))
@@ -119,20 +111,19 @@ def loop_over_draws(
     *,
     outer: Sequence[Variable] = (),
 ) -> list[TensorVariable]:
-    """Scan ``fn(terms, *slices)`` over draws, with ``terms`` as graphs inside of the scan.
+    """Scan ``fn(terms, *slices)`` over draws, with ``terms`` as graphs inside the scan.
 
-    The parts of the terms that no draw changes are computed once, outside of the scan: they
-    include whatever the model draws at random itself (a minibatch), which must be the same for all
-    draws of a step.
+    Parts of the terms that no draw changes are computed once, outside the scan. They include what
+    the model itself draws at random (a minibatch), which must be the same for all draws of a step.
 
     Parameters
     ----------
     fn : callable
-        Returns what is computed for a slice.
+        Returns the results for a slice.
     terms : sequence of TensorVariable
         Log densities of one draw.
     inputs : sequence of Variable
-        What ``fn`` replaces in the terms, or differentiates them with respect to.
+        Variables that ``fn`` replaces in the terms, or differentiates by.
     sequences : sequence of TensorVariable
         Sliced along the first axis.
     outer : sequence of Variable
@@ -152,14 +143,14 @@ def loop_over_draws(
 
 
 def replaced(outputs: list[Variable], given: Mapping[Variable, Variable]) -> list[Variable]:
-    """Return the graphs with some variables replaced by others; as they are if there is none."""
+    """Replace variables of graphs; without any, the graphs are returned as they are."""
     return graph_replace(outputs, given, strict=False) if given else outputs
 
 
 def in_micro_batches(
     z: TensorVariable, n_draws: int, micro_batch: int | None
 ) -> list[TensorVariable]:
-    """Draws in batches; if draws must repeat to fill the last, also a mask of those that count."""
+    """Draws in batches, and a mask of those that count where some repeat to fill the last one."""
     if micro_batch is None:
         return [z]
     n_batches = -(-n_draws // micro_batch)
@@ -186,27 +177,27 @@ def batched_draws(
     outputs : sequence of Variable
         Graphs of one draw.
     given : mapping of Variable to Variable
-        What the graphs depend on, and its values with a leading draw axis.
+        Inputs of the graphs, and their values with a leading draw axis.
     what : str
         What the graphs compute, for the reason.
     keep_checks : bool
-        Whether PyMC's parameter checks stay, each draw answering for itself.
+        Whether to keep PyMC's parameter checks, for each draw by itself.
 
     Returns
     -------
     Batch
-        With a leading draw axis each, also those that no draw changes. A random variable that
-        does not depend on the draws gets a value per draw.
+        All with a leading draw axis, also those that no draw changes. A random variable that does
+        not depend on the draws gets a value per draw.
     """
     n = next(iter(given.values())).shape[0]
     noise = _own_noise(outputs, given, n)
-    dependent = _dependent(outputs, [*given, *noise])
+    dependent = dependent_variables(outputs, [*given, *noise])
     changing = [v for v in outputs if v in dependent]
-    # What no draw changes is computed once. It stays the same variable, so that PyMC can still
-    # replace it (a minibatch by the whole data, say) when the graph is in use.
+    # Parts that no draw changes are computed once. They stay the same variables, so that PyMC can
+    # still replace them (a minibatch by the whole data, say) when the graph is in use.
     fixed = frontier(changing, [*given, *noise])
     stand_ins = {v: v.type() for v in [*noise, *fixed]}
-    core = graph_replace(changing, stand_ins, strict=False) if stand_ins else changing
+    core = replaced(changing, stand_ins)
     rows = {**given, **{stand_ins[v]: batch for v, batch in noise.items()}}
     core = switch_parameter_checks(core, rows, keep=keep_checks)
     found = batched(core, rows, what, fixed=[stand_ins[v] for v in fixed])
@@ -215,8 +206,9 @@ def batched_draws(
     return Batch([_with_draw_axis(v, new.get(v, v), n) for v in outputs], found.reason)
 
 
-def _dependent(outputs: Sequence[Variable], on: Sequence[Variable]) -> set[Variable]:
-    found = set(on)
+def dependent_variables(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> set[Variable]:
+    """Variables of a graph that depend on ``inputs``, these included."""
+    found = set(inputs)
     for node in toposort(outputs):
         if not found.isdisjoint(node.inputs):
             found.update(node.outputs)
@@ -226,7 +218,7 @@ def _dependent(outputs: Sequence[Variable], on: Sequence[Variable]) -> set[Varia
 def _own_noise(
     outputs: Sequence[Variable], given: Mapping[Variable, Variable], n: Variable
 ) -> dict[Variable, Variable]:
-    """Random variables that no draw changes, and the same with a draw axis in their size."""
+    """Random variables that no draw changes, and the same with a value for each draw."""
     found: dict[Variable, Variable] = {}
     dependent = set(given)
     for node in toposort(outputs):
@@ -248,7 +240,7 @@ def compiled(
 ) -> Callable[..., list[np.ndarray]]:
     """Make a function of batched graphs, which threads may share.
 
-    Nothing is compiled, but for a loop: the one thing that NumPy cannot run for all draws at once.
+    It runs in NumPy, and is compiled only for a loop, which NumPy cannot run for all draws at once.
     """
     if not has_loop(outputs):
         return function_of(inputs, outputs, mode=NUMPY)
@@ -258,8 +250,7 @@ def compiled(
 def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[TensorVariable]:
     """Computed tensors that do not depend on ``inputs`` but feed a node that does.
 
-    Outputs that do not depend on ``inputs`` at all are not listed. What is not a tensor (an index,
-    a slice) is not either, but the tensors that it comes from are.
+    In the place of what is no tensor (an index, a slice) stand the tensors that it comes from.
     """
     dependent = set(inputs)
     found: dict[TensorVariable, None] = {}
@@ -282,13 +273,13 @@ def frontier(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Te
 
 
 def total_of(terms: list[TensorVariable]) -> TensorVariable:
-    """Sum of scalars, 0 of none."""
+    """Sum of scalars; 0 if there is none."""
     return pt.add(*terms) if len(terms) > 1 else terms[0] if terms else pt.zeros(())
 
 
 def weighted_gradient(
     values: Sequence[TensorVariable], weights: Sequence[object], wrt: Sequence[Variable]
 ) -> list[TensorVariable]:
-    """Gradients of the weighted sum of values, over all draws."""
+    """Gradients of the weighted sum of values over all draws."""
     total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
     return pytensor.grad(total, list(wrt), disconnected_inputs="ignore")

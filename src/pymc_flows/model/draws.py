@@ -1,9 +1,8 @@
-"""Everything that a draw of a model consists of, and draws as the DataTree that PyMC returns."""
+"""Draws of all variables of a model, and the containers in which PyMC returns draws."""
 
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +13,14 @@ import pytensor.tensor as pt
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.graph.replace import clone_replace
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from xarray import Dataset, DataTree
 
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.errors import ModelError
-from pymc_flows.model.batching import batched_draws, compiled
-from pymc_flows.model.layout import mentions_names, tensors
+from pymc_flows.model.batching import batched_draws, compiled, replaced
+from pymc_flows.model.layout import are_same, mentions_names, tensors
 from pymc_flows.support.compat import (
     DataTreeConverter,
     MultiTrace,
@@ -41,15 +40,15 @@ type DrawsFunction = Callable[[Mapping[str, np.ndarray], np.random.Generator], D
 
 
 def variables_of(model: pm.Model) -> dict[str, Variable]:
-    """Everything that a draw of the model consists of, as graphs in its value variables.
+    """Variables that a draw of the model consists of, by name, as graphs in its value variables.
 
-    Value variables, untransformed free variables, and deterministics, by name.
+    They are the value variables, the free variables before their transforms, and deterministics.
     """
     return {var.name: var for var in model.unobserved_value_vars}
 
 
 def draws_function(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> DrawsFunction:
-    """Return a function from values of the value variables to everything in `variables_of`.
+    """Return a function from values of the value variables to values of all `variables_of`.
 
     Arrays have a leading draw axis, in arguments and results. Data of the model are read at each
     call, so that ``pm.set_data`` needs no new function. The generator is for random variables
@@ -59,7 +58,7 @@ def draws_function(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> Dr
     ----------
     model : pymc.Model
     shapes : mapping of str to tuple of int
-        Shape of each value variable: more than the model may say, whose dims can change.
+        Shape of each value variable; the model may not know it, since dims can change.
     """
     variables = variables_of(model)
     types = {v.name: (shapes[v.name], v.dtype) for v in model.value_vars}
@@ -74,15 +73,14 @@ def draws_function(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> Dr
     batch, reason = batched_draws(
         _without_wrappers(outputs),
         dict(zip(one, inputs, strict=True)),
-        "what a draw consists of",
+        "the graph of a draw",
         keep_checks=model.check_bounds,
     )
     if reason:
         _log.warning("Variables of the model are computed draw by draw: %s.", reason)
     rngs = random_inputs(batch)
     rng_inputs = [v.type() for v in rngs]
-    if rngs:
-        batch = graph_replace(batch, dict(zip(rngs, rng_inputs, strict=True)), strict=False)
+    batch = replaced(batch, dict(zip(rngs, rng_inputs, strict=True)))
     fn = compiled([*inputs, *rng_inputs], batch)
 
     def draws(values: Mapping[str, np.ndarray], rng: np.random.Generator) -> Draws:
@@ -103,15 +101,21 @@ class DrawsFunctions:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._shapes = dict(shapes)
-        # Of the same model: one value, so that other threads see both or neither.
+        # Variables and their function in one value, so that other threads see both or neither.
         self._known: tuple[tuple[object, ...], DrawsFunction] | None = None
 
     def of(self, model: pm.Model) -> DrawsFunction:
-        """Return the function of a model; raise `ModelError` if its free variables are others."""
+        """Return the function of a model.
+
+        Raises
+        ------
+        ModelError
+            If the model has other free variables, or free variables of other shapes.
+        """
         _check_variables(model, self._shapes)
         variables = (model, *model.value_vars, *model.free_RVs, *model.deterministics)
         known = self._known
-        if known is None or not _same(variables, known[0]):
+        if known is None or not are_same(variables, known[0]):
             known = self._known = (variables, draws_function(model, self._shapes))
         return known[1]
 
@@ -139,10 +143,6 @@ def _check_variables(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> 
             )
 
 
-def _same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return len(some) == len(others) and all(map(operator.is_, some, others))
-
-
 @node_rewriter([ViewOp, OpFromGraph, Shape])
 def _unwrap(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     if isinstance(node.op, ViewOp):
@@ -154,10 +154,9 @@ def _unwrap(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
 
 
 def _without_wrappers(outputs: Sequence[Variable]) -> list[Variable]:
-    """Take out what would keep NumPy from working on all draws at once.
+    """Take out Ops that NumPy would apply in a Python loop over draws.
 
-    Name tags of deterministics, Ops with a graph of their own and shapes that are known would
-    each become a Python loop over draws.
+    These are the name tags of deterministics, Ops with a graph of their own, and known shapes.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     dfs_rewriter(_unwrap).rewrite(fgraph)
@@ -217,7 +216,7 @@ def to_datatree(model: pm.Model, draws: Draws, *, chains: int = 1, **kwargs: Any
 
 
 def with_coords_of(posterior: DataTree, stats: Dataset) -> DataTree:
-    """A group of values per chain and draw, with the coordinates and attrs of the posterior's."""
+    """Give a group of values per chain and draw the coordinates and attrs of the posterior."""
     coords = {dim: posterior.coords[dim] for dim in ("chain", "draw")}
     attrs = {**posterior.attrs, **stats.attrs}
     return DataTree(stats.assign_coords(coords).assign_attrs(attrs))

@@ -1,4 +1,4 @@
-"""What a backend can do with a log density, found out on a few draws without compiling."""
+"""Whether a backend can evaluate a log density, and its draws together: tried without compiling."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY, PLAIN, metered
 from pymc_flows.backends.ops import failing_op, first_line
 from pymc_flows.errors import ModelError
-from pymc_flows.model.batching import Batch
+from pymc_flows.model.batching import NO_DERIVATIVE, Batch, dependent_variables
 from pymc_flows.model.logp import ModelDensity, Replacements
 from pymc_flows.support.compat import compiled_graph
 
 _log = logging.getLogger(__name__)
 
-# Of values and gradients for several draws against those for one: relative error that is allowed,
-# and rounding errors of the largest coordinate that another may have.
+# Values and gradients of several draws may differ from those of single draws by this relative
+# error, and by so many rounding errors of the largest coordinate.
 RTOL = 1e-3
 NOISE = 1_000
 
@@ -48,18 +48,19 @@ class DryRun:
     """
 
     def __init__(self, density: ModelDensity):
-        self._density = ref(density)  # dry runs are kept as long as their density, and no longer
+        self._density = ref(density)  # which a dry run must not keep alive
         self._said: set[str] = set()
         self._lock = RLock()  # fits of several threads may have the same density
         self._mode = PLAIN
         self._arrays: list[tuple[tuple[int, ...], int]] = []
         self._dependent: set[Variable] = set()
+        self._difference: str | None = None  # not looked for yet
         self._row = pt.vector("z", shape=(density.dim,), dtype=pytensor.config.floatX)
         values = density.single(self._row)
         self._one = [*values, _gradient(values, self._row)]
 
     def say_once(self, message: str) -> None:
-        """Log a warning, the first time that it is given."""
+        """Log a warning, unless it has been logged before."""
         with self._lock:
             is_new = message not in self._said
             self._said.add(message)
@@ -89,10 +90,10 @@ class DryRun:
         return [float(prior), float(data)]
 
     def bytes_per_draw(self, point: np.ndarray, *, apart_from: Set[int] = frozenset()) -> int:
-        """Bytes of all intermediates of value and gradient for one draw, none of them fused.
+        """Bytes of all intermediates of value and gradient for one draw, without fusion.
 
         They follow from shapes alone, so that micro-batches depend on model and data only. Arrays
-        with an axis of one of the lengths ``apart_from`` do not count.
+        that have an axis of one of the lengths ``apart_from`` are left out.
         """
         with self._lock:
             self._evaluate(point)
@@ -106,8 +107,8 @@ class DryRun:
             except Exception:
                 if self._mode is NUMPY:
                     raise
-                # A few Ops cannot run as they are, only what PyTensor's rewrites make of them can.
-                # They raise anything; a fault of the model itself comes again, from the other mode.
+                # A few Ops run only after PyTensor's rewrites, and raise anything before. A fault
+                # of the model itself is raised again in the other mode.
                 self._mode = NUMPY
                 del self._function
                 return self._evaluate(point)
@@ -117,10 +118,7 @@ class DryRun:
         mode = metered(self._mode, self._meter)
         fn = pytensor.function([self._row], self._one, mode=mode, on_unused_input="ignore")
         graph = compiled_graph(fn)
-        self._dependent = set(graph.inputs[:1])
-        for node in graph.toposort():
-            if not self._dependent.isdisjoint(node.inputs):
-                self._dependent.update(node.outputs)
+        self._dependent = dependent_variables(graph.outputs, graph.inputs[:1])
         return fn
 
     def _meter(self, *, node: Any, storage_map: dict[Variable, list[Any]], **_: object) -> None:
@@ -137,8 +135,9 @@ class DryRun:
         Decided by trying: a few draws around the point in NumPy, and for JAX by tracing.
         """
         with self._lock:
-            if self._why_not_vectorised:
-                return self._why_not_vectorised
+            found = self._vectorized
+            if reason := found if isinstance(found, str) else found.reason:
+                return reason
             if self._difference is None:
                 self._difference = self._compare(point)
             return self._difference or (self._why_not_batched_on_jax if backend == "jax" else "")
@@ -147,8 +146,6 @@ class DryRun:
         """Say why JAX cannot run the log density at all; nothing if it can."""
         with self._lock:
             return self._why_not_looped_on_jax if self.why_not_batched(point, "jax") else ""
-
-    _difference: str | None = None
 
     @cached_property
     def _draws(self) -> TensorVariable:
@@ -164,11 +161,6 @@ class DryRun:
     @cached_property
     def _vectorized(self) -> Batch | str:
         return self._model_density.vectorized(self._draws)
-
-    @property
-    def _why_not_vectorised(self) -> str:
-        found = self._vectorized
-        return found if isinstance(found, str) else found.reason
 
     @cached_property
     def _batch(self) -> list[TensorVariable]:
@@ -186,9 +178,8 @@ class DryRun:
             found = function_of([self._draws], self._batch, mode=self._mode)(points)
         except Exception as error:  # whatever an Op raises, draws can be looped over
             return f"vectorised over draws, {failing_op(error)}"
-        with np.errstate(invalid="ignore"):
-            if all(map(_agree, found, expected)):
-                return ""
+        if all(map(_agree, found, expected)):
+            return ""
         return "vectorised over draws, its value or gradient differs from that of single draws"
 
     @cached_property
@@ -236,7 +227,7 @@ def dry_run(density: ModelDensity, replacements: Replacements = None) -> DryRun:
 def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVariable:
     try:
         return pytensor.grad(sum(v.sum() for v in values), z, disconnected_inputs="ignore")
-    except (NotImplementedError, TypeError) as error:
+    except NO_DERIVATIVE as error:
         raise ModelError(
             f"the log density of the model has no gradient: {first_line(error)}\n"
             "Variational inference follows the gradient of the log density; rewrite that term "
@@ -245,7 +236,7 @@ def _gradient(values: Sequence[TensorVariable], z: TensorVariable) -> TensorVari
 
 
 def _unlike_any_size(outputs: Sequence[Variable]) -> int:
-    """A number of draws, of at least 3, that no dimension of the model can be mistaken for."""
+    """The least number of draws, from 3 on, that is no size of an axis of the model."""
     variables = [*graph_inputs(outputs), *(v for node in toposort(outputs) for v in node.outputs)]
     sizes = {size for var in variables for size in getattr(var.type, "shape", ())}
     for var in variables:
@@ -255,17 +246,16 @@ def _unlike_any_size(outputs: Sequence[Variable]) -> int:
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal but for rounding, which ill-conditioned models magnify.
+    """Whether values of draws (n, ...) are equal but for rounding, which some models magnify.
 
-    Each coordinate by its own scale over the draws (n, ...): one with a small gradient must not
-    hide behind one with a large gradient. But what is left of terms that cancel is noise, which has
-    the size of the largest.
+    Each coordinate is measured by its own scale over the draws: a small gradient must not hide
+    behind a large one. The noise that is left of terms that cancel has the scale of the largest.
     """
     if np.shape(found) != expected.shape:
         return False
-    finite = np.isfinite(expected)
-    own = np.max(np.abs(expected), axis=0, initial=0, where=finite)
+    own = np.max(np.abs(expected), axis=0, initial=0, where=np.isfinite(expected))
     noise = NOISE * np.finfo(expected.dtype).eps * np.max(own, initial=0)
-    same = np.abs(found - expected) <= RTOL * np.maximum(own, np.abs(expected)) + noise
+    with np.errstate(invalid="ignore"):
+        same = np.abs(found - expected) <= RTOL * own + noise
     same |= (found == expected) | (np.isnan(found) & np.isnan(expected))
     return bool(same.all())

@@ -1,15 +1,14 @@
-"""What must be known about a log density before a training function is compiled.
+"""Checks of a log density before a training function is compiled for it.
 
-Whether it is finite at the start and has a gradient, whether it can be evaluated for many draws
-at once (decided by trying, on a few draws and without compiling), how many draws fit into memory,
-and which backend can run it.
+Is it finite at the start, and does it have a gradient? Can it be evaluated for many draws at once
+(tried on a few draws, without compiling), how many of them fit into memory, and can the backend run
+it?
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +28,8 @@ _log = logging.getLogger(__name__)
 # Unfused intermediates (value and gradient of the log density) of one micro-batch of draws may
 # take this many bytes. A constant, never free memory: the same seed must give the same bits.
 MICRO_BATCH_BYTES = 512 * 2**20
-# Rows in tiles, times draws, that a core takes in about a second. On JAX a call has room for a
-# fixed number of steps, and those that it skips are not free: 45 ms for 3,000.
+# Rows in tiles, times draws, that a core evaluates in about a second. On JAX a call has a fixed
+# number of steps, and those that it skips are not free: 45 ms for 3,000.
 ROWS_OF_A_SECOND = 200_000_000
 
 
@@ -45,9 +44,9 @@ class DrawPlan:
     reason : str
         Why draws are looped over, naming the Op; empty when they are not.
     tiled : bool
-        Whether sums over many rows are taken tile by tile, of all draws at once.
+        Whether sums over many rows are taken tile by tile, for all draws at once.
     most_steps : int, optional
-        So many steps take about a second, as far as the rows in tiles say.
+        Number of steps that take about a second, estimated from the rows in tiles.
     """
 
     micro_batch: int | None
@@ -59,52 +58,38 @@ class DrawPlan:
 def check_start(
     density: ModelDensity, start: np.ndarray, replacements: Replacements = None
 ) -> None:
-    """Raise `ModelError` unless the log density has a gradient and is finite at the start.
-
-    Parameters
-    ----------
-    density : ModelDensity
-    start : ndarray, shape (dim,)
-    replacements : mapping, optional
-        Replacements in the log density.
-    """
-    attempt = dry_run(density, replacements)
-    if not np.isfinite(attempt.values(start)).all():
+    """Raise `ModelError` unless the log density has a gradient and is finite at a start (dim,)."""
+    if not np.isfinite(dry_run(density, replacements).values(start)).all():
         raise ModelError(blame(density.replaced(replacements), start))
 
 
 def blame(density: ModelDensity, start: np.ndarray) -> str:
-    """Name the terms of the model that are not finite at the start."""
+    """Name the terms of the model that are not finite at a start (dim,)."""
     values = {name: x[0] for name, x in terms_at(density, start[None]).items()}
     bad = [name for name, value in values.items() if not np.isfinite(value)]
     shown = ", ".join(
         f"{s.name}={np.array2string(start[s.slice].reshape(s.shape), threshold=6)}"
         for s in density.slots
     )
-    return "\n".join(
-        [
-            "the log density of the model is not finite at the start",
-            *(f"  {name}: log density {values[name]}" for name in bad),
-            f"at {shown}",
-            *_hint_of_data(density, bad),
-            "Give the model another initial point (initval=) or pass start=; model.debug() "
-            "shows the parameters of each term.",
-        ]
-    )
-
-
-def _hint_of_data(density: ModelDensity, bad: Sequence[str]) -> list[str]:
-    observed = [rv.name for rv in density.model.observed_RVs if rv.name in bad]
-    if not observed:
-        return []
-    return [
-        f"Look at the data of {', '.join(observed)} first: a value that is infinite, or outside of "
-        "the support, has no density anywhere."
+    lines = [
+        "the log density of the model is not finite at the start",
+        *(f"  {name}: log density {values[name]}" for name in bad),
+        f"at {shown}",
     ]
+    if observed := [rv.name for rv in density.model.observed_RVs if rv.name in bad]:
+        lines.append(
+            f"Look at the data of {', '.join(observed)} first: a value that is infinite, or "
+            "outside of the support, has no density anywhere."
+        )
+    lines.append(
+        "Give the model another initial point (initval=) or pass start=; model.debug() shows the "
+        "parameters of each term."
+    )
+    return "\n".join(lines)
 
 
 def why_not_finite(density: ModelDensity, points: np.ndarray) -> str:
-    """Say at how many of the points (n, dim) which terms of the model are not finite."""
+    """Say which terms of the model are not finite, and at how many of the points (n, dim)."""
     lines = [
         f"  {name}: not finite at {int((~np.isfinite(x)).sum())} of {len(points)} draws"
         for name, x in terms_at(density, points).items()
@@ -159,7 +144,7 @@ def plan_draws(
 
 
 def warn_if_affine(chain: Chain) -> None:
-    """Warn of couplings and autoregressive layers where there is nothing for them to depend on."""
+    """Warn of couplings and autoregressive layers that have nothing to depend on."""
     words = sorted({b.layer.word for b in chain.blocks if b.layer.note(chain.dim) == AFFINE})
     if words:
         _log.warning(
@@ -185,20 +170,19 @@ def check_backend(backend: object) -> None:
 
 
 def has_weights(density: ModelDensity) -> bool:
-    """Whether draws can be weighed: all of the data are known."""
+    """Whether draws can have importance weights: all of the data are known."""
     return not density.is_random or stream_of(density) is not None
 
 
 def check_has_weights(density: ModelDensity) -> None:
-    """Raise `ModelError` if the log density is random: a simulator, or some of unknown rows.
+    """Raise `ModelError` if the log density is random, or other processes have some of the rows.
 
-    Of a minibatch with ``total_size=`` all rows are known, and weights are those by all of them;
-    not so of rows that other processes have.
+    A minibatch with ``total_size=`` is no such case: weights are computed from all of its rows.
     """
     if not density.has_all_rows:
         raise ModelError(
-            "the model has the rows of this process alone, so that draws have no importance weights"
-            "\nSave the approximation, and load it with a model of all rows and "
+            "the model has the rows of this process alone, so that draws have no importance "
+            "weights\nSave the approximation, and load it with a model of all rows and "
             "check_density=False."
         )
     if not has_weights(density):

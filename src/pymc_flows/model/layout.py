@@ -49,6 +49,11 @@ class Slot:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.slice.stop - self.slice.start
+
 
 def layout(model: pm.Model) -> tuple[Slot, ...]:
     """Lay the value variables of a model out in one vector, in the order of ``model.free_RVs``.
@@ -109,7 +114,7 @@ def _check_free_variables(model: pm.Model) -> None:
 
 
 def _check_labels(model: pm.Model) -> None:
-    """Refuse what draws could not be returned with, before a fit rather than after it."""
+    """Refuse names and labels with which PyMC cannot return draws, before a fit and not after."""
     for variable in model.unobserved_RVs:
         if variable.name in DIMS_OF_DRAWS:
             raise ModelError(
@@ -127,19 +132,19 @@ def _check_labels(model: pm.Model) -> None:
 
 def sizes(slots: Iterable[Slot]) -> tuple[tuple[str, int], ...]:
     """Names and sizes of the unconstrained variables."""
-    return tuple((slot.name, slot.slice.stop - slot.slice.start) for slot in slots)
+    return tuple((slot.name, slot.size) for slot in slots)
 
 
 def fingerprint(model: pm.Model, slots: tuple[Slot, ...]) -> list[dict[str, str | list[int]]]:
-    """What the free variables of a model are, in order, as JSON has it.
+    """Describe the free variables of a model, in order, by values that JSON can hold.
 
-    Not in it: distributions, data, and the bounds of a transform.
+    Distributions, data, and the bounds of transforms are left out.
     """
     return [
         {
             "name": rv.name,
             "value": slot.name,
-            "shape": [int(n) for n in slot.shape],
+            "shape": list(slot.shape),
             "dtype": slot.dtype,
             "transform": _transform_name(model.rvs_to_transforms[rv]),
         }
@@ -155,8 +160,8 @@ def _transform_name(transform: object) -> str:
     return type(transform).__name__
 
 
-# Functions that compute initial points, and what of a model they were made from. A fit asks several
-# times, each time after data may have changed, and PyMC would compile as often.
+# Functions that compute initial points, and the parts of the model that they were made from. A fit
+# asks for several initial points, since data may have changed, and PyMC would compile each time.
 _INITIAL: WeakKeyDictionary[pm.Model, tuple[list[Any], Callable[[int], Point]]]
 _INITIAL = WeakKeyDictionary()
 
@@ -170,31 +175,34 @@ def initial_point(model: pm.Model) -> Point:
     ]
     with no_compiler():  # one thread at a time
         made_from, compute = _INITIAL.get(model, ([], None))
-        same = len(parts) == len(made_from) and all(map(operator.is_, parts, made_from))
-        if compute is None or not same:
+        if compute is None or not are_same(parts, made_from):
             compute = make_initial_point_fn(model=model, overrides=None, jitter_rvs=set())
             _INITIAL[model] = parts, compute
         return dict(compute(0))
 
 
-def rv_shapes(model: pm.Model) -> dict[str, tuple[int, ...]]:
-    """Shapes of the free variables by name, in the space of their values.
+def are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether two sequences hold the very same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
-    Only where data or coords can change one, something has to be computed.
+
+def rv_shapes(model: pm.Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of the free variables by name, before their transforms.
+
+    They are computed only if data or coords can change one of them.
     """
     shapes = {rv.name: rv.type.shape for rv in model.free_RVs}
     if any(None in shape for shape in shapes.values()):
         with no_compiler():
-            found = model.eval_rv_shapes()
-        shapes = {name: tuple(map(int, found[name])) for name in shapes}
-    return shapes
+            shapes = model.eval_rv_shapes()
+    return {rv.name: tuple(map(int, shapes[rv.name])) for rv in model.free_RVs}
 
 
 def fixed_lengths(model: pm.Model) -> dict[Variable, TensorConstant]:
     """Lengths of the dims of free variables, as constants.
 
-    PyMC lets every length change. Those of free variables may not while an approximation lives, and
-    JAX must know what it makes arrays or loops of.
+    PyMC lets any length change. Those of free variables must not change while an approximation
+    lives, and JAX must know how long arrays and loops are.
     """
     dims = {dim for rv in model.free_RVs for dim in model.named_vars_to_dims.get(rv.name, ())}
     lengths = [model.dim_lengths[dim] for dim in sorted(filter(None, dims))]
@@ -206,8 +214,8 @@ def fixed_lengths(model: pm.Model) -> dict[Variable, TensorConstant]:
 
 
 # -------------------------------------------------------------------------------- named dimensions
-# Those of `pymc.dims`: log densities, transforms and deterministics are graphs of xtensors. These
-# are lowered first, so that nothing else knows of names. A tensor's axes are the dims, in order.
+# With `pymc.dims`, log densities, transforms and deterministics are graphs of xtensors. They are
+# lowered to tensors, whose axes are the dims in order: no other module needs to know of names.
 
 
 def has_names(var: Variable) -> bool:
@@ -216,14 +224,14 @@ def has_names(var: Variable) -> bool:
 
 
 def tensor_values(model: pm.Model, shapes: Sequence[tuple[int, ...]]) -> tuple[TensorVariable, ...]:
-    """Tensors of known shapes for the value variables of a model: themselves where they are some.
+    """Return a tensor of known shape for each value variable: itself, if it is one.
 
-    What a graph makes of a shape is a constant then, which JAX and PyTensor's rewrites need.
+    What a graph computes from shapes is constant then, as JAX and PyTensor's rewrites need it.
     """
     return tuple(map(_tensor_value, model.value_vars, shapes))
 
 
-# One for each variable and shape: graphs of one density of a model may be used with another's.
+# One for each variable and shape: the graphs of two densities of a model may be used together.
 _VALUES: WeakKeyDictionary[Variable, dict[tuple[int, ...], TensorVariable]] = WeakKeyDictionary()
 
 
@@ -235,7 +243,7 @@ def _tensor_value(value: Variable, shape: tuple[int, ...]) -> TensorVariable:
 
 
 def with_names_of(template: Variable, value: Any) -> Variable:
-    """A tensor with the named dimensions that a template has, if it has any."""
+    """Give a tensor the named dimensions of a template, if the template has any."""
     if not has_names(template):
         return value
     return xtensor_from_tensor(value, dims=template.type.dims)
@@ -244,14 +252,14 @@ def with_names_of(template: Variable, value: Any) -> Variable:
 def tensors(
     outputs: Sequence[Variable], given: Mapping[Variable, Variable] | None = None
 ) -> list[TensorVariable]:
-    """Graphs of tensors alone, whose inputs are replaced.
+    """Replace inputs of graphs, and turn variables with named dimensions into tensors.
 
     Parameters
     ----------
     outputs : sequence of Variable
         Tensors or xtensors.
     given : mapping of Variable to TensorVariable, optional
-        What takes the place of an input, with or without named dimensions.
+        Tensors in the place of inputs, which may have named dimensions.
     """
     given = {old: with_names_of(old, new) for old, new in (given or {}).items() if old is not new}
     found = [pt.as_tensor(var, allow_xtensor_conversion=True) for var in outputs]
@@ -273,23 +281,7 @@ def mentions_names(outputs: Sequence[Variable]) -> bool:
 
 
 def start_point(model: pm.Model, slots: tuple[Slot, ...], start: Start | None) -> Point:
-    """Return the model's initial point with ``start`` laid over it.
-
-    Parameters
-    ----------
-    model : pymc.Model
-    slots : tuple of Slot
-    start : mapping, optional
-        As for `ModelDensity.start`.
-
-    Raises
-    ------
-    ArgumentError
-        If ``start`` is not a mapping.
-    ModelError
-        If a name is unknown, a value is not numeric, a shape does not fit, or a value lies
-        outside the support.
-    """
+    """Return the model's initial point with ``start`` laid over it: see `ModelDensity.start`."""
     given = _checked(model, slots, {} if start is None else start)
     inner = {slot.name for slot in slots if slot.name in given}
     outer = {name: value for name, value in given.items() if name not in inner}
@@ -324,8 +316,9 @@ def check_finite(point: Mapping[str, np.ndarray]) -> None:
 
 
 def names_without_value(model: pm.Model, start: Start | None) -> set[str]:
-    """Names of the value variables that ``start`` gives no value: none, or only a strategy."""
-    given = {_name(key) for key, value in (start or {}).items() if not isinstance(value, str)}
+    """Names of the value variables to which ``start`` gives nothing, or only a strategy."""
+    pairs = (start or {}).items()
+    given = {_name(key) for key, value in pairs if not isinstance(value, str | None)}
     values = {rv.name: model.rvs_to_values[rv].name for rv in model.free_RVs}
     return {inner for outer, inner in values.items() if given.isdisjoint((outer, inner))}
 
@@ -335,7 +328,7 @@ def _name(key: Any) -> Any:
 
 
 def _checked(model: pm.Model, slots: tuple[Slot, ...], start: Start) -> dict[str, np.ndarray | str]:
-    """``start`` by name, as arrays of the variables' shapes or strategies."""
+    """``start`` by name: strategies, and arrays of the variables' shapes."""
     if not isinstance(start, Mapping):
         raise ArgumentError(
             f"start must be a dict from variable name to value, got {type(start).__name__} "
@@ -374,21 +367,20 @@ def _checked(model: pm.Model, slots: tuple[Slot, ...], start: Start) -> dict[str
 
 
 def _names(model: pm.Model) -> str:
-    """Names under which free variables can be given a start, either scale."""
+    """Names under which free variables can be given a start, constrained or not."""
     return ", ".join(sorted({v.name for v in (*model.free_RVs, *model.value_vars)}))
 
 
 def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> ModelError:
     return ModelError(
-        f"start value of {name!r} has the wrong shape\n"
-        f"expected {tuple(map(int, expected))}, got {got}"
+        f"start value of {name!r} has the wrong shape\nexpected {expected}, got {got}"
     )
 
 
 def _check_support(
     model: pm.Model, slots: tuple[Slot, ...], given: Mapping[str, np.ndarray], point: Point
 ) -> None:
-    """Refuse what a transform maps to the real line, but back to another value: no simplex, say."""
+    """Refuse values that a transform maps back to other ones: a vector that is no simplex, say."""
     rvs = [rv for rv in model.free_RVs if rv.name in given]
     if not rvs:
         return

@@ -1,6 +1,7 @@
 """A model's log density at arrays of points, outside of the training loop.
 
-Of a model that sees its data batch by batch, that of all rows: by a pass over them.
+For a model that sees its data batch by batch it is the log density of all rows, by a pass over
+them.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from pymc_flows.model.replacements import DataValues
 from pymc_flows.model.streams import stream_of
 from pymc_flows.support.compat import TensorSharedVariable
 
-# Points per call, a fixed number; the larger where there are at least as many.
+# Points per call; the larger number if there are at least as many points.
 ROWS, MANY_ROWS = 64, 4096
-# Numbers that steps of series are applied to in NumPy, about ten seconds of them, after which a
-# compiled function, which takes longer than that to compile, is the cheaper one; its points.
+# Numbers that steps of series may process in NumPy, about ten seconds of work, before gradients are
+# compiled, which takes longer than that; points per call of the compiled function.
 MOST_LOOP_WORK, COMPILED_ROWS = 2_000_000_000, 8
 
 type _Shapes = list[tuple[int, ...]]
@@ -46,27 +47,26 @@ class _Function:
     call: Callable[..., list[np.ndarray]]
 
 
-# By number of points asked for, and whether with gradients and of all rows. They live as long as
-# the density.
+# Functions of each density, by number of points, and whether with gradients and of all rows.
 _FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[tuple[int, bool, bool], _Function]]
 _FUNCTIONS = WeakKeyDictionary()
 _LOOP_WORK: WeakKeyDictionary[ModelDensity, int] = WeakKeyDictionary()
 
 
 class LogDensity:
-    """Evaluates a model's log density, and its gradient, at any number of points.
+    """Evaluates a model's log density, and its gradient, at one point or many.
 
-    Nothing is compiled, but for many rows that come in batches, and for models with a Scan, whose
-    steps NumPy would take in Python: they run on JAX where that can run them, else on numba. So do
-    gradients, on numba, whose series of many terms (those of hypergeometric functions, say) have
-    taken NumPy long. Functions are made once per density.
+    Functions are made once per density and run in NumPy, with three exceptions. Many rows in
+    batches, and models with a Scan, whose steps NumPy would take in Python, run on JAX if it can
+    run them, else on numba. Gradients run on numba once their series of many terms (of
+    hypergeometric functions, say) have taken NumPy long.
 
     Parameters
     ----------
     density : ModelDensity
     all_rows : bool
-        Whether the log density is that of all rows where the model sees a batch of them. If not, it
-        is that of one batch.
+        Where the model sees a batch of rows: whether to evaluate the log density of all rows
+        instead of that of one batch.
     """
 
     def __init__(self, density: ModelDensity, *, all_rows: bool = True):
@@ -79,7 +79,7 @@ class LogDensity:
         return value
 
     def value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log density (n,) and its gradient (n, dim) at points (n, dim)."""
+        """Log density (n,), in nats, and its gradient (n, dim) at points (n, dim)."""
         value, gradient = self._call(points, with_grad=True)
         return value, gradient
 
@@ -99,7 +99,7 @@ class LogDensity:
         return found
 
     def _backend(self, near: np.ndarray) -> str | None:
-        """What compiles many rows, or a loop that NumPy would step in Python; None if neither."""
+        """The backend for many rows, or a loop that NumPy would step in Python; None if neither."""
         is_loop = has_loop(self._density.terms)
         if not is_loop and (self._stream is None or not self._stream.is_large):
             return None
@@ -114,15 +114,14 @@ class LogDensity:
 
     def _function(self, wanted: int, near: np.ndarray, *, with_grad: bool) -> _Function:
         known = _FUNCTIONS.setdefault(self._density, {})
-        # The shapes of the data say how many points may be held at once.
+        # The shapes of the data decide how many points may be held at once.
         inputs = graph_inputs(self._density.terms)
         shared = [v for v in inputs if isinstance(v, TensorSharedVariable)]
         shapes = [np.shape(v.get_value(borrow=True)) for v in shared]
         key = wanted, with_grad, self._stream is not None
         found = known.get(key)
         if found is None or found.shapes != shapes:
-            made = self._make(wanted, near, shapes, with_grad=with_grad)
-            found = known[key] = made
+            found = known[key] = self._make(wanted, near, shapes, with_grad=with_grad)
         return found
 
     def _make(
@@ -172,7 +171,7 @@ class DensityOfFit:
 
 
 def _in_parts(function: _Function, points: np.ndarray, *batch: np.ndarray) -> list[np.ndarray]:
-    """What a function returns at points (n, dim), so many at a time as it takes."""
+    """Results of a function at points (n, dim), as many at a time as it takes."""
     parts = []
     for begin in range(0, len(points), function.rows):
         part = points[begin : begin + function.rows]
@@ -184,7 +183,7 @@ def _in_parts(function: _Function, points: np.ndarray, *batch: np.ndarray) -> li
 
 
 def n_data(density: ModelDensity, *, all_rows: bool = True) -> int:
-    """Numbers in the data that an evaluation goes through: of all rows, or of a batch of them."""
+    """Count the numbers in the data of one evaluation: in all rows, or in a batch of them."""
     if all_rows and (stream := stream_of(density)) is not None:
         return stream.n_data
     found = 0

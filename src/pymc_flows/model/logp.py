@@ -1,7 +1,7 @@
 """Log density of a PyMC model over flat unconstrained vectors, for many draws at once.
 
-It prepares the model's log density once (checks per draw, large data as function inputs) and
-evaluates it for a batch of draws, vectorised where the graph allows it, else by a scan over draws.
+The graph of one draw is prepared once (checks per draw, large data as function inputs). It is
+vectorised over draws where that is possible, and else scanned over them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from pymc_flows.model.batching import (
 from pymc_flows.model.layout import (
     Slot,
     Start,
+    are_same,
     check_finite,
     fixed_lengths,
     initial_point,
@@ -77,8 +78,8 @@ class ModelDensity:
     dim : int
         Length of the flat vector.
     kept : dict
-        What has been made of the density, for as long as it lives: whoever makes it names it, and
-        sees to it that data may have been exchanged since.
+        Results of other modules, kept as long as the density. They must check whether data have
+        been replaced since.
 
     Raises
     ------
@@ -86,7 +87,7 @@ class ModelDensity:
         If the model has no free variable or a discrete one.
     """
 
-    has_all_rows = True  # False where a fit has been one of other processes' rows as well
+    has_all_rows = True  # False once a fit has shared the rows with other processes
 
     def __init__(self, model: pm.Model):
         self.model = model
@@ -100,17 +101,15 @@ class ModelDensity:
         self.kept: dict[Any, Any] = {}
 
     def is_current(self) -> bool:
-        """Whether the model still has the variables that it had, in shape and number."""
-        parts = parts_of(self.model)
+        """Whether the model still has the same variables, of the same shapes."""
         return (
             self.has_its_lengths()
-            and len(parts) == len(self._parts)
-            and all(a is b for a, b in zip(parts, self._parts, strict=True))
+            and are_same(parts_of(self.model), self._parts)
             and (self._is_static or layout(self.model) == self.slots)
         )
 
     def has_its_lengths(self) -> bool:
-        """Whether masks and lengths that its graph has taken from data are as they were."""
+        """Whether the data still give the masks and lengths that are part of the graph."""
         return all(pin.holds() for pin in self._pins)
 
     @property
@@ -121,21 +120,16 @@ class ModelDensity:
     # ------------------------------------------------------------------ flat vector <-> variables
 
     def unpack(self, z: TensorVariable) -> dict[Variable, TensorVariable]:
-        """Split flat vectors into the model's value variables.
-
-        Parameters
-        ----------
-        z : TensorVariable, shape (..., dim)
-
-        Returns
-        -------
-        dict of value variable to TensorVariable, shape (..., *shape of the variable)
-        """
+        """Split flat vectors z (..., dim) into `values`, each (..., *shape of the variable)."""
         batch = tuple(z.shape[i] if n is None else n for i, n in enumerate(z.type.shape[:-1]))
         return {
             value: z[..., slot.slice].reshape((*batch, *slot.shape)).astype(slot.dtype)
             for value, slot in zip(self.values, self.slots, strict=True)
         }
+
+    def split(self, z: np.ndarray) -> list[np.ndarray]:
+        """Values of `values`, in order, at a flat point (dim,)."""
+        return [z[slot.slice].reshape(slot.shape).astype(slot.dtype) for slot in self.slots]
 
     def pack(self, point: Mapping[str, np.ndarray]) -> np.ndarray:
         """Join values by name, shape of the variable each, into one flat vector (dim,)."""
@@ -150,9 +144,9 @@ class ModelDensity:
         start : mapping, optional
             Values by variable or its name; a transformed name (``"sigma_log__"``) means a value in
             the unconstrained space, as everywhere in PyMC. Values are broadcast to the variable.
-            As in `pymc.sample`, ``"prior"`` and ``"support_point"`` stand for values as well.
+            ``"prior"`` and ``"support_point"`` stand for values, as in `pymc.sample`.
         finite : bool
-            Whether to refuse what is not finite also where it comes from the model.
+            Whether to refuse also values of the model that are not finite.
 
         Raises
         ------
@@ -168,7 +162,7 @@ class ModelDensity:
         return self.pack(point)
 
     def not_named_in(self, start: Start | None) -> np.ndarray:
-        """Which coordinates (dim,) of `start` come from the model."""
+        """Mask (dim,) of the coordinates of `start` that come from the model."""
         free = names_without_value(self.model, start)
         mask = np.zeros(self.dim, dtype=bool)
         for slot in self.slots:
@@ -176,11 +170,7 @@ class ModelDensity:
         return mask
 
     def check_shapes(self) -> None:
-        """Raise `ModelError` if a free variable no longer has the shape the flow was built for.
-
-        Only variables whose shape depends on mutable data or coords can change; without any, this
-        costs nothing.
-        """
+        """Raise `ModelError` if a free variable no longer has the shape the flow was built for."""
         if self._is_static:
             return
         current = initial_point(self.model)
@@ -194,11 +184,12 @@ class ModelDensity:
                 )
 
     def check_lengths(self) -> None:
-        """Raise `ModelError` if data on which lengths or masks of the graph depend have changed."""
-        if changed := sorted({str(pin.variable.name) for pin in self._pins if not pin.holds()}):
+        """Raise `ModelError` if data have changed that decide on lengths or masks of the graph."""
+        pins = [*self._pins, *(self._replaced._pins if self._replaced is not None else ())]
+        if changed := sorted({str(pin.variable.name) for pin in pins if not pin.holds()}):
             raise ModelError(
                 f"the data {', '.join(changed)} have changed since the loop was compiled\nThey are "
-                "masks or decide on lengths, which is part of what is compiled: call fit() again "
+                "masks or decide on lengths, which are compiled into the loop: call fit() again "
                 "instead of refine(); it starts where the flow is now."
             )
 
@@ -232,15 +223,14 @@ class ModelDensity:
 
     @cached_property
     def is_random(self) -> bool:
-        """Whether the log density draws random numbers itself: of a minibatch, of a simulator.
+        """Whether the log density draws random numbers itself: for a minibatch or a simulator.
 
-        Then each evaluation is another estimate of it. What is known of one is not known of the
-        density: no importance weights, no ELBO from many draws at one of them.
+        Each evaluation is another estimate of it then, so that draws have no importance weights.
         """
         return bool(random_inputs(self.terms))
 
     def replaced(self, replacements: Replacements) -> ModelDensity:
-        """Return the same density with variables of the model replaced, made once; itself if none.
+        """Return the density with variables of the model replaced; itself if none are.
 
         Parameters
         ----------
@@ -256,14 +246,20 @@ class ModelDensity:
         checked = check_replacements(self.model, replacements)
         if not checked:
             return self
-        # Only the last ones are kept: a fit uses the same ones throughout.
+        # Only the last one is kept: a fit uses the same replacements throughout.
         known = self._replaced
         if known is None or known._replacements != checked or not known.has_its_lengths():
-            known = self._replaced = copy.copy(self)
-            for name in ("named_terms", "terms", "is_random"):
-                known.__dict__.pop(name, None)
-            known._replacements, known._replaced, known.kept, known._pins = checked, None, {}, []
+            known = self._replaced = self.copied()
+            known._replacements = checked
         return known
+
+    def copied(self) -> ModelDensity:
+        """Copy the density without anything that has been made of it, for another log density."""
+        other = copy.copy(self)
+        for name in ("named_terms", "terms", "is_random"):
+            other.__dict__.pop(name, None)
+        other._replaced, other._pins, other.kept = None, [], {}
+        return other
 
     def single(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
         """Log prior and log likelihood at one point z (dim,)."""
@@ -274,7 +270,7 @@ class ModelDensity:
         return self._at_all(z, self.replaced(replacements).terms)
 
     def vectorized(self, z: TensorVariable) -> Batch | str:
-        """`batched` with a reason not to use it, if there is one; or why it cannot be."""
+        """`batched`, with a reason not to use it if there is one; or why it is impossible."""
         return self._vectorized(z, self.terms)
 
     def looped(self, z: TensorVariable, replacements: Replacements = None) -> list[TensorVariable]:
@@ -292,10 +288,10 @@ class ModelDensity:
         replacements: Replacements = None,
         tiled: bool = False,
     ) -> tuple[list[TensorVariable], TensorVariable, list[TensorVariable]]:
-        """Values and gradient of weights[0]·log prior + weights[1]·log likelihood.
+        """Values and gradient of weights[0]·log prior + weights[1]·log likelihood, in nats.
 
-        The gradient is taken draw by draw or micro-batch by micro-batch inside the scan: nothing is
-        ever differentiated through a scan over draws.
+        Inside a scan over draws or micro-batches, the gradient is taken step by step: nothing is
+        differentiated through the scan.
 
         Parameters
         ----------
@@ -308,12 +304,12 @@ class ModelDensity:
         replacements : mapping, optional
             Applied to the log density first.
         tiled : bool
-            Whether sums of `rows_in_tiles` are taken tile by tile; not with ``extra``.
+            Whether to take the sums of `rows_in_tiles` tile by tile; ignored with ``extra``.
 
         Returns
         -------
         values : [log prior, log likelihood], shape (draws,) each
-        grad : shape (draws, dim)
+        gradient : shape (draws, dim)
         extra_grads : gradients of the weighted sum over all draws, shapes of ``extra``
         """
         n_draws = z.type.shape[0]
@@ -321,11 +317,12 @@ class ModelDensity:
             terms = self.replaced(replacements).terms
             return *tiled_value_and_grad(terms, self.unpack, z, weights, sums), []
         if n_draws == 1 or (micro_batch or 0) >= n_draws:
-            single = n_draws == 1
-            values = self.single(z[0], replacements) if single else self.batched(z, replacements)
-            values = [pt.atleast_1d(v) for v in values]
-            grads = weighted_gradient(values, weights, [z, *extra])
-            return values, grads[0], grads[1:]
+            if n_draws == 1:
+                values = [pt.atleast_1d(v) for v in self.single(z[0], replacements)]
+            else:
+                values = self.batched(z, replacements)
+            gradient, *extra_grads = weighted_gradient(values, weights, [z, *extra])
+            return values, gradient, extra_grads
 
         def one(
             terms: list[TensorVariable], rows: TensorVariable, *counts: TensorVariable
@@ -336,24 +333,22 @@ class ModelDensity:
                 counted = [pt.switch(counts[0], v, pt.zeros_like(v)) for v in values]
             return [*values, *weighted_gradient(counted, weights, [rows, *extra])]
 
-        outer = [w for w in weights if isinstance(w, Variable)]
-        prior, data, grad, *extra_grads = loop_over_draws(
+        prior, data, gradient, *extra_grads = loop_over_draws(
             one,
             self.replaced(replacements).terms,
             [*self.values, *extra],
             in_micro_batches(z, n_draws, micro_batch),
-            outer=outer,
+            outer=[w for w in weights if isinstance(w, Variable)],
         )
         return (
             [prior.reshape((-1,))[:n_draws], data.reshape((-1,))[:n_draws]],
-            grad.reshape((-1, self.dim))[:n_draws],
+            gradient.reshape((-1, self.dim))[:n_draws],
             [g.sum(axis=0) for g in extra_grads],
         )
 
     def rows_in_tiles(self, n_draws: int, replacements: Replacements = None) -> list[RowSum]:
-        """Sums over rows that are worth a loop over tiles for so many draws at once."""
-        density = self.replaced(replacements)
-        found = row_sums(density.terms, self.values, n_draws)
+        """Sums over rows that are worth a loop over tiles, for so many draws at once."""
+        found = row_sums(self.replaced(replacements).terms, self.values, n_draws)
         pinned = {pin.variable for pin in self._pins}  # each fit asks more than once
         self._pins += [pin for x in found for pin in x.pins if pin.variable not in pinned]
         return found
@@ -368,8 +363,8 @@ class ModelDensity:
         return found.outputs
 
     def _vectorized(self, rows: TensorVariable, terms: list[TensorVariable]) -> Batch | str:
-        # On an input of its own first: joining copies the graph, and with it whatever ``rows`` are
-        # computed from, which would cut the result off from the ``rows`` of the caller.
+        # `vectorized` copies its graph. With ``rows`` in it, it would copy what these are computed
+        # from, and the result would not depend on the ``rows`` of the caller.
         points = rows.type()
         if isinstance(found := vectorized(terms, self.unpack(points), "the log density"), str):
             return found
@@ -383,10 +378,10 @@ _DENSITIES: WeakValueDictionary[int, ModelDensity] = WeakValueDictionary()
 
 
 def density_of(model: pm.Model) -> ModelDensity:
-    """Return the density of a model: the same as before, while something uses that one.
+    """Return the density of a model: the same one, while it is in use.
 
-    So what has been found out about it, and compiled for it, need not be again: a model with a Scan
-    takes seconds. A model that has got other variables since has another density.
+    What has been found out about it and compiled for it is used again; a model with a Scan takes
+    seconds. A model that has got other variables since has another density.
 
     Raises
     ------

@@ -29,14 +29,13 @@ _log = logging.getLogger(__name__)
 
 type _Map = Callable[..., list[np.ndarray]]
 
-# By the names that values are given under, and whether with log-determinants. They live as long as
-# the density.
+# Functions of each density, by the names of the values and whether they return log-determinants.
 _MAPS: WeakKeyDictionary[ModelDensity, dict[tuple[tuple[str, ...], bool], _Map]]
 _MAPS = WeakKeyDictionary()
 
-# A value of the support comes back from the unconstrained space as it was, up to this.
+# A value is in the support if it comes back from the unconstrained space with at most this error.
 _RTOL, _ATOL = 1e-4, 1e-6
-# The order in which the dims of draws lead.
+# Dims of draws, in the order in which they come first.
 _SAMPLE_DIMS = ("chain", "draw", "sample")
 
 
@@ -52,8 +51,7 @@ class Unconstrained:
     log_det : ndarray, shape (n,) or ()
         log|det ∂constrained/∂unconstrained|, in nats; 0 if it was not asked for.
     inside : ndarray of bool, shape (n,)
-        Whether a point lies in the support, that is, has a place in the unconstrained space.
-        Values that are NaN count as inside.
+        Whether a point lies in the support. Values that are NaN count as inside.
     """
 
     points: np.ndarray
@@ -97,7 +95,7 @@ def to_unconstrained(
     if with_log_det:
         _check_has_density(density)
     shapes = rv_shapes(model) | {slot.name: slot.shape for slot in density.slots}
-    batch = _batch_shape(arrays, {name: tuple(map(int, shapes[name])) for name in arrays})
+    batch = _batch_shape(arrays, shapes)
     n = int(np.prod(batch, dtype=int))
     if n == 0:
         return Unconstrained(
@@ -118,7 +116,7 @@ def to_unconstrained(
 
 
 def _chosen(model: pm.Model, points: Any) -> dict[str, np.ndarray]:
-    """One array for each free variable, in their order, with the axes of the draws first."""
+    """One array for each free variable, in order, with the axes of the draws first."""
     pairs = [(rv.name, model.rvs_to_values[rv].name) for rv in model.free_RVs]
     if isinstance(points, Mapping) and not isinstance(points, Dataset | DataTree):
         known = {name for pair in pairs for name in pair}
@@ -152,10 +150,10 @@ def _chosen(model: pm.Model, points: Any) -> dict[str, np.ndarray]:
 def _arrays_of(points: Any) -> dict[str, np.ndarray]:
     """Variables of a Dataset, or of the posterior of a tree, with chain and draw first."""
     if not is_named(points):
+        shape = f" of shape {points.shape}" if isinstance(points, np.ndarray) else ""
         raise ArgumentError(
             "draws must be given by name: a DataTree, as pm.sample returns it, a Dataset, or a "
-            f"dict of arrays\ngot {type(points).__name__}"
-            + (f" of shape {points.shape}" if isinstance(points, np.ndarray) else "")
+            f"dict of arrays\ngot {type(points).__name__}{shape}"
         )
     if isinstance(points, DataTree):
         points = points.children.get("posterior", points).to_dataset()
@@ -198,7 +196,7 @@ def _batch_shape(
 def _check_has_density(density: ModelDensity) -> None:
     shapes = rv_shapes(density.model)
     for rv, slot in zip(density.model.free_RVs, density.slots, strict=True):
-        shape = tuple(map(int, shapes[rv.name]))
+        shape = shapes[rv.name]
         if _is_circular(density.model.rvs_to_transforms[rv]):
             raise ModelError(
                 f"{rv.name!r} is an angle: each of its values stands for many points of the "
@@ -213,12 +211,10 @@ def _check_has_density(density: ModelDensity) -> None:
 
 
 def _is_circular(transform: Any) -> bool:
-    """Whether a transform, or one in a chain, wraps the real line around a circle.
-
-    By its name: `pymc.dims` has a class of its own for that.
-    """
+    """Whether a transform, or one in a chain, wraps the real line around a circle."""
     if isinstance(transform, ChainedTransform):
         return any(map(_is_circular, transform.transform_list))
+    # By name: `pymc.dims` has a class of its own for such a transform.
     return getattr(transform, "name", None) == "circular"
 
 
@@ -230,10 +226,10 @@ def _function_of(density: ModelDensity, names: tuple[str, ...], *, with_log_det:
 
 
 def _function(density: ModelDensity, names: tuple[str, ...], *, with_log_det: bool) -> _Map:
-    """From values under the given names, all draws at once, to unconstrained ones.
+    """Make a function of values under the given names, for all draws at once.
 
-    Then constrained ones, which are those given where they are in the support, and
-    log-determinants.
+    It returns unconstrained values, then the constrained values that these stand for (the given
+    ones, if they lie in the support), then log-determinants.
     """
     model = density.model
     constrained: dict[Variable, Variable] = {}

@@ -18,8 +18,6 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.model.layout import tensors
 from pymc_flows.support.compat import RandomGeneratorType, replace_rvs_by_values
 
-__all__ = ["DataValues", "Replacements", "check_replacements", "named_terms", "parts_of"]
-
 type Replacements = Mapping[Variable, Variable] | None
 
 
@@ -32,10 +30,10 @@ def named_terms(
     ----------
     model : pymc.Model
     values : sequence of TensorVariable
-        What takes the places of the model's value variables.
+        Tensors in the place of the model's value variables.
     replacements : mapping of Variable to Variable, optional
-        Variables that the model is built from, and what stands in their place, both checked by
-        `check_replacements`.
+        Result of `check_replacements`: variables that the model is built from, and variables in
+        their place.
 
     Returns
     -------
@@ -48,31 +46,24 @@ def named_terms(
     ArgumentError
         If the log density does not depend on a variable that is to be replaced.
     """
-    names = [var.name for var in (*model.basic_RVs, *model.potentials)]
-    terms = _replaced_logp(model, replacements) if replacements else _logp(model)
+    parts = [*model.basic_RVs, *model.potentials]
+    terms = _replaced_logp(model, replacements) if replacements else model.logp(parts, sum=False)
     given = dict(zip(model.value_vars, values, strict=True))
-    return dict(zip(names, with_fixed_generators(tensors(terms, given)), strict=True))
-
-
-def _logp(model: pm.Model) -> list[Variable]:
-    return model.logp([*model.basic_RVs, *model.potentials], sum=False)
+    found = with_fixed_generators(tensors(terms, given))
+    return {var.name: term for var, term in zip(parts, found, strict=True)}
 
 
 def _replaced_logp(model: pm.Model, replacements: Mapping[Variable, Variable]) -> list[Variable]:
     """Derive the log density of a model with inputs in place of the variables, then fill them in.
 
-    PyMC clones whatever it derives a log density from, so a computed variable of the model cannot
-    be found in the result. An input is not cloned.
+    PyMC clones the variables that it derives a log density from, so that a computed variable of the
+    model cannot be found in the result. An input is not cloned.
     """
     inputs = {old: old.type(f"replaced_{i}") for i, old in enumerate(replacements)}
-    rvs, potentials = model.basic_RVs, model.potentials
-    graphs = [*rvs, *(model.rvs_to_values[rv] for rv in rvs), *potentials]
+    rvs, n = model.basic_RVs, len(model.basic_RVs)
+    graphs = [*rvs, *(model.rvs_to_values[rv] for rv in rvs), *model.potentials]
     graphs = graph_replace(graphs, inputs, strict=False)
-    new_rvs, values, potentials = (
-        graphs[: len(rvs)],
-        graphs[len(rvs) : 2 * len(rvs)],
-        graphs[2 * len(rvs) :],
-    )
+    new_rvs, values, potentials = graphs[:n], graphs[n : 2 * n], graphs[2 * n :]
     of_model = {
         "rvs_to_values": dict(zip(new_rvs, values, strict=True)),
         "rvs_to_transforms": {
@@ -83,7 +74,7 @@ def _replaced_logp(model: pm.Model, replacements: Mapping[Variable, Variable]) -
         *transformed_conditional_logp(new_rvs, **of_model),
         *replace_rvs_by_values(potentials, **of_model),
     ]
-    # What the function of a CustomDist refers to, without having it as an argument, is still there.
+    # A variable that the function of a CustomDist uses without an argument for it is still there.
     used = set(ancestors(terms))
     given = {}
     for old, new in replacements.items():
@@ -98,7 +89,7 @@ def _replaced_logp(model: pm.Model, replacements: Mapping[Variable, Variable]) -
 
 
 def check_replacements(model: pm.Model, replacements: Replacements) -> dict[Variable, Variable]:
-    """Return the replacements as a dict of their own; none is an empty one.
+    """Return the replacements as a new dict, which is empty without any.
 
     Raises
     ------
@@ -139,7 +130,7 @@ def check_replacements(model: pm.Model, replacements: Replacements) -> dict[Vari
 
 
 def parts_of(model: pm.Model) -> list[object]:
-    """What the log density of a model is made of, besides values of data."""
+    """The objects that the log density of a model is made from, apart from values of data."""
     maps = model.rvs_to_values, model.rvs_to_transforms
     pairs = [part for mapping in maps for pair in mapping.items() for part in pair]
     return [*model.free_RVs, *model.observed_RVs, *model.potentials, *pairs, model.check_bounds]

@@ -1,8 +1,7 @@
 """Values of the terms of a model's log density at points, outside of any fit.
 
-By them a model is known again: the names, shapes and transforms of a model say nothing of its
-priors and data. Its log density at a few points does, term by term, so that it can also be said
-which term is another one.
+They tell whether a model is the one of a file: names, shapes and transforms say nothing about
+priors and data, but the log density at a few points does, and its terms say where models differ.
 """
 
 from __future__ import annotations
@@ -19,16 +18,14 @@ from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.ops import random_inputs
 from pymc_flows.model.logp import ModelDensity
 
-__all__ = ["different_terms", "probe", "terms_at"]
-
 type Values = dict[str, list[float]]
 type _Function = Callable[..., list[np.ndarray]]
 
-# By whether random terms are left out. They live as long as the density.
+# Names and functions of the terms of each density, by whether random ones are left out.
 _FUNCTIONS: WeakKeyDictionary[ModelDensity, dict[bool, tuple[list[str], _Function]]]
 _FUNCTIONS = WeakKeyDictionary()
 
-# Relative differences of a term beyond these are no rounding: other machines and versions sum in
+# Relative differences of a term up to these may be rounding: other machines and versions sum in
 # other orders.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
 
@@ -42,9 +39,9 @@ def terms_at(
     ----------
     density : ModelDensity
     points : ndarray, shape (n, dim)
-        Of the unconstrained space.
+        In the unconstrained space.
     without_random : bool
-        Leave out terms that are random, such as those of a minibatch or a simulator.
+        Whether to leave out random terms, such as those of a minibatch or a simulator.
 
     Returns
     -------
@@ -55,10 +52,7 @@ def terms_at(
     if without_random not in known:
         known[without_random] = _function(density, without_random=without_random)
     names, function = known[without_random]
-    rows = [
-        function(*(z[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots))
-        for z in points
-    ]
+    rows = [function(*density.split(z)) for z in points]
     values = np.array(rows, dtype=float).reshape((len(points), len(names)))
     return dict(zip(names, values.T, strict=True))
 
@@ -69,16 +63,14 @@ def _function(density: ModelDensity, *, without_random: bool) -> tuple[list[str]
         for name, term in density.named_terms.items()
         if not (without_random and random_inputs([term]))
     }
-    inputs = density.values
-    fn = function_of(inputs, list(terms.values()), mode=NUMPY)
-    return list(terms), fn
+    return list(terms), function_of(density.values, list(terms.values()), mode=NUMPY)
 
 
 def probe(density: ModelDensity, points: np.ndarray) -> Values | None:
     """Evaluate the terms of a log density, in nats, at points (n, dim) of the unconstrained space.
 
-    Terms that are random (of a minibatch, of a simulator) are left out. None if the model cannot be
-    evaluated there.
+    Random terms (of a minibatch or a simulator) are left out. The result is None if the model
+    cannot be evaluated there.
     """
     try:
         found = terms_at(density, points, without_random=True)
@@ -93,9 +85,9 @@ def different_terms(found: Mapping[str, Any], expected: Values) -> list[str]:
     Parameters
     ----------
     found : mapping of str to list of float
-        As `probe` has returned them, from the file.
+        Results of `probe` in the file.
     expected : dict of str to list of float
-        Of the model at hand.
+        Results of `probe` for the model.
 
     Raises
     ------

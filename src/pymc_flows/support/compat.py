@@ -119,7 +119,7 @@ from pytensor.tensor.math import All, Dot, Max, Min, Sum
 
 # Random variables, and the type of their generators. Instead: their new places.
 from pytensor.tensor.random.op import RandomVariable
-from pytensor.tensor.random.type import RandomGeneratorType, RandomType
+from pytensor.tensor.random.type import RandomGeneratorType
 
 # Ops, as above.
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape

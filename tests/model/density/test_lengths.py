@@ -102,6 +102,20 @@ def test_what_is_compiled_is_not_used_with_another_mask():
 
 
 @pytest.mark.jax
+def test_masks_of_replacements_are_checked():
+    with pm.Model() as model:
+        x, b = pm.Data("x", X[:4]), pm.Normal("b")
+        pm.Normal("y", b * x, 1.0, observed=np.zeros(4))
+    mask = pytensor.shared(MASK, "mask", shape=MASK.shape)
+    density = density_of(model)
+    assert density.replaced({x: pt.constant(X)[mask]}).terms
+    density.check_lengths()
+    mask.set_value(np.roll(MASK, 1))
+    with pytest.raises(ModelError, match="the data mask have changed"):
+        density.check_lengths()
+
+
+@pytest.mark.jax
 def test_rows_in_tiles_may_become_more(monkeypatch, rng):
     monkeypatch.setattr(find, "TILE_BYTES", 8 * 8 * 4)
     x = rng.normal(size=90)

@@ -178,6 +178,14 @@ def test_draws_that_are_mixed_in_a_small_gradient_are_found_out(size):
     assert "differs from that of single draws" in found.reason
 
 
+@pytest.mark.parametrize("found", [1.0, np.inf, np.nan])
+def test_an_infinite_value_is_a_difference(found):
+    values = np.array([-np.inf, 2.0, 3.0])
+    assert _dry_run._agree(values, values)
+    assert not _dry_run._agree(np.array([found, 2.0, 3.0]), values)
+    assert not _dry_run._agree(values, np.array([found, 2.0, 3.0]))
+
+
 def test_rounding_of_terms_that_cancel_is_no_difference():
     with pm.Model() as model:
         x = pm.Flat("x", shape=2)

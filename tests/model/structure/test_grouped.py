@@ -1,6 +1,7 @@
 """Log densities by group sum to the whole, and a group's changes with its own latents only."""
 
 import numpy as np
+import pymc as pm
 import pytest
 
 from models import ZOO
@@ -24,6 +25,21 @@ def test_groups_sum_to_the_log_density(name):
     np.testing.assert_allclose(shared + by_group.sum(axis=1), expected, rtol=1e-10)
     assert grouped.n_evaluations == 5
     assert np.isneginf(expected).any() == (name == "without_transform")
+
+
+def test_variables_and_data_may_be_empty():
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale")
+        pm.Normal("none", 0, scale, shape=(0, 2))
+        a = pm.Normal("a", 0, scale, shape=3)
+        pm.Normal("nothing", a[np.zeros(0, int)], 1, observed=np.zeros(0))
+        pm.Normal("y", a, 1, observed=np.arange(3.0))
+    density = ModelDensity(model)
+    points = points_near(density, 2)
+    shared, by_group = GroupedDensity(density, structure_of(density))(points)
+    assert by_group.shape == (2, 3)
+    expected = LogDensity(density).value(points)
+    np.testing.assert_allclose(shared + by_group.sum(axis=1), expected)
 
 
 def test_a_group_sees_its_own_latents():

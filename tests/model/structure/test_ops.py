@@ -62,6 +62,7 @@ EXACT = {
     "sparse product": lambda x: pytensor.sparse.dot(BAND, x[:, None]),
     "sparse from the right": lambda x: pytensor.sparse.dot(x[None, :], BAND),
     "switch of data": lambda x: pt.switch(MASK, x, 2 * x[::-1]),
+    "switch of latents": lambda x: pt.switch(x[:3], x[3:], 2 * x[3:]),
     "softmax": lambda x: pt.special.softmax(x.reshape((3, 2)), axis=1),
     "log softmax": lambda x: pt.special.log_softmax(x.reshape((3, 2)), axis=1),
     "logsumexp": lambda x: pt.logsumexp(x.reshape((3, 2)), axis=1),
@@ -76,7 +77,10 @@ EXACT = {
     "sort": lambda x: pt.sort(x.reshape((2, 3)), axis=1)[:, :1] + pt.zeros((2, 3)) * x[0],
 }
 # Sets know that elements may matter, not that they cancel, or that they were compared.
-INEXACT = {"batch of solutions", "cast", "differences", "maximum", "sort", "triangular"}
+INEXACT = {
+    *("batch of solutions", "cast", "differences", "maximum", "sort", "switch of latents"),
+    "triangular",
+}
 # Derivatives that are left to differences.
 DIFFERENCED = {"product", "cumprod", "sort"}
 
@@ -139,6 +143,15 @@ def test_what_is_not_understood_is_named_and_counts_as_dense():
     found = structure(model)
     assert found.unknown == {"Expm": 1}
     np.testing.assert_array_equal(found.incidence[4:].toarray(), np.ones((1, 4)))
+
+
+def test_what_is_added_once_to_an_element_counts_as_dense():
+    """Sums over equal indices would add it several times."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1, shape=4)
+        added = pt.inc_subtensor(x[np.array([1, 1])], x[2:], ignore_duplicates=True)
+        pm.Potential("f", pt.exp(added))
+    assert structure(model).unknown == {"AdvancedIncSubtensor": 1}
 
 
 def test_linear_algebra_stays_within_an_element_of_a_batch():

@@ -9,7 +9,9 @@ import pytest
 
 import pymc_flows as pmf
 from models import ZOO
-from pymc_flows.errors import ArgumentError
+from pymc_flows.errors import ArgumentError, ModelError
+from pymc_flows.model.curvature import Curvature
+from pymc_flows.model.logp import density_of
 from pymc_flows.model.structure import structure
 
 COUNTY = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6])
@@ -108,6 +110,49 @@ def test_nested_plates():
     assert not len(found.separator)
     assert found.group_name(0) == "a[A] and 3 more"
     assert_independent(found)
+
+
+def test_a_prior_may_have_no_second_derivative():
+    def logp(x, mu):
+        return -((x - mu) ** 2).sum() - mu[0] ** 2 * x.prod() ** 2
+
+    with pm.Model() as model:
+        mu = pm.Normal("mu", shape=3)
+        pm.CustomDist("x", mu, logp=logp, signature="(n)->(n)", shape=3)
+    assert structure(model).field_names == ("mu", "x")
+
+
+def test_functions_without_second_derivatives_leave_no_field():
+    """PyTensor has the derivative of an incomplete gamma function by its shape as a series."""
+
+    def model(shape, rate):
+        with pm.Model() as model:
+            scale = pm.HalfNormal("scale")
+            a = pm.Normal("a", 0, scale, shape=3)
+            lasted = pm.Gamma.dist(shape(scale, a), rate(scale, a))
+            pm.Censored("y", lasted, lower=None, upper=2, observed=[0.5, 2.0, 2.0])
+        return model
+
+    of_field = model(lambda scale, a: pt.exp(a), lambda scale, a: scale)
+    why = "PyTensor has no second derivative of Gammainc, in y"
+    assert structure(of_field).why_not == why
+    with pytest.raises(ModelError, match=f"no exact curvature: {why}"):
+        Curvature(density_of(of_field)).pattern  # noqa: B018 - reads the graph
+    of_hyper = model(lambda scale, a: scale, lambda scale, a: pt.exp(a))
+    assert structure(of_hyper).why_not is None
+
+
+def test_a_label_is_shared_by_all_elements_of_a_group():
+    with pm.Model(coords={"school": ["A", "B"], "item": range(80)}) as model:
+        scale = pm.HalfNormal("scale")
+        a = pm.Normal("a", 0, scale, dims=("school", "item"))
+        pm.Normal("y", a, 1, observed=np.zeros((2, 80)))
+    names, indices = structure(model).names, 1 + np.arange(160)
+    assert names.common(indices) == "a[A, 0] and 159 more"
+    assert names.common(indices[80:]) == "school=B"
+    assert names.common(indices[5::80]) == "item=5"
+    with pytest.raises(IndexError, match="expected indices from 0 to 160"):
+        names.element(161)
 
 
 def test_fixed_effects_join_the_hyperparameters_while_they_are_few():

@@ -1,4 +1,4 @@
-"""Where weighted products of Jacobian rows go in the Hessian, found once."""
+"""The sum of weighted products of Jacobian rows, whose places in the Hessian are found once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from pymc_flows.model.curvature.jacobians import Floats, Matrix, binned
+from pymc_flows.model.curvature.jacobians import Matrix, binned
 from pymc_flows.model.curvature.kernels import outer_products
-from pymc_flows.model.structure.rows import Ints, Pattern, Rows, distinct_rows, ranges
+from pymc_flows.model.structure.rows import (
+    Floats,
+    Ints,
+    Pattern,
+    Rows,
+    distinct_rows,
+    indptr_of,
+    ranges,
+)
 
-# So few products need no kernel: to load numba and the kernel takes longer than many Hessians.
+# So few products need no kernel: loading numba and the kernel takes longer than many Hessians.
 FEW = 1_000
-# From this many pairs of rows with one pattern on, products of dense matrices are quicker.
+# From so many pairs of rows and columns of one pattern on, products of dense matrices are quicker.
 _MIN_DENSE_ROWS, _MIN_DENSE_COLUMNS = 16, 6
 
 
@@ -28,10 +36,11 @@ class Product:
     left, right : Rows
         Jacobians, element by element of w.
     slot : int
-        Where w is found.
+        Slot of w.
     same : bool
+        Whether U and V are the same rows.
     elements : ndarray of int, optional
-        Which elements of what is found there; None for all.
+        Elements of the slot; None for all.
     """
 
     left: Rows[Matrix]
@@ -49,7 +58,7 @@ class _Pairs:
     ----------
     product : Product
     pair : ndarray of int, optional
-        The pair of each element of w; None where all are distinct.
+        The pair of each element of w; None if all are distinct.
     left, right : ndarray of int
         Rows of the pairs.
     table : ndarray of int
@@ -57,7 +66,7 @@ class _Pairs:
     begin : ndarray of int
         Where tables begin.
     keys : ndarray of int
-        Column · n + row of all entries of all tables, lower triangle.
+        Row · n + column of all entries of all tables, in the lower triangle.
     """
 
     product: Product
@@ -82,9 +91,9 @@ class _Listed:
     ----------
     pairs : _Pairs
     weight, left, right, place : ndarray of int
-        Where the three factors are, and where the product goes.
+        Positions of the three factors, and of the product.
     times : ndarray
-        2 for an entry of the diagonal that stands for both triangles.
+        2 for an entry of the diagonal that stands for both triangles, else 1.
     """
 
     pairs: _Pairs
@@ -97,23 +106,16 @@ class _Listed:
     @classmethod
     def of(cls, pairs: _Pairs, places: Ints) -> _Listed:
         """List the products of pairs of rows."""
-        one, other = pairs.product.left.matrix.pattern, pairs.product.right.matrix.pattern
-        starts = one.indptr[pairs.left], other.indptr[pairs.right]
-        widths = one.indptr[pairs.left + 1] - starts[0], other.indptr[pairs.right + 1] - starts[1]
-        sizes = widths[0] * widths[1]
-        weight = np.repeat(np.arange(len(sizes)), sizes)
-        row, column = np.divmod(ranges(np.zeros_like(sizes), sizes), widths[1][weight])
-        if pairs.product.same:
-            kept = column <= row
-            weight, row, column = weight[kept], row[kept], column[kept]
-        left, right = starts[0][weight] + row, starts[1][weight] + column
-        found = np.diff(pairs.begin)[pairs.table]
-        place = places[ranges(pairs.begin[pairs.table], found)]
-        twice = one.indices[left] == other.indices[right] if not pairs.product.same else False
+        product = pairs.product
+        one, other = product.left.matrix.pattern, product.right.matrix.pattern
+        weight, left, right = _outer(one, other, pairs.left, pairs.right, same=product.same)
+        sizes = np.diff(pairs.begin)[pairs.table]
+        place = places[ranges(pairs.begin[pairs.table], sizes)]
+        twice = False if product.same else one.indices[left] == other.indices[right]
         return cls(pairs, weight, left, right, place, np.where(twice, 2.0, 1.0))
 
     def sums(self, w: Floats, n: int) -> Floats:
-        """Sums (points, n) with weights (points, pairs)."""
+        """Sums (points, n) of the products, with weights (points, pairs)."""
         left, right = self.pairs.product.left.matrix.data, self.pairs.product.right.matrix.data
         products = w[:, self.weight] * left[..., self.left] * right[..., self.right] * self.times
         return binned(self.place, products, n)
@@ -128,50 +130,54 @@ def _pairs(product: Product, n: int) -> _Pairs:
         left, right, pair = a.index, b.index, None
     else:
         left, right, pair = distinct // width, distinct % width, index
-    patterns = a.matrix.pattern, b.matrix.pattern
-    kinds = _kinds(patterns[0], left), _kinds(patterns[1], right)
+    one, other = a.matrix.pattern, b.matrix.pattern
+    kinds = _kinds(one, left), _kinds(other, right)
     table_code = kinds[0] * (int(kinds[1].max(initial=0)) + 1) + kinds[1]
     _, first, table = np.unique(table_code, return_index=True, return_inverse=True)
-    begin, keys = _tables(patterns, left[first], right[first], n, same=product.same)
+    owner, i, j = _outer(one, other, left[first], right[first], same=product.same)
+    rows, columns = one.indices[i], other.indices[j]
+    keys = np.maximum(rows, columns) * n + np.minimum(rows, columns)
+    begin = indptr_of(np.bincount(owner, minlength=len(first)))
     return _Pairs(product, pair, left, right, table, begin, keys)
 
 
 def _kinds(pattern: Pattern, rows: Ints) -> Ints:
-    """Number the patterns of rows: equal numbers, equal columns."""
+    """Number the patterns of rows: equal numbers mean equal columns."""
     used, index = np.unique(rows, return_inverse=True)
     return distinct_rows(pattern, used)[index]
 
 
-def _tables(
-    patterns: tuple[Pattern, Pattern], left: Ints, right: Ints, n: int, *, same: bool
-) -> tuple[Ints, Ints]:
-    """Entries of the outer products of rows, as the kernel goes through them."""
-    starts = patterns[0].indptr[left], patterns[1].indptr[right]
-    lengths = patterns[0].indptr[left + 1] - starts[0], patterns[1].indptr[right + 1] - starts[1]
-    sizes = lengths[0] * lengths[1]
-    offset = ranges(np.zeros_like(sizes), sizes)
-    table = np.repeat(np.arange(len(sizes)), sizes)
-    row, column = np.divmod(offset, lengths[1][table])
+def _outer(
+    one: Pattern, other: Pattern, left: Ints, right: Ints, *, same: bool
+) -> tuple[Ints, Ints, Ints]:
+    """Products of entries of pairs of rows, in the order of the kernel.
+
+    Returns
+    -------
+    pair, left, right : ndarray of int
+        The pair that each product is of, and the positions of its two entries.
+    """
+    starts = one.indptr[left], other.indptr[right]
+    widths = one.indptr[left + 1] - starts[0], other.indptr[right + 1] - starts[1]
+    sizes = widths[0] * widths[1]
+    pair = np.repeat(np.arange(len(sizes)), sizes)
+    row, column = np.divmod(ranges(np.zeros_like(sizes), sizes), widths[1][pair])
     if same:
         kept = column <= row
-        table, row, column = table[kept], row[kept], column[kept]
-        sizes = lengths[0] * (lengths[0] + 1) // 2
-    first = patterns[0].indices[starts[0][table] + row]
-    second = patterns[1].indices[starts[1][table] + column]
-    keys = np.maximum(first, second) * n + np.minimum(first, second)
-    return np.concatenate([[0], np.cumsum(sizes)]), keys
+        pair, row, column = pair[kept], row[kept], column[kept]
+    return pair, starts[0][pair] + row, starts[1][pair] + column
 
 
 class Assembly:
-    """Adds up products into a symmetric sparse matrix of fixed pattern.
+    """Adds products up to a symmetric sparse matrix of fixed pattern.
 
     Parameters
     ----------
     products : sequence of Product
     n : int
-        Rows and columns.
+        Number of rows and of columns.
     extra : ndarray of int
-        Further entries, as row · n + column of the lower triangle.
+        Further entries, as row · n + column in the lower triangle.
     """
 
     def __init__(self, products: Sequence[Product], n: int, extra: Ints):
@@ -180,8 +186,8 @@ class Assembly:
         diagonal = np.arange(n) * (n + 1)
         distinct = [_ascending(p.keys) for p in pairs]
         self._keys = _ascending(np.concatenate([diagonal, extra, *distinct]))
-        nothing = np.zeros(0, dtype=np.intp)
-        self._pairs = [(replace(p, keys=nothing), self.positions(p.keys)) for p in pairs]
+        no_keys = np.zeros(0, dtype=np.intp)  # they take much memory
+        self._pairs = [(replace(p, keys=no_keys), self.positions(p.keys)) for p in pairs]
         self._listed = [_Listed.of(*p) for p in self._pairs] if self.size <= FEW else None
         row, column = np.divmod(self._keys, n)
         off = row != column
@@ -214,9 +220,9 @@ class Assembly:
         return len(self._indices)
 
     def lower(self, slots: Sequence[Floats], n_points: int) -> Floats:
-        """Entries of the lower triangle of the sum of all products, points by rows.
+        """Entries of the lower triangle of the sum of all products, a row for each point.
 
-        Slots have as many rows, or one for all points.
+        Slots have a row for each point, or one for all.
         """
         out = np.zeros((n_points, len(self._keys)))
         for k, (pairs, places) in enumerate(self._pairs):
@@ -245,7 +251,7 @@ class Assembly:
 
 
 def _ascending(keys: Ints) -> Ints:
-    """Different keys in order: `np.unique` takes ten times as long for tens of millions."""
+    """Distinct keys in order: `np.unique` takes ten times as long for tens of millions."""
     ordered = np.sort(keys)
     first = np.ones(len(ordered), dtype=bool)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -283,7 +289,7 @@ def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
 def _add_dense(
     out: Floats, w: Floats, left_values: Floats, right_values: Floats, pairs: _Pairs, places: Ints
 ) -> None:
-    """Add at one point, where all rows have the same columns."""
+    """Add products at one point, if all rows have the same columns."""
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
     u = left_values[_entries(left.pattern, pairs.left)]
     if pairs.product.same:
@@ -297,6 +303,7 @@ def _add_dense(
     out += np.bincount(places, weights=full.ravel(), minlength=len(out))
 
 
-def _entries(pattern: Pattern, rows: Ints) -> npt.NDArray[np.intp]:
+def _entries(pattern: Pattern, rows: Ints) -> Ints:
+    """Positions of the entries of rows of one width, row by row."""
     width = pattern.indptr[rows[0] + 1] - pattern.indptr[rows[0]]
     return pattern.indptr[rows][:, None] + np.arange(width)

@@ -1,11 +1,10 @@
-"""What a Hessian is made of, at many points in one call."""
+"""The arrays that a Hessian is made of, at many points in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
@@ -14,14 +13,13 @@ from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.model.batching import vectorized
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.rows import Floats
 
-type Floats = npt.NDArray[np.float64]
-
-# Numbers of all arrays that are held at once; with more for each point, points are evaluated one by
-# one, since it is no longer the calls that cost.
+# Numbers in all arrays of one call; with more than ``LARGE`` for each point, points are evaluated
+# one by one, since calls are no longer what costs most.
 MOST = 200_000
 LARGE = 20_000
-# Differences from the values at one point that are rounding, relative to the largest.
+# Differences from the values at one point that may be rounding, relative to the largest.
 ROUNDING = 1e-8
 
 
@@ -46,7 +44,7 @@ class Batched:
         return self._function is not None
 
     def __call__(self, points: Floats) -> list[Floats]:
-        """Arrays (n, size), flat for each point; (1, size) where they are the same at all."""
+        """Arrays (n, size), flat for each point; (1, size) if they are the same at all points."""
         assert self._function is not None
         found = self._function(points.astype(pytensor.config.floatX))
         return [

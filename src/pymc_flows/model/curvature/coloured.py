@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import scipy
 
-type Floats = npt.NDArray[np.float64]
-type Ints = npt.NDArray[np.intp]
+from pymc_flows.model.structure.rows import Bools, Floats, Ints
 
 
 def colours(pattern: scipy.sparse.csr_array) -> Ints:
-    """Colour columns so that no two of a colour have a row in common (Curtis et al. 1974).
+    """Colour columns so that no two of one colour have a row in common (Curtis et al. 1974).
 
-    Greedy, largest column first.
+    The colouring is greedy, largest column first.
 
     Parameters
     ----------
@@ -29,7 +27,7 @@ def colours(pattern: scipy.sparse.csr_array) -> Ints:
     """
     n = pattern.shape[0]
     found = np.full(n, -1, dtype=np.intp)
-    used: list[npt.NDArray[np.bool_]] = []
+    used: list[Bools] = []
     for column in np.argsort(-np.diff(pattern.indptr), kind="stable"):
         rows = pattern.indices[pattern.indptr[column] : pattern.indptr[column + 1]]
         if not len(rows):
@@ -44,9 +42,9 @@ def colours(pattern: scipy.sparse.csr_array) -> Ints:
 
 
 class ColouredHessian:
-    """Central differences of a gradient, one pair for each colour.
+    """Hessian by central differences of a gradient, one pair for each colour.
 
-    Their relative error is about 1e-10, the two thirds power of the precision.
+    Its relative error is about 1e-10, the precision to the power of two thirds.
 
     Parameters
     ----------
@@ -62,7 +60,7 @@ class ColouredHessian:
 
     @property
     def n_colours(self) -> int:
-        """Half the number of gradients that one Hessian takes."""
+        """Number of colours, half that of the gradients that one Hessian takes."""
         return int(self._colour.max(initial=-1)) + 1
 
     def __call__(self, gradient: Callable[[Floats], Floats], x: Floats) -> Floats:
@@ -72,7 +70,7 @@ class ColouredHessian:
         for colour in range(self.n_colours):
             shift = np.where(self._colour == colour, step, 0.0)
             differences[colour] = gradient(x + shift) - gradient(x - shift)
-        # Either triangle has the entry: the mean of both is symmetric.
+        # Both triangles have the entry: their mean is symmetric.
         a = differences[self._colour[self.column], self.row] / (2 * step[self.column])
         b = differences[self._colour[self.row], self.column] / (2 * step[self.row])
         found: Floats = (a + b) / 2

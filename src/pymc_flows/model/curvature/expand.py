@@ -1,4 +1,4 @@
-"""Graphs rewritten into elementwise Ops and linear ones, as far as that goes."""
+"""Graphs rewritten into elementwise and linear Ops, as far as possible."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from pymc_flows.support.compat import (
     SolveBase,
 )
 
-# A product of two matrices that both vary becomes a sum over this many elements, or stays.
+# A product of two matrices that both vary becomes a sum of products if these are no more.
 _MAX_PRODUCTS = 20_000_000
 
 
 def expanded(outputs: Sequence[TensorVariable], inputs: Iterable[Variable]) -> list[TensorVariable]:
-    """Write what depends on ``inputs`` in elementwise and linear Ops where there is a way.
+    """Rewrite the parts of graphs that depend on ``inputs`` into elementwise and linear Ops.
+
+    Softmax and log-sum-exp become sums of exponentials, products of two matrices that vary become
+    sums of products, and solutions of linear systems with a constant matrix become products with
+    its inverse.
 
     Parameters
     ----------
     outputs : sequence of TensorVariable
     inputs : iterable of Variable
-        What varies.
+        Variables that vary.
 
     Returns
     -------
     list of TensorVariable
-        Equal graphs on the same inputs, where softmax and log-sum-exp are sums of exponentials,
-        products of two matrices that vary sums of products, and solutions of linear systems whose
-        matrix does not vary products with its inverse.
+        Equal graphs on the same inputs.
     """
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     live = set(inputs)
@@ -57,7 +59,7 @@ def expanded(outputs: Sequence[TensorVariable], inputs: Iterable[Variable]) -> l
 
 
 def differentiable(node: Apply, live: set[Variable]) -> bool:
-    """Whether the derivative with respect to what is ``live`` passes through a node."""
+    """Whether derivatives with respect to ``live`` variables pass through a node."""
     return (
         not live.isdisjoint(node.inputs)
         and not isinstance(node.op, Shape | Shape_i | DisconnectedGrad | ZeroGrad)
@@ -66,7 +68,7 @@ def differentiable(node: Apply, live: set[Variable]) -> bool:
 
 
 def live_nodes(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[Apply]:
-    """Nodes that derivatives with respect to ``inputs`` pass through, inputs first."""
+    """Nodes that derivatives with respect to ``inputs`` pass through, in topological order."""
     live = set(inputs)
     found = []
     for node in toposort(outputs, blockers=live.copy()):
@@ -90,36 +92,29 @@ def _expansion(node: Apply, live: set[Variable]) -> TensorVariable | None:
         return pt.log(weights.sum(axis=op.axis)) + pt.squeeze(shift, axis=op.axis)
     if isinstance(core, Dot) and live.issuperset(node.inputs):
         left, right = node.inputs
-        factors = left[..., :, None, :], pt.swapaxes(right, -1, -2)[..., None, :, :]
-        return (factors[0] * factors[1]).sum(axis=-1) if _is_small(*factors) else None
+        left, right = left[..., :, None, :], pt.swapaxes(right, -1, -2)[..., None, :, :]
+        shapes = left.type.shape, right.type.shape
+        is_known = not any(None in shape for shape in shapes)
+        if is_known and np.prod(np.broadcast_shapes(*shapes)) > _MAX_PRODUCTS:
+            return None
+        return (left * right).sum(axis=-1)
     if isinstance(core, SolveBase) and node.inputs[0] not in live:
-        return _solved(node, core.b_ndim)
+        return _solved(core, *node.inputs[:2])
     return None
 
 
 def _shifted_exp(
     x: TensorVariable, axis: int | tuple[int, ...]
 ) -> tuple[TensorVariable, TensorVariable]:
-    """exp(x − max x), and the maximum, from which no derivative comes: it cancels."""
+    """exp(x − max x), and the maximum, whose derivatives cancel and are left out."""
     highest = pt.max(x, axis=axis, keepdims=True)
     shift = disconnected_grad(pt.switch(pt.isinf(highest), 0.0, highest))
     return pt.exp(x - shift), shift
 
 
-def _is_small(*factors: TensorVariable) -> bool:
-    shapes = [f.type.shape for f in factors]
-    if any(None in shape for shape in shapes):
-        return True
-    return bool(np.prod(np.broadcast_shapes(*shapes)) <= _MAX_PRODUCTS)
-
-
-def _solved(node: Apply, b_ndim: int) -> TensorVariable | None:
+def _solved(op: SolveBase, matrix: TensorVariable, right: TensorVariable) -> TensorVariable:
     """The solution of A x = b as A⁻¹ b, linear in b."""
-    matrix, right = node.inputs[:2]
     eye = pt.eye(matrix.shape[-1], dtype=matrix.dtype)
-    op = node.op.core_op if isinstance(node.op, Blockwise) else node.op
     props = {name: getattr(op, name) for name in op.__props__} | {"b_ndim": 2}
     inverse = Blockwise(type(op)(**props))(matrix, eye)
-    if b_ndim == 1:
-        return (inverse @ right[..., None])[..., 0]
-    return inverse @ right
+    return (inverse @ right[..., None])[..., 0] if op.b_ndim == 1 else inverse @ right

@@ -13,22 +13,18 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.model.curvature.long_rows import LowRankSum
 from pymc_flows.model.curvature.plan import Plan
 from pymc_flows.model.logp import ModelDensity
+from pymc_flows.model.structure.rows import Floats, Ints
 
 _log = logging.getLogger(__name__)
 
-# Products of a curvature that is kept with its density.
+# A curvature with at most so many products is kept with its density.
 MOST_KEPT = 2_000_000
-
-type Floats = npt.NDArray[np.float64]
-type Ints = npt.NDArray[np.intp]
 
 
 def curvature_of(
-    density: ModelDensity,
-    field: Ints | None = None,
-    near: npt.NDArray[np.float64] | None = None,
+    density: ModelDensity, field: Ints | None = None, near: Floats | None = None
 ) -> Curvature:
-    """Return the curvature of a density over a field: the same as before, unless it is large."""
+    """Return the curvature of a density over a field: the same object, unless it is large."""
     key = "curvature", None if field is None else field.tobytes()
     found: Curvature | None = density.kept.get(key)
     if found is None:
@@ -39,41 +35,35 @@ def curvature_of(
 
 
 class Curvature:
-    """Curvature of a log density, −∇² log p, as a sparse matrix of fixed pattern.
+    """Curvature of a log density, −∇² log p in nats, as a sparse matrix of fixed pattern.
 
     The graph of the log density is cut into elementwise functions f(u₁, …, u_k) and the linear
-    Ops between them. With U the Jacobians of their arguments and λ the derivative of the log
+    Ops between them. With U the Jacobians of their arguments and λ the derivatives of the log
     density by their outputs, the Hessian is Σ Uᵢᵀ diag(λ ∂²f/∂uᵢ∂uⱼ) Uⱼ: exact, in one pass over
-    the graph. Terms with an Op that is neither are left to coloured differences of their gradient;
-    the log says so.
+    the graph. The curvature of terms with any other Op is computed by coloured differences of
+    their gradient; the log says so.
 
     Terms in the sum or mean of many elements, a soft constraint for example, would make a sparse
-    Hessian dense. Such a part of low rank, rows' diag(w) rows, is kept apart.
+    Hessian dense. They give a part of low rank, rowsᵀ diag(weights) rows, which is kept apart.
 
-    Patterns and constant parts are found once. They follow the data: where these have been
-    replaced (``pm.set_data``) and give others, they are found again at the next call.
+    Patterns and constant parts are found once. If the data have been replaced (``pm.set_data``)
+    and give other ones, they are found again at the next call.
 
     Parameters
     ----------
     density : ModelDensity
     field : ndarray of int, optional
-        Flat indices of the latents whose curvature is wanted, all by default.
+        Flat indices of the latents whose curvature is computed, by default of all.
     near : ndarray, shape (dim,), optional
         Where shapes and constants are found; by default the start point of the density.
 
     Attributes
     ----------
     field : ndarray of int
-    pattern : csc_matrix of bool, shape (n_field, n_field)
-        Entries that may differ from zero, but for the part of low rank.
-    rows : ndarray, shape (k, n_field)
-        Of the part of low rank, constant; mostly none.
     n_evaluations : int
         Number of Hessians computed so far.
     n_gradients : int
         Number of gradients that coloured differences have taken.
-    differenced : tuple of str
-        Terms whose curvature is differenced.
 
     Raises
     ------
@@ -85,7 +75,7 @@ class Curvature:
         self,
         density: ModelDensity,
         field: npt.ArrayLike | None = None,
-        near: npt.NDArray[np.float64] | None = None,
+        near: Floats | None = None,
     ):
         self._density, self._near = density, near
         self.field = _checked(field, density.dim)
@@ -101,23 +91,23 @@ class Curvature:
 
     @property
     def size(self) -> int:
-        """Number of products that a Hessian is a sum of, which memory is needed for."""
+        """Number of products that a Hessian is a sum of: memory grows with it."""
         return self._planned().assembly.size
 
     @property
     def pattern(self) -> scipy.sparse.csc_matrix:
-        """Entries that may differ from zero, but for the part of low rank."""
+        """Entries that may differ from zero (n_field, n_field), without the part of low rank."""
         assembly = self._planned().assembly
         return assembly.matrix(np.ones(assembly.n_entries, bool))
 
     @property
     def rows(self) -> Floats:
-        """Rows (k, n_field) of the part of low rank."""
+        """Rows (k, n_field) of the part of low rank, constant; mostly none."""
         return self._planned().long_rows.rows
 
     @property
     def differenced(self) -> tuple[str, ...]:
-        """Terms whose curvature is differenced."""
+        """Names of the terms whose curvature is computed by differences."""
         return self._planned().differenced
 
     def __call__(self, z: npt.ArrayLike) -> scipy.sparse.csc_matrix | LowRankSum:
@@ -131,23 +121,19 @@ class Curvature:
         Returns
         -------
         csc_matrix, or LowRankSum of one, shape (n_field, n_field)
-            Symmetric, with the entries of `pattern` and weights of `rows`; NaN everywhere if the
-            log density is not finite.
+            Symmetric, with entries at `pattern` and weights of `rows`; all NaN if the log density
+            is not finite.
         """
         return self._at(np.asarray(z, dtype=float), with_grad=False)[2]
 
     def entries(self, points: Floats) -> Floats:
-        """Return the entries of the curvature at points, for less than one by one if it is small.
-
-        Parameters
-        ----------
-        points : ndarray, shape (n, dim)
+        """Return the entries of the curvature at points (n, dim), quicker than one by one if small.
 
         Returns
         -------
         ndarray, shape (n, n_entries + k)
-            In the order of `pattern`, then the weights of `rows`; NaN if the log density is not
-            finite.
+            Entries in the order of `pattern`, then the weights of `rows`; NaN if the log density is
+            not finite.
         """
         plan = self._planned()
         found = np.empty((len(points), plan.assembly.n_entries + len(plan.long_rows)))
@@ -166,7 +152,7 @@ class Curvature:
     def value_grad_curvature(
         self, z: npt.ArrayLike
     ) -> tuple[float, Floats, scipy.sparse.csc_matrix | LowRankSum]:
-        """Return log density, gradient in the field (n_field,) and curvature at z (dim,)."""
+        """Return log density in nats, its gradient (n_field,) and curvature at a point z (dim,)."""
         return self._at(np.asarray(z, dtype=float), with_grad=True)
 
     def _at(

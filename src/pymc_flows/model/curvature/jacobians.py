@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from pymc_flows.model.structure.rows import (
+    Floats,
     Hashes,
     Ints,
     Part,
@@ -18,26 +18,24 @@ from pymc_flows.model.structure.rows import (
     union,
 )
 
-type Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Numbers:
-    """What entries of a relation are multiplied by.
+    """Factors of the entries of a relation.
 
     Parameters
     ----------
     source : ndarray or int
         The numbers (size,), or the slot that has them at each evaluation (points or 1, size).
     index : ndarray of int, optional
-        Positions in the source; None where they are aligned with the entries.
+        Positions of the entries in the source; None if they are aligned.
     """
 
     source: Floats | int
     index: Ints | None = None
 
     def keys(self, n: int) -> Hashes:
-        """Distinguish entries by their numbers."""
+        """Keys of n entries, equal if their numbers are."""
         if not isinstance(self.source, int):
             values = self.source if self.index is None else self.source[self.index]
             return np.ascontiguousarray(values, dtype=float).view(np.uint64)
@@ -65,9 +63,9 @@ class Step:
     take : ndarray of int
         Positions of the entries in the source.
     put : ndarray of int, optional
-        Positions in the result; None where they are aligned.
+        Positions in the result; None if they are aligned.
     numbers : Numbers, optional
-        None where they are 1.
+        None if they are 1.
     """
 
     source: Matrix
@@ -75,8 +73,14 @@ class Step:
     put: Ints | None
     numbers: Numbers | None
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it adds the same at all points."""
+        varies = self.numbers is not None and isinstance(self.numbers.source, int)
+        return not self.source.steps and not varies
+
     def weights(self, slots: Sequence[Floats]) -> Floats:
-        """What is added, entry by entry (..., n)."""
+        """The products that are added, entry by entry (..., n)."""
         found: Floats = self.source.data[..., self.take]
         return found if self.numbers is None else found * self.numbers.values(slots)
 
@@ -91,7 +95,7 @@ class Matrix:
     data : ndarray
         Values of the entries: (n,) if they are constant, else (points or 1, n) at the last points.
     steps : list of Step
-        How they are computed; none if they are constant.
+        Steps that compute the values; none if they are constant.
     """
 
     pattern: Pattern
@@ -99,13 +103,13 @@ class Matrix:
     steps: list[Step] = field(default_factory=list)
 
     def update(self, slots: Sequence[Floats]) -> None:
-        """Compute the values at the points that the slots are of."""
+        """Compute the values at the points of the slots."""
         if self.steps:
             self.data = added(self.steps, slots, self.data.shape[-1])
 
 
 def added(steps: Sequence[Step], slots: Sequence[Floats], n: int) -> Floats:
-    """Sum of all steps (..., n)."""
+    """Sum (..., n) of all steps."""
     if len(steps) == 1 and steps[0].put is None:
         return steps[0].weights(slots)
     total = np.zeros(n)
@@ -126,14 +130,14 @@ def binned(put: Ints, weights: Floats, n: int) -> Floats:
 
 @dataclass(frozen=True)
 class Taken:
-    """A part of a Jacobian: rows that one input gives, times numbers."""
+    """A part of a Jacobian: rows taken from one input, times numbers."""
 
     part: Part[Matrix]
     numbers: Numbers | None
 
 
 def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
-    """Jacobian of an output of n elements that is linear in its inputs, or linearised."""
+    """Jacobian of an output of n elements, the sum of the parts taken from its inputs."""
     taken = [t for t in taken if len(t.part.rows.matrix.pattern.indices)]
     if not taken:
         nothing = Pattern(np.zeros(2, np.intp), np.zeros(0, np.intp), n_columns)
@@ -141,40 +145,24 @@ def jacobian(taken: Sequence[Taken], n: int, n_columns: int) -> Rows[Matrix]:
     if len(taken) == 1 and taken[0].numbers is None and taken[0].part.indptr is None:
         part = taken[0].part
         return Rows(part.taken(), part.rows.matrix)
-    parts = [_keyed(t) for t in taken]
+    parts = [
+        replace(t.part, keys=t.numbers.keys(len(t.part.indices))) if t.numbers else t.part
+        for t in taken
+    ]
     patterns = [part.rows.matrix.pattern for part in parts]
     merged = distinct(parts, n, [p.n_rows for p in patterns])
     entries = union(parts, patterns, merged)
     n_entries = len(entries.pattern.indices)
-    steps = [
-        Step(
-            t.part.rows.matrix,
-            source,
-            _unless_aligned(put, n_entries),
-            t.numbers and t.numbers.picked(item),
-        )
-        for t, source, item, put in zip(
-            taken, entries.source, entries.item, entries.target, strict=True
-        )
-    ]
+    steps = []
+    for t, source, item, put in zip(
+        taken, entries.source, entries.item, entries.target, strict=True
+    ):
+        aligned = np.array_equal(put, np.arange(n_entries))
+        numbers = t.numbers and t.numbers.picked(item)
+        steps.append(Step(t.part.rows.matrix, source, None if aligned else put, numbers))
     matrix = Matrix(entries.pattern, np.zeros(n_entries))
-    if all(_is_constant(step) for step in steps):
+    if all(step.is_constant for step in steps):
         matrix.data = added(steps, (), n_entries)
     else:
         matrix.steps = steps
     return Rows(merged.index, matrix)
-
-
-def _unless_aligned(put: Ints, n: int) -> Ints | None:
-    return None if np.array_equal(put, np.arange(n)) else put
-
-
-def _is_constant(step: Step) -> bool:
-    return not step.source.steps and not (step.numbers and isinstance(step.numbers.source, int))
-
-
-def _keyed(taken: Taken) -> Part[Matrix]:
-    part = taken.part
-    if taken.numbers is None:
-        return part
-    return Part(part.rows, part.indices, part.indptr, taken.numbers.keys(len(part.indices)))

@@ -1,4 +1,4 @@
-"""The one loop that NumPy cannot do: adding weighted outer products of sparse rows."""
+"""A loop that NumPy has no function for: it adds weighted outer products of sparse rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @cache
 def outer_products() -> Any:
-    """Compile the kernel; numba is imported here, with the first curvature."""
+    """Return the kernel; numba is imported and compiles it at the first call."""
     from numba import njit
 
     @njit(cache=True, nogil=True)
@@ -30,9 +30,9 @@ def outer_products() -> Any:
     ):
         """Add weights[t] · row left[t] of one matrix ⊗ row right[t] of another, symmetrised.
 
-        ``places[begin[table[t]]:]`` are the positions in ``out`` of the lower triangle. With
-        ``same`` both matrices are one, and only pairs of columns i ≥ j count. Rows of ``out`` and
-        ``weights`` are points; values of the matrices have as many rows, or one for all.
+        ``places[begin[table[t]]:]`` are the positions of the products in ``out``, which holds lower
+        triangles. With ``same`` both matrices are one, and only columns i ≥ j are paired. Rows of
+        ``out`` and ``weights`` are points; the matrices have values for each point, or one for all.
         """
         for point in range(len(weights)):
             at_left = point if len(d_left) > 1 else 0

@@ -1,4 +1,4 @@
-"""Jacobian rows so long that their products are kept apart from a sparse Hessian."""
+"""Jacobian rows so long that their products are kept apart from the sparse Hessian."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import scipy
 
 from pymc_flows.model.curvature.assembly import Product
-from pymc_flows.model.curvature.jacobians import Floats, binned
-from pymc_flows.model.structure.rows import Ints
+from pymc_flows.model.curvature.jacobians import binned
+from pymc_flows.model.structure.rows import Floats, Ints
 
-# Fields up to this size are quickest with dense factors, whatever their pattern.
+# Dense factors are quickest for fields up to this size, whatever their pattern.
 SMALL = 150
-# A row is long if it has this share of the field, and no more than so many are kept apart: each is
-# solved for with every factor.
+# A row is long if it has this share of the field's elements. At most so many rows are kept apart,
+# since each takes a solve with every factor.
 SHARE, MOST = 0.05, 16
 
 
 @dataclass(frozen=True, eq=False)
 class LongRows:
-    """A part of low rank of a Hessian, Σ wᵢ uᵢ uᵢᵀ.
+    """The part of low rank of a Hessian, Σ wᵢ uᵢ uᵢᵀ.
 
-    A penalty on the sum of a field is one: its row u sees all elements, and u uᵀ is full.
+    A penalty on the sum of a field gives such a part: its row u sees all elements, and u uᵀ is
+    full.
 
     Parameters
     ----------
     rows : ndarray, shape (k, n)
         The u, constant and dense.
     sources : tuple of (int, ndarray of int, ndarray of int)
-        Slots of weights, elements of these, and the row that each belongs to.
+        Slots of weights, elements of these, and the row that each element belongs to.
     """
 
     rows: Floats
@@ -52,7 +52,7 @@ class LongRows:
         return int((self.rows != 0).sum(axis=1).max(initial=0)) ** 2
 
     def weights(self, slots: Sequence[Floats], n_points: int) -> Floats:
-        """The w (n_points, k) at points; slots have as many rows, or one for all."""
+        """The w (n_points, k) at points; slots have a row for each point, or one for all."""
         found = np.zeros((n_points, len(self)))
         for slot, elements, row in self.sources:
             found += binned(row, slots[slot][:, elements], len(self))
@@ -61,7 +61,7 @@ class LongRows:
 
 @dataclass(frozen=True, eq=False)
 class LowRankSum:
-    """A matrix (n, n) as a sparse one plus rows' diag(weights) rows.
+    """A matrix (n, n): sparse + rowsᵀ diag(weights) rows.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def set_apart(products: Sequence[Product], n: int) -> tuple[list[Product], LongR
     Returns
     -------
     products : list of Product
-        What is left; all, if nothing can be taken out.
+        The products that are left.
     rows : LongRows
     """
     nothing = list(products), LongRows.none(n)
@@ -118,12 +118,14 @@ def set_apart(products: Sequence[Product], n: int) -> tuple[list[Product], LongR
         sources.append((product.slot, elements, len(rows) + np.searchsorted(long, index[elements])))
         rows.extend(_dense(product, row, n) for row in long)
         if not apart.all():
-            kept.append(_of_elements(product, np.flatnonzero(~apart)))
+            elements = np.flatnonzero(~apart)
+            left = replace(product.left, index=index[elements])
+            kept.append(replace(product, left=left, right=left, elements=elements))
     return kept, LongRows(np.stack(rows), tuple(sources)) if rows else LongRows.none(n)
 
 
 def _long(product: Product, length: float) -> Ints:
-    """Rows that the product squares, and that are at least of a length; none if they vary."""
+    """Rows of at least a length that the product squares; none if they vary."""
     matrix = product.left.matrix
     if not product.same or matrix.steps:
         return np.zeros(0, np.intp)
@@ -135,11 +137,6 @@ def _long(product: Product, length: float) -> Ints:
 def _dense(product: Product, row: int, n: int) -> Floats:
     pattern, data = product.left.matrix.pattern, product.left.matrix.data
     entries = slice(*pattern.indptr[row : row + 2])
-    found: npt.NDArray[np.float64] = np.zeros(n)
+    found = np.zeros(n)
     found[pattern.indices[entries]] = data[entries]
     return found
-
-
-def _of_elements(product: Product, elements: Ints) -> Product:
-    rows = replace(product.left, index=product.left.index[elements])
-    return replace(product, left=rows, right=rows, elements=elements)

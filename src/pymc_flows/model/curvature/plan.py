@@ -1,4 +1,4 @@
-"""Where the parts of a Hessian come from, and where they go: found once for a density."""
+"""The plan of a Hessian, made once for a density: what to evaluate, and where its numbers go."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytensor
-import pytensor.tensor as pt
 import scipy
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
@@ -20,8 +18,11 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.ops import first_line, op_name
 from pymc_flows.backends.simplify import simplify
 from pymc_flows.backends.stable import stabilize
+from pymc_flows.errors import ModelError
+from pymc_flows.model.batching import NO_DERIVATIVE, total_of
 from pymc_flows.model.curvature.assembly import Assembly, Product
 from pymc_flows.model.curvature.batched import LARGE, MOST, Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian
@@ -38,27 +39,28 @@ from pymc_flows.model.structure.graph import (
     dependents,
     facts,
     is_elementwise,
+    live_variables,
     prepared,
-    split_point,
     values_of,
+    why_not_twice,
 )
 from pymc_flows.model.structure.groups import pattern_of
-from pymc_flows.model.structure.relations import op_name, relations
-from pymc_flows.model.structure.rows import Pattern, Rows, identity, spread, stacked
-
-type Floats = npt.NDArray[np.float64]
-type Ints = npt.NDArray[np.intp]
+from pymc_flows.model.structure.relations import relations
+from pymc_flows.model.structure.rows import Floats, Ints, Rows, identity, spread, stacked
 
 
 class Plan:
-    """All that is found once: what to evaluate, and where its numbers go."""
+    """The arrays to evaluate for a Hessian, and the places of their numbers in it."""
 
-    def __init__(self, density: ModelDensity, field: Ints, near: npt.NDArray[np.float64] | None):
+    def __init__(self, density: ModelDensity, field: Ints, near: Floats | None):
         self._density, self._field, self._near = density, field, near
-        self._column = np.full(density.dim, -1, dtype=np.intp)
-        self._column[field] = np.arange(len(field))
+        column = np.full(density.dim, -1, dtype=np.intp)
+        column[field] = np.arange(len(field))
         pairs = zip(density.values, density.slots, strict=True)
-        self._inputs = {v: slot for v, slot in pairs if (self._column[slot.slice] >= 0).any()}
+        self._inputs = {v: slot for v, slot in pairs if (column[slot.slice] >= 0).any()}
+        self._columns = {
+            v: identity(column[slot.slice], len(field)) for v, slot in self._inputs.items()
+        }
         self._shared = [
             v
             for v in graph_inputs(list(density.named_terms.values()))
@@ -67,31 +69,33 @@ class Plan:
         self._data = self._values_now()
         self._readings = Readings()
         with self._readings.recorded():
-            self._make(density, near)
+            self._make()
         self._functions: dict[bool, Any] = {}
         self._batched: Batched | None = None
         self._at_once: int | None = None
         self._lock = Lock()
 
-    def _make(self, density: ModelDensity, near: npt.NDArray[np.float64] | None) -> None:
-        """Find slots and where they go."""
-        named = prepared(density).terms
+    def _make(self) -> None:
+        """Find the slots, and the places of their numbers."""
+        named = prepared(self._density).terms
         stable = stabilize(list(named.values()))
         terms = dict(zip(named, expanded(stable, self._inputs), strict=True))
         nodes = live_nodes(list(terms.values()), self._inputs)
-        live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
-        known = facts(density, nodes, live, [*terms.values()], near)
+        live = live_variables(nodes, self._inputs)
+        known = facts(self._density, nodes, live, list(terms.values()), self._near)
         self._opaque: dict[str, list[str]] = {}
         covered = []
         for name, term in terms.items():
-            if term in live:
-                ops = _uncovered(term, self._inputs, known, live)
-                if ops:
-                    self._opaque[name] = ops
-                else:
-                    covered.append(term)
+            if ops := _uncovered(term, self._inputs, known, live):
+                self._opaque[name] = ops
+            elif term in live:
+                covered.append(term)
         slots = Slots()
-        products = self._products(covered, known, slots)
+        try:
+            products = self._products(covered, known, slots)
+        except NO_DERIVATIVE as error:
+            why = why_not_twice(self._density, self._inputs) or first_line(error)
+            raise ModelError(f"the log density has no exact curvature: {why}") from error
         extra = self._differences([named[name] for name in self._opaque])
         self.assembly, self.long_rows = _assembled(products, len(self._field), extra)
         self._slots = list(slots.outputs)
@@ -104,19 +108,19 @@ class Plan:
     ) -> list[Product]:
         """Products of Jacobians whose sum is the Hessian of the terms."""
         graph = cut(terms, self._inputs, known)
-        known = known.joined(self._coefficients(graph))
-        jacobians = Jacobians(graph, self._rows(), known, slots, len(self._field))
+        factors = {c for given in graph.linear.values() for c in given.values()}
+        variables = [c for c in factors if isinstance(c, Variable)]
+        known = known.joined(values_of(self._density, variables, self._near))
+        inputs = {
+            v: Rows(rows.index, Matrix(rows.matrix, np.ones(len(rows.matrix.indices))))
+            for v, rows in self._columns.items()
+        }
+        jacobians = Jacobians(graph, inputs, known, slots, len(self._field))
         sinks = list(graph.regions)
-        total = pt.add(*(t.sum() for t in terms)) if len(terms) > 1 else None
-        total = terms[0].sum() if len(terms) == 1 else total
-        adjoints = dict(
-            zip(
-                sinks,
-                pytensor.grad(total, sinks, disconnected_inputs="ignore") if sinks else [],
-                strict=True,
-            )
-        )
-        needed = _needed(graph, terms)
+        total = total_of([term.sum() for term in terms])
+        by_sinks = pytensor.grad(total, sinks, disconnected_inputs="ignore") if sinks else []
+        adjoints = dict(zip(sinks, by_sinks, strict=True))
+        needed = _needed(graph)
         products: list[Product] = []
         for node in graph.nodes:
             for output in node.outputs:
@@ -125,14 +129,15 @@ class Plan:
                     continue
                 shape = known.shapes[output]
                 first, second = region.derivatives(shape)
+                rows: dict[int, Rows[Matrix]] = {}
+                for k in {k for pair in second for k in pair}:
+                    leaf = region.leaves[k]
+                    index = spread(known.shapes[leaf], shape)
+                    rows[k] = Rows(jacobians[leaf].index[index], jacobians[leaf].matrix)
                 for (i, j), derivative in second.items():
                     weight = adjoints[output] * derivative
-                    rows = [
-                        _spread_rows(jacobians[region.leaves[k]], known, region.leaves[k], shape)
-                        for k in (i, j)
-                    ]
-                    if all(len(r.matrix.pattern.indices) for r in rows):
-                        products.append(Product(rows[0], rows[1], slots.add(weight), i == j))
+                    if all(len(rows[k].matrix.pattern.indices) for k in (i, j)):
+                        products.append(Product(rows[i], rows[j], slots.add(weight), i == j))
                 if output in needed:
                     jacobians.of_region(region, first)
             if node.outputs[0] in graph.regions or not needed.intersection(node.outputs):
@@ -144,33 +149,17 @@ class Plan:
         self._matrices = jacobians.matrices
         return products
 
-    def _rows(self) -> dict[Variable, Rows[Matrix]]:
-        found = {}
-        for value, slot in self._inputs.items():
-            rows = identity(self._column[slot.slice], len(self._field))
-            found[value] = Rows(rows.index, Matrix(rows.matrix, np.ones(len(rows.matrix.indices))))
-        return found
-
-    def _coefficients(self, graph: Cut) -> Facts:
-        given = {c for coefs in graph.linear.values() for c in coefs.values()}
-        return values_of(self._density, [c for c in given if isinstance(c, Variable)], self._near)
-
     def _differences(self, terms: Sequence[TensorVariable]) -> Ints:
-        """Prepare the differences of terms that are not covered; entries of their Hessian."""
+        """Prepare the differences of other terms, and return the entries of their Hessian."""
         self._coloured: ColouredHessian | None = None
         self.n_gradients = 0
         if not terms:
             return np.zeros(0, dtype=np.intp)
         nodes = dependents(terms, self._inputs)
-        live = {*self._inputs, *(v for node in nodes for v in node.outputs)}
-        known = facts(self._density, nodes, live, terms, self._near)
-        columns = {
-            value: identity(self._column[slot.slice], len(self._field))
-            for value, slot in self._inputs.items()
-        }
-        sets, _ = incidence(nodes, columns, known)
+        known = facts(self._density, nodes, live_variables(nodes, self._inputs), terms, self._near)
+        sets, _ = incidence(nodes, self._columns, known)
         joined = stacked([sets[term] for term in terms]).matrix
-        self._coloured = ColouredHessian(pattern_of(_csr(joined)))
+        self._coloured = ColouredHessian(pattern_of(joined.csr()))
         self.n_gradients = 2 * self._coloured.n_colours
         total = sum(term.sum() for term in terms)
         values = self._density.values
@@ -186,7 +175,7 @@ class Plan:
         return tuple(self._opaque)
 
     def reason(self) -> str:
-        """Why some terms are differenced, and what that costs."""
+        """Say why some terms are differenced, and what that costs."""
         ops = sorted({op for found in self._opaque.values() for op in found})
         return (
             f"The curvature of {', '.join(self._opaque)} is computed by differences, "
@@ -194,7 +183,7 @@ class Plan:
         )
 
     def is_current(self) -> bool:
-        """Whether the data are those that the patterns were found with, or give the same."""
+        """Whether the data are those that the plan was made with, or give the same plan."""
         data = self._values_now()
         if all(a is b for a, b in zip(data, self._data, strict=True)):
             return True
@@ -207,27 +196,25 @@ class Plan:
         return [v.container.storage[0] for v in self._shared]
 
     def evaluate(self, z: Floats, *, with_grad: bool) -> tuple[float, Floats, list[Floats]]:
-        """Log density, gradient (of the field; empty if not asked for) and slots (1, n) at z."""
-        fn = self._functions.get(with_grad)
-        if fn is None:
-            fn = self._functions[with_grad] = self._compile(with_grad=with_grad)
-        found = fn(*split_point(self._density, z))
+        """Log density, gradient (n_field,), empty without ``with_grad``, and slots (1, n) at z."""
+        if with_grad not in self._functions:
+            self._functions[with_grad] = self._compile(with_grad=with_grad)
+        found = self._functions[with_grad](*self._density.split(z))
         n = len(self._inputs) if with_grad else 0
         gradient = self._flat(found[1 : 1 + n]) if with_grad else np.zeros(0)
         slots = [np.asarray(a, float).reshape(1, -1) for a in found[1 + n :]]
         return float(found[0]), gradient, slots
 
     def evaluate_many(self, points: Floats) -> Iterator[tuple[Floats, list[Floats]]]:
-        """Some of points (n, dim) after the other, their log densities and their slots."""
-        begin = 0
+        """Go through points (n, dim), some at a time: these, their log densities and slots."""
         if self._at_once is None and len(points) > 1:  # not known yet
             first = self._parts(points[0])
             if all(np.isfinite(a).all() for a in first):
                 self._at_once = self._choose_at_once(points[0], first)
             yield points[:1], first
-            begin = 1
+            points = points[1:]
         rows = self._at_once or 1
-        for start in range(begin, len(points), rows):
+        for start in range(0, len(points), rows):
             part = points[start : start + rows]
             if len(part) > 1 and self._batched is not None:
                 yield part, self._batched(part)
@@ -240,7 +227,7 @@ class Plan:
         return [np.full((1, 1), value), *slots]
 
     def _choose_at_once(self, z: Floats, parts: Sequence[Floats]) -> int:
-        """How many points are evaluated together, by the finite parts at one of them."""
+        """Choose how many points are evaluated together, by the finite parts at one of them."""
         size = sum(part.size for part in parts)
         if size <= LARGE:
             batched = Batched(self._density, [self._total, *self._slots])
@@ -268,7 +255,7 @@ class Plan:
             return function_of(values, [*outputs, *self._slots], mode=NUMPY)
 
     def _flat(self, arrays: Sequence[Floats]) -> Floats:
-        """Gradients by the inputs as one by the field."""
+        """Gradients by the inputs, joined into the gradient by the field."""
         flat = np.zeros(self._density.dim)
         for slot, array in zip(self._inputs.values(), arrays, strict=True):
             flat[slot.slice] = np.ravel(array)
@@ -286,7 +273,7 @@ class Plan:
                 def gradient(x: Floats, z: Floats = z) -> Floats:
                     at = z.copy()
                     at[self._field] = x
-                    return self._flat(self._gradient(*split_point(self._density, at)))
+                    return self._flat(self._gradient(*self._density.split(at)))
 
                 row[self._places] += self._coloured(gradient, z[self._field])
         found = self.assembly.entries(lower)
@@ -303,7 +290,7 @@ class Plan:
 
 
 def _assembled(products: Sequence[Product], n: int, extra: Ints) -> tuple[Assembly, LongRows]:
-    """What adds products up, and the rows whose products are kept apart if that pays."""
+    """The assembly of products, and the rows that are kept apart from it if that pays."""
     kept, rows = set_apart(products, n)
     if len(rows):
         sparse = Assembly(kept, n, extra)
@@ -315,32 +302,18 @@ def _assembled(products: Sequence[Product], n: int, extra: Ints) -> tuple[Assemb
 def _uncovered(
     term: TensorVariable, inputs: Iterable[Variable], known: Facts, live: set[Variable]
 ) -> list[str]:
-    """Names of the Ops of a term whose second derivatives are not known."""
+    """Names of the Ops of a term whose derivatives are not known."""
     return [
-        op_name(node)
+        op_name(node.op)
         for node in live_nodes([term], inputs)
         if not is_elementwise(node) and not covers(node, relations(node, 0, known, live))
     ]
 
 
-def _needed(graph: Cut, terms: Sequence[TensorVariable]) -> set[Variable]:
+def _needed(graph: Cut) -> set[Variable]:
     """Variables whose Jacobians regions need."""
     needed = {leaf for region in graph.regions.values() for leaf in region.leaves}
     for node in reversed(graph.nodes):
-        if needed.isdisjoint(node.outputs) or node.outputs[0] in graph.regions:
-            continue
-        needed.update(node.inputs)
+        if node.outputs[0] not in graph.regions and not needed.isdisjoint(node.outputs):
+            needed.update(node.inputs)
     return needed
-
-
-def _spread_rows(
-    rows: Rows[Matrix], known: Facts, leaf: Variable, shape: tuple[int, ...]
-) -> Rows[Matrix]:
-    return Rows(rows.index[spread(known.shapes[leaf], shape)], rows.matrix)
-
-
-def _csr(pattern: Pattern) -> scipy.sparse.csr_array:
-    return scipy.sparse.csr_array(
-        (np.ones(len(pattern.indices), bool), pattern.indices, pattern.indptr),
-        shape=(pattern.n_rows, pattern.n_columns),
-    )

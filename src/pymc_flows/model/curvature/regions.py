@@ -1,12 +1,12 @@
 """A graph cut into elementwise regions and the linear Ops between them.
 
-An elementwise region is one function f(u₁, …, u_k) of its leaves, element by element, so that its
-second derivatives are arrays of the shape of its output.
+A region is one function f(u₁, …, u_k) of its leaves, element by element, so that its second
+derivatives are arrays of the shape of its output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pytensor
@@ -17,7 +17,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.model.curvature.expand import live_nodes
-from pymc_flows.model.structure.graph import Facts, is_elementwise
+from pymc_flows.model.structure.graph import Facts, is_elementwise, live_variables
 from pymc_flows.support.compat import Elemwise
 
 type Coefficient = float | TensorVariable
@@ -32,7 +32,7 @@ class Region:
     ----------
     output : TensorVariable
     leaves : tuple of TensorVariable
-        What it is computed from, as far as that varies; they broadcast to the output.
+        The varying arrays that it is computed from; they broadcast to the output.
     """
 
     output: TensorVariable
@@ -41,12 +41,7 @@ class Region:
     def derivatives(
         self, shape: tuple[int, ...]
     ) -> tuple[list[TensorVariable | None], dict[tuple[int, int], TensorVariable]]:
-        """First and second derivatives of the output by the leaves, elementwise.
-
-        Parameters
-        ----------
-        shape : tuple of int
-            Of the output.
+        """First and second derivatives of the output, of a shape, by the leaves, elementwise.
 
         Returns
         -------
@@ -74,9 +69,8 @@ class Region:
         back = dict(zip(free, wide, strict=True))
         found = [*(g for g in first if g is not None), *second.values()]
         placed = iter(clone_replace(found, back, rebuild_strict=False) if found else [])
-        return [None if g is None else next(placed) for g in first], {
-            pair: next(placed) for pair in second
-        }
+        by_leaf = [None if g is None else next(placed) for g in first]
+        return by_leaf, {pair: next(placed) for pair in second}
 
 
 def _gradient(f: TensorVariable, wrt: Sequence[TensorVariable]) -> list[TensorVariable | None]:
@@ -105,21 +99,20 @@ class Cut:
     linear: dict[Apply, dict[int, Coefficient]]
 
 
-def cut(outputs: Sequence[TensorVariable], inputs: Iterable[Variable], known: Facts) -> Cut:
+def cut(outputs: Sequence[TensorVariable], inputs: Collection[Variable], known: Facts) -> Cut:
     """Cut the graph of terms into regions.
 
     Parameters
     ----------
     outputs : sequence of TensorVariable
         Terms, all of whose live nodes are elementwise or linear.
-    inputs : iterable of Variable
-        What varies.
+    inputs : collection of Variable
+        Variables that vary.
     known : Facts
-        Of at least these graphs.
+        Facts about these graphs, or more.
     """
-    inputs = list(inputs)
     nodes = live_nodes(outputs, inputs)
-    live = {*inputs, *(v for node in nodes for v in node.outputs)}
+    live = live_variables(nodes, inputs)
     inner: set[Variable] = set()
     sinks: dict[Variable, None] = {}
     linear: dict[Apply, dict[int, Coefficient]] = {}
@@ -150,26 +143,21 @@ def _absorb(
     live: set[Variable],
     known: Facts,
 ) -> None:
-    """Move what only scales or shifts one leaf of a region into the region."""
+    """Move nodes that only scale or shift one leaf of a region into the region."""
     clients: dict[Variable, list[Apply]] = {}
     for node in nodes:
         for v in node.inputs:
             clients.setdefault(v, []).append(node)
     for node in reversed(nodes):
-        if node not in linear or node.outputs[0] in outputs:
-            continue
-        given = [v for v in node.inputs if v in live]
         out = node.outputs[0]
-        if (
-            len(given) == 1
-            and known.size(given[0]) == known.size(out)
-            and all(
-                is_elementwise(user)
-                and user not in linear
-                and known.size(user.outputs[0]) == known.size(out)
-                for user in clients.get(out, ())
-            )
-        ):
+        if node not in linear or out in outputs:
+            continue
+        size = known.size(out)
+        joins_all = all(
+            is_elementwise(user) and user not in linear and known.size(user.outputs[0]) == size
+            for user in clients.get(out, ())
+        )
+        if joins_all and [known.size(v) for v in node.inputs if v in live] == [size]:
             del linear[node]
             inner.add(out)
 
@@ -193,12 +181,9 @@ def _leaves(
 
 
 def coefficients(node: Apply, live: set[Variable]) -> dict[int, Coefficient] | None:
-    """What an elementwise Op multiplies each of its varying inputs by, by position.
+    """Factors by which an elementwise Op multiplies its varying inputs, by position.
 
-    Returns
-    -------
-    dict of int to float or TensorVariable
-        None if the Op is not linear in them.
+    The result is None if the Op is not linear in them.
     """
     if not isinstance(node.op, Elemwise):
         return None
@@ -217,7 +202,7 @@ def coefficients(node: Apply, live: set[Variable]) -> dict[int, Coefficient] | N
         return {on[0]: pt.mul(*others) if len(others) > 1 else others[0]}
     if isinstance(op, ps.TrueDiv) and on == [0]:
         return {0: 1 / given[1]}
-    if isinstance(op, ps.Switch):
+    if isinstance(op, ps.Switch):  # the condition has no derivative, even if it varies
         sides = {1: pt.switch(given[0], 1.0, 0.0), 2: pt.switch(given[0], 0.0, 1.0)}
-        return {i: sides[i] for i in on}
+        return {i: sides[i] for i in on if i > 0}
     return None

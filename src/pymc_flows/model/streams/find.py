@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pymc as pm
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors, graph_inputs
 
@@ -19,17 +20,16 @@ from pymc_flows.model.streams.stream import Stream
 from pymc_flows.rows import Rows, rows_of
 from pymc_flows.support.compat import MinibatchOp, MinibatchRandomVariable
 
-# They live as long as the density.
 _STREAMS: WeakKeyDictionary[ModelDensity, Stream | None] = WeakKeyDictionary()
 
 
 def stream_of(density: ModelDensity) -> Stream | None:
-    """Return the rows behind the batches of a model; None if there are none, or not all.
+    """Return the rows behind the batches of a model; None if not all of them are known.
 
     Raises
     ------
     ModelError
-        If a model uses `Rows` in a way that does not say what all rows are.
+        If a model uses `Rows` in a way that does not tell its log density of all rows.
     """
     if density not in _STREAMS:
         _STREAMS[density] = _found(density)
@@ -43,18 +43,16 @@ def _found(density: ModelDensity) -> Stream | None:
         return _of_rows(density, found)
     if not density.is_random:
         return None
-    nodes = [
-        node
-        for node in {v.owner for v in ancestors(_everything(model)) if v.owner is not None}
-        if isinstance(node.op, MinibatchOp)
-    ]
+    graphs = [*model.basic_RVs, *model.rvs_to_values.values(), *model.potentials]
+    owners = {v.owner for v in ancestors(graphs) if v.owner is not None}
+    nodes = [node for node in owners if isinstance(node.op, MinibatchOp)]
     if len(nodes) != 1:
         return None
     [node] = nodes
     full, batches = node.inputs[:-1], node.outputs[:-1]
     if random_inputs(full):
         return None
-    names = [f"{i}" for i in range(len(full))]
+    names = list(map(str, range(len(full))))
     size, total = batches[0].type.shape[0], len(_values(full)[0])
     if size is None or _why_not(model, batches, total):
         return None
@@ -83,14 +81,17 @@ def _of_rows(density: ModelDensity, found: dict[Variable, Rows]) -> Stream:
 
 
 def _why_not(model: pm.Model, batch: Sequence[Variable], total: int) -> str:
-    """Why the mean over batches of the model's log density is not that of all rows."""
+    """Why the mean over batches of the model's log density is not that of all rows; "" if it is."""
 
     def sees(*graphs: Variable) -> bool:
         return not set(batch).isdisjoint(ancestors(graphs))
 
     for rv in model.free_RVs:
         if sees(rv):
-            return f"the prior of {rv.name!r} depends on a batch of rows: that of all is not known"
+            return (
+                f"the prior of {rv.name!r} depends on a batch of rows, and the one that depends on "
+                "all rows is not known"
+            )
     for potential in model.potentials:
         if sees(potential):
             return (
@@ -115,17 +116,13 @@ def _total_size(rv: Variable) -> list[int]:
     return [int(n) for n in sizes if n is not None]
 
 
-def _everything(model: pm.Model) -> list[Variable]:
-    return [*model.basic_RVs, *model.rvs_to_values.values(), *model.potentials]
-
-
 def _values(variables: Sequence[Variable]) -> list[np.ndarray]:
-    """What variables are now that depend on data alone."""
+    """Present values of variables that depend on data alone."""
     return [
         v.data
         if isinstance(v, Constant)
         else v.get_value(borrow=True)
-        if hasattr(v, "get_value")
+        if isinstance(v, SharedVariable)
         else function_of([], v, mode=NUMPY)()
         for v in variables
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,7 +15,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.rows import Feed, Rows
 
-# With more rows, a function of all of them is worth its compilation.
+# With more rows, a function of all of them is worth compiling.
 FEW_ROWS = 200_000
 
 
@@ -24,19 +23,19 @@ class Stream:
     """Rows of which a model sees one batch.
 
     PyMC scales the log density of a batch by the number of all rows, so that its mean over batches
-    is the log density of all rows, prior included; and so for derivatives.
+    is the log density of all rows, prior included. The same holds for derivatives.
 
     Parameters
     ----------
     density : ModelDensity
     variables : sequence of TensorVariable
-        What stands for a batch in the model.
+        Variables of the model that stand for a batch.
     names : sequence of str
-        Columns of the rows, one for each.
+        Names of the columns, one for each variable.
     make : callable
         Returns the rows.
     in_steps : bool
-        Whether a fit reads them; else the model draws its batches itself.
+        Whether the steps of a fit read the rows; else the model draws its batches itself.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Stream:
         *,
         in_steps: bool,
     ):
-        self._given = weakref.ref(density)  # which knows its stream
+        self._given = weakref.ref(density)  # which is kept with its stream
         self._variables, self._names, self._make = list(variables), list(names), make
         self.inputs: list[TensorVariable] = [
             v.type(n) for v, n in zip(variables, names, strict=True)
@@ -62,17 +61,15 @@ class Stream:
 
     @cached_property
     def density(self) -> ModelDensity:
-        """The log density with ``inputs`` in the place of a batch."""
+        """The log density with ``inputs`` in place of the batch."""
         return self._of().replaced(dict(zip(self._variables, self.inputs, strict=True)))
 
     @cached_property
     def prior(self) -> ModelDensity:
-        """The log density without that of the rows."""
+        """The log density of the prior alone."""
         given = self._of()
-        other = copy.copy(given)
-        for name in ("named_terms", "is_random"):
-            other.__dict__.pop(name, None)
-        other.__dict__["terms"] = [given.terms[0], pt.zeros(())]
+        other = given.copied()
+        other.terms = [given.terms[0], pt.zeros(())]
         return other
 
     @property
@@ -88,12 +85,12 @@ class Stream:
 
     @property
     def is_large(self) -> bool:
-        """Whether to compile functions of all rows."""
+        """Whether functions of all rows are worth compiling."""
         return self.rows.total > FEW_ROWS
 
     @property
     def batch(self) -> tuple[SharedVariable, ...]:
-        """Variables that each step of a fit sees with other values."""
+        """Shared variables whose values each step of a fit replaces."""
         return tuple(v for v in self._variables if isinstance(v, SharedVariable))
 
     def feed(self, seed: int) -> Feed:
@@ -106,9 +103,8 @@ class Stream:
         Parameters
         ----------
         function : callable
-            Gets a batch, one array for each of ``inputs``; returns arrays, of one row for each
-            point. −∞ in the first stands for a point without a density, whatever comes before it
-            and after it.
+            Gets a batch, one array for each of ``inputs``; returns arrays with a row for each
+            point. Where the first array is −∞ for any batch, its mean is −∞.
         """
         rows = self.rows
         arrays = [array[0] for array in rows.buffers(1, self._names)]

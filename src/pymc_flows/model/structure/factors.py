@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.structure.graph import Facts, dependents, facts, prepared
+from pymc_flows.model.structure.graph import Facts, dependents, facts, live_variables, prepared
 from pymc_flows.model.structure.relations import relations
 from pymc_flows.model.structure.rows import (
     Blocks,
+    Ints,
     Part,
     Pattern,
-    Relation,
     Rows,
     distinct,
     identity,
@@ -27,7 +26,6 @@ from pymc_flows.model.structure.rows import (
 )
 from pymc_flows.model.structure.sums import factors_of
 
-type Ints = npt.NDArray[np.intp]
 type Sets = Rows[Pattern]
 
 
@@ -40,7 +38,7 @@ class Factors:
     outputs : tuple of TensorVariable
         The arrays, graphs in the model's value variables.
     checks : tuple of TensorVariable
-        Conditions; where one is false somewhere, the density is zero.
+        Conditions: if one of them is false anywhere, the density is zero.
     sizes : tuple of int
         Number of elements of each array.
     counts : dict of str to int
@@ -50,7 +48,7 @@ class Factors:
     index : ndarray of int, shape (factors,)
         The row of ``distinct`` with the latents that a factor sees.
     unknown : dict of str to int
-        Ops that count as dense, with their number.
+        Names of the Ops that count as dense, with their numbers.
     """
 
     outputs: tuple[TensorVariable, ...]
@@ -65,19 +63,17 @@ class Factors:
 def factor_incidence(density: ModelDensity, near: np.ndarray | None = None) -> Factors:
     """Take a log density apart into factors, and find the latents that each of them sees.
 
-    What must be evaluated for that is so at a point (dim,), by default the model's initial one.
+    Arrays are evaluated near a point (dim,), by default the model's initial one.
     """
     ready = prepared(density)
-    terms, checks = ready.terms, list(ready.checks)
-    values = density.values
-    depends = {*values, *(v for n in dependents(list(terms.values()), values) for v in n.outputs)}
-    factors = {name: factors_of(term, depends, checks) for name, term in terms.items()}
+    checks, values = list(ready.checks), density.values
+    depends = live_variables(dependents(list(ready.terms.values()), values), values)
+    factors = {name: factors_of(term, depends, checks) for name, term in ready.terms.items()}
     outputs = [var for found in factors.values() for var in found]
     nodes = dependents(outputs, values)
-    depends = {*values, *(v for node in nodes for v in node.outputs)}
-    known = facts(density, nodes, depends, outputs, near)
+    known = facts(density, nodes, live_variables(nodes, values), outputs, near)
     inputs = {
-        value: identity(np.r_[slot.slice], density.dim)
+        value: identity(np.arange(density.dim)[slot.slice], density.dim)
         for value, slot in zip(values, density.slots, strict=True)
     }
     sets, unknown = incidence(nodes, inputs, known)
@@ -86,14 +82,15 @@ def factor_incidence(density: ModelDensity, near: np.ndarray | None = None) -> F
         sets.get(var, Rows(np.zeros(known.size(var), np.intp), nothing.matrix)) for var in outputs
     ]
     joined = stacked(found)
-    pattern = joined.matrix
-    distinct = scipy.sparse.csr_array(
-        (np.ones(len(pattern.indices), dtype=bool), pattern.indices, pattern.indptr),
-        shape=(pattern.n_rows, pattern.n_columns),
+    return Factors(
+        outputs=tuple(outputs),
+        checks=tuple(checks),
+        sizes=tuple(known.size(v) for v in outputs),
+        counts={name: sum(known.size(v) for v in mine) for name, mine in factors.items()},
+        distinct=joined.matrix.csr(),
+        index=joined.index,
+        unknown=unknown,
     )
-    sizes = tuple(known.size(v) for v in outputs)
-    counts = {name: sum(known.size(v) for v in mine) for name, mine in factors.items()}
-    return Factors(tuple(outputs), tuple(checks), sizes, counts, distinct, joined.index, unknown)
 
 
 def incidence(
@@ -118,13 +115,17 @@ def incidence(
         counts as depending on all of their inputs.
     """
     sets = dict(inputs)
-    depends = {*inputs, *(v for node in nodes for v in node.outputs)}
+    depends = live_variables(nodes, inputs)
     unknown: dict[str, int] = {}
     for node in nodes:
         for k, output in enumerate(node.outputs):
             found = relations(node, k, known, depends)
             given = found.inputs if isinstance(found, Blocks) else found
-            parts = _parts(node.inputs, given, sets)
+            parts = [
+                Part(sets[var], relation.indices, relation.indptr)
+                for var, relation in zip(node.inputs, given, strict=True)
+                if relation is not None and var in sets
+            ]
             if isinstance(found, Blocks):
                 n_blocks = int(found.block.max(initial=-1)) + 1
                 blocks = merged_sets(parts, n_blocks)
@@ -134,18 +135,6 @@ def incidence(
             else:
                 sets[output] = merged_sets(parts, known.size(output))
     return sets, unknown
-
-
-def _parts(
-    inputs: Sequence[Variable],
-    given: Sequence[Relation | None],
-    sets: Mapping[Variable, Sets],
-) -> list[Part[Pattern]]:
-    return [
-        Part(sets[var], relation.indices, relation.indptr)
-        for var, relation in zip(inputs, given, strict=True)
-        if relation is not None and var in sets
-    ]
 
 
 def merged_sets(parts: Sequence[Part[Pattern]], n: int) -> Sets:

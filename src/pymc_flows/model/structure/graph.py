@@ -1,8 +1,8 @@
-"""Log-density terms in a form whose linear structure can be read, and what is known about them."""
+"""Terms of a log density in a form whose linear structure can be read, and facts about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
+import pytensor
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -23,7 +23,9 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import as_tensor_of
 from pymc_flows.backends.modes import NUMPY, no_compiler
+from pymc_flows.backends.ops import op_name, random_inputs
 from pymc_flows.backends.simplify import simplify
+from pymc_flows.model.batching import NO_DERIVATIVE
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.support.compat import (
     CheckParameterValue,
@@ -31,15 +33,16 @@ from pymc_flows.support.compat import (
     Elemwise,
     LogSoftmax,
     LogSumExp,
-    RandomType,
     Shape,
     Shape_i,
     Softmax,
 )
 
-# Known by name, and never opened: their dependence is along an axis.
+# Never opened: `relations` knows that they mix the elements along an axis.
 AXIS_OPS = (Softmax, LogSoftmax, LogSumExp)
-# Of what has been read off data, so much is kept.
+# Elementwise functions from here have all derivatives.
+_BASIC = "pytensor.scalar.basic"
+# The most bytes of values read off data that are kept.
 MOST_BYTES = 20e6
 
 
@@ -50,10 +53,9 @@ class Prepared:
     Parameters
     ----------
     terms : dict of str to TensorVariable
-        Graphs in the model's value variables for one draw, not summed, as
-        `ModelDensity.named_terms`, without checks of parameters.
+        `ModelDensity.named_terms` without checks of parameters.
     checks : list of TensorVariable
-        Where one of these is not true everywhere, the density is zero.
+        Conditions: if one of them is false anywhere, the density is zero.
     """
 
     terms: dict[str, TensorVariable]
@@ -66,8 +68,8 @@ _PREPARED: WeakKeyDictionary[ModelDensity, Prepared] = WeakKeyDictionary()
 def prepared(density: ModelDensity) -> Prepared:
     """Take checks of parameters out of a log density, and open its inner graphs.
 
-    A check depends on all elements of a parameter, but not on their values where the density is
-    finite: it is no part of the structure.
+    A check depends on all elements of a parameter, but where the density is finite its result is
+    always the same: it is no part of the structure.
     """
     found = _PREPARED.get(density)
     if found is None:
@@ -75,17 +77,16 @@ def prepared(density: ModelDensity) -> Prepared:
         named = density.named_terms
         with no_compiler():
             outputs = simplify(_opened(list(named.values()), checks))
-        if not density.model.check_bounds:
-            checks = []
         terms = dict(zip(named, outputs, strict=True))
-        found = _PREPARED[density] = Prepared(terms, checks)
+        found = Prepared(terms, checks if density.model.check_bounds else [])
+        _PREPARED[density] = found
     return found
 
 
 def _opened(
     outputs: Sequence[TensorVariable], checks: list[TensorVariable]
 ) -> list[TensorVariable]:
-    """The same graphs without assertions and with the inner graphs of Ops in their place."""
+    """The same graphs without assertions, and with the inner graphs of Ops in place of the Ops."""
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False, copy_orphans=False)
     for node in fgraph.toposort():
         if isinstance(node.op, CheckAndRaise):
@@ -139,10 +140,44 @@ def dependents(outputs: Sequence[Variable], inputs: Iterable[Variable]) -> list[
     return nodes
 
 
-class Readings:
-    """What has been read off data, so that it need not be read again while these say the same.
+def live_variables(nodes: Iterable[Apply], inputs: Iterable[Variable]) -> set[Variable]:
+    """The inputs and all outputs of nodes that depend on them."""
+    return {*inputs, *(v for node in nodes for v in node.outputs)}
 
-    Of large data no copy is kept, and they are read again.
+
+def why_not_twice(density: ModelDensity, inputs: Collection[Variable]) -> str:
+    """Name a term, and an elementwise Op of it without second derivatives by ``inputs``, if any.
+
+    PyTensor computes the derivatives of some functions, such as incomplete gammas, as series.
+    """
+    for name, term in prepared(density).terms.items():
+        nodes = dependents([term], inputs)
+        live = live_variables(nodes, inputs)
+        for node in filter(is_elementwise, nodes):
+            if not _is_twice_differentiable(node, live):
+                return f"PyTensor has no second derivative of {op_name(node.op)}, in {name}"
+    return ""
+
+
+def _is_twice_differentiable(node: Apply, live: set[Variable]) -> bool:
+    if isinstance(node.op, Elemwise) and type(node.op.scalar_op).__module__ == _BASIC:
+        return True
+    inputs = [v.type() for v in node.inputs]
+    wrt = [x for x, v in zip(inputs, node.inputs, strict=True) if v in live]
+    options = {"disconnected_inputs": "ignore", "return_disconnected": "none"}
+    try:
+        for first in pytensor.grad(node.op(*inputs).sum(), wrt, **options):
+            if first is not None:
+                pytensor.grad(first.sum(), wrt, **options)
+    except NO_DERIVATIVE:
+        return False
+    return True
+
+
+class Readings:
+    """Values that have been read off data, to find out later whether the data still give them.
+
+    Large values are not kept, and count as changed.
     """
 
     def __init__(self) -> None:
@@ -151,16 +186,16 @@ class Readings:
 
     @property
     def are_kept(self) -> bool:
-        """Whether they can be compared."""
+        """Whether they are small enough to be kept."""
         return self._bytes <= MOST_BYTES
 
     def are_current(self, near: np.ndarray | None) -> bool:
-        """Whether the data of now, and a point (dim,), give the same."""
+        """Whether the present data, and a point (dim,), give the same values."""
         return self.are_kept and all(_same(evaluate(near), found) for evaluate, found in self._read)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record what is read."""
+        """Record the results of `read` inside a ``with`` block."""
         token = _READINGS.set(self)
         try:
             yield
@@ -168,7 +203,7 @@ class Readings:
             _READINGS.reset(token)
 
     def add(self, evaluate: Callable[[np.ndarray | None], list[Any]], found: list[Any]) -> None:
-        """Record a result, and how it is computed."""
+        """Record a result, and the function that computes it."""
         self._bytes += sum(getattr(value, "nbytes", 0) for value in found)
         self._read = [*self._read, (evaluate, found)] if self.are_kept else []
 
@@ -177,7 +212,7 @@ _READINGS: ContextVar[Readings | None] = ContextVar("readings", default=None)
 
 
 def read(evaluate: Callable[[np.ndarray | None], list[Any]], near: np.ndarray | None) -> list[Any]:
-    """Compute what depends on data, near a point (dim,) or the start of the density."""
+    """Compute values that depend on data, near a point (dim,) or the start of the density."""
     found, readings = evaluate(near), _READINGS.get()
     if readings is not None:
         readings.add(evaluate, found)
@@ -199,7 +234,7 @@ class Facts:
     ----------
     shapes : dict of Variable to tuple
     values : dict of Variable to value
-        Of what does not depend on the inputs that were asked for.
+        Values of variables that do not vary.
     fixed : set of Variable
         Those of ``values`` that depend on no value variable and are not random.
     """
@@ -233,27 +268,27 @@ def facts(
     density : ModelDensity
     nodes : sequence of Apply
     depends : set of Variable
-        What varies: only its shapes are asked for.
+        Variables that vary: only their shapes are needed.
     outputs : sequence of Variable
-        Further variables whose shapes are asked for.
+        Further variables whose shapes are needed.
     near : ndarray, shape (dim,), optional
         Where they are evaluated; by default the start point of the density.
     """
     shaped: dict[Variable, None] = dict.fromkeys(outputs)
     wanted: dict[Variable, None] = {}
     for node in nodes:
-        shaped.update(dict.fromkeys(v for v in (*node.inputs, *node.outputs) if _has_shape(v)))
-        needed = node.inputs[:1] if is_switch(node) else node.inputs
+        variables = *node.inputs, *node.outputs
+        shaped.update(dict.fromkeys(v for v in variables if hasattr(v.type, "shape")))
         if is_switch(node) or not is_elementwise(node):
+            needed = node.inputs[:1] if is_switch(node) else node.inputs
             wanted.update(dict.fromkeys(v for v in needed if v not in depends))
     known = values_of(density, list(wanted), near)
-    inputs = density.values
     shapes = {v: v.type.shape for v in shaped if None not in v.type.shape}
-    shapes |= {v: slot.shape for v, slot in zip(inputs, density.slots, strict=True)}
+    shapes |= {v: slot.shape for v, slot in zip(density.values, density.slots, strict=True)}
     open_shapes = [v for v in shaped if v not in shapes]
     found = _evaluated(density, [v.shape for v in open_shapes], near)
     shapes |= {v: tuple(map(int, s)) for v, s in zip(open_shapes, found, strict=True)}
-    return Facts(shapes, known.values, known.fixed).joined(known)
+    return Facts(shapes | known.shapes, known.values, known.fixed)
 
 
 def values_of(
@@ -263,7 +298,8 @@ def values_of(
     values = {v: v.data for v in variables if isinstance(v, Constant)}
     computed = [v for v in variables if v not in values and hasattr(v.type, "dtype")]
     values |= dict(zip(computed, _evaluated(density, computed, near), strict=True))
-    varying = _varying(list(values), density.values)
+    inputs = [*density.values, *random_inputs(list(values))]
+    varying = live_variables(dependents(list(values), inputs), inputs)
     shapes = {v: tuple(getattr(value, "shape", ())) for v, value in values.items()}
     return Facts(shapes, values, frozenset(values).difference(varying))
 
@@ -277,26 +313,7 @@ def _evaluated(
 
     def evaluate(near: np.ndarray | None) -> list[Any]:
         with np.errstate(all="ignore"):
-            found: list[Any] = fn(*split_point(density, density.start() if near is None else near))
+            found: list[Any] = fn(*density.split(density.start() if near is None else near))
         return found
 
     return read(evaluate, near)
-
-
-def split_point(density: ModelDensity, z: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-    """Values of the value variables, in order, at a flat point (dim,)."""
-    return [z[slot.slice].reshape(slot.shape).astype(slot.dtype) for slot in density.slots]
-
-
-def _has_shape(var: Variable) -> bool:
-    return hasattr(var.type, "shape")
-
-
-def _varying(variables: Sequence[Variable], inputs: Sequence[Variable]) -> set[Variable]:
-    """Which of the variables depend on the inputs or on chance."""
-    nodes = list(toposort(variables))
-    chance = [v for node in nodes for v in node.inputs if isinstance(v.type, RandomType)]
-    return {
-        *inputs,
-        *(v for node in dependents(variables, [*inputs, *chance]) for v in node.outputs),
-    }

@@ -21,21 +21,19 @@ from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.errors import ArgumentError
 from pymc_flows.model.examine import plan_draws
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.structure.graph import split_point
 from pymc_flows.model.structure.result import Structure
+from pymc_flows.model.structure.rows import Floats
 
-type Floats = npt.NDArray[np.float64]
-
-# Factors, times points, that are held at once: 2 MB for each array of the log density, so that
-# these stay in the caches of the processor.
+# Factors, times points, that are evaluated at once: 2 MB for each array of the log density, so that
+# arrays stay in the caches of the processor.
 _MAX_VALUES = 250_000
 
 
 class GroupedDensity:
     """The log density of a model as a sum over the groups of its structure.
 
-    Each factor counts for the group whose elements it sees, and for none if it sees only
-    hyperparameters and the separator. Given those, the posterior is a product over groups.
+    Each factor belongs to the group whose elements it sees, and to none if it sees only
+    hyperparameters and the separator. Given these, the posterior is a product over groups.
 
     Parameters
     ----------
@@ -60,9 +58,15 @@ class GroupedDensity:
         Returns
         -------
         shared : ndarray, shape (n,)
-            Log density of what belongs to no group, in nats; −∞ where the density is zero because
-            a parameter or a value is out of range, and then the groups have 0.
+            Sum of the factors that belong to no group, in nats. It is −∞ where the density is zero
+            because a parameter or a value is out of range; the groups have 0 there.
         by_group : ndarray, shape (n, n_groups)
+            Sums of the factors of groups, in nats.
+
+        Raises
+        ------
+        ArgumentError
+            If points have another shape.
         """
         z = np.asarray(points, dtype=float)
         if z.ndim != 2 or z.shape[1] != self._density.dim:
@@ -77,7 +81,7 @@ class GroupedDensity:
         return total[-1], total[:-1].T
 
     def _choose_rows(self, near: Floats) -> int:
-        """Points at once: 1 where they cannot be evaluated together, tried out near a point."""
+        """Number of points at once, which is 1 if they do not vectorise; tried near a point."""
         plan = plan_draws(self._density, 64, near, "numba")
         if plan.micro_batch is None:
             return 1
@@ -85,7 +89,7 @@ class GroupedDensity:
 
     @cached_property
     def _members(self) -> list[scipy.sparse.csr_array]:
-        """For each array of factors, which of its elements belong to each group; nothing last."""
+        """For each array of factors, a matrix that sums its elements by group; no group last."""
         n = self._structure.n_groups
         groups = np.where(self._structure.factor_groups < 0, n, self._structure.factor_groups)
         cuts = np.cumsum(self._structure.factors.sizes)[:-1]
@@ -113,16 +117,16 @@ class GroupedDensity:
             return function_of(inputs, outputs, mode=NUMPY)
 
     def _sums(self, z: Floats) -> Floats:
-        """Sums by group (n_groups + 1, n), what belongs to none last."""
-        arguments = split_point(self._density, z[0]) if self._n_rows == 1 else [z]
+        """Sums by group (n_groups + 1, n); those of no group come last."""
+        arguments = self._density.split(z[0]) if self._n_rows == 1 else [z]
         with np.errstate(all="ignore"):
             found = self._function(*arguments)
         total = np.zeros((self._structure.n_groups + 1, len(z)))
         members = self._members
         for member, values in zip(members, found[: len(members)], strict=True):
-            size = member.shape[1]
-            flat = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
-            total += member @ np.ascontiguousarray(flat.T, dtype=float)
+            if size := member.shape[1]:
+                flat = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
+                total += member @ np.ascontiguousarray(flat.T, dtype=float)
         for valid in found[len(members) :]:
             impossible = np.logical_not(np.broadcast_to(valid, len(z)))
             total[:-1, impossible], total[-1, impossible] = 0.0, -np.inf

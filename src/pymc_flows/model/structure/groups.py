@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy
 
-type Ints = npt.NDArray[np.intp]
-type Bools = npt.NDArray[np.bool_]
+from pymc_flows.model.structure.rows import Bools, Ints
 
-# The largest group may have this share of what is divided, or this many elements.
+# The largest group may have this share of the divided elements, or this many elements.
 MAX_SHARE, MAX_ELEMENTS = 0.1, 20
 # A hub is connected to at least this share of the other elements of the field, and this number.
 HUB_SHARE, MIN_HUB = 0.2, 5
@@ -36,8 +33,8 @@ def degrees(pattern: scipy.sparse.csr_array) -> Ints:
 def hubs_of(pattern: scipy.sparse.csr_array) -> Bools:
     """Elements that are connected to a large share of the others; none if most of them are.
 
-    Those that are connected to nearly all come first: many fixed effects would make hubs of all
-    that they touch.
+    Elements that are connected to nearly all others are taken out first: many fixed effects would
+    make hubs of all that they touch.
     """
     n = pattern.shape[0]
     hubs = np.zeros(n, dtype=bool)
@@ -49,29 +46,11 @@ def hubs_of(pattern: scipy.sparse.csr_array) -> Bools:
     return hubs
 
 
-@dataclass(frozen=True)
-class Partition:
-    """Elements of the field, divided.
-
-    Parameters
-    ----------
-    label : ndarray of int, shape (n,)
-        The group of each element, from 0; −1 for the separator's.
-    """
-
-    label: Ints
-
-    @property
-    def n_groups(self) -> int:
-        """Number of groups."""
-        return int(self.label.max(initial=-1)) + 1
-
-
-def partition(pattern: scipy.sparse.csr_array, hubs: Bools, variables: Sequence[Ints]) -> Partition:
+def partition(pattern: scipy.sparse.csr_array, hubs: Bools, variables: Sequence[Ints]) -> Ints:
     """Divide a field into groups that are independent given the rest, the separator.
 
-    The separator is empty if that suffices, else the hubs, else these and the smaller of the
-    variables, from the smallest on, until what is left falls apart.
+    The separator is empty if that suffices. Else it is the hubs, and then also the smallest
+    variables, one after the other, until the rest falls apart.
 
     Parameters
     ----------
@@ -82,25 +61,19 @@ def partition(pattern: scipy.sparse.csr_array, hubs: Bools, variables: Sequence[
 
     Returns
     -------
-    Partition
-        With an empty separator if nothing helps.
+    ndarray of int, shape (n,)
+        The group of each element, from 0; −1 in the separator, which is empty if nothing helps.
     """
-    n = pattern.shape[0]
-    nothing = np.zeros(n, dtype=bool)
-    whole = _components(pattern, nothing)
-    candidates = [nothing]
-    if hubs.any() and not hubs.all():
-        candidates.append(hubs)
-    removed = hubs.copy()
-    for elements in sorted(variables, key=len)[:-1]:
-        removed = removed.copy()
+    whole = _components(pattern, np.zeros_like(hubs))
+    if _divides(whole):
+        return whole
+    removed = np.zeros_like(hubs)
+    for elements in (np.flatnonzero(hubs), *sorted(variables, key=len)[:-1]):
         removed[elements] = True
-        candidates.append(removed)
-    for candidate in candidates:
-        found = whole if candidate is nothing else _components(pattern, candidate)
+        found = _components(pattern, removed)
         if _divides(found):
-            return Partition(found)
-    return Partition(whole)
+            return found
+    return whole
 
 
 def _components(pattern: scipy.sparse.csr_array, removed: Bools) -> Ints:

@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pymc as pm
 import scipy
 
-from pymc_flows.model.layout import Slot, Start
+from pymc_flows.model.layout import Start
 from pymc_flows.model.logp import ModelDensity, density_of
 from pymc_flows.model.structure.factors import factor_incidence
-from pymc_flows.model.structure.graph import Readings, prepared
+from pymc_flows.model.structure.graph import Readings, prepared, why_not_twice
 from pymc_flows.model.structure.groups import hubs_of, partition, pattern_of
 from pymc_flows.model.structure.result import Names, Structure
 from pymc_flows.model.structure.roles import MAX_HYPER, MAX_WITH_HUBS, Roles, roles
+from pymc_flows.model.structure.rows import Bools, Ints
 from pymc_flows.support.arguments import model_or_context
 
-type Ints = npt.NDArray[np.intp]
-
-# A field is worth a family of its own from this size on.
+# The smallest field that is worth a family of its own.
 MIN_FIELD = 2
 
 
@@ -34,17 +32,17 @@ def structure(
 ) -> Structure:
     """Read the structure of a model's posterior off its graph.
 
-    Nothing is sampled or compiled: sets of latents are carried through the graph of the log
-    density, whose arrays are evaluated once.
+    Nothing is sampled or compiled. Sets of latents are carried through the graph of the log
+    density, and its arrays are evaluated once.
 
     Parameters
     ----------
     model : pymc.Model, optional
         By default the model on the context stack.
     hyper, field : sequence of str
-        Names of free variables whose role is not to be guessed.
+        Names of free variables whose roles are given rather than found.
     start : dict of str to array-like, optional
-        Where arrays are evaluated: values of variables, by default of the model's initial point.
+        Values of variables at which arrays are evaluated, by default the model's initial point.
 
     Returns
     -------
@@ -71,7 +69,7 @@ def structure_of(
 ) -> Structure:
     """Return the `structure` of a density, evaluated near a point (dim,) if one is given.
 
-    It is read once, and again where other data say otherwise.
+    It is kept with the density, and read again if data have changed that it follows from.
     """
     key = "structure", tuple(hyper), tuple(field)
     known: tuple[Structure, Readings] | None = density.kept.get(key)
@@ -90,18 +88,19 @@ def _read(
 ) -> Structure:
     found = roles(density, prepared(density).terms, hyper=hyper, field=field, near=near)
     factors = factor_incidence(density, near)
-    owner = np.repeat(np.arange(len(density.slots)), [_size(s) for s in density.slots])
+    owner = np.repeat(np.arange(len(density.slots)), [slot.size for slot in density.slots])
     is_hyper = np.isin(owner, found.hyper)
     rest = np.flatnonzero(~is_hyper)
     pattern = pattern_of(factors.distinct[:, rest])
     hubs = hubs_of(pattern)
-    moved = _moved(pattern, hubs, owner[rest], int(is_hyper.sum()), _fixed(density, field))
+    fixed = [i for i, rv in enumerate(density.model.free_RVs) if rv.name in field]
+    moved = _moved(pattern, hubs, owner[rest], int(is_hyper.sum()), fixed)
     effects = rest[moved]
-    is_hyper[rest[moved]] = True
+    is_hyper[effects] = True
     kept = ~moved
     rest, hubs, pattern = rest[kept], hubs[kept], pattern[kept][:, kept] if moved.any() else pattern
     local = [np.flatnonzero(owner[rest] == i) for i in np.unique(owner[rest])]
-    label = partition(pattern, hubs, local).label
+    label = partition(pattern, hubs, local)
     return Structure(
         slots=density.slots,
         n_factors=factors.counts,
@@ -121,32 +120,22 @@ def _read(
     )
 
 
-def _size(slot: Slot) -> int:
-    return slot.slice.stop - slot.slice.start
-
-
 def _names(density: ModelDensity, owners: Ints) -> tuple[str, ...]:
     free = density.model.free_RVs
     return tuple(free[i].name for i in np.unique(owners))
 
 
-def _fixed(density: ModelDensity, field: Sequence[str]) -> Ints:
-    """Slots whose role a caller has given as field."""
-    return np.array(
-        [i for i, rv in enumerate(density.model.free_RVs) if rv.name in field], dtype=np.intp
-    )
-
-
 def _moved(
     pattern: scipy.sparse.csr_array,
-    hubs: npt.NDArray[np.bool_],
+    hubs: Bools,
     owner: Ints,
     n_hyper: int,
-    fixed: Ints,
-) -> npt.NDArray[np.bool_]:
-    """Elements of the field that join the hyperparameters: fixed effects, while they are few.
+    fixed: Sequence[int],
+) -> Bools:
+    """Mask of the elements of the field that join the hyperparameters: fixed effects, if few.
 
-    Elements of one variable of that kind share factors; levels of a crossed factor do not.
+    Elements of one variable of that kind share factors; levels of a crossed factor do not. The
+    variables ``fixed`` stay in the field.
     """
     moved = np.zeros(len(owner), dtype=bool)
     variables = [np.flatnonzero(owner == i) for i in np.unique(owner[hubs]) if i not in fixed]
@@ -173,31 +162,32 @@ def _why_not(
     density: ModelDensity,
     found: Roles,
     owner: Ints,
-    is_hyper: npt.NDArray[np.bool_],
+    is_hyper: Bools,
     pattern: scipy.sparse.csr_array,
 ) -> str | None:
     free = density.model.free_RVs
     n_hyper, n_field = int(is_hyper.sum()), int((~is_hyper).sum())
     if n_hyper > MAX_HYPER:
-        large = max(found.hyper, key=lambda i: _size(density.slots[i]))
+        large = max(found.hyper, key=lambda i: density.slots[i].size)
         return (
             f"{n_hyper} hyperparameters, more than {MAX_HYPER}: "
-            f"{free[large].name} alone has {_size(density.slots[large])}"
+            f"{free[large].name} alone has {density.slots[large].size}"
         )
-    local = np.isin(owner, found.local)
+    owner = owner[~is_hyper]
+    is_other = ~np.isin(owner, found.local)
     for i in found.local:
-        mine = np.flatnonzero(owner[~is_hyper] == i)
-        touched = np.unique(pattern[mine].indices)
-        others = ~local[~is_hyper]
-        coupled = touched[others[touched]]
+        touched = np.unique(pattern[np.flatnonzero(owner == i)].indices)
+        coupled = touched[is_other[touched]]
         if len(coupled) > MAX_WITH_HUBS:
-            other = free[owner[~is_hyper][coupled[0]]].name
+            other = free[owner[coupled[0]]].name
             return (
-                f"{free[i].name} has {_size(density.slots[i])} bounded elements that scale those "
+                f"{free[i].name} has {density.slots[i].size} bounded elements that scale those "
                 f"of {other}: no small set of hyperparameters"
             )
     if n_field < MIN_FIELD:
         return f"{n_field} latents besides the hyperparameters: no field"
     if n_hyper == 0:
         return "no hyperparameter: nothing scales other latents"
-    return None
+    pairs = zip(density.values, density.slots, strict=True)
+    of_field = [value for value, slot in pairs if not is_hyper[slot.slice].all()]
+    return why_not_twice(density, of_field) or None

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.linalg import Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet
 
+from pymc_flows.backends.ops import op_name
 from pymc_flows.model.structure import selections
 from pymc_flows.model.structure.graph import AXIS_OPS, Facts, is_elementwise, is_switch
 from pymc_flows.model.structure.rows import (
     Blocks,
     Coefficients,
+    Floats,
     Ints,
     Relation,
     Relations,
+    indptr_of,
     positions,
     spread,
 )
@@ -49,7 +51,7 @@ from pymc_flows.support.compat import (
     ViewOp,
 )
 
-# They only copy elements of their first input, whatever the others say.
+# Ops that only copy elements of their first input.
 _SELECTIONS = (
     Alloc,
     AdvancedSubtensor,
@@ -61,14 +63,8 @@ _SELECTIONS = (
     Split,
     Subtensor,
 )
-_PLACES = (AdvancedIncSubtensor, IncSubtensor)
-_JOINS = (Join, MakeVector)
-_IDENTITIES = (
-    ScalarFromTensor,
-    TensorFromScalar,
-    TypeCastingOp,
-    ViewOp,
-)
+_IDENTITIES = (ScalarFromTensor, TensorFromScalar, TypeCastingOp, ViewOp)
+# Ops of matrices whose outputs depend on all elements.
 _ALGEBRA = (Cholesky, Det, Eigh, Eigvalsh, MatrixInverse, SLogDet, SolveBase)
 
 
@@ -82,25 +78,20 @@ def relations(node: Apply, output: int, known: Facts, depends: set[Variable]) ->
         Position among the outputs.
     known : Facts
     depends : set of Variable
-        What is not constant.
+        Variables that vary.
 
     Returns
     -------
     list of Relation or None
-        An entry for each input, None where nothing that is not constant comes from it, where the
-        output is linear in the inputs; for an elementwise Op the elements alone.
+        If the output is linear in the inputs, or the Op elementwise, which gives no coefficients:
+        an entry for each input, None for one that does not vary or does not matter.
     Blocks
         Otherwise.
     """
     live = [v in depends for v in node.inputs]
-    if is_elementwise(node):
-        return _elementwise(node, output, known, live)
     rule = _rule(node)
-    if rule is not None:
-        found = rule(node, output, known, live)
-        if found is not None:
-            return found
-    return _blocks(node, output, known, live)
+    found = rule and rule(node, output, known, live)
+    return _blocks(node, output, known, live) if found is None else found
 
 
 def _elementwise(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
@@ -111,7 +102,7 @@ def _elementwise(node: Apply, output: int, known: Facts, live: list[bool]) -> Re
         chosen = np.asarray(known.values[node.inputs[0]], dtype=bool).ravel()[given[0]]
         for k, mine in ((1, chosen), (2, ~chosen)):
             if live[k] and not mine.all():
-                found[k] = Relation(given[k][mine], np.concatenate([[0], np.cumsum(mine)]))
+                found[k] = Relation(given[k][mine], indptr_of(mine))
     return found
 
 
@@ -119,6 +110,8 @@ type _Rule = Callable[[Apply, int, Facts, list[bool]], Relations | None]
 
 
 def _rule(node: Apply) -> _Rule | None:
+    if is_elementwise(node):
+        return _elementwise
     core = node.op.core_op if isinstance(node.op, Blockwise) else node.op
     for ops, rule in _OF_BLOCKS:
         if isinstance(core, ops):
@@ -146,21 +139,20 @@ def _sparse_rule(node: Apply) -> _Rule | None:
 
 
 def _rows_of(groups: Ints, n: int) -> Relation:
-    """Each of n rows has the elements whose group it is."""
-    counts = np.bincount(groups, minlength=n)
+    """Relation in which each of n rows has the elements of one group."""
     ordered = np.all(groups[:-1] <= groups[1:])
     indices = np.arange(len(groups)) if ordered else np.argsort(groups, kind="stable")
-    return Relation(indices, np.concatenate([[0], np.cumsum(counts)]))
+    return Relation(indices, indptr_of(np.bincount(groups, minlength=n)))
 
 
 def _groups(shape: tuple[int, ...], axes: tuple[int, ...]) -> Ints:
-    """The element of an array, reduced along axes, that each of its elements goes into."""
+    """For each element of an array the element that it goes into when axes are reduced."""
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
     return spread(kept, shape)
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    if axis is None or ndim == 0:  # NumPy sums a number over an axis that it has not
+    if axis is None or ndim == 0:  # NumPy lets a number be summed over an axis that it lacks
         return tuple(range(ndim))
     return tuple(a % ndim for a in (axis if isinstance(axis, tuple | list) else (axis,)))
 
@@ -180,27 +172,22 @@ def _cumulated(node: Apply, output: int, known: Facts, live: list[bool]) -> Rela
     n = shape[node.op.axis]
     rows, columns = np.tril_indices(n)
     lines = places.reshape(-1, n) if places.size else places.reshape(0, n)
-    indices = lines[:, columns].ravel()
     # Rows in the order of the output, which is not that of the lines.
-    targets = lines[:, rows].ravel()
-    order = np.argsort(targets, kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(targets, minlength=places.size))])
-    relation = Relation(indices[order], indptr)
+    by_output = _rows_of(lines[:, rows].ravel(), places.size)
+    relation = Relation(lines[:, columns].ravel()[by_output.indices], by_output.indptr)
     if node.op.mode == "add":
         return [relation]
     return Blocks([relation], np.arange(places.size), None)
 
 
 def _product(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
-    """A matrix product, batched or not: linear in one of its factors, if not in both."""
+    """A matrix product, batched or not: linear in the one factor that varies, if not both do."""
     left, right = (positions(known.shapes[v]) for v in node.inputs)
-    # (…, n, m, k): element k of row n of the left one, and of column m of the right one.
+    # (…, n, m, k): element k of row n on the left, and of column m on the right.
     left, right = left[..., :, None, :], np.swapaxes(right, -1, -2)[..., None, :, :]
-    batch = np.broadcast_shapes(left.shape[:-3], right.shape[:-3])
-    shape = (*batch, left.shape[-3], right.shape[-2], left.shape[-1])
-    n_terms = shape[-1]
+    shape = np.broadcast_shapes(left.shape, right.shape)
     n_out = int(np.prod(shape[:-1]))
-    indptr = np.arange(n_out + 1) * n_terms
+    indptr = np.arange(n_out + 1) * shape[-1]
     sides = [np.broadcast_to(side, shape).ravel() for side in (left, right)]
     if all(live):
         patterns: list[Relation | None] = [Relation(side, indptr) for side in sides]
@@ -215,29 +202,23 @@ def _product(node: Apply, output: int, known: Facts, live: list[bool]) -> Relati
     return [relation, None] if live[0] else [None, relation]
 
 
-def _without_zeros(indices: Ints, indptr: Ints, values: npt.NDArray[np.float64]) -> Relation:
+def _without_zeros(indices: Ints, indptr: Ints, values: Floats) -> Relation:
     kept = values != 0
     if not kept.all():
-        indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
+        indptr = indptr_of(kept)[indptr]
         indices, values = indices[kept], values[kept]
     return Relation(indices, indptr, Coefficients(values))
 
 
 def _sparse_product(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations | None:
     """A product of a sparse matrix of data and a dense matrix, on either side."""
-    if all(live):
-        return None
     mine, other = (0, 1) if live[0] else (1, 0)
-    if node.inputs[other] not in known.fixed:
+    if all(live) or node.inputs[other] not in known.fixed:
         return None
     fixed = scipy.sparse.csr_matrix(known.values[node.inputs[other]])
     n, k = known.shapes[node.inputs[mine]]
-    full = (
-        scipy.sparse.kron(scipy.sparse.eye(n), fixed.T)
-        if mine == 0
-        else scipy.sparse.kron(fixed, scipy.sparse.eye(k))
-    )
-    full = full.tocsr()
+    factors = (scipy.sparse.eye(n), fixed.T) if mine == 0 else (fixed, scipy.sparse.eye(k))
+    full = scipy.sparse.kron(*factors).tocsr()
     relation = Relation(
         full.indices.astype(np.intp),
         full.indptr.astype(np.intp),
@@ -250,22 +231,16 @@ def _sparse_product(node: Apply, output: int, known: Facts, live: list[bool]) ->
 
 
 def _along_axis(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
+    """An Op that mixes the elements along an axis, which it keeps or reduces."""
     shape = known.shapes[node.inputs[0]]
-    axes = _axes(node.op.axis, len(shape))
-    groups = _groups(shape, axes)
+    groups = _groups(shape, _axes(node.op.axis, len(shape)))
     n = int(groups.max(initial=-1)) + 1
     same = known.shapes[node.outputs[0]] == shape
     return Blocks([_rows_of(groups, n)], groups if same else np.arange(n), None)
 
 
-def _sorted(node: Apply, output: int, known: Facts, live: list[bool]) -> Relations:
-    shape = known.shapes[node.inputs[0]]
-    groups = _groups(shape, _axes(node.op.axis, len(shape)))
-    return Blocks([_rows_of(groups, int(groups.max(initial=-1)) + 1)], groups, None)
-
-
 def _blocks(node: Apply, output: int, known: Facts, live: list[bool]) -> Blocks:
-    """All elements depend on all, within an element of the batch if the Op is a Blockwise."""
+    """All elements depend on all, but stay within an element of the batch in a Blockwise."""
     shape = known.shapes.get(node.outputs[output], ())
     batch: tuple[int, ...] = ()
     if isinstance(node.op, Blockwise):
@@ -283,32 +258,20 @@ def _blocks(node: Apply, output: int, known: Facts, live: list[bool]) -> Blocks:
         indices = (rows[:, None] * size + np.arange(size)).ravel()
         inputs.append(Relation(indices, np.arange(n_batch + 1) * size))
     block = np.repeat(np.arange(n_batch), int(np.prod(shape[len(batch) :])))
-    return Blocks(inputs, block, None if _is_algebra(node) else op_name(node))
-
-
-def _is_algebra(node: Apply) -> bool:
-    """Whether it is known that all elements of a matrix go into all of an output."""
     core = node.op.core_op if isinstance(node.op, Blockwise) else node.op
-    return isinstance(core, _ALGEBRA)
+    return Blocks(inputs, block, None if isinstance(core, _ALGEBRA) else op_name(node.op))
 
 
-def op_name(node: Apply) -> str:
-    """Name an Op for a person: its class, and what it repeats or calls."""
-    op = node.op.core_op if isinstance(node.op, Blockwise) else node.op
-    return type(op).__name__
-
-
-# By Op; those of the first table hold for each element of a batch, too.
+# Rules by Op. Those of the first table also hold for the elements of a batch.
 _OF_BLOCKS: tuple[tuple[Any, _Rule], ...] = (
     (_SELECTIONS, selections.selection),
     (_IDENTITIES, selections.identity),
     (Dot, _product),
 )
 _RULES: tuple[tuple[Any, _Rule], ...] = (
-    (_JOINS, selections.join),
-    (_PLACES, selections.placed),
+    ((Join, MakeVector), selections.join),
+    ((AdvancedIncSubtensor, IncSubtensor), selections.placed),
     (CAReduce, _reduced),
     (CumOp, _cumulated),
-    (AXIS_OPS, _along_axis),
-    (SortOp, _sorted),
+    ((*AXIS_OPS, SortOp), _along_axis),
 )

@@ -1,4 +1,4 @@
-"""What `structure` returns: the parts of a posterior, their names, and a table of them."""
+"""The result of `structure`: the parts of a posterior, their names, and a table of them."""
 
 from __future__ import annotations
 
@@ -8,41 +8,35 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy
 
 from pymc_flows.model.layout import Slot
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure.factors import Factors
 from pymc_flows.model.structure.groups import pattern_of
+from pymc_flows.model.structure.rows import Ints
 from pymc_flows.support.tables import html_table, text_table
 
 _MAX_NAMES = 6
 
-type Row = tuple[str, str]
-type Ints = npt.NDArray[np.intp]
-
 
 @dataclass(frozen=True)
 class _Variable:
-    """A free variable: its first and last flat index, its shape, its dims where it has them."""
+    """A free variable: its place in the flat vector, and its dims."""
 
     name: str
-    begin: int
-    end: int
-    shape: tuple[int, ...]
+    slot: Slot
     dims: tuple[str | None, ...]
+
+    def positions(self, indices: Ints) -> tuple[Ints, ...]:
+        """Positions of elements, by flat indices, along each axis."""
+        shape = self.slot.shape
+        return np.unravel_index(indices - self.slot.slice.start, shape) if shape else ()
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of the elements of a flat vector.
-
-    Parameters
-    ----------
-    variables : tuple of _Variable
-    coords : mapping of str to sequence
-    """
+    """Names of the elements of a flat vector."""
 
     variables: tuple[_Variable, ...]
     coords: Mapping[str | None, Sequence[Any]]
@@ -57,59 +51,54 @@ class Names:
         variables = []
         for rv, slot in zip(model.free_RVs, density.slots, strict=True):
             dims: tuple[str | None, ...] = tuple(model.named_vars_to_dims.get(rv.name, ()))
-            # A transform that shortens a variable leaves nothing that coordinates could name.
+            # Coordinates do not name elements of a variable that a transform has shortened.
             same = len(dims) == len(slot.shape) and all(
                 n == len(coords.get(dim, range(n))) for dim, n in zip(dims, slot.shape, strict=True)
             )
-            if not same:
-                dims = (None,) * len(slot.shape)
-            variables.append(
-                _Variable(rv.name, slot.slice.start, slot.slice.stop, slot.shape, dims)
-            )
+            variables.append(_Variable(rv.name, slot, dims if same else (None,) * len(slot.shape)))
         return cls(tuple(variables), coords)
 
     def element(self, index: int) -> str:
         """Name one element: ``intercept[Aitkin]``."""
-        var, position = self._find(index)
-        if not position:
-            return var.name
-        labels = [self._label(d, i) for d, i in zip(var.dims, position, strict=True)]
-        return f"{var.name}[{', '.join(labels)}]"
+        [owner] = self._owners(np.array([index]))
+        var = self.variables[owner]
+        places = zip(var.dims, var.positions(np.array([index])), strict=True)
+        labels = [self._label(dim, at[0]) for dim, at in places]
+        return f"{var.name}[{', '.join(labels)}]" if labels else var.name
 
-    def covering(self, indices: npt.NDArray[np.intp]) -> tuple[str, ...]:
+    def covering(self, indices: Ints) -> tuple[str, ...]:
         """Names of the variables that elements belong to."""
-        begins = [var.begin for var in self.variables]
-        owners = np.unique(np.searchsorted(begins, indices, side="right") - 1)
-        return tuple(self.variables[i].name for i in owners)
+        return tuple(self.variables[i].name for i in np.unique(self._owners(indices)))
 
-    def common(self, indices: npt.NDArray[np.intp]) -> str:
-        """Name what elements have in common: ``county=Aitkin``; their names if that is nothing."""
+    def common(self, indices: Ints) -> str:
+        """Name the labels that elements share: ``county=Aitkin``; without any, the elements."""
         if not len(indices):
             return "nothing"
-        found: list[dict[str, str]] = []
-        for index in indices[:64].tolist():
-            var, position = self._find(index)
-            found.append(
-                {
-                    d: self._label(d, i)
-                    for d, i in zip(var.dims, position, strict=True)
-                    if d is not None
-                }
+        owners = self._owners(indices)
+        labels: list[dict[str, str]] = []
+        for i in np.unique(owners):
+            var = self.variables[i]
+            places = zip(var.dims, var.positions(indices[owners == i]), strict=True)
+            labels.append(
+                {dim: self._label(dim, at[0]) for dim, at in places if dim and np.ptp(at) == 0}
             )
-        shared = {
-            dim: label for dim, label in found[0].items() if all(f.get(dim) == label for f in found)
-        }
+        shared = [
+            f"{dim}={label}"
+            for dim, label in labels[0].items()
+            if all(other.get(dim) == label for other in labels)
+        ]
         if shared:
-            return ", ".join(f"{dim}={label}" for dim, label in shared.items())
+            return ", ".join(shared)
         first = self.element(int(indices[0]))
         return first if len(indices) == 1 else f"{first} and {len(indices) - 1} more"
 
-    def _find(self, index: int) -> tuple[_Variable, tuple[int, ...]]:
-        for var in self.variables:
-            if var.begin <= index < var.end:
-                position = np.unravel_index(index - var.begin, var.shape) if var.shape else ()
-                return var, tuple(int(i) for i in position)
-        raise IndexError(f"expected an index below {self.variables[-1].end}, got {index}")
+    def _owners(self, indices: Ints) -> Ints:
+        """Positions of the variables that elements belong to."""
+        begins = [var.slot.slice.start for var in self.variables]
+        end = self.variables[-1].slot.slice.stop
+        if not (0 <= indices.min(initial=0) and indices.max(initial=0) < end):
+            raise IndexError(f"expected indices from 0 to {end - 1}, got {indices}")
+        return np.searchsorted(begins, indices, side="right") - 1
 
     def _label(self, dim: str | None, position: int) -> str:
         return str(self.coords[dim][position]) if dim in self.coords else str(position)
@@ -120,7 +109,7 @@ class Structure:
     """What the graph of a model says about its posterior.
 
     The log density is a sum of factors, each of which sees few latents (elements of the flat
-    unconstrained vector). *Hyperparameters* scale others; the rest is the *field*. Given the
+    unconstrained vector). *Hyperparameters* scale other latents; the rest is the *field*. Given the
     hyperparameters and a *separator*, the *groups* of the field are independent of each other.
 
     Attributes
@@ -134,29 +123,27 @@ class Structure:
     factors : Factors
         Which factor sees which latent; ``incidence`` has it as a matrix.
     hyper_names, field_names : tuple of str
-        Free variables by role; one that is in part a hub is in both.
+        Names of the free variables with elements among the hyperparameters, or in the field.
     hyperparameters, field : ndarray of int
         Flat indices, ascending.
     effects : ndarray of int
         Flat indices of hyperparameters that scale nothing: fixed effects, means of groups. They are
-        no part of the field because they are few, and the mode of a skewed field is not its mean.
+        few, and not in the field, since the mode of a skewed field is not its mean.
     hubs : ndarray of int
         Flat indices of elements of the field that are connected to at least a fifth of the others:
         fixed effects, levels of crossed factors.
     separator : ndarray of int
-        Flat indices of the field that have to be given for the groups to be independent.
+        Flat indices of the elements of the field that must be given for groups to be independent.
     groups : ndarray of int, shape (len(field),)
         The group of each element of ``field``, from 0; −1 in the separator.
-    group_sizes : ndarray of int
-        Number of elements of each group.
     factor_groups : ndarray of int, shape (factors,)
-        The group whose elements a factor sees; −1 where it sees none.
+        The group whose elements a factor sees; −1 if it sees none.
     unknown : dict of str to int
-        Ops about which nothing is known, with their numbers; what depends on them counts as
-        depending on all of their inputs.
+        Names of Ops about which nothing is known, with their numbers: each of their outputs counts
+        as depending on all of their inputs.
     why_not : str or None
-        Why a flow over the hyperparameters and a Gaussian field given them would not do; None if
-        nothing speaks against it.
+        Why a flow over the hyperparameters and a Gaussian field given them do not fit the model;
+        None if nothing speaks against them.
     """
 
     slots: tuple[Slot, ...]
@@ -210,36 +197,25 @@ class Structure:
         return self.field[self.groups == group]
 
     def group_name(self, group: int) -> str:
-        """Name a group by what its elements have in common, ``county=Aitkin`` for example."""
+        """Name a group by the labels that its elements share, ``county=Aitkin`` for example."""
         return self.names.common(self.group_elements(group))
 
     def element_name(self, index: int) -> str:
-        """Name a latent: its variable, with the coordinates of the element."""
+        """Name a latent: its variable, and the coordinates of the element."""
         return self.names.element(index)
 
     def __repr__(self) -> str:
-        return structure_text(self)
+        return f"{self._title()}\n{text_table(_rows(self))}"
 
     def _repr_html_(self) -> str:
-        return structure_html(self)
+        return html_table(_rows(self), title=self._title())
+
+    def _title(self) -> str:
+        n = sum(self.n_factors.values())
+        return f"Structure: {n:,} factors of {self.dim:,} latents"
 
 
-def structure_text(structure: Structure) -> str:
-    """Lay a structure out as lines of text."""
-    return f"{_title(structure)}\n{text_table(_rows(structure))}"
-
-
-def structure_html(structure: Structure) -> str:
-    """Lay a structure out as HTML."""
-    return html_table(_rows(structure), title=_title(structure))
-
-
-def _title(structure: Structure) -> str:
-    n = sum(structure.n_factors.values())
-    return f"Structure: {n:,} factors of {structure.dim:,} latents"
-
-
-def _rows(structure: Structure) -> list[Row]:
+def _rows(structure: Structure) -> list[tuple[str, str]]:
     rows = [
         ("factors", _listed([f"{name} {n:,}" for name, n in structure.n_factors.items()])),
         ("hyperparameters", _counted(structure.hyperparameters, structure.hyper_names)),
@@ -259,7 +235,7 @@ def _rows(structure: Structure) -> list[Row]:
     return rows
 
 
-def _counted(indices: np.ndarray, names: tuple[str, ...]) -> str:
+def _counted(indices: Ints, names: tuple[str, ...]) -> str:
     return f"{len(indices):,}: {_listed(list(names))}" if len(indices) else "none"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pytensor
 from pymc.distributions.transforms import ZeroSumTransform
 from pytensor.graph.traversal import ancestors
@@ -15,13 +14,14 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError
+from pymc_flows.model.batching import NO_DERIVATIVE
 from pymc_flows.model.logp import ModelDensity
-from pymc_flows.model.structure.graph import read, split_point
+from pymc_flows.model.structure.graph import read
 
-# A flow over more hyperparameters than this costs more than it saves.
+# A flow over more hyperparameters costs more than it saves.
 MAX_HYPER = 50
 # Unbounded hubs (fixed effects) join the hyperparameters up to this number of both together: the
-# mode of a skewed field is not its mean, and they would inherit the difference.
+# mode of a skewed field is not its mean, and fixed effects in it would inherit the difference.
 MAX_WITH_HUBS = 20
 
 
@@ -32,9 +32,9 @@ class Roles:
     Parameters
     ----------
     hyper : list of int
-        Positions in the density's slots of what transforms or scales other variables.
+        Positions of hyperparameters in the density's slots.
     local : list of int
-        Positions of bounded variables that are too large for a hyperparameter.
+        Positions of bounded variables that are too large for hyperparameters.
     """
 
     hyper: list[int]
@@ -49,7 +49,7 @@ def roles(
     field: Sequence[str],
     near: np.ndarray | None = None,
 ) -> Roles:
-    """Tell hyperparameters from the field by their transforms and by what they scale.
+    """Tell hyperparameters from the field by their transforms and by the variables they scale.
 
     A hyperparameter is a variable whose transform is not linear (a scale, a correlation, a length
     scale), or one that changes the curvature of another variable's prior near a point (dim,), by
@@ -59,24 +59,19 @@ def roles(
     names = [rv.name for rv in model.free_RVs]
     check_names(hyper, field, names)
     bounded = [_is_bounded(model.rvs_to_transforms[rv]) for rv in model.free_RVs]
-    sizes = [slot.slice.stop - slot.slice.start for slot in density.slots]
     near = density.start() if near is None else near
     scaling = _scaling(density, terms, [i for i, on in enumerate(bounded) if not on], near)
     found = Roles([], [])
     for i, name in enumerate(names):
-        if name in hyper:
+        if name in hyper or (i in scaling and name not in field):
             found.hyper.append(i)
-        elif name in field:
-            continue
-        elif i in scaling:
-            found.hyper.append(i)
-        elif bounded[i]:
-            (found.hyper if sizes[i] <= MAX_HYPER else found.local).append(i)
+        elif bounded[i] and name not in field:
+            (found.hyper if density.slots[i].size <= MAX_HYPER else found.local).append(i)
     return found
 
 
 def check_names(hyper: Sequence[str], field: Sequence[str], names: Collection[str]) -> None:
-    """Raise `ArgumentError` unless each name is a free variable's, in one of the two."""
+    """Raise `ArgumentError` unless each name is that of a free variable, and in one list only."""
     for argument, given in (("hyper", hyper), ("field", field)):
         if isinstance(given, str):
             raise ArgumentError(f"{argument} must be a list of names, got the string {given!r}")
@@ -102,35 +97,44 @@ def _scaling(
     candidates: list[int],
     near: np.ndarray,
 ) -> set[int]:
-    """Unbounded variables that change the curvature of another one's prior.
+    """Unbounded variables that change the curvature of another variable's prior.
 
-    The diagonal of the other's Hessian is compared at two values of the candidate: graphs of
-    derivatives mention variables that cancel.
+    Row sums of the other's Hessian are compared at two values of the candidate: graphs of
+    derivatives may contain variables that cancel.
     """
-    model = density.model
     values = density.values
-    pairs: list[tuple[int, int]] = []
-    curvatures: dict[int, TensorVariable] = {}
-    for i, rv in enumerate(model.free_RVs):
+    users: dict[int, list[int]] = {}  # by candidate, positions in curvatures
+    curvatures: list[TensorVariable] = []
+    for i, rv in enumerate(density.model.free_RVs):
         used = set(ancestors([terms[rv.name]]))
         mine = [j for j in candidates if j != i and values[j] in used]
-        if not mine:
-            continue
-        found = _second_derivative(terms[rv.name], values[i])
+        found = _second_derivative(terms[rv.name], values[i]) if mine else None
         if found is None:
             continue
         used = set(ancestors([found]))
         mine = [j for j in mine if values[j] in used]
         if mine:
-            curvatures[i] = found
-            pairs.extend((i, j) for j in mine)
-    if not pairs:
+            for j in mine:
+                users.setdefault(j, []).append(len(curvatures))
+            curvatures.append(found)
+    if not users:
         return set()
-    fn = function_of(values, list(curvatures.values()), mode=NUMPY)
+    fn = function_of(values, curvatures, mode=NUMPY)
 
     def scaling(point: np.ndarray | None) -> list[set[int]]:
         here = density.start() if point is None else point
-        return [_changed(density, fn, list(curvatures), pairs, here)]
+        base = here + 0.1 * np.random.default_rng(0).standard_normal(density.dim)
+        found = set()
+        with np.errstate(all="ignore"):
+            before = fn(*density.split(base))
+            for j, places in users.items():
+                moved = base.copy()
+                moved[density.slots[j].slice] += 0.3
+                after = fn(*density.split(moved))
+                same = (np.allclose(before[k], after[k], rtol=1e-6, atol=1e-12) for k in places)
+                if not all(same):
+                    found.add(j)
+        return [found]
 
     [found] = read(scaling, near)
     return found
@@ -141,32 +145,5 @@ def _second_derivative(term: TensorVariable, value: TensorVariable) -> TensorVar
     try:
         first = pytensor.grad(term.sum(), value, disconnected_inputs="ignore")
         return pytensor.grad(first.sum(), value, disconnected_inputs="ignore")
-    except NotImplementedError:
+    except NO_DERIVATIVE:
         return None
-
-
-def _changed(
-    density: ModelDensity,
-    fn: object,
-    order: list[int],
-    pairs: list[tuple[int, int]],
-    near: np.ndarray,
-) -> set[int]:
-    rng = np.random.default_rng(0)
-    base = near + 0.1 * rng.standard_normal(density.dim)
-
-    def at(z: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-        with np.errstate(all="ignore"):
-            return fn(*split_point(density, z))  # type: ignore[operator]
-
-    before = at(base)
-    scaling = set()
-    for j in sorted({j for _, j in pairs}):
-        moved = base.copy()
-        moved[density.slots[j].slice] += 0.3
-        after = at(moved)
-        for i, k in pairs:
-            at_i = order.index(i)
-            if k == j and not np.allclose(before[at_i], after[at_i], rtol=1e-6, atol=1e-12):
-                scaling.add(j)
-    return scaling

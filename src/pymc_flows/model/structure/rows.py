@@ -14,10 +14,12 @@ import numpy.typing as npt
 import scipy
 from pytensor.graph.basic import Variable
 
-type Ints = npt.NDArray[np.intp]
+type Bools = npt.NDArray[np.bool_]
+type Floats = npt.NDArray[np.float64]
 type Hashes = npt.NDArray[np.uint64]
+type Ints = npt.NDArray[np.intp]
 
-# Without two equal values among this many, there are some 10⁸ different ones.
+# If so many values of a sample all differ, there are some 10⁸ different ones.
 _SAMPLE = 20_000
 
 
@@ -34,10 +36,16 @@ class Pattern:
         """Number of rows."""
         return len(self.indptr) - 1
 
+    def csr(self) -> scipy.sparse.csr_array:
+        """The pattern as a matrix of bool."""
+        values = np.ones(len(self.indices), dtype=bool)
+        shape = self.n_rows, self.n_columns
+        return scipy.sparse.csr_array((values, self.indices, self.indptr), shape=shape)
+
 
 @dataclass(frozen=True)
 class Rows[P]:
-    """A row of ``matrix`` for each element of an array: ``index`` says which."""
+    """For each element of an array, a row of ``matrix``, by its ``index``."""
 
     index: Ints
     matrix: P
@@ -48,7 +56,7 @@ class Part[P]:
     """Rows that elements of an output take from one input.
 
     Element i takes ``rows.index[indices[indptr[i]:indptr[i + 1]]]``, or ``rows.index[indices[i]]``
-    where there is no ``indptr``. ``keys`` distinguish what rows are multiplied by, entry by entry.
+    without an ``indptr``. Equal ``keys`` mean that rows are multiplied by equal numbers.
     """
 
     rows: Rows[P]
@@ -59,10 +67,6 @@ class Part[P]:
     def taken(self) -> Ints:
         """Rows of the matrix, entry after entry."""
         return self.rows.index[self.indices]
-
-    def lengths(self, n: int) -> Ints:
-        """Number of entries of each of n elements."""
-        return np.ones(n, dtype=np.intp) if self.indptr is None else np.diff(self.indptr)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Merged:
 def distinct(parts: Sequence[Part], n: int, n_rows: Sequence[int]) -> Merged:
     """Find the elements that are made of the same rows, times the same numbers.
 
-    Elements are compared by two 64-bit sums over what they are made of: the chance that two
+    Elements are compared by two 64-bit sums over random numbers of their rows: the chance that two
     different ones agree in both is below 1e-25 for 10⁶ of them.
     """
     if n == 0:
@@ -114,7 +118,7 @@ def distinct(parts: Sequence[Part], n: int, n_rows: Sequence[int]) -> Merged:
 
 
 def _all_differ(values: Hashes) -> bool:
-    """Whether many values differ as far as a sample can tell: sorting them all takes long."""
+    """Whether many values differ, judged by a sample: sorting all of them takes long."""
     if len(values) < _SAMPLE:
         return False
     sample = values[:: len(values) // _SAMPLE]
@@ -133,17 +137,20 @@ def _segment_sums(values: Hashes, indptr: Ints) -> Hashes:
     return ends[indptr[1:]] - ends[indptr[:-1]]
 
 
+def indptr_of(lengths: npt.NDArray[np.generic]) -> Ints:
+    """Where rows of these lengths begin, and where the last one ends (CSR)."""
+    return np.concatenate([np.zeros(1, np.intp), np.cumsum(lengths, dtype=np.intp)])
+
+
 def ranges(starts: Ints, lengths: Ints) -> Ints:
     """Concatenate arange(start, start + length) for each pair."""
-    total = int(lengths.sum())
-    ends = np.cumsum(lengths)
-    shift = np.repeat(starts - (ends - lengths), lengths)
-    return np.arange(total) + shift
+    begins = indptr_of(lengths)
+    return np.arange(begins[-1]) + np.repeat(starts - begins[:-1], lengths)
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Entries of distinct rows before equal columns are joined.
+    """Entries of distinct rows, before and after equal columns are joined.
 
     Parameters
     ----------
@@ -163,7 +170,7 @@ class Entries:
 
 
 def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged) -> Entries:
-    """Join the columns of the distinct rows of all parts."""
+    """Find the columns of the distinct rows, from those of all parts."""
     n_rows = len(merged.chosen)
     rows, columns, sources, items = [], [], [], []
     for part, pattern in zip(parts, patterns, strict=True):
@@ -182,8 +189,7 @@ def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged) ->
         columns.append(pattern.indices[source])
     n_columns = patterns[0].n_columns
     if len(parts) == 1 and parts[0].indptr is None:  # each row is a row of the one part
-        counts = np.bincount(rows[0], minlength=n_rows)
-        indptr = np.concatenate([[0], np.cumsum(counts)])
+        indptr = indptr_of(np.bincount(rows[0], minlength=n_rows))
         target = np.arange(len(columns[0]))
         return Entries(sources, items, [target], Pattern(indptr, columns[0], n_columns))
     pattern, target = _joined(np.concatenate(rows), np.concatenate(columns), n_rows, n_columns)
@@ -192,30 +198,27 @@ def union(parts: Sequence[Part], patterns: Sequence[Pattern], merged: Merged) ->
 
 
 def _joined(rows: Ints, columns: Ints, n_rows: int, n_columns: int) -> tuple[Pattern, Ints]:
-    """Sort entries by row and column, join equal ones; also where each has gone."""
-    total = len(rows)
+    """Sort entries by row and column and join equal ones; also return where each has gone."""
     order = np.argsort(rows, kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+    indptr = indptr_of(np.bincount(rows, minlength=n_rows))
     # SciPy sorts within rows in compiled code. The values number the entries as they come.
     csr = scipy.sparse.csr_array(
         (order, columns[order], indptr), shape=(n_rows, n_columns), copy=False
     )
     csr.sort_indices()
     line = np.repeat(np.arange(n_rows), np.diff(indptr))
-    first = np.ones(total, dtype=bool)
+    first = np.ones(len(rows), dtype=bool)
     first[1:] = (csr.indices[1:] != csr.indices[:-1]) | (line[1:] != line[:-1])
-    target = np.empty(total, dtype=np.intp)
+    target = np.empty(len(rows), dtype=np.intp)
     target[csr.data] = np.cumsum(first) - 1
-    counts = np.bincount(line[first], minlength=n_rows)
-    indptr = np.concatenate([[0], np.cumsum(counts)])
+    indptr = indptr_of(np.bincount(line[first], minlength=n_rows))
     return Pattern(indptr, csr.indices[first].astype(np.intp), n_columns), target
 
 
 def identity(columns: Ints, n_columns: int) -> Rows[Pattern]:
-    """Rows of a variable whose elements are columns; −1 marks one that is none."""
+    """Rows of a variable whose elements are columns; −1 marks an element that is no column."""
     has = columns >= 0
-    indptr = np.concatenate([[0], np.cumsum(has)])
-    return Rows(np.arange(len(columns)), Pattern(indptr, columns[has], n_columns))
+    return Rows(np.arange(len(columns)), Pattern(indptr_of(has), columns[has], n_columns))
 
 
 def stacked(arrays: Sequence[Rows[Pattern]]) -> Rows[Pattern]:
@@ -223,24 +226,18 @@ def stacked(arrays: Sequence[Rows[Pattern]]) -> Rows[Pattern]:
     patterns = [rows.matrix for rows in arrays]
     starts = np.cumsum([0, *(p.n_rows for p in patterns)])
     index = np.concatenate([r.index + s for r, s in zip(arrays, starts[:-1], strict=True)])
-    ends = np.cumsum([0, *(len(p.indices) for p in patterns)])
-    indptr = np.concatenate(
-        [[0], *(p.indptr[1:] + e for p, e in zip(patterns, ends[:-1], strict=True))]
-    )
+    lengths = np.concatenate([np.diff(p.indptr) for p in patterns])
     indices = np.concatenate([p.indices for p in patterns])
     used, index = np.unique(index, return_inverse=True)
-    lengths = np.diff(indptr)[used]
-    taken = ranges(indptr[used], lengths)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    return Rows(index, Pattern(indptr, indices[taken], patterns[0].n_columns))
+    taken = ranges(indptr_of(lengths)[used], lengths[used])
+    return Rows(index, Pattern(indptr_of(lengths[used]), indices[taken], patterns[0].n_columns))
 
 
 def distinct_rows(pattern: Pattern, rows: Ints) -> Ints:
     """Number the sets of columns of some rows: rows with the same columns get the same number."""
     lengths = np.diff(pattern.indptr)[rows]
     entries = ranges(pattern.indptr[rows], lengths)
-    columns = Rows(pattern.indices, pattern)
-    part = Part(columns, entries, np.concatenate([[0], np.cumsum(lengths)]))
+    part = Part(Rows(pattern.indices, pattern), entries, indptr_of(lengths))
     return distinct([part], len(rows), [pattern.n_columns]).index
 
 
@@ -254,12 +251,12 @@ class Coefficients:
     Parameters
     ----------
     source : ndarray or Variable
-        The numbers, or the variable that has them at each evaluation.
+        The numbers, or the variable that they are values of at each evaluation.
     index : ndarray of int, optional
         Positions of the entries in the flattened source; None where they are aligned.
     """
 
-    source: npt.NDArray[np.float64] | Variable
+    source: Floats | Variable
     index: Ints | None = None
 
 
@@ -284,7 +281,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Blocks:
-    """An output that depends on its inputs in ways unknown, block by block.
+    """An output that depends on its inputs in unknown ways, block by block.
 
     Parameters
     ----------
@@ -293,7 +290,7 @@ class Blocks:
     block : ndarray of int
         The block of each element of the output.
     name : str or None
-        Of the Op, if nothing is known about it; None where blocks say all there is to say.
+        Name of the Op if nothing is known about it; None if its blocks are exact.
     """
 
     inputs: list[Relation | None]
@@ -305,11 +302,11 @@ type Relations = list[Relation | None] | Blocks
 
 
 def spread(shape: tuple[int, ...], into: tuple[int, ...]) -> Ints:
-    """Return the flat indices of an array of a shape, broadcast to another one."""
+    """Flat indices of an array of one shape, broadcast to another shape and flattened."""
     index = positions(shape)
     return index.ravel() if shape == into else np.broadcast_to(index, into).ravel()
 
 
 def positions(shape: tuple[int, ...]) -> Ints:
-    """Return an array of a shape, of the flat indices of its elements."""
+    """Flat indices of the elements of an array, in its shape."""
     return np.arange(int(np.prod(shape)), dtype=np.intp).reshape(shape)

@@ -1,8 +1,7 @@
-"""The factors of a density: its terms, with the sums that stand at their top taken apart."""
+"""The factors of a density: its terms, whose outermost sums are taken apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.support.compat import Blockwise, DimShuffle, Dot, Elemwise, Sum
 
-# Sums of products are taken apart up to this size.
+# Matrix products of up to so many elements are taken apart.
 _MAX_OUTPUTS = 16
 
 
@@ -31,18 +30,18 @@ class _Piece:
 def factors_of(
     term: TensorVariable, depends: set[Variable], checks: list[TensorVariable]
 ) -> list[TensorVariable]:
-    """Return arrays whose elements sum to a term's, each of them depending on as little as can be.
+    """Return arrays whose elements have the sum of a term's, and depend on few latents each.
 
-    A distribution of vectors, or a potential, is often a sum over elements each of which depends
-    on few latents: a conditional autoregression is one number, and sparse.
+    A distribution of vectors, or a potential, is often a sum over elements that depend on few
+    latents: a conditional autoregression has one log density, a sum of products of two latents.
 
     Parameters
     ----------
     term : TensorVariable
     depends : set of Variable
-        What depends on the latents.
+        Variables that depend on the latents; new ones are added.
     checks : list of TensorVariable
-        Gets the conditions without which the term is −∞.
+        Conditions without which the term is −∞ are added.
 
     Returns
     -------
@@ -70,21 +69,22 @@ def factors_of(
 def _taken_apart(
     piece: _Piece, depends: set[Variable], checks: list[TensorVariable]
 ) -> list[_Piece] | None:
-    """Pieces that have the same sum; None if it is no sum."""
+    """Pieces that have the same sum; None if the piece is no sum."""
     var, weight = piece.var, piece.weight
     node = var.owner
     if node is None or var not in depends:
         return None
     if isinstance(node.op, Sum):
-        axes = tuple(range(node.inputs[0].ndim)) if node.op.axis is None else node.op.axis
-        axes = axes if node.inputs[0].ndim else ()
-        return [_Piece(node.inputs[0], None if weight is None else pt.expand_dims(weight, axes))]
+        [x] = node.inputs
+        axes = range(x.ndim) if node.op.axis is None or x.ndim == 0 else node.op.axis
+        return [_Piece(x, None if weight is None else pt.expand_dims(weight, tuple(axes)))]
     if isinstance(node.op, DimShuffle):
         return [_Piece(node.inputs[0], None if weight is None else _shuffled(weight, node))]
     if isinstance(node.op, Elemwise):
         return _linear(piece, node, depends, checks)
     core = node.op.core_op if isinstance(node.op, Blockwise) else node.op
-    if isinstance(core, Dot) and depends.issuperset(node.inputs) and _size(var) <= _MAX_OUTPUTS:
+    is_small = None not in var.type.shape and np.prod(var.type.shape) <= _MAX_OUTPUTS
+    if isinstance(core, Dot) and depends.issuperset(node.inputs) and is_small:
         left, right = node.inputs
         products = left[..., :, None, :] * pt.swapaxes(right, -1, -2)[..., None, :, :]
         depends.add(products)
@@ -92,12 +92,8 @@ def _taken_apart(
     return None
 
 
-def _size(var: TensorVariable) -> float:
-    return np.inf if None in var.type.shape else int(np.prod(var.type.shape))
-
-
 def _shuffled(weight: TensorVariable, node: Apply) -> TensorVariable:
-    """A weight of a DimShuffle's output as one of its input."""
+    """The weight of a DimShuffle's input that a weight of its output amounts to."""
     order = node.op.new_order
     new = tuple(i for i, axis in enumerate(order) if axis == "x")
     kept = [axis for axis in order if axis != "x"]
@@ -110,24 +106,24 @@ def _linear(
     piece: _Piece, node: Apply, depends: set[Variable], checks: list[TensorVariable]
 ) -> list[_Piece] | None:
     """Pieces of a sum, or of a product with one factor that depends on the latents."""
-    op = node.op.scalar_op
-    given = list(node.inputs)
+    op, given = node.op.scalar_op, node.inputs
     live = [v for v in given if v in depends]
+    minus = pt.constant(-1.0)
     if isinstance(op, ps.Add):
-        return list(_broadcast(piece, [(v, None) for v in given]))
+        return _broadcast(piece, [(v, None) for v in given])
     if isinstance(op, ps.Sub):
-        return list(_broadcast(piece, [(given[0], None), (given[1], pt.constant(-1.0))]))
+        return _broadcast(piece, [(given[0], None), (given[1], minus)])
     if isinstance(op, ps.Neg):
-        return list(_broadcast(piece, [(given[0], pt.constant(-1.0))]))
+        return _broadcast(piece, [(given[0], minus)])
     if isinstance(op, ps.Mul) and len(live) == 1:
         others = [v for v in given if v is not live[0]]
-        return list(_broadcast(piece, [(live[0], pt.mul(*others) if others else None)]))
+        return _broadcast(piece, [(live[0], pt.mul(*others) if others else None)])
     if isinstance(op, ps.TrueDiv) and live == [given[0]]:
-        return list(_broadcast(piece, [(given[0], 1 / given[1])]))
+        return _broadcast(piece, [(given[0], 1 / given[1])])
     if isinstance(op, ps.Switch) and _is_minus_infinity(given[2]):
-        # Outside of its support the density is zero, whatever the other factors are.
+        # Outside its support the density is zero, whatever the other factors are.
         checks.append(given[0])
-        return list(_broadcast(piece, [(given[1], None)]))
+        return _broadcast(piece, [(given[1], None)])
     return None
 
 
@@ -139,22 +135,19 @@ def _is_minus_infinity(var: Variable) -> bool:
 
 def _broadcast(
     piece: _Piece, inputs: list[tuple[TensorVariable, TensorVariable | None]]
-) -> Iterator[_Piece]:
-    """A piece for each input, counted as often as it is broadcast."""
+) -> list[_Piece]:
+    """A piece for each input times its factor, counted as often as it is broadcast."""
     var = piece.var
+    found = []
     for value, factor in inputs:
         weight = piece.weight
         if factor is not None:
             factor = factor.dimshuffle(*["x"] * (var.ndim - factor.ndim), *range(factor.ndim))
             weight = factor if weight is None else weight * factor
-        wide = tuple(
-            i
-            for i, (a, b) in enumerate(
-                zip(value.type.broadcastable, var.type.broadcastable, strict=True)
-            )
-            if a and not b
-        )
+        pairs = zip(value.type.broadcastable, var.type.broadcastable, strict=True)
+        wide = tuple(i for i, (is_one, stays_one) in enumerate(pairs) if is_one and not stays_one)
         if wide:
             full = pt.ones_like(var) if weight is None else pt.ones_like(var) * weight
             weight = full.sum(axis=wide, keepdims=True)
-        yield _Piece(value, weight)
+        found.append(_Piece(value, weight))
+    return found

@@ -26,18 +26,18 @@ def tiled_value_and_grad(
 ) -> tuple[list[TensorVariable], TensorVariable]:
     """Values (draws,) of log densities, and the gradient (draws, dim) of their weighted sum.
 
-    The gradient is taken tile by tile: nothing is kept of a tile but what it adds to the sums.
+    The gradient is taken tile by tile: only what a tile adds to the sums is kept of it.
 
     Parameters
     ----------
     terms : sequence of TensorVariable
         Log densities of one draw.
     unpack : callable
-        Gives what a draw consists of, and its values with a leading draw axis, for a ``z``.
+        Splits ``z`` into variables of a draw, with a leading draw axis: see `ModelDensity.unpack`.
     z : TensorVariable, shape (draws, dim)
     weights : sequence of scalars
     sums : sequence of RowSum
-        For as many draws.
+        Sums found for this number of draws.
 
     Raises
     ------
@@ -45,9 +45,9 @@ def tiled_value_and_grad(
         If the log density does not vectorise.
     """
     n_draws = z.type.shape[0]
-    # Vectorising copies what its rows are computed from: they are an input of their own first.
+    # Vectorising copies what its rows are computed from, so `z` is replaced by an input first.
     points = z.type()
-    # The log density as a function of the draws and of the sums, which get values in the end.
+    # The log density is a function of the draws and the sums, which get their values in the end.
     totals = {x.total: pt.scalar(dtype=x.total.dtype) for x in sums}
     shared = list(dict.fromkeys(v for x in sums for v in x.tile.whole))
     outside = graph_replace([*terms, *shared], totals, strict=False)
@@ -59,7 +59,7 @@ def tiled_value_and_grad(
     values = [pt.full((n_draws,), v) if v.ndim == 0 else v for v in found.outputs[: len(terms)]]
     total = sum(w * v.sum() for w, v in zip(weights, values, strict=True))
     by_z, *by_sums = pytensor.grad(total, [points, *batches], disconnected_inputs="ignore")
-    # Copies, whose gradients are known: one may be computed from another.
+    # Copies of what rows share, whose gradients are known: one may be computed from another.
     copies = dict(zip(shared, map(pt.tensor_copy, found.outputs[len(terms) :]), strict=True))
     known: dict[TensorVariable, TensorVariable] = {}
     results = []
@@ -80,10 +80,9 @@ def tiled_value_and_grad(
 def _loop(
     row_sum: RowSum, given: Mapping[TensorVariable, TensorVariable]
 ) -> tuple[TensorVariable, dict[TensorVariable, TensorVariable]]:
-    """A sum over rows (draws,), and its gradients w.r.t. what rows share, for what is given."""
-    tile = row_sum.tile
+    """A sum over rows (draws,), and its gradients with respect to the given values rows share."""
+    tile, value = row_sum.tile, row_sum.value
     wrt = {v: x for v, x in row_sum.batches.items() if x.dtype.startswith("float")}
-    value = row_sum.value
     inside = [value]
     if wrt:
         inside += pytensor.grad(value.sum(), list(wrt.values()), disconnected_inputs="ignore")
@@ -104,13 +103,13 @@ def _loop(
         return [x + y.astype(x.dtype) for x, y in zip(sums, parts, strict=True)]
 
     array, axis = next(iter(tile.rows))
-    if row_sum.is_fixed:  # JAX must know how many steps a loop takes
+    if row_sum.is_fixed:
         shape = [tile.n if i == axis else n for i, n in enumerate(array.type.shape)]
         array = pt.specify_shape(array, shape)
     results = pytensor.scan(
         step,
         sequences=[TileBounds(tile.length, axis)(array)],
-        outputs_info=[_zeros(x) for x in (row_sum.value, *(given[v] for v in wrt))],
+        outputs_info=[_zeros(x) for x in (value, *(given[v] for v in wrt))],
         non_sequences=[*(v for v, _ in tile.rows), *(given[v] for v in tile.whole)],
         return_updates=False,
         strict=True,

@@ -1,4 +1,4 @@
-"""Which sums over rows a log density has, and how long their tiles should be."""
+"""The sums over rows of a log density, and the lengths of their tiles."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.graphs import Pin
 from pymc_flows.backends.jax import has_jax
-from pymc_flows.model.batching import vectorized
+from pymc_flows.model.batching import dependent_variables, vectorized
 from pymc_flows.model.tiles.local import NotLocalError, Tile
 from pymc_flows.support.compat import Sum, TensorSharedVariable
 
-# One array of the draws of a tile may take this many bytes: a few of them fit into the cache of a
-# core together. A constant, whatever the machine has: the same seed must give the same bits.
+# An array of a tile, for all draws, may take this many bytes: a few of them fit into the cache of a
+# core. A constant, whatever the machine has: the same seed must give the same bits.
 TILE_BYTES = 256 * 2**10
 # Fewer tiles are not worth a loop.
 MIN_TILES = 4
-# Length of a tile before it is chosen, unlike any other.
+# Length of a tile before its length is chosen: one that no other axis is likely to have.
 _PROBE = 10_007
 
 
@@ -36,15 +36,15 @@ class RowSum:
     total : TensorVariable
         The sum in the graph of the log density of one draw, a scalar.
     value : TensorVariable, shape (draws,)
-        The sum over those rows of a tile that count.
+        The sum over the rows of a tile that count.
     counts : TensorVariable, shape (length,)
-        Factors of the rows: 1 for those, 0 for others. Not in ``value`` if all rows of all tiles
+        Factors of the rows: 1 if a row counts, else 0. Not in ``value`` if all rows of all tiles
         count.
     tile : Tile
-        What ``value`` depends on.
+        The inputs of ``value``.
     batches : dict of TensorVariable to TensorVariable
-        Of what rows share, that which differs from draw to draw, and what stands for all draws of
-        it.
+        Variables that rows share and that differ from draw to draw, and inputs for all draws in
+        their place.
     """
 
     total: TensorVariable
@@ -55,12 +55,12 @@ class RowSum:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the number of rows is part of what is compiled, as JAX needs."""
+        """Whether the number of rows is compiled into the loop, as JAX needs it."""
         return has_jax()
 
     @property
     def pins(self) -> list[Pin]:
-        """Data whose number of rows may change; as long as these hold it is what it was."""
+        """Data whose number of rows may change although it is compiled into the loop."""
         if not self.is_fixed:
             return []
         arrays = [v for v, axis in self.tile.rows if v.type.shape[axis] is None]
@@ -69,7 +69,7 @@ class RowSum:
 
     @property
     def inputs(self) -> dict[TensorVariable, TensorVariable]:
-        """What rows share, and what stands for it in ``value``."""
+        """Variables that rows share, and the inputs of ``value`` in their place."""
         return {v: self.batches.get(v, inner) for v, inner in self.tile.whole.items()}
 
 
@@ -83,17 +83,16 @@ def row_sums(
     terms : sequence of TensorVariable
         Log densities of one draw.
     values : sequence of Variable
-        What a draw consists of.
+        Variables of a draw.
     n_draws : int
-        Draws that are evaluated together.
+        Number of draws that are evaluated together.
     """
-    dependent = set(values)
-    sums = []
-    for node in toposort(terms):
-        if not dependent.isdisjoint(node.inputs):
-            dependent.update(node.outputs)
-            if isinstance(node.op, Sum) and node.outputs[0].ndim == 0:
-                sums.append(node.outputs[0])
+    dependent = dependent_variables(terms, values)
+    sums = [
+        node.outputs[0]
+        for node in toposort(terms)
+        if isinstance(node.op, Sum) and node.outputs[0].ndim == 0 and node.outputs[0] in dependent
+    ]
     found = (_row_sum(total, dependent, n_draws) for total in sums)
     return [x for x in found if x is not None]
 
@@ -130,8 +129,8 @@ def _of_length(
     tile = Tile(length, dependent)
     part = tile.part(terms, axis)
     tile.check()
-    # XLA takes 50% longer with a switch. Rows that do not count do so in the tile before: if one of
-    # them is not finite, neither is the sum.
+    # Factors, since XLA takes 50% longer with a switch. Rows that do not count here have counted in
+    # the tile before: if one of them is not finite, the sum is not finite anyway.
     counts = pt.vector("counts", dtype=part.dtype, shape=(length,))
     order: list[int | str] = ["x"] * part.ndim
     order[axis] = 0

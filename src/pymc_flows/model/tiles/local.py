@@ -1,12 +1,12 @@
-"""The graph of one tile: what a sum over rows adds up, computed from a tile of each array of data.
+"""The graph of one tile: the terms of a sum over rows, computed from a tile of each array of data.
 
-A rule for each Op says which axes of its inputs the axis of rows comes from. What no rule covers
-cannot be computed tile by tile.
+A rule for each Op says which axes of its inputs the axis of rows comes from. A graph with an Op
+that no rule covers cannot be computed tile by tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import singledispatchmethod
 from typing import Any
@@ -55,16 +55,16 @@ class Tile:
     length : int
         Rows of a tile.
     dependent : set of Variable
-        All that differs from draw to draw.
+        Variables that differ from draw to draw.
 
     Attributes
     ----------
     begin : TensorVariable
         The row at which the tile begins, an integer.
     rows : dict of (Variable, int) to TensorVariable
-        Arrays with their axis of rows, and what stands for a tile of them.
+        Arrays and their axis of rows, with an input for a tile of each.
     whole : dict of Variable to TensorVariable
-        What all rows share, and what stands for it.
+        Variables that all rows share, with an input for each.
     n : int
         Number of rows; 0 before an array of data has been met.
     """
@@ -81,7 +81,7 @@ class Tile:
     # ------------------------------------------------------------------------------ kinds of parts
 
     def part(self, var: TensorVariable, axis: int) -> TensorVariable:
-        """A variable for the rows of a tile, which are on an axis of it.
+        """A variable for the rows of a tile, which are on the given axis.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class Tile:
         return found
 
     def all_of(self, var: Variable) -> Variable:
-        """A variable that all rows share, as it is."""
+        """A variable that all rows share, or its stand-in."""
         if isinstance(var, Constant):
             return var
         is_size = getattr(var.type, "dtype", "").startswith("int") and var.type.ndim == 0
@@ -127,27 +127,28 @@ class Tile:
         return self.all_of(var) if var.type.broadcastable[axis] else self.part(var, axis)
 
     def _guard(self, var: TensorVariable) -> Variable:
-        """A condition without which the sum is not finite: that it holds for the tile.
+        """A condition without which the sum is not finite, checked for the rows of the tile alone.
 
-        Where a check fails in one tile the whole sum is −∞ or NaN.
+        If it fails in one tile, the whole sum is −∞ or NaN.
         """
         node = var.owner
         if var not in self._dependent or node is None:
             return self.all_of(var)
-        if isinstance(node.op, DimShuffle | MakeVector) or is_elementwise(node, ps.AND):
-            return _again(node, map(self._guard, node.inputs))
-        if isinstance(node.op, All):
+        op: Any = node.op
+        if isinstance(op, DimShuffle | MakeVector) or is_elementwise(node, ps.AND):
+            return op(*map(self._guard, node.inputs))
+        if isinstance(op, All):
             [inner] = node.inputs
             if inner.owner is not None and isinstance(inner.owner.op, MakeVector):
-                return _again(node, [self._guard(inner)])
-            for axis in range(inner.ndim) if node.op.axis is None else node.op.axis:
+                return op(self._guard(inner))
+            for axis in range(inner.ndim) if op.axis is None else op.axis:
                 with self._attempt():
-                    return _again(node, [self.part(inner, axis)])
+                    return op(self.part(inner, axis))
         return self.all_of(var)
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        """Undo what a block has begun if it fails."""
+        """Catch a `NotLocalError` of a block, and undo what the block has done."""
         kept = dict(self.rows), dict(self.whole), self.n, dict(self._done)
         try:
             yield
@@ -242,7 +243,7 @@ class Tile:
             return op(
                 self.part(x, axis - n_axes + len(indices)), *(self.all_of(i) for i in indices)
             )
-        # Each row takes from what all share, or the row itself from an array with as many.
+        # Each row takes elements of an array that all share, or its own row of an array of rows.
         places = [axis - n_axes + i.ndim for i in indices]
         parts = [
             self.all_of(i) if k < 0 else self._broadcast(i, k)
@@ -253,13 +254,8 @@ class Tile:
         return op(self.all_of(x), *parts)
 
 
-def _again(node: Apply, inputs: Iterable[Variable]) -> TensorVariable:
-    [output] = node.op.make_node(*inputs).outputs
-    return output
-
-
 def _is_no_number(var: Variable) -> bool:
-    """Whether all of a constant is infinite or NaN."""
+    """Whether a variable is a constant of one value that is infinite or NaN."""
     value = constant_value(var) if isinstance(var, Constant) else None
     return value is not None and not np.isfinite(value)
 
@@ -275,7 +271,7 @@ def _length(var: TensorVariable, axis: int) -> int:
 
 
 def _counts_rows(index: TensorVariable, axis: int) -> bool:
-    """Whether an index is 0, 1, 2, … along an axis, whatever the data are."""
+    """Whether an index is always 0, 1, 2, … along an axis."""
     if not all(is_one or i == axis for i, is_one in enumerate(index.type.broadcastable)):
         return False
     while index.owner is not None and isinstance(index.owner.op, DimShuffle):

@@ -1,7 +1,7 @@
-"""The Ops of a loop over tiles: where tiles are, and a tile of an array.
+"""The Ops of a loop over tiles: the places of tiles, and a tile of an array.
 
-All tiles have one length, as JAX needs. The last one overlaps the one before it, and does not count
-the rows of that one again.
+All tiles have one length, as JAX needs it. The last one overlaps the one before it, and does not
+count the rows of that one again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from pymc_flows.backends.dispatch import on_first_use, source_key
 
 
 def bounds(n: int, length: int) -> np.ndarray:
-    """Tiles of n rows: (tiles, 3), the row each begins at, and which of its rows count."""
-    starts = np.arange(0, n, length)
-    begins = np.minimum(starts, max(n - length, 0))
-    return np.stack([begins, starts - begins, np.minimum(length, n - begins)], axis=1)
+    """Tiles of n rows (tiles, 3): where each begins, and the range of its rows that count."""
+    found = np.empty(((n + length - 1) // length, 3), np.int64)
+    for i in range(len(found)):
+        begin = min(i * length, max(n - length, 0))
+        found[i, 0] = begin
+        found[i, 1] = i * length - begin
+        found[i, 2] = min(length, n - begin)
+    return found
 
 
 class TileBounds(Op):
@@ -42,19 +46,19 @@ class TileBounds(Op):
         self.axis = axis
 
     def make_node(self, x: Any) -> Apply:
-        """Three whole numbers for each tile."""
+        """Return a node with three integers for each tile."""
         x = pt.as_tensor_variable(x)
         n = x.type.shape[self.axis]
         n_tiles = None if n is None else len(bounds(n, self.length))
         return Apply(self, [x], [pt.tensor(dtype="int64", shape=(n_tiles, 3))])
 
     def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
-        """Compute them in NumPy."""
+        """Compute the bounds in NumPy."""
         output_storage[0][0] = bounds(inputs[0].shape[self.axis], self.length)
 
 
 class TakeTile(Op):
-    """The tile of an array (…, n, …) that begins at a row; of fewer rows, the last one repeated.
+    """The tile of an array (…, n, …) that begins at a row; the last row repeats to fill it.
 
     Parameters
     ----------
@@ -70,7 +74,7 @@ class TakeTile(Op):
         self.axis = axis
 
     def make_node(self, x: Any, begin: Any) -> Apply:
-        """The type of the array, of known length."""
+        """Return a node with an array of known length."""
         x, begin = pt.as_tensor_variable(x), pt.as_tensor_variable(begin)
         shape = list(x.type.shape)
         shape[self.axis] = self.length
@@ -83,7 +87,7 @@ class TakeTile(Op):
         return [tuple(shape)]
 
     def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
-        """Slice it in NumPy."""
+        """Slice the array in NumPy."""
         x, begin = inputs
         if x.shape[self.axis] < self.length:
             places = np.minimum(np.arange(self.length), x.shape[self.axis] - 1)
@@ -100,17 +104,11 @@ def _register_numba() -> None:
     @register_funcify_and_cache_key(TileBounds)
     def _(op: TileBounds, node: Apply, **_: Any) -> tuple[Any, str]:
         length, axis = op.length, op.axis
+        in_numba = numba_njit(bounds)
 
         @numba_njit
         def tile_bounds(x):  # type: ignore[no-untyped-def]
-            n = x.shape[axis]
-            found = np.empty(((n + length - 1) // length, 3), np.int64)
-            for i in range(len(found)):
-                begin = min(i * length, max(n - length, 0))
-                found[i, 0] = begin
-                found[i, 1] = i * length - begin
-                found[i, 2] = min(length, n - begin)
-            return found
+            return in_numba(x.shape[axis], length)
 
         return tile_bounds, f"TileBounds {length} {axis} {source_key(__name__)}"
 
