@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
 from pymc_flows.backends.jax import has_jax
-from pymc_flows.errors import ArgumentError, BackendError, FitError
+from pymc_flows.errors import ArgumentError, BackendError, FitError, ModelError
 from pymc_flows.field.options import FieldOptions
 from pymc_flows.fitting.candidates import (
     GAUSSIAN,
@@ -320,7 +320,7 @@ def _structured(
     except _OutOfTimeError as error:
         tried.notes.append(f"Left out: a field given hyperparameters; {error}.")
         return False
-    except (FitError, ArithmeticError, MemoryError, np.linalg.LinAlgError) as error:
+    except (FitError, ModelError, ArithmeticError, MemoryError, np.linalg.LinAlgError) as error:
         _log.warning("A field given hyperparameters could not be fitted: %s", error)
         return False
     return quality.is_trusted and quality.ess >= ENOUGH_VALUES

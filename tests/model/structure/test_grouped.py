@@ -2,6 +2,7 @@
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytest
 
 from models import ZOO
@@ -40,6 +41,15 @@ def test_variables_and_data_may_be_empty():
     assert by_group.shape == (2, 3)
     expected = LogDensity(density).value(points)
     np.testing.assert_allclose(shared + by_group.sum(axis=1), expected)
+
+
+def test_single_precision():
+    with pytensor.config.change_flags(floatX="float32"):
+        density = ModelDensity(ZOO["eight_schools"]())
+        points = points_near(density, 5)
+        shared, by_group = GroupedDensity(density, structure_of(density))(points)
+        expected = LogDensity(density).value(points)
+    np.testing.assert_allclose(shared + by_group.sum(axis=1), expected, rtol=1e-5)
 
 
 def test_a_group_sees_its_own_latents():

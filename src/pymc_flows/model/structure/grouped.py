@@ -68,7 +68,7 @@ class GroupedDensity:
         ArgumentError
             If points have another shape.
         """
-        z = np.asarray(points, dtype=float)
+        z = np.asarray(points, dtype=pytensor.config.floatX)
         if z.ndim != 2 or z.shape[1] != self._density.dim:
             raise ArgumentError(f"expected points of shape (n, {self._density.dim}), got {z.shape}")
         self.n_evaluations += len(z)
