@@ -11,14 +11,13 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.graph.traversal import toposort
-from pytensor.graph.utils import MethodNotDefined
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.functions import function_of
 from pymc_flows.backends.graphs import join_batches, open_batches, switch_parameter_checks
 from pymc_flows.backends.modes import NUMPY, locked
 from pymc_flows.backends.ops import failing_op, has_loop, loops_in_batches, op_name
-from pymc_flows.support.compat import RandomVariable, change_dist_size
+from pymc_flows.support.compat import MethodNotDefined, RandomVariable, change_dist_size
 
 # Errors of PyTensor where an Op has no derivative.
 NO_DERIVATIVE = (MethodNotDefined, NotImplementedError, TypeError)

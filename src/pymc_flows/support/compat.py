@@ -84,6 +84,9 @@ from pytensor.graph.replace import _vectorize_node as vectorize_node
 # Rewrites a graph by a query. Instead: a `FunctionGraph`, and `optdb.query(...).rewrite` of it.
 from pytensor.graph.rewriting.utils import rewrite_graph
 
+# What an Op without a derivative raises. Instead: its base, `Exception`.
+from pytensor.graph.utils import MethodNotDefined
+
 # `JITLinker` tells which modes compile. Instead: the names of modes, where users give no mode of
 # their own. `Linker` is the type of a mode's linker. Instead: no annotation.
 from pytensor.link.basic import JITLinker, Linker
