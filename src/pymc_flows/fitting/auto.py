@@ -272,7 +272,8 @@ class _Trainer:
                 random_seed=seed,
                 **self._inf_kwargs,
             )
-            outcome = tried.train(inference, FitConfig(n=n, **candidate.arguments(self._kwargs, n)))
+            own = candidate.arguments(self._kwargs, n, tried.evidence)
+            outcome = tried.train(inference, FitConfig(n=n, **own))
             approx = inference.approx
             if not has_weights(approx.density):
                 rung = Rung(approx.formula, None, tried.seconds, outcome.steps, tried.counts)

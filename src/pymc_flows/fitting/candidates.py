@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from pymc_flows.start.target import Target
 from pymc_flows.start.weighted.copula import DRAWS, WIDER, copulas
 from pymc_flows.start.weighted.cover import cover
 from pymc_flows.start.weighted.moments import Weighted, match_moments
+from pymc_flows.training.stopping import Plateau
 
 GAUSSIAN = "scale-loc"
 # A model's variables come in an order in which the later ones depend on the earlier ones: next to
@@ -38,6 +40,36 @@ ON_NUMBA = "planar*16-scale-loc"
 ENOUGH_STEPS = 4_000
 # Arguments by which the caller plans the end of a fit or its step sizes.
 _PLANS = {"stop", "schedule", "obj_optimizer", "anneal"}
+
+
+# A step is worth its time if what it may still gain is more than this share of the distance to the
+# evidence, per window of the plateau rule.
+WORTH = 0.025
+
+
+@dataclass(frozen=True)
+class WorthwhilePlateau(Plateau):
+    """Stop once the loss has settled, or hardly falls compared with how much it lacks.
+
+    Far from the evidence, hundredths of a nat decide nothing, and noise hides them: a flow that
+    does not lead there would take all its steps.
+
+    Parameters
+    ----------
+    evidence : float
+        Log evidence, as weights tell it, in nats.
+    """
+
+    evidence: float = -math.inf
+
+    def has_settled(self, losses: np.ndarray) -> bool:
+        """Whether losses (steps,) of a fit at a constant step size hardly fall any more."""
+        if len(losses) < self.window:
+            return False
+        recent = losses[-self.window :]
+        finite = recent[np.isfinite(recent)]
+        lacks = self.evidence + float(finite.mean()) if len(finite) else 0.0
+        return self.bound(recent) < max(self.tolerance, WORTH * lacks)
 
 
 @dataclass(frozen=True)
@@ -68,12 +100,14 @@ class Candidate:
         """Whether numba compiles it for more than half a minute."""
         return any(layer.word in SLOW_ON_NUMBA for layer, _ in Formula(self.formula).blocks)
 
-    def arguments(self, given: Mapping[str, Any], n: int) -> dict[str, Any]:
+    def arguments(
+        self, given: Mapping[str, Any], n: int, evidence: float = -math.inf
+    ) -> dict[str, Any]:
         """Arguments of `NFVI.fit` besides the number of steps ``n``; given ones take precedence."""
         own: dict[str, Any] = {}
         is_settled = _PLANS & set(given) or given.get("score") is False
         if self.anneal is None and n >= ENOUGH_STEPS and not is_settled:
-            own["stop"] = True
+            own["stop"] = WorthwhilePlateau(evidence=evidence)
         if self.anneal is not None:
             own["anneal"] = self.anneal
         if self.draws is not None:

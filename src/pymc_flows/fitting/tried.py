@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -130,6 +131,12 @@ class Tried:
             self.seconds,
         )
         return quality
+
+    @property
+    def evidence(self) -> float:
+        """Largest log evidence that weights tell, trusted or not, in nats; −∞ without any."""
+        found = [r.quality.log_evidence for r in self.rungs if r.quality is not None]
+        return max((x for x in found if math.isfinite(x)), default=-math.inf)
 
     def is_enough(self, enough: float) -> bool:
         """Whether the last fit has such a gap, or the draws of a fit can be resampled."""

@@ -220,7 +220,7 @@ class FitState:
         return {
             **{name: getattr(self, name) for name in _COUNTS},
             "schedule": astuple(self.schedule),
-            "plateau": self.plateau and astuple(self.plateau),
+            "plateau": self.plateau and astuple(self.plateau)[:3],
             "ramp": self.ramp and astuple(self.ramp),
             "path_from": self.path_from,
             **self.loop.state_dict(),

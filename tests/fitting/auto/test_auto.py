@@ -135,7 +135,7 @@ def test_a_trial_has_settings_of_its_own_where_none_are_given():
 @pytest.mark.parametrize(
     ("given", "n", "stop"),
     [
-        ({}, 10_000, True),
+        ({}, 10_000, _candidates.WorthwhilePlateau()),
         ({}, 1_000, None),
         ({"stop": False}, 10_000, False),
         ({"schedule": "constant"}, 10_000, None),
@@ -145,6 +145,22 @@ def test_a_trial_has_settings_of_its_own_where_none_are_given():
 def test_a_trial_ends_when_its_loss_has_settled_unless_the_caller_has_plans(given, n, stop):
     assert _candidates.Candidate("loc").arguments(given, n).get("stop") == stop
     assert "stop" not in _candidates.Candidate("loc", anneal=0.3).arguments({}, n)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "fall", "has_settled"),
+    [
+        (-np.inf, 0.0, False),  # noise alone may hide a gain of the usual tolerance
+        (-230.0, 0.0, False),
+        (-180.0, 0.0, True),
+        (-180.0, 10.0, False),
+    ],
+)
+def test_far_from_the_evidence_small_gains_are_not_waited_for(evidence, fall, has_settled, rng):
+    stop = _candidates.WorthwhilePlateau(evidence=evidence)
+    losses = 230 + rng.standard_normal(stop.window) - fall * np.linspace(0, 1, stop.window)
+    assert stop.has_settled(losses) == has_settled
+    assert not stop.has_settled(losses[1:])
 
 
 def rung(elbo, log_z, khat=0.1, error=0.001):
