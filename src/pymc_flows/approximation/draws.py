@@ -278,6 +278,8 @@ class FlowDraws(StateApproximation):
     ) -> DataTree | MultiTrace:
         """Draw from the approximation, all draws at once.
 
+        After `pymc.set_data` the draws are still those of the fit; deterministics follow the data.
+
         Parameters
         ----------
         draws : int
