@@ -157,6 +157,9 @@ def test_a_report_believes_a_reference_that_differs(approx):
     assert agreed.status == "good"
     draws["mu"] = draws["mu"] + 3.0
     assert pmf.report(approx, 500, reference=draws, random_seed=1).status == "incomplete"
+    draws["tau"] = draws["tau"].where(draws["draw"] >= 100, -1.0)
+    with pytest.raises(ArgumentError, match="100 of the 2000 draws .* outside of the support"):
+        pmf.report(approx, 500, reference=draws, random_seed=1)
 
 
 def test_a_file_gives_the_same_draws_and_densities(approx, model, tmp_path):

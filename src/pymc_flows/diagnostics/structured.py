@@ -74,10 +74,10 @@ def _groups(q: FieldState) -> Groups:
 
 def _reference(approx: NormalizingFlow, reference: Any) -> Moments:
     placed = to_unconstrained(approx.density, reference)
-    points = placed.points[placed.inside & np.isfinite(placed.points).all(axis=1)]
-    if not len(points):
+    inside = placed.inside & np.isfinite(placed.points).all(axis=1)
+    if not len(inside) or (~inside).mean() > THRESHOLDS.invalid:
         raise ArgumentError(
-            f"none of the {len(placed.points)} draws of the reference lies in the support\n"
-            "Give draws of the posterior of the same model."
+            f"{(~inside).sum()} of the {len(inside)} draws of the reference lie outside of the "
+            "support\nGive draws of the posterior of the same model."
         )
-    return Moments.of_reference(points)
+    return Moments.of_reference(placed.points[inside])
