@@ -158,7 +158,7 @@ def test_a_report_believes_a_reference_that_differs(approx):
     draws["mu"] = draws["mu"] + 3.0
     assert pmf.report(approx, 500, reference=draws, random_seed=1).status == "incomplete"
     draws["tau"] = draws["tau"].where(draws["draw"] >= 100, -1.0)
-    with pytest.raises(ArgumentError, match="100 of the 2000 draws .* outside of the support"):
+    with pytest.raises(ArgumentError, match=r"100 of the 2000 draws .* outside of the support"):
         pmf.report(approx, 500, reference=draws, random_seed=1)
 
 
