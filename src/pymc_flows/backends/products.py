@@ -166,9 +166,8 @@ def _one_system_for_all_rows(fgraph: FunctionGraph, node: Apply) -> list[Variabl
         return None
     matrix, rows = node.inputs
     last = rows.type.ndim - 1
-    both = zip(matrix.type.broadcastable, rows.type.broadcastable, strict=False)
-    shared = [i for i, (is_one, rows_is_one) in enumerate(both) if is_one and not rows_is_one]
-    shared = [i for i in shared if i < last]
+    ones = zip(matrix.type.broadcastable[:last], rows.type.broadcastable[:last], strict=True)
+    shared = [i for i, (of_matrix, of_rows) in enumerate(ones) if of_matrix and not of_rows]
     if not shared:
         return None
     others = [i for i in range(last) if i != shared[-1]]

@@ -62,14 +62,10 @@ class WorthwhilePlateau(Plateau):
 
     evidence: float = -math.inf
 
-    def has_settled(self, losses: np.ndarray) -> bool:
-        """Whether losses (steps,) of a fit at a constant step size hardly fall any more."""
-        if len(losses) < self.window:
-            return False
-        recent = losses[-self.window :]
-        finite = recent[np.isfinite(recent)]
+    def _least_gain(self, losses: np.ndarray) -> float:
+        finite = losses[np.isfinite(losses)]
         lacks = self.evidence + float(finite.mean()) if len(finite) else 0.0
-        return self.bound(recent) < max(self.tolerance, WORTH * lacks)
+        return max(super()._least_gain(losses), WORTH * lacks)
 
 
 @dataclass(frozen=True)

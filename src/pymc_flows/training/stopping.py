@@ -57,8 +57,12 @@ class Plateau:
         """Whether losses (steps,) of a fit at a constant step size hardly fall any more."""
         if len(losses) < self.window:
             return False
-        bound = self.bound(losses[-self.window :])
-        return bool(bound < self.tolerance)
+        recent = losses[-self.window :]
+        return bool(self.bound(recent) < self._least_gain(recent))
+
+    def _least_gain(self, losses: np.ndarray) -> float:
+        """Fall over the next ``window`` steps, in nats, for which it is worth going on."""
+        return float(self.tolerance)
 
     def bound(self, losses: np.ndarray) -> float:
         """Upper 95 % bound of the fall over the next ``window`` steps, in nats."""
