@@ -8,8 +8,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pymc_flows as pmf
-from flow_cases import compiled, evaluate
 from fits import JAX, assert_identical, everything, inference
+from flow_cases import compiled, evaluate
 from pymc_flows.errors import ArgumentError
 from pymc_flows.flows import build_chain
 from pymc_flows.model.examine import DrawPlan
