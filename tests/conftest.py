@@ -47,6 +47,11 @@ def pytest_runtest_logstart(nodeid: str, location: tuple[str, int | None, str]) 
         gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Let the end of the process clear what was kept: a frozen graph outlived what it refers to."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator of the test's own: its stream depends on the names of file and test alone."""
