@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import ZOO
-from pymc_flows.backends.modes import NUMPY, training_mode
+from pymc_flows.backends.modes import NUMPY, PLAIN, training_mode
 from pymc_flows.model.logp import ModelDensity
 from single_draws import assert_equal, by_variable, points_near, reference, value_and_grad
 
@@ -21,7 +21,9 @@ def case(name):
     model = ZOO[name]()
     density = ModelDensity(model)
     points = points_near(density, 5)
-    return density, points, reference(model, points)
+    # As it is written, PyTensor's gradient overflows there, as its int8 constants do.
+    mode = NUMPY if name == "small_integers" else PLAIN
+    return density, points, reference(model, points, mode)
 
 
 @pytest.mark.parametrize("name", ZOO)
