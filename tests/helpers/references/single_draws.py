@@ -6,7 +6,8 @@ import pytensor
 import pytensor.tensor as pt
 from numpy.testing import assert_allclose
 
-from pymc_flows.backends.modes import NUMPY, PLAIN
+from as_written import AS_WRITTEN
+from pymc_flows.backends.modes import NUMPY
 from pymc_flows.model.logp import ModelDensity
 
 
@@ -21,7 +22,9 @@ def by_variable(density: ModelDensity, point: np.ndarray) -> dict[str, np.ndarra
     return {s.name: point[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots}
 
 
-def reference(model: pm.Model, points: np.ndarray, mode=PLAIN) -> tuple[np.ndarray, np.ndarray]:
+def reference(
+    model: pm.Model, points: np.ndarray, mode=AS_WRITTEN
+) -> tuple[np.ndarray, np.ndarray]:
     """`model.logp()` (n,) and its gradient (n, dim), one point after the other."""
     density = ModelDensity(model)
     logp = model.logp()

@@ -5,8 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from as_written import AS_WRITTEN
 from models import ZOO
-from pymc_flows.backends.modes import NUMPY, PLAIN, training_mode
+from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.model.logp import ModelDensity
 from single_draws import assert_equal, by_variable, points_near, reference, value_and_grad
 
@@ -22,7 +23,7 @@ def case(name):
     density = ModelDensity(model)
     points = points_near(density, 5)
     # As it is written, PyTensor's gradient overflows there, as its int8 constants do.
-    mode = NUMPY if name == "small_integers" else PLAIN
+    mode = NUMPY if name == "small_integers" else AS_WRITTEN
     return density, points, reference(model, points, mode)
 
 
