@@ -58,7 +58,7 @@ def measure(path: Path, backend: str) -> Row:
     try:
         model, start = load_model(path)
     except Exception as error:  # whatever the file needs, it is no fault of a fit
-        return {"outcome": NOT_BUILT, "why": _first_line(error)}
+        return {"outcome": NOT_BUILT, "why": first_line(error)}
     with stopwatch() as elapsed:
         try:
             inference = NFVI("scale-loc", model=model, start=start or None, random_seed=1)
@@ -71,9 +71,9 @@ def measure(path: Path, backend: str) -> Row:
             )
             approx.sample(10, random_seed=2)
         except (ModelError, BackendError) as error:
-            return {"outcome": REFUSED, "why": _first_line(error)}
+            return {"outcome": REFUSED, "why": first_line(error)}
         except Exception as error:  # a fault, of any kind
-            return {"outcome": FAILS, "why": f"{type(error).__name__}: {_first_line(error)}"}
+            return {"outcome": FAILS, "why": f"{type(error).__name__}: {first_line(error)}"}
     state = inference.state
     is_stuck = state.failed > STEPS / 2
     return {
@@ -88,18 +88,18 @@ def measure(path: Path, backend: str) -> Row:
     }
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first; its name if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 # ----------------------------------------------------------------------------------- the report
 
 
-def run(path: Path, backend: str, limit: int) -> Row:
+def run(path: Path, how: str, limit: int, module: str = "catalogue") -> Row:
     """Fit the model of a file in a process of its own, which ends after ``limit`` CPU seconds."""
     try:
-        arguments = ["--measure", path, backend]
-        return run_child("catalogue", arguments, SINGLE_THREAD, cpu_seconds=limit)
+        return run_child(module, ["--measure", path, how], SINGLE_THREAD, cpu_seconds=limit)
     except ChildError as error:
         if error.is_late:
             return {"outcome": LATE, "why": str(error)}

@@ -5,6 +5,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import toposort
 
 from pymc_flows.backends.modes import NUMPY
@@ -96,3 +97,15 @@ def test_probabilities_that_are_no_sigmoid_are_still_checked():
     evaluate = pytensor.function([z], data, mode=NUMPY)
     np.testing.assert_allclose(evaluate([0.3]), np.log(0.3 * 0.7))
     assert evaluate([1.5]) == -np.inf
+
+
+@pytest.mark.parametrize("reduced", [pt.sum, pt.prod, pt.max, pt.all])
+def test_a_scalar_is_reduced_to_itself(reduced):
+    """NumPy allows the first axis and the last, which are none; PyTensor cannot vectorise them."""
+    x = pt.scalar("x", dtype="bool" if reduced is pt.all else "int8")
+    out = reduced(x, axis=-1)
+    [found] = simplify([out])
+    assert found.type == out.type
+    rows = x.type.clone(shape=(2,))()
+    evaluate = pytensor.function([rows], vectorize_graph(found, {x: rows}), mode=NUMPY)
+    np.testing.assert_array_equal(evaluate(np.array([0, 1], x.dtype)), [0, 1])

@@ -81,6 +81,15 @@ def plated():
     return target, fit_field(target.posterior(), options=OPTIONS, random_seed=1)
 
 
+def test_the_first_values_are_like_all_values():
+    """Those of the first rounds are from wider distributions, by 3 of these standard errors."""
+    target = random_walk(np.random.default_rng(5))
+    found = fit_field(target.posterior(), options=OPTIONS, random_seed=1)
+    hyper, n = found.values.hyper, sum(OPTIONS.rounds)
+    distance = np.linalg.norm(hyper - hyper.mean(axis=0), axis=1)
+    assert abs(distance[:n].mean() - distance.mean()) < 2 * distance.std() / np.sqrt(n)
+
+
 @pytest.mark.parametrize("make", [plate, crossed])
 def test_draws_have_the_density_that_log_prob_gives(make, rng):
     target = make(np.random.default_rng(5))

@@ -3,6 +3,7 @@
 import numpy as np
 import pymc as pm
 import pytest
+from scipy import optimize, stats
 
 from pymc_flows.errors import ModelError
 from pymc_flows.model.log_density import n_data
@@ -53,6 +54,26 @@ def test_a_model_in_any_units():
     mean = np.linalg.lstsq(design, y)[0]
     np.testing.assert_allclose((frame.center - mean) / sd, 0, atol=0.05)
     np.testing.assert_allclose(np.linalg.norm(frame.scale, axis=1), sd, rtol=0.05)
+
+
+def test_a_start_without_a_gradient_is_moved():
+    """The density of extreme values has a limit at a shape of 0, where its gradient is 0 · ∞."""
+    y = stats.genextreme(c=-0.1).rvs(60, random_state=1)
+    with pm.Model() as model:
+        shape = pm.Normal("shape", 0, 0.3)
+        tail = pm.math.switch(
+            pm.math.eq(shape, 0), pm.math.exp(-y), (1 + shape * y) ** (-1 / shape)
+        )
+        pm.Potential("y", ((1 + shape) * pm.math.log(tail) - tail).sum())
+    frame = find_frame(model, random_seed=1)
+
+    def negative(x):
+        return -stats.genextreme(c=-x).logpdf(y).sum() - stats.norm(0, 0.3).logpdf(x)
+
+    mode = optimize.minimize_scalar(negative, (0.02, 0.2)).x
+    curvature = (negative(mode - 1e-3) - 2 * negative(mode) + negative(mode + 1e-3)) / 1e-6
+    assert frame.center == pytest.approx(mode, abs=1e-4)
+    assert frame.scale**-2 == pytest.approx(curvature, rel=1e-3)
 
 
 def test_a_mode_without_mass_is_left_for_where_the_mass_is():

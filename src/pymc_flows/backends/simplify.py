@@ -23,6 +23,7 @@ from pymc_flows.support.compat import (
     AdvancedIncSubtensor,
     AdvancedSubtensor,
     All,
+    CAReduce,
     DimShuffle,
     Elemwise,
     MakeVector,
@@ -42,9 +43,9 @@ def simplify(outputs: Sequence[TensorVariable]) -> list[TensorVariable]:
     A switch whose condition is constant becomes one of its branches. Checks that a sigmoid lies
     between 0 and 1 are dropped. The two logarithms of a Bernoulli variable with such a probability,
     log σ(x) and log(1 − σ(x)), become one function of ±x. A constant mask becomes indices, whose
-    number JAX must know.
+    number JAX must know. A scalar's sum along an axis is the scalar.
     """
-    return apply_rules(outputs, (_certain, _decided, _bernoulli, _indexed))
+    return apply_rules(outputs, (_certain, _decided, _bernoulli, _indexed, _reduced))
 
 
 def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> list[TensorVariable]:
@@ -64,6 +65,13 @@ def apply_rules(outputs: Sequence[TensorVariable], rules: Sequence[Rule]) -> lis
             if new is not None and old.type.is_super(new.type):
                 fgraph.replace(old, new, import_missing=True, reason="simpler form")
     return list(fgraph.outputs)
+
+
+def _reduced(node: Apply) -> TensorVariable | None:
+    """Replace what NumPy allows and PyTensor cannot vectorise, as `pm.CAR` has it."""
+    if not isinstance(node.op, CAReduce) or not node.op.axis or node.inputs[0].type.ndim:
+        return None
+    return node.inputs[0].astype(node.outputs[0].type.dtype)
 
 
 def _decided(node: Apply) -> TensorVariable | None:

@@ -27,6 +27,10 @@ class SearchOptions:
     multiples : tuple of float
         The others are drawn around the first mode, with these multiples of its standard deviations
         in turn.
+    nudges : tuple of float
+        How far the starting point is moved, at most, in turn, until there is a way from there: a
+        gradient may not be finite where the log density is, as that of a generalised extreme value
+        distribution at a shape of 0.
     newton_steps : int
         Most steps of Newton's method towards a mode, rejected ones included; each takes one
         gradient and one Hessian.
@@ -66,6 +70,7 @@ class SearchOptions:
     n_starts: int = 10
     spreads: tuple[float, ...] = (1.0, 3.0)
     multiples: tuple[float, ...] = (10.0, 30.0, 3.0)
+    nudges: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0)
     newton_steps: int = 60
     line_searches: int = 300
     same_in_a_row: int = 5

@@ -184,7 +184,12 @@ class Seeker:
         # With mean 0, so that no Gaussian gains by a displaced centre.
         self._noise = np.concatenate([half, -half])
         self._add(Frame(start, np.ones(len(start))))
-        for point in self._way(self._ascend(start)):
+        path = self._ascend(start)
+        for size in self._options.nudges:
+            if path or self._deadline.has_passed:
+                break
+            path = self._ascend(start + self._rng.uniform(-size, size, len(start)))
+        for point in self._way(path):
             self._add(self._laplace(point))
         self._add(self._climb(self._found[-1].frame))
         self._at_modes.append(self._found[-1])

@@ -35,6 +35,15 @@ def test_means_and_spreads_follow_the_scales(fitted):
     np.testing.assert_allclose(fitted.spread[:, 0], spread, atol=0.1)
 
 
+def test_draws_are_where_the_variance_of_the_effect_comes_from(fitted, rng):
+    """Scales have the location that weights by the square of the effect's spread give them."""
+    draws = values(rng, 100_000)
+    weights = np.exp(2 * SPREAD[1] * draws[:, 0])
+    expected = np.average(draws[:, [0, 2]], axis=0, weights=weights)
+    assert expected[0] > -0.5  # the location without weights is −1
+    np.testing.assert_allclose(fitted.scales.loc, expected, atol=0.06)
+
+
 def test_weights_count(fitted, rng):
     """Values of a wider distribution, weighted, give the same fit as values of that one."""
     wide = values(rng, 20_000)

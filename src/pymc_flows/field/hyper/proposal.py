@@ -86,6 +86,18 @@ def moments(hyper: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mean, rest.T @ rest
 
 
+def spread_errors(hyper: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Standard errors (n_hyper,) of standard deviations of weighted points, relative to these.
+
+    By the delta method for self-normalised weights (Owen, Monte Carlo theory, methods and examples,
+    2013, section 9.2); values of 0 have an error of 0.
+    """
+    squares = np.square(hyper - weights @ hyper)
+    variance = weights @ squares
+    errors = np.sqrt(np.square(weights) @ np.square(squares - variance))
+    return 0.5 * errors / np.where(variance > 0, variance, 1.0)
+
+
 def lower_factor(covariance: np.ndarray) -> np.ndarray:
     """Cholesky factor of a covariance, whose correlations get 1e-10 added to their diagonal."""
     if len(covariance) == 0:

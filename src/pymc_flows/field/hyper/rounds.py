@@ -17,7 +17,13 @@ from pymc_flows.field.hyper.correction import Correction, fit_correction
 from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import MAX_AXES, HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
-from pymc_flows.field.hyper.proposal import Proposal, lower_factor, mixture_log_prob, moments
+from pymc_flows.field.hyper.proposal import (
+    Proposal,
+    lower_factor,
+    mixture_log_prob,
+    moments,
+    spread_errors,
+)
 from pymc_flows.field.hyper.scaled import ScaledEffects
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
@@ -44,8 +50,9 @@ GOOD, GAP = 0.7, 0.25
 # factors.
 TAILS, STRETCHED = 8, (2.0, 5.0)
 # Another n / 3 have effects whose spread follows the scales: with n / 8, single values had a tenth
-# of the variance of the mean of five groups.
-SCALED = 3
+# of the variance of the mean of five groups. More of them follow, at most so many times, until
+# standard errors of the effects' standard deviations are below this share of these.
+SCALED, AGAIN, SPREAD_ERROR = 3, 3, 0.03
 # Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
@@ -70,7 +77,7 @@ class HyperValues:
     quality : Quality
         Quality of q(g), by weights of its draws against the marginal.
     hyper : ndarray, shape (n, n_hyper)
-        Values of all rounds, at which the marginal was evaluated.
+        Values of all rounds, at which the marginal was evaluated, in random order.
     log_weights : ndarray, shape (n,)
         Logarithms of their normalised and Pareto-smoothed weights.
     overall : Quality
@@ -194,10 +201,16 @@ class _Rounds:
             effects = self.marginal.posterior.locations
             for factor in STRETCHED if effects.any() else ():
                 self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
-            if effects.any() and not effects.all():
-                scaled = ScaledEffects.fit(self.hyper, np.exp(self.log_weights), effects)
-                self.take(scaled, n // SCALED, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
+        if isinstance(first, ProfileProposal) and effects.any() and not effects.all():
+            for i in range(1 + AGAIN):
+                weights = np.exp(self.log_weights)
+                errors = spread_errors(self.hyper[:, effects], weights)
+                # Before the first of these draws, the errors do not contain the tails.
+                if i and errors.max() <= SPREAD_ERROR:
+                    break
+                scaled = ScaledEffects.fit(self.hyper, weights, effects)
+                self.take(scaled, n // SCALED, rng, math.inf)
         if self.overall.ess < before["overall"].ess:  # predictions failed, and parts were dropped
             vars(self).update(before)
 
@@ -349,6 +362,13 @@ def sample_hyper(
             "Give other starting values."
         )
     rounds.fill(best, quality, rng)
+    # Draws are in the order of the values: no part of them is from one distribution alone.
+    order = rng.permutation(len(rounds.log_weights))
     return HyperValues(
-        best, quality, rounds.hyper, rounds.log_weights, rounds.judged(), rounds.error
+        best,
+        quality,
+        rounds.hyper[order],
+        rounds.log_weights[order],
+        rounds.judged(),
+        rounds.error,
     )

@@ -25,6 +25,9 @@ STEEPEST = 1.0
 # Degrees of freedom; and a factor by which the distribution is wider than the values, of which few
 # lie far out.
 DEGREES, WIDER = 5.0, 1.3
+# Draws are for the variances of effects, to which large scales contribute most: the scales have the
+# location that they would have with weights multiplied by this power of the spread of an effect.
+POWER = 2.0
 # The prior that there is no slope counts as this many effective values.
 PRIOR = 10.0
 
@@ -56,7 +59,6 @@ class ScaledEffects:
         """Fit to weighted values (n, n_hyper); the weights (n,) sum to 1."""
         effects, others = hyper[:, is_effect], hyper[:, ~is_effect]
         loc, covariance = moments(others, weights)
-        scales = Proposal(loc, WIDER * lower_factor(covariance), DEGREES)
         design = _design(others, loc)
         mean = _solve(design, weights, effects)
         rest = effects - design @ mean
@@ -64,6 +66,12 @@ class ScaledEffects:
         spread = np.stack([_log_spread(design, weights, r, ess) for r in rest.T], axis=1)
         standard = rest / np.exp(design @ spread)
         _, correlation = moments(standard, weights)
+        # For Gaussian scales, such weights shift the location, and change nothing else.
+        shifts = POWER * covariance @ spread[1:]
+        shift = shifts[:, np.argmax(np.sum(shifts * spread[1:], axis=0))]
+        scales = Proposal(loc + shift, WIDER * lower_factor(covariance), DEGREES)
+        mean[0] += shift @ mean[1:]
+        spread[0] += shift @ spread[1:]
         return cls(is_effect, scales, mean, spread, WIDER * lower_factor(correlation))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
