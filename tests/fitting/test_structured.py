@@ -5,13 +5,15 @@ import logging
 import arviz as az
 import numpy as np
 import pymc as pm
+import pytensor
+import pytensor.tensor as pt
 import pytest
 
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, ModelError, NotInvertibleError, StorageError
 from pymc_flows.field.gradient import BatchedGradient
 from pymc_flows.field.state import FieldState
-from pymc_flows.fitting.structured import fit_structured
+from pymc_flows.fitting.structured import field_of, fit_structured
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
 from pymc_flows.model.structure import GroupedDensity, structure
@@ -334,3 +336,21 @@ def test_a_fixed_effect_of_few_groups_has_its_wide_tails():
     draws = fit_structured(model=model, random_seed=1).sample(4_000, random_seed=1).posterior
     assert abs(draws["mu"].values.mean() - mean) < 0.06 * sd
     assert abs(draws["mu"].values.std() / sd - 1) < 0.08
+
+
+def test_a_loop_has_no_field_unless_it_is_asked_for(caplog):
+    """Its Hessians would be differences of gradients that NumPy takes step by step."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, pm.HalfNormal("tau"), shape=3)
+        walk = pytensor.scan(
+            lambda before, x: before * x,
+            outputs_info=pt.ones(3),
+            non_sequences=[x],
+            n_steps=2,
+            return_updates=False,
+        )
+        pm.Normal("y", walk, 1, observed=np.zeros((2, 3)))
+    with caplog.at_level(logging.INFO, "pymc_flows"):
+        assert field_of(model) is None
+    assert "step by step through a loop" in caplog.text
+    assert len(field_of(model, field=["x"]).field) == 3

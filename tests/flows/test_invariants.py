@@ -54,20 +54,61 @@ def test_a_flow_of_the_user_enters_formulas_once_registered(monkeypatch):
     assert log_det == pytest.approx(6 * np.log1p(2 * np.log(2)), rel=1e-14)
 
 
+def derivatives(function, for_rows, for_slopes):
+    """Jacobians of a map at points (n, dim), and gradients of a log density at others (m, dim).
+
+    ``function`` gives values, log-determinants and log densities. Returned are the values (n, dim),
+    log-determinants (n,) and Jacobians (n, dim, dim) at the first points, which are repeated dim
+    times, so that one gradient gives everything; at the others values, log densities and gradients.
+    """
+    n, dim = for_rows.size, for_rows.shape[-1]
+    points = fixed(np.concatenate([np.repeat(for_rows, dim, axis=0), for_slopes]))
+    value, log_det, log_q = function(points)
+    cost = (value[:n] * np.tile(np.eye(dim), (len(for_rows), 1))).sum() + log_q[n:].sum()
+    value, log_det, log_q, slopes = evaluate(value, log_det, log_q, pt.grad(cost, points))
+    rows = slopes[:n].reshape(-1, dim, dim)
+    return (value[:n:dim], log_det[:n:dim], rows), (value[n:], log_q[n:], slopes[n:])
+
+
 @pytest.mark.parametrize("chain", chains())
-def test_log_det_is_that_of_the_autodiff_jacobian(chain, rng):
+def test_log_det_is_that_of_the_autodiff_jacobian_and_the_inverse_leads_back(chain, rng):
     params = normal_params(chain, rng)
-    points = rng.standard_normal((6, chain.dim))
-    _, log_det, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), points)
+    draws = rng.standard_normal((26, chain.dim)) * np.repeat([1, 2], (6, 20))[:, None]
+    y, log_det, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), draws)
+    assert_log_det(log_det, rows)
+    if not chain.has_inverse:
+        return
+
+    def inverse(points):
+        z, log_det = chain.inverse_and_log_det(points, params)
+        return z, log_det, base_log_prob(z) - log_det
+
+    near, far = rng.standard_normal((6, chain.dim)), rng.standard_normal((60, chain.dim))
+    far *= (np.geomspace(1e-3, 1e3, 60) / norm(far))[:, None]
+    far[0] = 0
+    (_, inverse_log_det, inverse_rows), back = derivatives(inverse, near, np.concatenate([y, far]))
+    assert_log_det(-inverse_log_det, inverse_rows)
+    log_q = -0.5 * (norm(draws) ** 2 + chain.dim * np.log(2 * np.pi)) - log_det
+    assert_as_good_as_their_condition(draws, y, log_q, rows, [part[:26] for part in back])
+    assert_forward_returns(chain, params, far, back[0][26:])
+
+
+def assert_log_det(log_det, rows):
     np.testing.assert_allclose(log_det, np.linalg.slogdet(rows).logabsdet, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("chain", chains(with_inverse=True))
-def test_log_det_of_the_inverse_is_that_of_the_forward_map(chain, rng):
-    params = normal_params(chain, rng)
-    points = rng.standard_normal((6, chain.dim))
-    _, log_det, rows = jacobian(lambda y: chain.inverse_and_log_det(y, params), points)
-    np.testing.assert_allclose(-log_det, np.linalg.slogdet(rows).logabsdet, rtol=0, atol=1e-9)
+def assert_as_good_as_their_condition(draws, y, log_q, rows, back):
+    """Draws that came back, and log densities on the way."""
+    z, log_q_again, slope = back
+    allowed = 100 * EPS * (1 + norm(y))
+    stretch = np.linalg.norm(np.linalg.inv(rows), 2, axis=(1, 2))
+    assert np.all(norm(z - draws) <= allowed * np.maximum(1, stretch))
+    assert np.all(np.abs(log_q_again - log_q) <= allowed * np.maximum(1, norm(slope)))
+
+
+def assert_forward_returns(chain, params, y, z):
+    (again,) = evaluate(chain.forward_and_log_det(fixed(z), params)[0])
+    assert np.all(norm(again - y) <= 1e-12 * (1 + norm(y) + norm(z)))
 
 
 @pytest.mark.parametrize("chain", chains((2, 5), with_inverse=True))
@@ -75,44 +116,17 @@ def test_the_score_is_the_gradient_of_log_q(chain, rng):
     """By the chain rule: J' score = grad of (ln q0 - log_det) by the base draw."""
     params = normal_params(chain, rng)
     draws = rng.standard_normal((6, chain.dim))
-    _, _, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), draws)
-    z0 = fixed(draws)
-    log_q = base_log_prob(z0) - chain.forward_and_log_det(z0, params)[1]
-    scores = [chain.score(z0, params, loop=loop) for loop in loops(chain)]
-    by_draw, *scores = evaluate(pt.grad(log_q.sum(), z0), *scores)
+
+    def forward(z):
+        y, log_det = chain.forward_and_log_det(z, params)
+        return y, log_det, base_log_prob(z) - log_det
+
+    (_, _, rows), (_, _, by_draw) = derivatives(forward, draws, draws)
+    scores = [chain.score(fixed(draws), params, loop=loop) for loop in loops(chain)]
     expected = np.linalg.solve(rows.transpose(0, 2, 1), by_draw[..., None])[..., 0]
     tolerance = 1e-12 * np.linalg.cond(rows)[:, None] * (1 + norm(expected)[:, None])
-    for score in scores:
+    for score in evaluate(*scores):
         assert np.all(np.abs(score - expected) <= tolerance)
-
-
-@pytest.mark.parametrize("chain", chains(with_inverse=True))
-def test_forward_of_the_inverse_returns_the_point(chain, rng):
-    params = normal_params(chain, rng)
-    y = rng.standard_normal((60, chain.dim))
-    y *= (np.geomspace(1e-3, 1e3, 60) / norm(y))[:, None]
-    y[0] = 0
-    z, _ = chain.inverse_and_log_det(fixed(y), params)
-    again, z = evaluate(chain.forward_and_log_det(z, params)[0], z)
-    assert np.all(norm(again - y) <= 1e-12 * (1 + norm(y) + norm(z)))
-
-
-@pytest.mark.parametrize("chain", chains(with_inverse=True))
-def test_round_trip_and_log_density_are_as_good_as_their_condition(chain, rng):
-    params = normal_params(chain, rng)
-    z0 = 2 * rng.standard_normal((20, chain.dim))
-    y, log_det, rows = jacobian(lambda z: chain.forward_and_log_det(z, params), z0)
-    log_q = -0.5 * norm(z0) ** 2 - log_det
-
-    points = fixed(y)
-    z, log_det = chain.inverse_and_log_det(points, params)
-    log_q_again = -0.5 * pt.sqr(z).sum(axis=-1) - log_det
-    z, log_q_again, slope = evaluate(z, log_q_again, pt.grad(log_q_again.sum(), points))
-
-    allowed = 100 * EPS * (1 + norm(y))
-    stretch = np.linalg.norm(np.linalg.inv(rows), 2, axis=(1, 2))
-    assert np.all(norm(z - z0) <= allowed * np.maximum(1, stretch))
-    assert np.all(np.abs(log_q_again - log_q) <= allowed * np.maximum(1, norm(slope)))
 
 
 @pytest.mark.parametrize("chain", chains(dims=(3,)))

@@ -10,6 +10,7 @@ from pymc.variational.operators import KL
 from pytensor.graph.replace import graph_replace
 from scipy import stats
 
+import flow_cases
 import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.flows.state import base_log_prob
@@ -71,8 +72,7 @@ def evaluate(approx, noise, plan, *, loop="unroll", beta=1.0, extra=(), replacem
     wrt = [*problem.q.params, *extra]
     by_loss = pytensor.grad(loss, wrt, disconnected_inputs="ignore")
     other, by_both, _ = loss_and_gradients(problem, z0, plan, extra=extra, **kwargs)
-    fn = pytensor.function([], [loss, *by_loss, other, *by_both], mode=NUMPY)
-    values = fn()
+    values = flow_cases.evaluate(loss, *by_loss, other, *by_both)
     return values[: len(wrt) + 1], values[len(wrt) + 1 :]
 
 
@@ -235,7 +235,7 @@ def test_the_loss_is_the_objective_of_pymc(rng, plan):
     grads = pytensor.grad(loss, approx.params)
     given = {approx.groups[0].symbolic_initial: pt.constant(noise)}
     graphs = graph_replace([loss, *grads], given)
-    expected = pytensor.function([], graphs, mode=NUMPY)()
+    expected = flow_cases.evaluate(*graphs)
     for values in evaluate(approx, noise, plan, beta=0.25):
         for x, y in zip(values, expected, strict=True):
             assert_allclose(x, y, rtol=1e-9, atol=1e-11)

@@ -1,6 +1,7 @@
 """Tasks on workers: all results in order, whoever computes them, whatever happens to them."""
 
 import logging
+import multiprocessing
 import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
@@ -157,12 +158,20 @@ def test_a_result_that_is_lost_does_not_end_other_processes(monkeypatch):
 
 def test_processes_that_die_are_replaced(tmp_path, caplog):
     """Task 0 dies once, task 1 always; whoever runs beside them is innocent."""
-    workers = Workers(2, blas_cores=4, progressbar=False)
+    # Started as spawned processes are, but from one that has imported what they need.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tasks", "pymc_flows.workers"])
+    workers = Workers(2, mp_ctx=context, blas_cores=4, progressbar=False)
     tally = run(tasks.die, workers, str(tmp_path), n=3)
     assert [isinstance(r, Failed) for r in tally.results] == [False, True, False]
     assert (values(tally)[0], values(tally)[2]) == ((0, {2}), (2, {2}))
     assert "restart 1 has no result: it was begun 2 times" in str(tally.results[1].error)
     assert "restart 0" in caplog.text
+
+
+def test_processes_are_spawned_unless_told_otherwise():
+    assert Workers(2).context.get_start_method() == "spawn"
+    assert Workers(2, mp_ctx="forkserver").context.get_start_method() == "forkserver"
 
 
 # ---------------------------------------------------------------------------------------- arguments

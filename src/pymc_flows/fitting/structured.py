@@ -11,6 +11,7 @@ import pymc as pm
 from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import NormalizingFlow
+from pymc_flows.backends.ops import has_loop
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.field import BatchedGradient, FieldOptions, Posterior, batched_gradient, fit_field
 from pymc_flows.field.options import Report
@@ -39,10 +40,15 @@ def field_of(
     """The structure of a model, if a field given hyperparameters may do; else None.
 
     Never where the log density is random, or there is no exact Hessian of all rows. The log tells
-    of other reasons.
+    of other reasons. Roles that are given are kept even if Hessians take long.
     """
     density = density_of(model)
     if not has_weights(density) or stream_of(density) is not None:
+        return None
+    if has_loop(density.terms) and not (hyper or field):
+        _log.info(
+            "No field given hyperparameters: each Hessian would go step by step through a loop."
+        )
         return None
     try:
         found = structure(model, start=start, hyper=hyper, field=field)

@@ -1,15 +1,19 @@
 """Kernel Ops of blocks against the plain graphs of the same layers."""
 
+from functools import partial
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.graph.replace import vectorize_graph
 
-from flow_cases import MODE
+from flow_cases import evaluate, fixed
 from pymc_flows.backends.modes import NUMPY
-from pymc_flows.flows import FLOWS, build_chain
+from pymc_flows.flows import FLOWS, Block, build_chain
 from pymc_flows.flows.base import KernelFlow
+from pymc_flows.flows.kernels.stack_op import StackPullback
+from pymc_flows.flows.kernels.stack_op import _register_numba as register_numba
 
 WORDS = sorted(word for word, cls in FLOWS.items() if issubclass(cls, KernelFlow))
 every_kernel = pytest.mark.parametrize("word", WORDS)
@@ -52,9 +56,8 @@ def loss(outputs):
     return pt.sin(z).sum() + (log_det**2).sum()
 
 
-def values_and_gradients(outputs, raw, z, mode):
-    wrt = [z, *raw.values()]
-    return pytensor.function([], [*outputs, *pytensor.grad(loss(outputs), wrt)], mode=mode)()
+def values_and_gradients(outputs, raw, z):
+    return [*outputs, *pytensor.grad(loss(outputs), [z, *raw.values()])]
 
 
 @pytest.mark.parametrize("word", [*WORDS, *OPTIONS])
@@ -63,8 +66,7 @@ def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
     raw = raw_params(word, count, dim, rng)
     z = pytensor.shared(3 * rng.normal(size=(n, dim)), shape=(n, dim))
     kernel, layers = by_kernel(word, z, raw), by_layers(word, z, raw)
-    got = values_and_gradients(kernel, raw, z, MODE)
-    expected = values_and_gradients(layers, raw, z, MODE)
+    got, expected = (evaluate(*values_and_gradients(by, raw, z)) for by in (kernel, layers))
     assert kernel[0].type.shape == (n, dim)
     assert kernel[1].type.shape == (n,)
     for a, b in zip(got, expected, strict=True):
@@ -76,11 +78,50 @@ def test_equals_the_layers_one_by_one(word, n, count, dim, rng):
 ON_NUMBA = [*(word for word in WORDS if word not in ("iaf", "nvp")), "nvp(shift=before)"]
 
 
+def assert_same_on_numba(got, expected, dtype):
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(
+            a, b, rtol=5e4 * np.finfo(dtype).eps, atol=1e-5 if dtype == "float32" else 1e-13
+        )
+
+
 @pytest.mark.parametrize("word", ON_NUMBA)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_numba_kernel_equals_numpy(word, dtype, rng):
+    """By itself: of a kernel in a graph, numba compiles a second copy."""
+    from pymc_flows.support.compat import numba_njit
+
+    layer = build_chain(word, 3).blocks[0].layer
+    z, theta, by_z_new, by_log_det = (
+        rng.normal(size=shape).astype(dtype)
+        for shape in ((5, 3), (Block(layer, 6).size(3),), (5, 3), (5,))
+    )
+    (theta,) = evaluate(layer.kernel_params(fixed(theta, dtype=dtype), 3))
+
+    def forward_and_pullback(jit):
+        forward, pullback = layer.stack(3).kernels(jit)
+        z_new, log_det, saved = forward(z, theta)
+        return z_new, log_det, saved, *pullback(by_z_new, by_log_det, z_new, saved, theta)
+
+    compiled = forward_and_pullback(partial(numba_njit, final_function=True))
+    assert_same_on_numba(compiled, forward_and_pullback(lambda function: function), dtype)
+
+
+def test_numba_keeps_each_kernel_under_its_own_name():
+    from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
+
+    register_numba()
+    stacks = [build_chain(word, 3).blocks[0].layer.stack(3) for word in (*WORDS, *OPTIONS)]
+    ops = [op for stack in stacks for op in (stack, StackPullback(stack))]
+    keys = {op: numba_funcify_and_cache_key(op, node=None)[1] for op in ops}
+    assert len(set(keys.values()) - {None}) == len(keys)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_kernel_in_a_graph_on_numba(dtype, rng):
     """On a graph of little else, as every further Op takes numba half a second."""
-    chain = build_chain(f"{word}*6", 3)
+    chain = build_chain("radial*6", 3)
     z, theta, by_z_new, by_log_det = (
         pytensor.shared(rng.normal(size=shape).astype(dtype), shape=shape)
         for shape in ((5, 3), (chain.blocks[0].size(3),), (5, 3), (5,))
@@ -89,11 +130,7 @@ def test_numba_kernel_equals_numpy(word, dtype, rng):
     cotangents = dict(zip(outputs, (by_z_new, by_log_det), strict=True))
     outputs += tuple(pytensor.grad(None, [z, theta], known_grads=cotangents))
     got, expected = (pytensor.function([], outputs, mode=mode)() for mode in ("NUMBA", NUMPY))
-    for a, b in zip(got, expected, strict=True):
-        assert a.dtype == dtype
-        np.testing.assert_allclose(
-            a, b, rtol=5e4 * np.finfo(dtype).eps, atol=1e-5 if dtype == "float32" else 1e-13
-        )
+    assert_same_on_numba(got, expected, dtype)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +146,7 @@ def test_gradient_when_only_one_output_is_used(word, part, rng):
         cost = fn(word, z, raw)[part].sum()
         # The log-determinant of an affine map does not depend on the point.
         grads = pytensor.grad(cost, [z, *raw.values()], disconnected_inputs="ignore")
-        results.append(pytensor.function([], grads, mode=MODE)())
+        results.append(evaluate(*grads))
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
@@ -133,7 +170,8 @@ def test_extreme_parameters_stay_finite(word, rng):
     raw = {name: v.get_value() * 1e6 for name, v in raw_params(word, 4, 2, rng).items()}
     raw = {name: pytensor.shared(value, name, shape=value.shape) for name, value in raw.items()}
     z = pytensor.shared(rng.normal(size=(3, 2)), shape=(3, 2))
-    for value in values_and_gradients(by_kernel(word, z, raw), raw, z, NUMPY):
+    outputs = values_and_gradients(by_kernel(word, z, raw), raw, z)
+    for value in pytensor.function([], outputs, mode=NUMPY)():
         assert np.isfinite(value).all()
 
 
