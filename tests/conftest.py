@@ -18,8 +18,9 @@ pytest_plugins = ["skips", "needs_jax"]
 
 # These are read when PyTensor, JAX and matplotlib are first imported. A developer's own settings
 # must not change what is tested; the device that JAX runs on may be chosen. Where a variable of a
-# graph was made is shown in errors alone, and takes half of the time of making it.
-FLAGS = "floatX=float64,traceback__limit=0"
+# graph was made is shown in errors alone, and takes half of the time of making it. PyMC folds the
+# constants of its densities in C, which takes a second or two for each new Op; here NumPy does.
+FLAGS = "floatX=float64,traceback__limit=0,cxx="
 os.environ["PYTENSOR_FLAGS"] = f"{os.environ.get('PYTENSOR_FLAGS', '')},{FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"

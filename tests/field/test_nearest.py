@@ -177,7 +177,7 @@ def test_a_bilinear_field_has_the_exact_marginal_of_its_hyperparameter(loadings,
     assert fitted.marginal.conditional.is_far
     error = np.hypot(values.overall.log_evidence_error, values.error)
     assert abs(values.overall.log_evidence - evidence) < 4 * error
-    draws = fitted.corrected(2000, rng)[:, [0, -2, -1]]
+    draws = fitted.corrected(800, rng)[:, [0, -2, -1]]
     np.testing.assert_allclose((draws.mean(axis=0) - mean) / sd, 0, atol=0.2)
     np.testing.assert_allclose(draws.std(axis=0) / sd, 1, atol=0.15)
 

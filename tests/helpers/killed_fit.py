@@ -15,7 +15,7 @@ ARGUMENTS = {"obj_n_mc": 3, "random_seed": 5, **JAX}
 
 
 def start(**kwargs):
-    inf = inference(minibatch_model(), "planar*2-scale", jitter=0.5)
+    inf = inference(minibatch_model(), "planar-scale", jitter=0.5)
     inf.fit(STEPS, **ARGUMENTS, **kwargs)
     return inf
 

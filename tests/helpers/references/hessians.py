@@ -4,7 +4,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pymc_flows.backends.modes import PLAIN, no_compiler
+from as_written import AS_WRITTEN
+from pymc_flows.backends.modes import no_compiler
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
 
@@ -17,7 +18,7 @@ def automatic_hessian(density: ModelDensity, z: np.ndarray) -> np.ndarray:
         total = sum(density.single(point))
         gradient = pytensor.grad(total, point)
         along = pytensor.grad((gradient * direction).sum(), point, disconnected_inputs="ignore")
-        fn = pytensor.function([point, direction], along, mode=PLAIN, on_unused_input="ignore")
+        fn = pytensor.function([point, direction], along, mode=AS_WRITTEN, on_unused_input="ignore")
     with np.errstate(all="ignore"):
         return np.array([fn(z, row) for row in np.eye(density.dim)])
 

@@ -6,6 +6,7 @@ import pytensor
 import pytensor.tensor as pt
 from numpy.testing import assert_allclose
 
+from as_written import AS_WRITTEN
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.model.logp import ModelDensity
 
@@ -21,13 +22,15 @@ def by_variable(density: ModelDensity, point: np.ndarray) -> dict[str, np.ndarra
     return {s.name: point[s.slice].reshape(s.shape).astype(s.dtype) for s in density.slots}
 
 
-def reference(model: pm.Model, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reference(
+    model: pm.Model, points: np.ndarray, mode=AS_WRITTEN
+) -> tuple[np.ndarray, np.ndarray]:
     """`model.logp()` (n,) and its gradient (n, dim), one point after the other."""
     density = ModelDensity(model)
     logp = model.logp()
     outputs = [logp, *pytensor.grad(logp, model.value_vars, disconnected_inputs="ignore")]
-    # As `model.compile_logp` does, but for both at once and without the C compiler.
-    fn = pm.compile(model.value_vars, outputs, mode=NUMPY, on_unused_input="ignore")
+    # As `model.compile_logp` does, but for both at once and nearly without rewrites.
+    fn = pm.compile(model.value_vars, outputs, mode=mode, on_unused_input="ignore")
     rows = [fn(*by_variable(density, point).values()) for point in points]
     values = np.array([row[0] for row in rows])
     grads = np.stack([np.concatenate([np.ravel(x) for x in row[1:]]) for row in rows])

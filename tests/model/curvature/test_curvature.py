@@ -9,10 +9,11 @@ import pytensor.tensor as pt
 import pytest
 import scipy.sparse as sp
 
+from as_written import AS_WRITTEN
 from hessians import automatic_hessian, differenced_hessian, start_near
 from models import ZOO
 from pymc_flows.errors import ArgumentError
-from pymc_flows.model.curvature import Curvature, assembly, curvature_of
+from pymc_flows.model.curvature import Curvature, assembly, batched, curvature_of
 from pymc_flows.model.curvature.batched import Batched
 from pymc_flows.model.curvature.coloured import ColouredHessian, colours
 from pymc_flows.model.curvature.plan import Plan
@@ -48,7 +49,9 @@ def assert_exact(model, tolerance=1e-9, scale=0.1, hessian=automatic_hessian):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_zoo(name):
+def test_zoo(name, monkeypatch):
+    # Of many points together only the graph is new, and its rewrites take long.
+    monkeypatch.setattr(batched, "NUMPY", AS_WRITTEN)
     differenced = DIFFERENCED.get(name, ())
     # PyTensor's own second derivative overflows there, as its int8 constants do.
     hessian = differenced_hessian if name == "small_integers" else automatic_hessian

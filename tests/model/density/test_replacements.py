@@ -1,5 +1,7 @@
 """Replacements in a log density: of what a model is built from, wherever it stands in the model."""
 
+from functools import cache
+
 import numpy as np
 import pymc as pm
 import pytensor
@@ -79,15 +81,21 @@ def evaluated(density, points, replacements, how):
     return pytensor.function([z], [sum(values), grad], mode=NUMPY)(points)
 
 
+@cache
+def written(case):
+    """Points, and the values and gradients there of the model written that way."""
+    points = points_near(ModelDensity(Parts().model), 4)
+    return points, reference(CASES[case][1]().model, points)
+
+
 @pytest.mark.parametrize("how", ["single", "batched", "micro-batches", "looped"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_replaced_model_is_the_model_written_that_way(case, how):
-    replace, build = CASES[case]
-    parts, written = Parts(), build()
-    density = ModelDensity(parts.model)
-    points = points_near(density, 1 if how == "single" else 4)
-    found = evaluated(density, points, replace(parts), how)
-    assert_equal(found, reference(written.model, points))
+    replace, _ = CASES[case]
+    parts, n = Parts(), 1 if how == "single" else 4
+    points, expected = written(case)
+    found = evaluated(ModelDensity(parts.model), points[:n], replace(parts), how)
+    assert_equal(found, [x[:n] for x in expected])
 
 
 def test_a_looped_value_without_gradient_is_replaced_too():

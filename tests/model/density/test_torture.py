@@ -1,7 +1,6 @@
 """Small models of every odd kind: their log densities are PyMC's own, and draws come in their dims.
 
-Nothing is compiled: PyMC's density runs in the same NumPy mode, without the rewrites of this
-package.
+Nothing is compiled: PyMC's own graphs run on NumPy nearly as PyMC writes them.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.testing import assert_allclose
 from pymc.distributions import transforms as tr
 
 import pymc_flows as pmf
-from pymc_flows.backends.modes import NUMPY
+from as_written import AS_WRITTEN
 from pymc_flows.errors import ModelError
 from pymc_flows.model.log_density import LogDensity
 from pymc_flows.model.logp import ModelDensity
@@ -207,8 +206,11 @@ def test_the_log_density_is_that_of_pymc(name):
     density = ModelDensity(model)
     noise = np.random.default_rng(1).normal(size=(3, density.dim))
     points = density.start() + 0.3 * noise
-    graph = [model.logp(), *pytensor.grad(model.logp(), model.value_vars)]
-    reference = pytensor.function(model.value_vars, graph, mode=NUMPY, on_unused_input="ignore")
+    inputs = model.value_vars
+    graph = [model.logp(), *pytensor.grad(model.logp(), inputs)]
+    reference = pytensor.function(
+        model.value_vars, graph, mode=AS_WRITTEN, on_unused_input="ignore"
+    )
     value, gradient = LogDensity(density).value_and_grad(points)
     for k, point in enumerate(points):
         parts = [point[s.slice].reshape(s.shape) for s in density.slots]
@@ -226,7 +228,7 @@ def test_draws_are_what_pymc_makes_of_them(name):
     approx = pmf.NormalizingFlow("scale-loc", model=model, jitter=0.3, random_seed=1)
     draws = approx.sample(2, include_transformed=True, random_seed=2).posterior.isel(chain=0)
     follow = [v for v in model.unobserved_value_vars if v not in model.value_vars]
-    values = pytensor.function(model.value_vars, follow, mode=NUMPY, on_unused_input="ignore")
+    values = pytensor.function(model.value_vars, follow, mode=AS_WRITTEN, on_unused_input="ignore")
     for k in range(2):
         given = [np.asarray(draws[v.name][k], dtype=v.dtype) for v in model.value_vars]
         for variable, expected in zip(follow, values(*given), strict=True):

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from as_written import AS_WRITTEN
 from models import ZOO
 from pymc_flows.backends.modes import NUMPY, training_mode
 from pymc_flows.model.logp import ModelDensity
@@ -21,7 +22,9 @@ def case(name):
     model = ZOO[name]()
     density = ModelDensity(model)
     points = points_near(density, 5)
-    return density, points, reference(model, points)
+    # As it is written, PyTensor's gradient overflows there, as its int8 constants do.
+    mode = NUMPY if name == "small_integers" else AS_WRITTEN
+    return density, points, reference(model, points, mode)
 
 
 @pytest.mark.parametrize("name", ZOO)
