@@ -12,6 +12,8 @@ import pytest
 import pymc_flows as pmf
 from pymc_flows.errors import ArgumentError, ModelError, NotInvertibleError, StorageError
 from pymc_flows.field.gradient import BatchedGradient
+from pymc_flows.field.hyper import rounds
+from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.structured import field_of, fit_structured
 from pymc_flows.model.log_density import LogDensity
@@ -336,6 +338,21 @@ def test_a_fixed_effect_of_few_groups_has_its_wide_tails():
     draws = fit_structured(model=model, random_seed=1).sample(4_000, random_seed=1).posterior
     assert abs(draws["mu"].values.mean() - mean) < 0.06 * sd
     assert abs(draws["mu"].values.std() / sd - 1) < 0.08
+
+
+def test_more_values_far_out_are_taken_while_there_is_time(monkeypatch):
+    model = hierarchy(family="bernoulli")
+    options = FieldOptions(rounds=(32, 32), values=64, effective=200, flow_rounds=0)
+
+    def n_values(error, seconds):
+        monkeypatch.setattr(rounds, "SPREAD_ERROR", error)
+        monkeypatch.setattr(rounds, "SECONDS_TO_FILL", seconds)
+        fitted = fit_structured(model=model, options=options, random_seed=1).q.found
+        return len(fitted.values.hyper)
+
+    enough = n_values(np.inf, 8.0)
+    few = n_values(0.0, 1e-6)
+    assert few < enough < n_values(0.0, 8.0)
 
 
 def test_a_loop_has_no_field_unless_it_is_asked_for(caplog):

@@ -38,7 +38,7 @@ ENOUGH = 5
 # Fewest values of a round, by which its cost per value is measured. In the first round, the
 # correction of Laplace's approximation is evaluated at as many values; in later rounds at fewer.
 MIN_VALUES, CHECK_VALUES = 40, 16
-# Longest that the last round may take, in seconds of a usual core.
+# Longest that the last round may take, in seconds of a usual core. Nothing is added to it later.
 SECONDS_TO_FILL = 8.0
 # Degrees of freedom of the Student-t distributions, and a factor of their covariances.
 DEGREES, WIDENING = 8.0, 1.1
@@ -195,7 +195,7 @@ class _Rounds:
             return
         allowed = SECONDS_TO_FILL / max(self.seconds_each, 1e-9)
         n = int(min(n, options.most_values, max(allowed, MIN_VALUES)))
-        before = {**vars(self), "parts": list(self.parts)}
+        before, begin = {**vars(self), "parts": list(self.parts)}, self.progress.effort
         if isinstance(first, ProfileProposal):
             self.take(first, n // TAILS, rng, math.inf)
             effects = self.marginal.posterior.locations
@@ -206,8 +206,9 @@ class _Rounds:
             for i in range(1 + AGAIN):
                 weights = np.exp(self.log_weights)
                 errors = spread_errors(self.hyper[:, effects], weights)
+                is_late = self.progress.effort - begin > SECONDS_TO_FILL
                 # Before the first of these draws, the errors do not contain the tails.
-                if i and errors.max() <= SPREAD_ERROR:
+                if i and (is_late or errors.max() <= SPREAD_ERROR):
                     break
                 scaled = ScaledEffects.fit(self.hyper, weights, effects)
                 self.take(scaled, n // SCALED, rng, math.inf)
