@@ -47,6 +47,7 @@ def measure(path: Path, method: str) -> Row:
     import scipy.optimize  # noqa: F401
 
     warnings.simplefilter("ignore")
+    np.random.seed(1)  # noqa: NPY002 - a file may draw its data, which are to be the same for both
     try:
         model, _ = load_model(path)
     except Exception as error:  # whatever the file needs, it is no fault of a fit
@@ -229,9 +230,8 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
         return None
     if arguments.folder is None or not Path(arguments.folder).is_dir():
         parser.error("--folder must be a folder of models")
-    parser.refuse_unknown(
-        arguments.models or [], [path.stem for path in Path(arguments.folder).glob("*.py")]
-    )
+    known = [path.stem for path in Path(arguments.folder).glob("*.py") if path.stem[0] != "_"]
+    parser.refuse_unknown(arguments.models or [], known)
     found = run_all(arguments)
     rows = table(found)
     report = Report(
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
         f"{SPREAD:.0%} of those of NUTS, for every scalar, or within {N_ERRORS:.0f} Monte-Carlo "
         "errors of NUTS.",
         {
-            "models": len(found),
+            "models": f"{len(found)} of {len(known)} in the folder",
             "sampled well by NUTS": sum(
                 NUTS in r and samples_well(r[NUTS]) for r in found.values()
             ),

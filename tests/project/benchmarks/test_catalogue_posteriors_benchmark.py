@@ -45,6 +45,15 @@ def test_the_default_call_is_judged_by_the_draws_of_nuts(module, path, rng, monk
     assert module.judge(ours["moments"], nuts["moments"])["is good"]
 
 
+def test_data_that_a_file_draws_are_the_same_for_both(module, tmp_path, monkeypatch):
+    text = "import numpy as np\n\n\ndef build_model():\n    return np.random.rand()\n"
+    (tmp_path / "drawn.py").write_text(text)
+    monkeypatch.setattr(module, "by_nuts", lambda data: data)
+    monkeypatch.setattr(module, "by_default", lambda data: data)
+    both = [module.measure(tmp_path / "drawn.py", method) for method in ("nuts", "auto")]
+    assert both[0] == both[1]
+
+
 def known(mean=0.0, sd=1.0, error=0.01):
     return {"x": {"mean": [mean], "sd": [sd], "mean error": [error], "sd error": [error]}}
 
