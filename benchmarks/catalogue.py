@@ -14,7 +14,8 @@ import importlib.util
 import json
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -141,16 +142,57 @@ def checks(found: dict[str, dict[str, Row]]) -> list[Check]:
     ]
 
 
-def run_all(arguments: Namespace) -> dict[str, dict[str, Row]]:
+def add_arguments(parser: Parser, limit: int) -> None:
+    """Add the arguments of a benchmark on a folder of models."""
+    parser.add_argument("--folder", help="folder of the models, a Python file each")
+    parser.add_argument("--models", nargs="*", help="names of files, without .py; default: all")
+    parser.add_argument("--limit", type=int, default=limit, help="CPU seconds per run")
+    parser.add_argument("--keep", type=Path, help="file of runs; those in it are not repeated")
+    parser.add_argument("--measure", nargs=2, help="used inside")
+
+
+def files_of(parser: Parser, arguments: Namespace) -> dict[str, Path]:
+    """Files of all models by name; an error if there is no folder, or no such model."""
+    if arguments.folder is None or not Path(arguments.folder).is_dir():
+        parser.error("--folder must be a folder of models")
+    paths = sorted(Path(arguments.folder).glob("*.py"))
+    found = {path.stem: path.resolve() for path in paths if path.stem[0] != "_"}
+    parser.refuse_unknown(arguments.models or [], list(found))
+    return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of runs, each a line of JSON, for a benchmark that goes on after an interrupt.
+
+    ``how`` names the entry of a line that says how its model was fitted.
+    """
+
+    path: Path | None
+    how: str
+
+    def of(self, names: Iterable[str]) -> dict[str, dict[str, Row]]:
+        """What the file has of these models."""
+        found: dict[str, dict[str, Row]] = {name: {} for name in names}
+        if self.path is not None and self.path.exists():
+            for run in map(json.loads, self.path.read_text().splitlines()):
+                if run["model"] in found:
+                    found[run["model"]][run[self.how]] = run
+        return found
+
+    def add(self, name: str, how: str, run: Row) -> Row:
+        """Show a run, append it to the file, and return it."""
+        say(f"{name}, {how}: {run['outcome']} {run['why']}".rstrip())
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"model": name, self.how: how, **run}) + "\n")
+        return run
+
+
+def run_all(paths: Mapping[str, Path], arguments: Namespace) -> dict[str, dict[str, Row]]:
     """Outcomes by model and backend, shown as they come."""
-    folder = Path(arguments.folder)
-    paths = {p.stem: p.resolve() for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"}
-    kept = Path(arguments.keep) if arguments.keep else None
-    found: dict[str, dict[str, Row]] = {name: {} for name in arguments.models or paths}
-    if kept is not None and kept.exists():
-        for known in map(json.loads, kept.read_text().splitlines()):
-            if known["model"] in found:
-                found[known["model"]][known["asked"]] = known
+    kept = Kept(arguments.keep, "asked")
+    found = kept.of(arguments.models or paths)
     # All by the default choice first, which tells what is the same on a backend that was named.
     for backend, name in product(arguments.backends, list(found)):
         runs = found[name]
@@ -160,40 +202,29 @@ def run_all(arguments: Namespace) -> dict[str, dict[str, Row]]:
         if chosen.get("backend") == backend or chosen.get("outcome") == NOT_BUILT:
             runs[backend] = chosen
             continue
-        runs[backend] = outcome = run(paths[name], backend, arguments.limit)
-        say(f"{name}, {backend}: {outcome['outcome']} {outcome['why']}".rstrip())
-        if kept is not None:
-            with kept.open("a") as file:
-                file.write(json.dumps({"model": name, "asked": backend, **outcome}) + "\n")
+        runs[backend] = kept.add(name, backend, run(paths[name], backend, arguments.limit))
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> Report | None:
     """Fit all models; save the report."""
     parser = Parser("catalogue", __doc__)
-    parser.add_argument("--folder", help="folder of the models, a Python file each")
-    parser.add_argument("--models", nargs="*", help="names of files, without .py; default: all")
+    add_arguments(parser, 300)
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
-    parser.add_argument("--limit", type=int, default=300, help="CPU seconds per fit")
-    parser.add_argument("--keep", help="file of outcomes; those in it are not found out again")
-    parser.add_argument("--measure", nargs=2, help="used inside")
     arguments = parser.read(argv)
     if arguments.measure:
         path, backend = arguments.measure
         say(json.dumps(measure(Path(path), backend)))
         return None
-    if arguments.folder is None or not Path(arguments.folder).is_dir():
-        parser.error("--folder must be a folder of models")
-    known = [path.stem for path in Path(arguments.folder).glob("*.py")]
-    parser.refuse_unknown(arguments.models or [], known)
-    found = run_all(arguments)
+    paths = files_of(parser, arguments)
+    found = run_all(paths, arguments)
     report = Report(
         "catalogue",
         f"Models written by others: {STEPS} steps of 'scale-loc' with {DRAWS} draws, adam at step "
         f"size {RATE}, then draws. 'refused' is an error that says why the model cannot be fitted. "
         "A line per model; what is said of a fit is of the one with the default choice of backend.",
         {
-            "models": f"{len(found)} of {sum(name[0] != '_' for name in known)} in the folder",
+            "models": f"{len(found)} of {len(paths)} in the folder",
             "seeds": 1,
             "CPU seconds per fit, at most": arguments.limit,
         },

@@ -21,7 +21,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Check, Parser, Report, Row, say, stopwatch
-from benchmarks.catalogue import FAILS, NOT_BUILT, REFUSED, first_line, load_model, run
+from benchmarks.catalogue import (
+    FAILS,
+    NOT_BUILT,
+    REFUSED,
+    Kept,
+    add_arguments,
+    files_of,
+    first_line,
+    load_model,
+    run,
+)
 
 NUTS, OURS = "nuts", "auto"
 CHAINS, DRAWS = 4, 4_000
@@ -192,47 +202,30 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     ]
 
 
-def run_all(arguments: Namespace) -> dict[str, dict[str, Row]]:
+def run_all(paths: Mapping[str, Path], arguments: Namespace) -> dict[str, dict[str, Row]]:
     """Runs by model and method, shown as they come."""
-    paths = {p.stem: p.resolve() for p in sorted(Path(arguments.folder).glob("*.py"))}
-    kept = Path(arguments.keep) if arguments.keep else None
-    found: dict[str, dict[str, Row]] = {
-        name: {} for name in arguments.models or paths if name[0] != "_"
-    }
-    if kept is not None and kept.exists():
-        for known in map(json.loads, kept.read_text().splitlines()):
-            found.setdefault(known["model"], {})[known["method"]] = known
+    kept = Kept(arguments.keep, "method")
+    found = kept.of(arguments.models or paths)
     for name, runs in found.items():
         for method in (NUTS, OURS):
             if method in runs or (method == OURS and not samples_well(runs[NUTS])):
                 continue
-            given = paths[name], method, arguments.limit, "catalogue_posteriors"
-            runs[method] = outcome = run(*given)
-            say(f"{name}, {method}: {outcome['outcome']} {outcome['why']}".rstrip())
-            if kept is not None:
-                with kept.open("a") as file:
-                    file.write(json.dumps({"model": name, "method": method, **outcome}) + "\n")
+            done = run(paths[name], method, arguments.limit, "catalogue_posteriors")
+            runs[method] = kept.add(name, method, done)
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> Report | None:
     """Fit all models; save the report."""
     parser = Parser("catalogue_posteriors", __doc__)
-    parser.add_argument("--folder", help="folder of the models, a Python file each")
-    parser.add_argument("--models", nargs="*", help="names of files, without .py; default: all")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="CPU seconds per run")
-    parser.add_argument("--keep", help="file of runs; those in it are not repeated")
-    parser.add_argument("--measure", nargs=2, help="used inside")
+    add_arguments(parser, LIMIT)
     arguments = parser.read(argv)
     if arguments.measure:
         path, method = arguments.measure
         say(json.dumps(measure(Path(path), method)))
         return None
-    if arguments.folder is None or not Path(arguments.folder).is_dir():
-        parser.error("--folder must be a folder of models")
-    known = [path.stem for path in Path(arguments.folder).glob("*.py") if path.stem[0] != "_"]
-    parser.refuse_unknown(arguments.models or [], known)
-    found = run_all(arguments)
+    paths = files_of(parser, arguments)
+    found = run_all(paths, arguments)
     rows = table(found)
     report = Report(
         "catalogue_posteriors",
@@ -242,10 +235,8 @@ def main(argv: Sequence[str] | None = None) -> Report | None:
         f"{SPREAD:.0%} of those of NUTS, for every scalar, or within {N_ERRORS:.0f} Monte-Carlo "
         "errors of NUTS.",
         {
-            "models": f"{len(found)} of {len(known)} in the folder",
-            "sampled well by NUTS": sum(
-                NUTS in r and samples_well(r[NUTS]) for r in found.values()
-            ),
+            "models": f"{len(found)} of {len(paths)} in the folder",
+            "sampled well by NUTS": sum(samples_well(runs[NUTS]) for runs in found.values()),
             "CPU seconds per run, at most": arguments.limit,
         },
         {"Models": rows},
