@@ -113,7 +113,7 @@ def test_shortened_notebooks_run(tmp_path):
     # The kernel's own way of showing figures, not the one that the other tests use.
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     # NUTS and values of single graphs, in PyTensor's own mode, are not worth compiling here.
-    env["PYTENSOR_FLAGS"] += ",mode=FAST_COMPILE,cxx="
+    env["PYTENSOR_FLAGS"] += ",mode=FAST_COMPILE"
     # What others on the machine import may miss ipywidgets, which is no fault of the notebook.
     client.execute(env=env | {"PYTHONWARNINGS": "ignore:IProgress not found"})
 

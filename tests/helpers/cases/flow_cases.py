@@ -148,8 +148,8 @@ def flat(params: Sequence) -> list:
 
 
 def compiled(inputs: Sequence, outputs: Sequence) -> Callable:
-    # The flags are for the inner function of a scan, which has a mode of its own.
-    with pytensor.config.change_flags(linker="py", cxx=""):
+    # The flag is for the inner function of a scan, which has a mode of its own.
+    with pytensor.config.change_flags(linker="py"):
         return pytensor.function(list(inputs), list(outputs), mode=MODE)
 
 
@@ -160,7 +160,7 @@ def evaluate(*outputs) -> list[np.ndarray]:
     """
     graph = FunctionGraph(outputs=outputs, clone=False)
     values = [[variable.get_value()] for variable in graph.inputs]
-    with pytensor.config.change_flags(linker="py", cxx=""):
+    with pytensor.config.change_flags(linker="py"):
         run, _, results = PerformLinker().accept(graph).make_thunk(input_storage=values)
     run()
     return [result.value for result in results]
