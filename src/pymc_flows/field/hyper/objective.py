@@ -14,8 +14,9 @@ from pymc_flows.field.factors import NotPositiveDefinite
 
 # Step in a hyperparameter, in unconstrained units, by which log determinants are differenced.
 STEP = 1e-4
-# Largest separator with which factors cost less than many gradients.
-MOST_SEPARATOR = 300
+# Most multiplications in the factors of a gradient, which then cost less than the many steps that
+# noisy gradients lead to.
+MOST_WORK = 5e9
 
 
 class LaplaceMarginal:
@@ -72,6 +73,7 @@ def objective_of(conditional: ConditionalField) -> Objective:
         return conditional
     groups = conditional.posterior.groups
     is_exact = 2 * ranks(groups)[1] <= len(conditional.points)
-    if is_exact or (groups < 0).sum() > MOST_SEPARATOR:
+    work = (conditional.posterior.n_hyper + 1) * int((groups < 0).sum()) ** 3 / 3
+    if is_exact or work > MOST_WORK:
         return conditional
     return LaplaceMarginal(conditional)
