@@ -4,7 +4,7 @@ from scipy import optimize, sparse
 
 from posteriors import Bernoulli, Funnel, LinearMixed, variances
 from pymc_flows.field import Posterior
-from pymc_flows.field.conditional.newton import FieldModes
+from pymc_flows.field.conditional.newton import MAX_DAMPED, FieldModes
 from pymc_flows.field.factors import factoring
 
 
@@ -96,6 +96,22 @@ def test_steps_are_bounded_and_a_field_without_a_mode_is_none(rng):
     [found] = modes.find(np.zeros((1, 1)), rng.standard_normal((1, 3)), steps=7, tolerance=1e-12)
     assert found is None
     assert posterior.evaluations.gradients <= 8
+
+
+def test_a_field_that_needs_damping_at_every_step_is_given_up():
+    class Sloping(Bilinear):
+        """It rises for ever, and is nowhere concave."""
+
+        def value_and_grad(self, points):
+            return points.sum(axis=1), np.ones_like(points)
+
+        def curvature(self, point):
+            return sparse.csc_matrix([[1.0, 2.0], [2.0, 1.0]])
+
+    posterior = Sloping().posterior()
+    [found] = modes_of(posterior).find(np.zeros((1, 0)), np.ones((1, 2)), steps=500, tolerance=1e-3)
+    assert found is None
+    assert posterior.evaluations.gradients == MAX_DAMPED + 1
 
 
 def test_a_curvature_that_no_damping_makes_definite_has_no_mode():

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from posteriors import Counts
-from pymc_flows.field import FieldOptions, fit_field, pools
+from posteriors import Counts, Parts, normal
+from pymc_flows.field import FieldOptions, Posterior, fit_field, pools
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, flow_rounds=0, effective=1_500)
 
@@ -59,6 +60,77 @@ def test_draws_by_anchors_have_the_exact_moments(target, fitted, monkeypatch):
     mine = (x[:, zero] - mean[zero]) / sd[zero]
     assert skewness[zero][0] < -0.2
     assert (mine**3).mean() == pytest.approx(skewness[zero][0], abs=0.06)
+
+
+class SharedLevel:
+    """Counts of rate exp(3 s + exp(g) x_i); s belongs to no group, and g, s and x are N(0, 1)."""
+
+    def __init__(self, counts):
+        self.k = np.asarray(counts, float)
+        self.pattern = np.eye(len(counts) + 1, dtype=bool)
+        self.pattern[0] = self.pattern[:, 0] = True
+
+    def by_group(self, points):
+        g, s, x = points[:, :1], points[:, 1:2], points[:, 2:]
+        eta = 3 * s + np.exp(g) * x
+        return normal(points[:, :2], 1).sum(axis=1), self.k * eta - np.exp(eta) + normal(x, 1)
+
+    def value_and_grad(self, points):
+        scale, x = np.exp(points[:, :1]), points[:, 2:]
+        slope = self.k - np.exp(3 * points[:, 1:2] + scale * x)
+        by_scale, by_level = (scale * x * slope).sum(axis=1), 3 * slope.sum(axis=1)
+        gradient = np.column_stack([by_scale, by_level, scale * slope]) - points
+        shared, own = self.by_group(points)
+        return shared + own.sum(axis=1), gradient
+
+    def curvature(self, point):
+        scale = np.exp(point[0])
+        rate = np.exp(3 * point[1] + scale * point[2:])
+        found = np.diag(1 + np.append(9 * rate.sum(), scale**2 * rate))
+        found[0, 1:] = found[1:, 0] = 3 * scale * rate
+        rows, columns = self.pattern.nonzero()
+        return sparse.csc_matrix((found[rows, columns], (rows, columns)), shape=found.shape)
+
+    def level(self):
+        """Mean, standard deviation and skewness of s, by quadrature over g, s and each x."""
+        g, s = np.meshgrid(np.linspace(-4, 2, 61), np.linspace(-5, 2, 141), indexing="ij")
+        x = np.linspace(-7, 7, 281)
+        eta = 3 * s[..., None] + np.exp(g[..., None]) * x
+        log_p = normal(g, 1) + normal(s, 1)
+        with np.errstate(over="ignore"):
+            for k in self.k:
+                log_p += np.log(np.exp(k * eta - np.exp(eta) + normal(x, 1)).sum(axis=2))
+        p = np.exp(log_p - log_p.max()).sum(axis=0)
+        p /= p.sum()
+        mean = p @ s[0]
+        second, third = (p @ (s[0] - mean) ** i for i in (2, 3))
+        return mean, second**0.5, third / second**1.5
+
+    def posterior(self):
+        structure = Parts.of(1, np.append(-1, np.arange(len(self.k))))
+        start = np.zeros(2 + len(self.k))
+        return Posterior(structure, self.value_and_grad, self.curvature, self.by_group, start)
+
+
+def test_a_separator_that_is_not_gaussian_keeps_its_moments(monkeypatch):
+    target = SharedLevel([0, 0, 0])
+    options = FieldOptions(rounds=(64,), values=64, flow_rounds=0, effective=500)
+    fitted = fit_field(target.posterior(), options=options, random_seed=0)
+    used = []
+    anchors = pools._Anchors
+
+    def noted(*args):
+        used.append(anchors(*args))
+        return used[-1]
+
+    monkeypatch.setattr(pools, "_Anchors", noted)
+    s = fitted.corrected(8_000, np.random.default_rng(1))[:, 1]
+    assert [x.can_serve for x in used] == [False, True]
+    mean, sd, skewness = target.level()
+    assert (s.mean() - mean) / sd == pytest.approx(0, abs=0.06)
+    assert s.std() / sd == pytest.approx(1, abs=0.05)
+    assert skewness < -0.1
+    assert (((s - mean) / sd) ** 3).mean() == pytest.approx(skewness, abs=0.1)
 
 
 def test_many_draws_cost_as_much_as_few(fitted):

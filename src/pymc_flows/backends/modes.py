@@ -140,7 +140,7 @@ optdb.register("pymc_flows_open_batches", in2out(_opened_in_numpy), TAGS["python
 NUMPY = _Mode(
     linker="py",
     optimizer=RewriteDatabaseQuery(
-        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["numpy"], TAGS["python"]],
+        include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["python"]],
         exclude=STRUCTURED_PRODUCTS,
     ),
 )

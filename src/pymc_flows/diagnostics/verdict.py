@@ -22,10 +22,12 @@ from pymc_flows.errors import ArgumentError
 from pymc_flows.field.state import FieldState
 from pymc_flows.importance import weigh
 from pymc_flows.model.streams import stream_of
+from pymc_flows.start.passes import share_for
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.seeds import RandomState
 
-# Draws by default, and for a model that sees its rows batch by batch.
+# Draws by default, fewer with many numbers in the data; and for a model that sees its rows batch by
+# batch.
 DRAWS, DRAWS_OF_STREAM = 10_000, 1_000
 
 __all__ = ["Coordinate", "Report", "report"]
@@ -49,8 +51,9 @@ def report(
     ----------
     approx : NormalizingFlow
     n : int, optional
-        Number of draws; they are not all held at once. Default 10,000, or 1,000 for a model that
-        sees its rows batch by batch: there its log density takes a pass over all rows.
+        Number of draws; they are not all held at once. Default 10,000; fewer, but at least 2,500,
+        with more than a million numbers in the data, and 1,000 for a model that sees its rows
+        batch by batch: there its log density takes a pass over all rows.
     reference : DataTree, Dataset or dict of str to array-like, optional
         Draws of the same model's posterior: what `pm.sample` returns, or ``sample`` of another
         fit. The arrays of a dict have shape (chain, draw, ...), as ArviZ has them. At most about
@@ -80,7 +83,8 @@ def report(
             "attribute approx of an NFVI."
         )
     if n is None:
-        n = DRAWS if stream_of(approx.density) is None else DRAWS_OF_STREAM
+        has_rows = stream_of(approx.density) is not None
+        n = DRAWS_OF_STREAM if has_rows else int(DRAWS * share_for(approx.density))
     n = check_integer("n", n, minimum=THRESHOLDS.min_draws)
     approx.density.check_shapes()
     if isinstance(approx.q, FieldState):

@@ -9,7 +9,7 @@ Gaussian, in units of the Gaussian, hardly depends on the hyperparameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,9 +23,12 @@ POOL, MOST_POOL, OUTER = 8, 64, 8
 NOISE = 0.05
 # Number of anchors, and draws of each group there.
 ANCHORS, ANCHOR_POOL = 32, 64
-# With this share of effective draws, the separator differs from the Gaussian in mean and spread
-# alone.
-EVEN = 0.9
+# With this share of effective draws, and no larger skewness in any coordinate, the separator counts
+# as Gaussian but for its mean and spread. Fewest draws of it that tell whether weights are even.
+EVEN, SKEWED, TELLING = 0.9, 0.3, 32
+# Most draws of another separator at an anchor, draws of each group given one, and most numbers in
+# them.
+BLOCKS, IN_BLOCK, MOST_NUMBERS = 64, 8, 3e7
 
 type Noise = Callable[[int, FieldGaussian], np.ndarray]
 """Noise (repeats, n_field) for a value of the hyperparameters: from its index and Gaussian."""
@@ -63,8 +66,11 @@ def field_noise(
 
     if len(hyper) * math.prod(pool) <= ANCHORS * (ANCHOR_POOL + len(marginal.noise)):
         return direct
-    anchors = _Anchors(marginal, hyper, repeats, rng)
-    return anchors if anchors.can_serve else direct
+    for blocks in (0, max(OUTER, min(BLOCKS, int(MOST_NUMBERS / (IN_BLOCK * n_field))))):
+        anchors = _Anchors(marginal, hyper, repeats, rng, blocks)
+        if anchors.can_serve:
+            return anchors
+    return direct
 
 
 def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tuple[int, int]:
@@ -90,8 +96,9 @@ def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tupl
 class _Anchors:
     """Noise that was resampled at a few of the values of the hyperparameters.
 
-    The weights of the separator depend on all groups together. So its noise is drawn from a
-    Gaussian, whose mean and spread are estimated from weighted draws at the anchors.
+    The weights of the separator depend on all groups together. With ``blocks`` 0 its noise is
+    drawn from a Gaussian, whose mean and spread are estimated from weighted draws at the anchors;
+    else it is resampled, together with the groups, from so many draws of it at each anchor.
     """
 
     def __init__(
@@ -100,24 +107,28 @@ class _Anchors:
         hyper: np.ndarray,
         repeats: np.ndarray,
         rng: np.random.Generator,
+        blocks: int,
     ):
         self._rng, self._repeats = rng, repeats
         groups = marginal.posterior.groups
-        self._separator = np.flatnonzero(groups < 0)
+        self._separator = np.flatnonzero(groups < 0) if not blocks else np.zeros(0, int)
         chosen = np.unique(np.linspace(0, len(hyper) - 1, ANCHORS).astype(int))
-        noise = NormalNoise.make(groups, ANCHOR_POOL, rng)
+        noise = NormalNoise.make(groups, blocks * IN_BLOCK or ANCHOR_POOL, rng)
         scale = np.maximum(hyper.std(axis=0), 1e-300)
         distance = np.square((hyper[:, None] - hyper[chosen]) / scale).sum(axis=2)
         self._nearest = distance.argmin(axis=1)
         self._pools, self._used = [], np.zeros(len(chosen), int)
         self.can_serve = True
-        outer, separators = [], []
+        outer: list[np.ndarray] = []
+        separators: list[np.ndarray] = []
         for k, gaussian in marginal.gaussians(hyper[chosen]):
-            if gaussian is None:
-                self.can_serve = False
+            self.can_serve = gaussian is not None and _are_even(outer)
+            if gaussian is None or not self.can_serve:
                 return
             n = int(repeats[self._nearest == k].sum())
-            weights = marginal.weigh_others(gaussian, noise.shifted(rng), keep=True)
+            weights = marginal.weigh_others(
+                gaussian, noise.shifted(rng), n_outer=max(blocks, 1), keep=True
+            )
             self._pools.append(rng.permutation(weights.resample(n, rng, groups)))
             if len(self._separator):
                 found = marginal.weigh_others(
@@ -133,17 +144,17 @@ class _Anchors:
         self._mean, self._spread = np.zeros(0), np.ones(0)
         if not outer:
             return
-        n = len(outer[0])
-        weights = np.concatenate([w / w.mean() for w in outer])
-        draws = np.concatenate(separators)
-        self.can_serve = bool(weights.mean() ** 2 >= EVEN * np.square(weights).mean())
+        n, weights, draws = len(outer[0]), _joined(outer), np.concatenate(separators)
         # Differences from the same draws without weights have little noise. The mean weight of an
         # anchor contains each of its weights, which takes away 1 / n of the difference.
         excess = (weights - 1)[:, None] * n / (n - 1)
         self._mean = _told(excess * draws)
-        squares = np.square(draws - self._mean)
-        variance = 1 + np.square(self._mean) + _told(excess * squares)
+        m, z = self._mean, draws - self._mean
+        # Without weights, the second and third moments about m are 1 + m² and −3m − m³.
+        variance = 1 + m**2 + _told(excess * z**2)
         self._spread = np.sqrt(np.maximum(variance, 0.1))
+        skewness = (_told(excess * z**3) - 3 * m - m**3) / self._spread**3
+        self.can_serve = _are_even(outer, fewest=0) and bool((np.abs(skewness) <= SKEWED).all())
 
     def __call__(self, i: int, gaussian: FieldGaussian) -> np.ndarray:
         """Noise for value i; each can be asked for once."""
@@ -155,6 +166,19 @@ class _Anchors:
             normal = self._rng.standard_normal((n, len(self._separator)))
             found[:, self._separator] = self._mean + self._spread * normal
         return found
+
+
+def _joined(weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Weights of all anchors, of the same mean at each."""
+    return np.concatenate([w / w.mean() for w in weights])
+
+
+def _are_even(weights: Sequence[np.ndarray], fewest: int = TELLING) -> bool:
+    """Whether weights are even, or fewer than those that tell it."""
+    if sum(map(len, weights)) < max(fewest, 1):
+        return True
+    found = _joined(weights)
+    return bool(found.mean() ** 2 >= EVEN * np.square(found).mean())
 
 
 def _told(values: np.ndarray) -> np.ndarray:

@@ -24,6 +24,8 @@ from pymc_flows.fitting.candidates import (
     closed_forms,
     counted,
     gaussian_of,
+    in_many_dimensions,
+    learned_frame,
     richer,
     spread,
 )
@@ -41,7 +43,6 @@ from pymc_flows.fitting.tried import (
     is_far,
     is_good,
 )
-from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.model.dry_run import dry_run
 from pymc_flows.model.examine import has_weights
@@ -68,6 +69,8 @@ GOOD_ENOUGH_SPREAD = 0.005
 ENOUGH_VALUES = 100
 # Share of the time that is left for a field given hyperparameters.
 STRUCTURED_SHARE = 0.6
+# Seconds that must be left for a flow with networks: JAX alone compiles it for as long.
+COMPILING = 12.0
 # Arguments that would do for one fit only, or change the log density, by which fits are judged.
 _OF_ONE_FLOW = (
     "callbacks",
@@ -108,7 +111,9 @@ def climb(
     Then flows are trained in the coordinates of the Gaussian: a Gaussian first, if neither weights
     nor natural gradients have led to one, then flows with more and more layers, each the identity
     at its start, while they gain. If trusted weights say that the posterior has separate modes or
-    follows a curve, these are flows for that, with annealing.
+    follows a curve, these are flows for that, with annealing. In more than 300 dimensions the first
+    Gaussian does without these coordinates, and training ends after 45 seconds, unless ``seconds``
+    or ``quality='best'`` say otherwise.
 
     The fit with the best ELBO is taken, or a simpler one within the noise of the difference. A
     Ctrl-C or a fit that fails ends the search, and the best fit until then is returned.
@@ -150,7 +155,10 @@ def climb(
             if candidates and len(frame.center) > MAX_DENSE and is_behind(tried.rungs):
                 tried.notes.append(f"Left out: trained flows, since {FAR_BEHIND}.")
                 return tried.best("")
-        trainer = _Trainer(tried, model, frame, inf_kwargs or {}, kwargs)
+            if len(frame.center) > MAX_DENSE and stream_of(approx.density) is None:
+                tried.limit_training()
+        point = None if isinstance(start, Frame) else start
+        trainer = _Trainer(tried, model, frame, point, inf_kwargs or {}, kwargs)
         return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
 
 
@@ -221,7 +229,8 @@ def _cheap(
     is_known = has_climbed or any(
         r.quality is not None and r.quality.is_trusted for r in tried.rungs
     )
-    return [*([] if is_known else [Candidate(GAUSSIAN)]), *richer(dim)], enough, gaussian
+    first = in_many_dimensions() if dim > MAX_DENSE and is_cheap else Candidate(GAUSSIAN)
+    return [*([] if is_known else [first]), *richer(dim)], enough, gaussian
 
 
 class _Trainer:
@@ -232,10 +241,11 @@ class _Trainer:
         tried: Tried,
         model: pm.Model,
         frame: Frame,
+        start: Mapping[str, ArrayLike] | None,
         inf_kwargs: Mapping[str, Any],
         kwargs: Mapping[str, Any],
     ):
-        self._tried, self._model, self._frame = tried, model, frame
+        self._tried, self._model, self._frame, self._start = tried, model, frame, start
         self._inf_kwargs, self._kwargs = inf_kwargs, kwargs
 
     def climb(
@@ -244,7 +254,8 @@ class _Trainer:
         """Fit candidates in turn until one is good enough; return the best."""
         tried, ended = self._tried, ""
         for i, candidate in enumerate(candidates):
-            if tried.deadline.has_passed and tried.rungs:
+            needed = COMPILING if candidate.is_slow_on_numba else 0.0
+            if tried.deadline.left <= needed and tried.rungs:
                 left = ", ".join(map(str, candidates[i:]))
                 tried.notes.append(f"Left out, since the time was over: {left}.")
                 break
@@ -268,7 +279,7 @@ class _Trainer:
             inference = NFVI(
                 candidate.formula,
                 model=self._model,
-                start=self._frame,
+                start=self._start if candidate.is_plain else self._frame,
                 random_seed=seed,
                 **self._inf_kwargs,
             )
@@ -289,8 +300,8 @@ class _Trainer:
             is_interrupt = isinstance(error, KeyboardInterrupt)
             why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
             return approx, ended or f"Fitting {str(candidate)!r} was not finished ({why})"
-        if candidate.formula == GAUSSIAN:
-            self._frame = _learned(approx, self._frame)
+        if candidate.formula == GAUSSIAN and tried.last_is_best:
+            self._frame = learned_frame(approx)
         return approx, ended
 
 
@@ -381,13 +392,3 @@ def _is_left(rungs: Sequence[Rung], error: BaseException) -> bool:
     A backend that is refused before anything has been trained is a wrong argument: an error.
     """
     return any(rung.steps for rung in rungs) if isinstance(error, BackendError) else bool(rungs)
-
-
-def _learned(approx: NormalizingFlow, frame: Frame) -> Frame:
-    """The frame of a ``scale-loc`` that was fitted in the coordinates of another."""
-    ends = np.stack([np.zeros(approx.ddim), np.ones(approx.ddim)])
-    (loc, stop), _ = forward_and_log_det(approx.chain, ends, approx.flow.values())
-    scale = stop - loc
-    if frame.scale is None:
-        return Frame(frame.center + loc, scale)
-    return Frame(frame.forward(loc), frame.scale * scale)

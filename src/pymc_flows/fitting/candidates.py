@@ -14,6 +14,7 @@ import pymc as pm
 from pymc_flows.approximation import MixtureState, NormalizingFlow
 from pymc_flows.fitting.restarts.single import SEARCH_SHARE
 from pymc_flows.fitting.tried import Tried
+from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.log_density import LogDensity
@@ -80,12 +81,15 @@ class Candidate:
         Draws per step.
     rate : float, optional
         Step size at the peak of a cosine.
+    is_plain : bool
+        Whether it begins at the point where the search began, without a Gaussian of the search.
     """
 
     formula: str
     anneal: float | None = None
     draws: int | None = None
     rate: float | None = None
+    is_plain: bool = False
 
     def __str__(self) -> str:
         """The formula in its canonical form."""
@@ -102,7 +106,7 @@ class Candidate:
         """Arguments of `NFVI.fit` besides the number of steps ``n``; given ones take precedence."""
         own: dict[str, Any] = {}
         is_settled = _PLANS & set(given) or given.get("score") is False
-        if self.anneal is None and n >= ENOUGH_STEPS and not is_settled:
+        if self.anneal is None and self.rate is None and n >= ENOUGH_STEPS and not is_settled:
             own["stop"] = WorthwhilePlateau(evidence=evidence)
         if self.anneal is not None:
             own["anneal"] = self.anneal
@@ -112,6 +116,16 @@ class Candidate:
             own["obj_optimizer"] = pm.adam(learning_rate=self.rate)
             own["schedule"] = "cosine"
         return {**own, **given}
+
+
+def in_many_dimensions() -> Candidate:
+    """A Gaussian without the coordinates of the search, where those of a mode do not help.
+
+    Around the mode of a regularised horseshoe with 2,003 latents, scales are 1e-4 of those of the
+    posterior: 10,000 steps with 64 draws in its coordinates lead to an ELBO of −5,064 nats, with 8
+    draws and without them to −423.
+    """
+    return Candidate(GAUSSIAN, draws=8, rate=0.1, is_plain=True)
 
 
 def richer(dim: int) -> list[Candidate]:
@@ -239,3 +253,14 @@ def _mixture(
 def gaussian_of(model: pm.Model, frame: Frame, seed: int) -> NormalizingFlow:
     """The Gaussian that a frame is."""
     return NormalizingFlow(GAUSSIAN, model=model, start=frame, jitter=0.0, random_seed=seed)
+
+
+def learned_frame(approx: NormalizingFlow) -> Frame:
+    """The frame of a ``scale-loc`` that was fitted in the coordinates of another."""
+    frame = approx.flow.frame
+    ends = np.stack([np.zeros(approx.ddim), np.ones(approx.ddim)])
+    (loc, stop), _ = forward_and_log_det(approx.chain, ends, approx.flow.values())
+    scale = stop - loc
+    if frame.scale is None:
+        return Frame(frame.center + loc, scale)
+    return Frame(frame.forward(loc), frame.scale * scale)

@@ -16,6 +16,7 @@ from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.ladder import Ladder, Rung, known_qualities
 from pymc_flows.fitting.nfvi import NFVI
 from pymc_flows.importance import EVEN_GAP, LACKING, N_ERRORS, known_evidence
+from pymc_flows.start.options import MAX_DENSE
 from pymc_flows.start.passes import share_for
 from pymc_flows.support.deadline import Deadline
 from pymc_flows.support.evaluations import Evaluations
@@ -40,6 +41,9 @@ SPREAD = 1.0
 # If a flow closes less than this share of the gap between the best so far and the evidence, and its
 # weights cannot be trusted either, more layers will not help.
 LITTLE = 0.1
+# Seconds of training in more than `MAX_DENSE` dimensions, where no time was given: most weights
+# there cannot be trusted after minutes either.
+TRAINING = 45.0
 # A Gaussian is far behind if its ELBO is lower than that of a field given hyperparameters by this
 # many times the gap of the field, and at least as many nats.
 BEHIND = 10.0
@@ -92,6 +96,15 @@ class Tried:
     def start_rung(self) -> None:
         """Count time and evaluations of the next rung."""
         self._begin, self.counts = time.perf_counter(), Evaluations()
+
+    def limit_training(self) -> None:
+        """Bound the time of what follows, unless the caller has, or wants the best fit."""
+        if self.resamples and math.isinf(self.deadline.at):
+            self.deadline = Deadline.after(TRAINING)
+            self.notes.append(
+                f"Training was given {TRAINING:g} s: in more than {MAX_DENSE} dimensions it seldom "
+                "leads to weights that can be trusted. seconds= or quality='best' gives it more."
+            )
 
     def train(self, inference: NFVI, config: FitConfig) -> Outcome:
         """Fit until the deadline, and count gradients."""
@@ -146,6 +159,11 @@ class Tried:
     def has_draws(self) -> bool:
         """Whether the draws of a fit can be resampled, if that is enough."""
         return self._safest is not None
+
+    @property
+    def last_is_best(self) -> bool:
+        """Whether the last fit has the best ELBO."""
+        return best_of(known_qualities(self.rungs)) == len(self.rungs) - 1
 
     @staticmethod
     def _is_near(quality: Quality) -> bool:

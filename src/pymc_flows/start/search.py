@@ -201,7 +201,10 @@ class Seeker:
         if self._target.n_data > LARGE:
             in_a_row = min(in_a_row, FEW_IN_A_ROW)
         around, n_known = [self._found[0].frame, self._found[-1].frame], 0
-        for i in range(1, options.n_starts):
+        n_starts = options.n_starts
+        if len(start) > MAX_DENSE:
+            n_starts = min(n_starts, options.starts_in_many)
+        for i in range(1, n_starts):
             if n_known == in_a_row:
                 break
             if (
@@ -209,8 +212,7 @@ class Seeker:
                 or counts.curvatures > options.max_curvatures
                 or counts.gradients > options.max_gradients
             ):
-                left = options.n_starts - i
-                _log.info("%d of %d starting points were left out.", left, options.n_starts)
+                _log.info("%d of %d starting points were left out.", n_starts - i, n_starts)
                 break
             spreads = (options.spreads, options.multiples)[i % 2]
             spread = spreads[i // 2 % len(spreads)]

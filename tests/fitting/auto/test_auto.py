@@ -275,7 +275,7 @@ def test_later_rungs_start_from_what_the_first_has_learned():
     for frame in (start, Frame(start.center), Frame(start.center, np.array([2.0, 3.0]))):
         approx = pmf.NormalizingFlow("scale-loc", model=model, start=frame, jitter=0.5)
         learned = pmf.NormalizingFlow(
-            "perm-perm", model=model, start=ladder._learned(approx, frame), jitter=0
+            "perm-perm", model=model, start=_candidates.learned_frame(approx), jitter=0
         )
         for moment in ("mean", "cov"):
             one, other = (getattr(a, moment).eval(mode=NUMPY) for a in (learned, approx))

@@ -20,6 +20,9 @@ from pymc_flows.field.posterior import Posterior
 # Damping: the first multiple of the identity, relative to the mean curvature; the factors by which
 # it grows and shrinks; and the largest.
 FIRST_DAMPING, MORE, LESS, MAX_DAMPING = 1e-3, 8.0, 1 / 16, 1e9
+# Most damped steps in a row. Fields with a mode nearby take a few; where variables can be rotated
+# into each other, as in a factor model, there is none that stands out.
+MAX_DAMPED = 30
 # Largest decrement, per element of the field, of a step that may end at the mode of a quadratic.
 NEAR = 100.0
 # Share of the expected gain that a step must have.
@@ -51,6 +54,8 @@ class _Climbs:
         Whether ``entries`` are those of the present place.
     done : ndarray of bool, shape (m,)
     damping, decrement : ndarray, shape (m,)
+    damped : ndarray of int, shape (m,)
+        Number of steps with damping in a row.
     factors : list of Factor or None
         Factors of the curvatures of searches that are done.
     """
@@ -64,6 +69,7 @@ class _Climbs:
         self.entries = np.empty((m, 0))
         self.bent, self.done = np.zeros(m, bool), ~np.isfinite(values)
         self.damping, self.decrement = np.zeros(m), np.full(m, np.inf)
+        self.damped = np.zeros(m, int)
         self.factors: list[Factor | None] = [None] * m
 
     def finish(
@@ -168,7 +174,9 @@ class FieldModes:
         """
         self._bend(climbs, active[~climbs.bent[active]])
         factors = self._damp(climbs, active)
-        exist = factors.exist
+        damped = np.where(climbs.damping[active] > 0, climbs.damped[active] + 1, 0)
+        climbs.damped[active] = damped
+        exist = factors.exist & (damped <= MAX_DAMPED)
         climbs.done[active[~exist]] = True
         rows = np.flatnonzero(exist)
         steps = factors.solve(rows, climbs.gradients[active[rows]])
