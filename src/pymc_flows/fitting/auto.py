@@ -157,8 +157,8 @@ def climb(
                 return tried.best("")
             if len(frame.center) > MAX_DENSE and stream_of(approx.density) is None:
                 tried.limit_training()
-        point = None if isinstance(start, Frame) else start
-        trainer = _Trainer(tried, model, frame, point, inf_kwargs or {}, kwargs)
+        point = start if isinstance(start, Frame) else Frame(approx.density.start(start))
+        trainer = _Trainer(tried, model, frame, point.center, inf_kwargs or {}, kwargs)
         return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
 
 
@@ -241,11 +241,12 @@ class _Trainer:
         tried: Tried,
         model: pm.Model,
         frame: Frame,
-        start: Mapping[str, ArrayLike] | None,
+        start: np.ndarray,
         inf_kwargs: Mapping[str, Any],
         kwargs: Mapping[str, Any],
     ):
-        self._tried, self._model, self._frame, self._start = tried, model, frame, start
+        self._tried, self._model, self._frame = tried, model, frame
+        self._plain = Frame(start, np.ones(len(start)))
         self._inf_kwargs, self._kwargs = inf_kwargs, kwargs
 
     def climb(
@@ -279,7 +280,7 @@ class _Trainer:
             inference = NFVI(
                 candidate.formula,
                 model=self._model,
-                start=self._start if candidate.is_plain else self._frame,
+                start=self._plain if candidate.is_plain else self._frame,
                 random_seed=seed,
                 **self._inf_kwargs,
             )

@@ -82,7 +82,7 @@ class Candidate:
     rate : float, optional
         Step size at the peak of a cosine.
     is_plain : bool
-        Whether it begins at the point where the search began, without a Gaussian of the search.
+        Whether it begins at the point where the search began, in the units of the variables.
     """
 
     formula: str
