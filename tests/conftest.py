@@ -25,6 +25,11 @@ os.environ["PYTENSOR_FLAGS"] = f"{os.environ.get('PYTENSOR_FLAGS', '')},{FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"
 
+# Workers, kernels and programs import the same libraries. Each would compile them anew where
+# Python is told to write no bytecode, which takes ten seconds in a process that imports them all.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # The first example that compiles a graph is slow, so a deadline would say nothing. A run in
 # continuous integration repeats itself exactly; a local one explores.
 hypothesis.settings.register_profile("local", deadline=None)

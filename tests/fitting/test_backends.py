@@ -77,7 +77,7 @@ def picky_model(op):
     return model
 
 
-FORMULA = "scale-hh*2-planar*2-loc"
+FORMULA = "scale-planar*2-loc"
 PICKY = {"obj_n_mc": 1, "random_seed": 5, "obj_optimizer": ADAM, "progressbar": False}
 
 

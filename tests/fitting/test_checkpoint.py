@@ -83,7 +83,7 @@ def test_a_fit_that_was_killed_ends_with_the_same_bits(whole_minibatches, rng, t
     program = [sys.executable, killed_fit.__file__, str(path)]
     with subprocess.Popen(program, stdin=PIPE, stdout=PIPE, text=True) as fits:
         for command in ("fit", "resume"):
-            kill(fits, command, path, rng.uniform(0, 0.6))
+            kill(fits, command, path, rng.uniform(0, 0.3))
             done.append(_files.read(path).record["fit"]["done"])
     assert 0 < done[0] < done[1] < killed_fit.STEPS
     inf = killed_fit.resume(path)

@@ -26,7 +26,7 @@ VARIANTS = {
 
 
 def fit_minibatches(**kwargs):
-    inf = inference(minibatch_model(), "planar*2-scale", jitter=0.5)
+    inf = inference(minibatch_model(), "planar-scale", jitter=0.5)
     inf.fit(60, obj_n_mc=3, **{"random_seed": 5, **JAX, **kwargs})
     return everything(inf)
 

@@ -10,6 +10,7 @@ import pytensor.tensor as pt
 import pytest
 
 import pymc_flows as pmf
+from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, ModelError, NotInvertibleError, StorageError
 from pymc_flows.field.gradient import BatchedGradient
 from pymc_flows.field.hyper import rounds
@@ -138,10 +139,11 @@ def test_the_map_of_the_base_has_the_density(approx):
 
 
 def test_moments_are_those_of_the_draws(approx):
-    mean, sd = exact_moments()["mu"]
-    assert abs(approx.mean.eval()[0] - mean) < 0.1 * sd
-    assert abs(approx.std.eval()[0] / sd - 1) < 0.1
-    assert np.allclose(np.sqrt(np.diagonal(approx.cov.eval())), approx.std.eval())
+    exact_mean, exact_sd = exact_moments()["mu"]
+    mean, sd, cov = (x.eval(mode=NUMPY) for x in (approx.mean, approx.std, approx.cov))
+    assert abs(mean[0] - exact_mean) < 0.1 * exact_sd
+    assert abs(sd[0] / exact_sd - 1) < 0.1
+    assert np.allclose(np.sqrt(np.diagonal(cov)), sd)
 
 
 def test_a_report_judges_groups_by_name(approx):
@@ -222,7 +224,7 @@ def test_data_for_predictions_leave_the_posterior_as_it_was(n_new):
 
 
 def test_posterior_predictive_draws(approx, model):
-    with model:
+    with model, pytensor.config.change_flags(mode="FAST_COMPILE"):
         tree = approx.sample(20, random_seed=8)
         pm.sample_posterior_predictive(
             tree, random_seed=1, progressbar=False, extend_inferencedata=True

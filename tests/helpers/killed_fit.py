@@ -10,7 +10,7 @@ import pymc_flows as pmf
 from fits import JAX, inference, minibatch_model
 
 STEPS = 3_000
-EVERY = 40
+EVERY = 100
 ARGUMENTS = {"obj_n_mc": 3, "random_seed": 5, **JAX}
 
 

@@ -1,8 +1,19 @@
 """The benchmarks of many fits and of calibration run, and their bars see what is missing."""
 
+import numpy as np
+import pymc as pm
 import pytest
 
 from benches import record
+from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import ModelDensity
+
+
+def one_mean(y):
+    """A model that compiles fast."""
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu", 0, 5), 2, observed=y)
+    return model
 
 
 @pytest.mark.jax
@@ -16,6 +27,7 @@ def test_it_runs(bench, tmp_path, monkeypatch):
         return {"seconds": 1.0 + arguments[-1], "made": 3, "error": 0.1}
 
     monkeypatch.setattr(many, "run_child", here)
+    monkeypatch.setattr(many, "build", one_mean)
     arguments = ["--formulas", "loc", "--fits", "1", "--processes", "1", "--steps", "10"]
     report = many.main([*arguments, "--out", str(tmp_path)])
     rows = record(tmp_path, "many")["tables"]["Ways"]
@@ -25,6 +37,12 @@ def test_it_runs(bench, tmp_path, monkeypatch):
     assert together == calls == 0
     assert alone > 0
     assert report.checks[0].holds
+
+
+def test_the_model_has_a_density_where_it_starts(bench):
+    density = ModelDensity(bench.many.build(bench.many.data_set(0)))
+    assert density.dim == 3 + bench.many.GROUPS
+    assert np.isfinite(LogDensity(density).value(density.start()[None])).all()
 
 
 def test_bars(bench):
