@@ -1,6 +1,7 @@
 """The objective of the search over hyperparameters, and the correction that is predicted."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,6 +51,21 @@ def test_the_bound_is_maximised_where_points_are_exact_within_groups(bernoulli):
     posterior.groups = np.zeros(30, int)
     posterior.n_groups = 1
     assert isinstance(objective_of(conditional_of(posterior, 8)), LaplaceMarginal)
+
+
+@pytest.mark.parametrize(
+    ("n_hyper", "separator", "is_laplace"),
+    [(4, 1_200, True), (4, 2_000, False), (40, 1_200, False), (400, 300, True)],
+)
+def test_determinants_are_differenced_where_their_factors_are_little_work(
+    n_hyper, separator, is_laplace
+):
+    groups = np.append(np.full(separator, -1), np.zeros(50, int))
+    posterior = SimpleNamespace(groups=groups, n_hyper=n_hyper)
+    conditional = SimpleNamespace(
+        is_far=False, posterior=posterior, points=np.zeros((16, 1)), chunk=1
+    )
+    assert isinstance(objective_of(conditional), LaplaceMarginal) == is_laplace
 
 
 def test_a_smooth_correction_is_predicted_and_a_rough_one_is_known_to_be_missed(rng):
