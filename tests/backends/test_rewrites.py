@@ -10,7 +10,7 @@ from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
 from pymc_flows.backends.modes import NUMPY, PLAIN, training_mode
-from pymc_flows.backends.rewrites import QuickDot
+from pymc_flows.backends.rewrites import QuickDot, softplus
 
 
 def inner_ops(function):
@@ -65,6 +65,29 @@ def test_the_op_stands_for_itself_in_numpy(rng):
     assert out.shape.eval(mode=NUMPY).tolist() == [2, 4]
 
 
+def layouts():
+    """Arrays of more than one part, in every layout, and small ones."""
+    x = np.random.default_rng(0).normal(0, 20, (300, 120))
+    yield from (x, x.T, x[:, ::2], x[::-1], x.reshape(30, 10, 120).transpose(1, 0, 2))
+    yield from (np.broadcast_to(x[0], (200, 120)), x.astype("float32"), x.astype("int8"))
+    yield from (x[:0], x[0, 0], np.float64(-3.0), np.array(True))
+
+
+@pytest.mark.parametrize("x", list(layouts()), ids=lambda x: f"{x.dtype}{x.shape}{x.strides}")
+def test_softplus_takes_arrays_of_any_layout(x):
+    found = softplus(x)
+    assert found.shape == x.shape
+    assert found.dtype == np.result_type(x, "float32")
+    rtol = 8 * np.finfo(found.dtype).eps
+    np.testing.assert_allclose(found, np.logaddexp(0, np.asarray(x, float)), rtol=rtol)
+    # PyTensor copies results that are views.
+    assert np.ndim(found) == 0 or found.flags.owndata
+
+
+def test_softplus_keeps_the_order_in_memory():
+    assert softplus(np.zeros((3, 5)).T).flags.f_contiguous
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_softplus_on_jax_is_exact_everywhere(dtype):
     pytest.importorskip("jax")
@@ -105,9 +128,10 @@ def wide(x):
     ids=["softplus", "log1mexp", "clip", "tri_gamma"],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_numpy_takes_whole_arrays(op, points, exact, dtype):
+@pytest.mark.parametrize("mode", [NUMPY, PLAIN], ids=["numpy", "plain"])
+def test_numpy_takes_whole_arrays(op, points, exact, dtype, mode):
     x = pt.vector("x", dtype=dtype)
-    function = pytensor.function([x], op(x), mode=NUMPY)
+    function = pytensor.function([x], op(x), mode=mode)
     nodes = [n.op for n in function.maker.fgraph.toposort() if isinstance(n.op, Elemwise)]
     assert nodes
     assert all(op.nfunc_spec is not None for op in nodes)

@@ -158,5 +158,10 @@ def test_the_separator_moves_by_what_can_be_told(rng):
     assert found.can_serve
     np.testing.assert_allclose(found._mean, [0.3, 0, 0], atol=0.04)
     np.testing.assert_allclose(found._spread, 1, atol=0.04)
+    # Weights that are even, but skew the separator.
+    skewing = [np.exp(np.clip(0.1 * (d[:, 0] ** 3 - 3 * d[:, 0]), -1, 1)) for d in draws]
+    assert pools._are_even(skewing)
+    found._set_separator(skewing, draws)
+    assert not found.can_serve
     found._set_separator([np.exp(2 * d[:, 0]) for d in draws], draws)
     assert not found.can_serve

@@ -128,12 +128,13 @@ def _plain_forms(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
 
 
 def softplus(x: Any) -> Any:
-    """Return log(1 + exp(x)) of an array; `np.logaddexp` takes four times as long."""
+    """Return log(1 + exp(x)) by parts that stay in the caches; `np.logaddexp` takes much longer."""
     x = np.asarray(x)
-    found = np.empty(x.shape, np.result_type(x, np.float16))
-    # A part stays in the caches of the processor from one operation to the next.
+    order: Any = "F" if x.flags.fnc else "C"
+    found = np.empty(x.shape, np.result_type(x, np.float32), order)
+    flat, parts = x.reshape(-1, order=order), found.reshape(-1, order=order)
     for begin in range(0, x.size, size := 16_384):
-        part, out = (a.reshape(-1)[begin : begin + size] for a in (x, found))
+        part, out = flat[begin : begin + size], parts[begin : begin + size]
         np.negative(np.abs(part, out=out), out=out)
         np.log1p(np.exp(out, out=out), out=out)
         out += np.maximum(part, 0)

@@ -26,8 +26,8 @@ from pymc_flows.start.passes import share_for
 from pymc_flows.support.arguments import check_integer
 from pymc_flows.support.seeds import RandomState
 
-# Draws by default, fewer with many numbers in the data; and for a model that sees its rows batch by
-# batch.
+# Draws by default (fewer with many numbers in the data), and those for a model that sees its rows
+# batch by batch.
 DRAWS, DRAWS_OF_STREAM = 10_000, 1_000
 
 __all__ = ["Coordinate", "Report", "report"]

@@ -23,11 +23,11 @@ POOL, MOST_POOL, OUTER = 8, 64, 8
 NOISE = 0.05
 # Number of anchors, and draws of each group there.
 ANCHORS, ANCHOR_POOL = 32, 64
-# With this share of effective draws, and no larger skewness in any coordinate, the separator counts
-# as Gaussian but for its mean and spread. Fewest draws of it that tell whether weights are even.
+# The separator counts as Gaussian, but for its mean and spread, if this share of its draws is
+# effective and no coordinate is more skewed than this. Fewest draws that tell unevenness.
 EVEN, SKEWED, TELLING = 0.9, 0.3, 32
-# Most draws of another separator at an anchor, draws of each group given one, and most numbers in
-# them.
+# Elsewhere: most draws of it at an anchor, draws of each group given each, and numbers in all of
+# them, unless these are too few for `OUTER` draws.
 BLOCKS, IN_BLOCK, MOST_NUMBERS = 64, 8, 3e7
 
 type Noise = Callable[[int, FieldGaussian], np.ndarray]
@@ -70,6 +70,9 @@ def field_noise(
         anchors = _Anchors(marginal, hyper, repeats, rng, blocks)
         if anchors.can_serve:
             return anchors
+        if not anchors.is_complete:
+            break
+        del anchors  # its noise may take as much memory as all draws
     return direct
 
 
@@ -111,32 +114,34 @@ class _Anchors:
     ):
         self._rng, self._repeats = rng, repeats
         groups = marginal.posterior.groups
-        self._separator = np.flatnonzero(groups < 0) if not blocks else np.zeros(0, int)
+        self._gaussian_part = np.flatnonzero(groups < 0) if not blocks else np.zeros(0, int)
         chosen = np.unique(np.linspace(0, len(hyper) - 1, ANCHORS).astype(int))
         noise = NormalNoise.make(groups, blocks * IN_BLOCK or ANCHOR_POOL, rng)
         scale = np.maximum(hyper.std(axis=0), 1e-300)
         distance = np.square((hyper[:, None] - hyper[chosen]) / scale).sum(axis=2)
         self._nearest = distance.argmin(axis=1)
         self._pools, self._used = [], np.zeros(len(chosen), int)
-        self.can_serve = True
+        self.can_serve = self.is_complete = True
         outer: list[np.ndarray] = []
         separators: list[np.ndarray] = []
         for k, gaussian in marginal.gaussians(hyper[chosen]):
-            self.can_serve = gaussian is not None and _are_even(outer)
-            if gaussian is None or not self.can_serve:
+            self.is_complete = gaussian is not None
+            is_uneven = sum(map(len, outer)) >= TELLING and not _are_even(outer)
+            if gaussian is None or is_uneven:
+                self.can_serve = False
                 return
             n = int(repeats[self._nearest == k].sum())
             weights = marginal.weigh_others(
                 gaussian, noise.shifted(rng), n_outer=max(blocks, 1), keep=True
             )
             self._pools.append(rng.permutation(weights.resample(n, rng, groups)))
-            if len(self._separator):
+            if len(self._gaussian_part):
                 found = marginal.weigh_others(
                     gaussian, marginal.noise.shifted(rng), n_outer=marginal.n_outer, keep=True
                 )
                 assert found.noise is not None
                 outer.append(np.exp(found.outer - found.outer.max()))
-                separators.append(found.noise[:, 0, self._separator])
+                separators.append(found.noise[:, 0, self._gaussian_part])
         self._set_separator(outer, separators)
 
     def _set_separator(self, outer: list[np.ndarray], separators: list[np.ndarray]) -> None:
@@ -154,7 +159,7 @@ class _Anchors:
         variance = 1 + m**2 + _told(excess * z**2)
         self._spread = np.sqrt(np.maximum(variance, 0.1))
         skewness = (_told(excess * z**3) - 3 * m - m**3) / self._spread**3
-        self.can_serve = _are_even(outer, fewest=0) and bool((np.abs(skewness) <= SKEWED).all())
+        self.can_serve = _are_even(outer) and bool((np.abs(skewness) <= SKEWED).all())
 
     def __call__(self, i: int, gaussian: FieldGaussian) -> np.ndarray:
         """Noise for value i; each can be asked for once."""
@@ -162,9 +167,9 @@ class _Anchors:
         pool = self._pools[k]
         found = pool[self._used[k] : self._used[k] + n]
         self._used[k] += n
-        if len(self._separator):
-            normal = self._rng.standard_normal((n, len(self._separator)))
-            found[:, self._separator] = self._mean + self._spread * normal
+        if len(self._gaussian_part):
+            normal = self._rng.standard_normal((n, len(self._gaussian_part)))
+            found[:, self._gaussian_part] = self._mean + self._spread * normal
         return found
 
 
@@ -173,10 +178,8 @@ def _joined(weights: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([w / w.mean() for w in weights])
 
 
-def _are_even(weights: Sequence[np.ndarray], fewest: int = TELLING) -> bool:
-    """Whether weights are even, or fewer than those that tell it."""
-    if sum(map(len, weights)) < max(fewest, 1):
-        return True
+def _are_even(weights: Sequence[np.ndarray]) -> bool:
+    """Whether the share of effective draws is large."""
     found = _joined(weights)
     return bool(found.mean() ** 2 >= EVEN * np.square(found).mean())
 

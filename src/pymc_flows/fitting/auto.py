@@ -24,10 +24,12 @@ from pymc_flows.fitting.candidates import (
     closed_forms,
     counted,
     gaussian_of,
-    in_many_dimensions,
+    is_large,
     learned_frame,
+    plain_gaussian,
     richer,
     spread,
+    units_at,
 )
 from pymc_flows.fitting.ladder import Ladder, Rung
 from pymc_flows.fitting.nfvi import NFVI
@@ -69,8 +71,8 @@ GOOD_ENOUGH_SPREAD = 0.005
 ENOUGH_VALUES = 100
 # Share of the time that is left for a field given hyperparameters.
 STRUCTURED_SHARE = 0.6
-# Seconds that must be left for a flow with networks: JAX alone compiles it for as long.
-COMPILING = 12.0
+# Seconds that must be left for a flow with networks, which JAX compiles for as long.
+COMPILING = 8.0
 # Arguments that would do for one fit only, or change the log density, by which fits are judged.
 _OF_ONE_FLOW = (
     "callbacks",
@@ -111,9 +113,9 @@ def climb(
     Then flows are trained in the coordinates of the Gaussian: a Gaussian first, if neither weights
     nor natural gradients have led to one, then flows with more and more layers, each the identity
     at its start, while they gain. If trusted weights say that the posterior has separate modes or
-    follows a curve, these are flows for that, with annealing. In more than 300 dimensions the first
-    Gaussian does without these coordinates, and training ends after 45 seconds, unless ``seconds``
-    or ``quality='best'`` say otherwise.
+    follows a curve, these are flows for that, with annealing. In more than 300 dimensions, with all
+    rows in memory, the first Gaussian does without these coordinates, and training ends after 45
+    seconds, unless ``seconds`` or ``quality='best'`` say otherwise.
 
     The fit with the best ELBO is taken, or a simpler one within the noise of the difference. A
     Ctrl-C or a fit that fails ends the search, and the best fit until then is returned.
@@ -155,10 +157,10 @@ def climb(
             if candidates and len(frame.center) > MAX_DENSE and is_behind(tried.rungs):
                 tried.notes.append(f"Left out: trained flows, since {FAR_BEHIND}.")
                 return tried.best("")
-            if len(frame.center) > MAX_DENSE and stream_of(approx.density) is None:
+            if candidates and is_large(approx):
                 tried.limit_training()
-        point = start if isinstance(start, Frame) else Frame(approx.density.start(start))
-        trainer = _Trainer(tried, model, frame, point.center, inf_kwargs or {}, kwargs)
+        point = None if isinstance(start, Frame) else start
+        trainer = _Trainer(tried, model, frame, point, inf_kwargs or {}, kwargs)
         return trainer.climb(_possible(candidates, approx, kwargs, tried), n, enough, seeds)
 
 
@@ -229,7 +231,7 @@ def _cheap(
     is_known = has_climbed or any(
         r.quality is not None and r.quality.is_trusted for r in tried.rungs
     )
-    first = in_many_dimensions() if dim > MAX_DENSE and is_cheap else Candidate(GAUSSIAN)
+    first = plain_gaussian() if is_large(gaussian) else Candidate(GAUSSIAN)
     return [*([] if is_known else [first]), *richer(dim)], enough, gaussian
 
 
@@ -241,12 +243,11 @@ class _Trainer:
         tried: Tried,
         model: pm.Model,
         frame: Frame,
-        start: np.ndarray,
+        start: Mapping[str, ArrayLike] | None,
         inf_kwargs: Mapping[str, Any],
         kwargs: Mapping[str, Any],
     ):
-        self._tried, self._model, self._frame = tried, model, frame
-        self._plain = Frame(start, np.ones(len(start)))
+        self._tried, self._model, self._frame, self._start = tried, model, frame, start
         self._inf_kwargs, self._kwargs = inf_kwargs, kwargs
 
     def climb(
@@ -258,7 +259,9 @@ class _Trainer:
             needed = COMPILING if candidate.is_slow_on_numba else 0.0
             if tried.deadline.left <= needed and tried.rungs:
                 left = ", ".join(map(str, candidates[i:]))
-                tried.notes.append(f"Left out, since the time was over: {left}.")
+                is_over = tried.deadline.has_passed
+                why = "the time was over" if is_over else f"less than {needed:g} s were left"
+                tried.notes.append(f"Left out, since {why}: {left}.")
                 break
             approx, ended = self.fit(candidate, n, int(next(seeds)))
             if approx is not None and not has_weights(approx.density):
@@ -280,7 +283,9 @@ class _Trainer:
             inference = NFVI(
                 candidate.formula,
                 model=self._model,
-                start=self._plain if candidate.is_plain else self._frame,
+                start=units_at(self._start, self._model, seed)
+                if candidate.is_plain
+                else self._frame,
                 random_seed=seed,
                 **self._inf_kwargs,
             )
@@ -301,7 +306,7 @@ class _Trainer:
             is_interrupt = isinstance(error, KeyboardInterrupt)
             why = "interrupted" if is_interrupt else f"{type(error).__name__}: {error}"
             return approx, ended or f"Fitting {str(candidate)!r} was not finished ({why})"
-        if candidate.formula == GAUSSIAN and tried.last_is_best:
+        if candidate.formula == GAUSSIAN and tried.last_is_best_of_its_kind:
             self._frame = learned_frame(approx)
         return approx, ended
 

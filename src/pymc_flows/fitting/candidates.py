@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
+from numpy.typing import ArrayLike
 
 from pymc_flows.approximation import MixtureState, NormalizingFlow
 from pymc_flows.fitting.restarts.single import SEARCH_SHARE
@@ -18,10 +19,12 @@ from pymc_flows.flows.evaluate import forward_and_log_det
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.log_density import LogDensity
+from pymc_flows.model.logp import density_of
 from pymc_flows.model.streams import stream_of
 from pymc_flows.start.natural import climb_elbo
 from pymc_flows.start.options import MAX_DENSE
 from pymc_flows.start.passes import nearly, share_for
+from pymc_flows.start.point import find_start
 from pymc_flows.start.target import Target
 from pymc_flows.start.weighted.copula import DRAWS, WIDER, copulas
 from pymc_flows.start.weighted.cover import cover
@@ -118,14 +121,25 @@ class Candidate:
         return {**own, **given}
 
 
-def in_many_dimensions() -> Candidate:
-    """A Gaussian without the coordinates of the search, where those of a mode do not help.
+def plain_gaussian() -> Candidate:
+    """A Gaussian in the units of the variables, since coordinates at a mode may mislead.
 
     Around the mode of a regularised horseshoe with 2,003 latents, scales are 1e-4 of those of the
     posterior: 10,000 steps with 64 draws in its coordinates lead to an ELBO of −5,064 nats, with 8
-    draws and without them to −423.
+    draws in the units of the variables to −423.
     """
     return Candidate(GAUSSIAN, draws=8, rate=0.1, is_plain=True)
+
+
+def units_at(start: Mapping[str, ArrayLike] | None, model: pm.Model, seed: int) -> Frame:
+    """The units of the variables, at the point where a search begins."""
+    point = find_start(density_of(model), start, np.random.default_rng(seed))
+    return Frame(point, np.ones(len(point)))
+
+
+def is_large(approx: NormalizingFlow) -> bool:
+    """Whether there are many dimensions, and all rows in memory."""
+    return approx.ddim > MAX_DENSE and stream_of(approx.density) is None
 
 
 def richer(dim: int) -> list[Candidate]:

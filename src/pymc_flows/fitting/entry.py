@@ -94,9 +94,10 @@ def fit(
     seconds : float, optional
         Wall time after which nothing further is begun: the best fit until then is returned, and the
         ladder says what was left out. A search, a training loop and a fit of a field check the time
-        between two units of work; compilation is not interrupted. With restarts, the time of each.
-        By default there is no limit, but in more than 300 dimensions ``'auto'`` trains flows for 45
-        seconds only, as the ladder says, unless ``quality`` is ``'best'``.
+        between two units of work; compilation is not interrupted, and ``'auto'`` begins no flow
+        with networks in the last 8 seconds. With restarts, the time of each. By default there is no
+        limit, except that in more than 300 dimensions, with all rows in memory, ``'auto'`` trains
+        for 45 seconds, as the ladder says, unless ``quality`` is ``'best'`` or ``start`` a `Frame`.
     quality : {'good', 'best'}
         When ``'auto'`` ends. ``'good'``: with the first formula whose weights can be trusted and
         of whose draws more than half are effective; `NormalizingFlow.sample` then resamples them

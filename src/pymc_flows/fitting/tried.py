@@ -98,7 +98,7 @@ class Tried:
         self._begin, self.counts = time.perf_counter(), Evaluations()
 
     def limit_training(self) -> None:
-        """Bound the time of what follows, unless the caller has, or wants the best fit."""
+        """Bound the time that is left, unless the caller has bounded it or wants the best fit."""
         if self.resamples and math.isinf(self.deadline.at):
             self.deadline = Deadline.after(TRAINING)
             self.notes.append(
@@ -161,9 +161,11 @@ class Tried:
         return self._safest is not None
 
     @property
-    def last_is_best(self) -> bool:
-        """Whether the last fit has the best ELBO."""
-        return best_of(known_qualities(self.rungs)) == len(self.rungs) - 1
+    def last_is_best_of_its_kind(self) -> bool:
+        """Whether no other fit with the formula of the last one has a better ELBO."""
+        kind = self.rungs[-1].formula
+        found = known_qualities([r for r in self.rungs if r.formula == kind and r.parts == 1])
+        return best_of(found) == len(found) - 1
 
     @staticmethod
     def _is_near(quality: Quality) -> bool:

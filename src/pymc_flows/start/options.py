@@ -21,9 +21,9 @@ class SearchOptions:
     ----------
     n_starts : int
         Starting points of the search for modes, the given one included.
-    starts_in_many : int
-        The same in more dimensions than `MAX_DENSE`, where nearly every point has a mode of its
-        own nearby.
+    n_starts_in_many : int
+        The same in more dimensions than `MAX_DENSE`, where each search is expensive and other
+        modes are too many to list.
     spreads : tuple of float
         Every second further one is drawn around the given one, with these standard deviations in
         turn.
@@ -71,7 +71,7 @@ class SearchOptions:
     """
 
     n_starts: int = 10
-    starts_in_many: int = 4
+    n_starts_in_many: int = 4
     spreads: tuple[float, ...] = (1.0, 3.0)
     multiples: tuple[float, ...] = (10.0, 30.0, 3.0)
     nudges: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0)

@@ -203,7 +203,7 @@ class Seeker:
         around, n_known = [self._found[0].frame, self._found[-1].frame], 0
         n_starts = options.n_starts
         if len(start) > MAX_DENSE:
-            n_starts = min(n_starts, options.starts_in_many)
+            n_starts = min(n_starts, options.n_starts_in_many)
         for i in range(1, n_starts):
             if n_known == in_a_row:
                 break

@@ -21,7 +21,7 @@ from pymc_flows.field.posterior import Posterior
 # it grows and shrinks; and the largest.
 FIRST_DAMPING, MORE, LESS, MAX_DAMPING = 1e-3, 8.0, 1 / 16, 1e9
 # Most damped steps in a row. Fields with a mode nearby take a few; where variables can be rotated
-# into each other, as in a factor model, there is none that stands out.
+# into each other, as in a factor model, no mode stands out. Only the first search takes so many.
 MAX_DAMPED = 30
 # Largest decrement, per element of the field, of a step that may end at the mode of a quadratic.
 NEAR = 100.0
@@ -137,8 +137,8 @@ class FieldModes:
         Returns
         -------
         list of FieldGaussian or None
-            At the last points; None where the log density is not finite or its curvature not
-            positive definite.
+            At the last points; None where the log density is not finite, its curvature not
+            positive definite, or more than `MAX_DAMPED` steps in a row were damped.
         """
         climbs = _Climbs(hyper, field, *self._evaluate(hyper, field))
         at_once = NEAR * self.posterior.n_field if quadratic else tolerance

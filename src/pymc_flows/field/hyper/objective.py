@@ -14,8 +14,8 @@ from pymc_flows.field.factors import NotPositiveDefinite
 
 # Step in a hyperparameter, in unconstrained units, by which log determinants are differenced.
 STEP = 1e-4
-# Most multiplications in the factors of a gradient, which then cost less than the many steps that
-# noisy gradients lead to.
+# Most multiplications in the separator's factors for one gradient, which then cost less than the
+# many steps that noisy gradients lead to.
 MOST_WORK = 5e9
 
 

@@ -25,8 +25,8 @@ from pymc_flows.model.structure.rows import (
 FEW = 1_000
 # From so many pairs of rows and columns of one pattern on, products of dense matrices are quicker.
 _MIN_DENSE_ROWS, _MIN_DENSE_COLUMNS = 16, 6
-# Rows of these at once, which stay in the caches of the processor.
-_DENSE_ROWS = 8_192
+# Numbers of these at once, which stay in the caches of the processor.
+_DENSE_NUMBERS = 2**17
 
 
 @dataclass(frozen=True)
@@ -294,8 +294,10 @@ def _add_dense(
     """Add products at one point, if all rows have the same columns."""
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
     full: Floats = np.zeros(())
-    for begin in range(0, len(w), _DENSE_ROWS):
-        rows = slice(begin, begin + _DENSE_ROWS)
+    width = left.pattern.indptr[pairs.left[0] + 1] - left.pattern.indptr[pairs.left[0]]
+    size = max(1, _DENSE_NUMBERS // int(width))
+    for begin in range(0, len(w), size):
+        rows = slice(begin, begin + size)
         u = v = _taken(left_values, left.pattern, pairs.left[rows])
         if not pairs.product.same:
             v = _taken(right_values, right.pattern, pairs.right[rows])
