@@ -14,6 +14,7 @@ import pymc_flows as pmf
 from conjugate import conjugate, conjugate_model, gaussian
 from pymc_flows.approximation import draws as _draws
 from pymc_flows.diagnostics import coverage as _coverage
+from pymc_flows.diagnostics import verdict as _verdict
 from pymc_flows.diagnostics.quality import measure
 from pymc_flows.errors import ArgumentError, ModelError
 from pymc_flows.fitting.ladder import Ladder, Rung
@@ -48,6 +49,12 @@ def modes(distance=12.0, share=0.5):
         parts = [-0.5 * x**2 + math.log(1 - share), -0.5 * (x - distance) ** 2 + math.log(share)]
         pm.Potential("mixture", pt.logaddexp(*parts) - 0.5 * math.log(2 * math.pi))
     return model
+
+
+def test_much_data_are_evaluated_at_fewer_draws(model, data, monkeypatch):
+    for share, n in ((1.0, 10_000), (0.25, 2_500)):
+        monkeypatch.setattr(_verdict, "share_for", lambda _, share=share: share)
+        assert pmf.report(gaussian(model, 1.0, 2.0), random_seed=1).quality.n_draws == n
 
 
 # --------------------------------------------------------------------------------- known posteriors

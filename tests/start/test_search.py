@@ -8,6 +8,7 @@ from scipy import optimize, stats
 from pymc_flows.errors import ModelError
 from pymc_flows.model.log_density import n_data
 from pymc_flows.model.logp import density_of
+from pymc_flows.start import search as _search
 from pymc_flows.start.options import SearchOptions, share_of_draws
 from pymc_flows.start.search import find_frame, search
 from pymc_flows.start.target import Target
@@ -100,6 +101,22 @@ def test_modes_apart_are_covered_together(rng):
     frame = search(Target(evaluate), np.array([-9.0, 1.0]), rng, options=SearchOptions(n_starts=30))
     np.testing.assert_allclose(frame.center, [5, 0], atol=1)
     np.testing.assert_allclose(frame.scale[0, 0], np.sqrt(1 + 75), rtol=0.1)
+
+
+@pytest.mark.parametrize(("most", "n"), [(2, 10), (1, 4)])
+def test_many_dimensions_are_searched_from_fewer_points(most, n, rng, monkeypatch):
+    monkeypatch.setattr(_search, "MAX_DENSE", most)
+    begun = []
+
+    def noted(target, frame, *args):
+        begun.append(frame.center)
+        return ascend(target, frame, *args)
+
+    ascend = _search.ascend
+    monkeypatch.setattr(_search, "ascend", noted)
+    options = SearchOptions(same_in_a_row=99, max_climbs=0)
+    search(Target(gaussian(np.zeros(2), np.eye(2))), np.ones(2), rng, options=options)
+    assert len(begun) == n
 
 
 def test_a_gaussian_that_reaches_into_a_wall_is_narrowed(rng):
