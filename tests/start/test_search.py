@@ -9,6 +9,7 @@ from pymc_flows.errors import ModelError
 from pymc_flows.model.log_density import n_data
 from pymc_flows.model.logp import density_of
 from pymc_flows.start import search as _search
+from pymc_flows.start.modes import find_modes
 from pymc_flows.start.options import SearchOptions, share_of_draws
 from pymc_flows.start.search import find_frame, search
 from pymc_flows.start.target import Target
@@ -117,6 +118,17 @@ def test_many_dimensions_are_searched_from_fewer_points(most, n, rng, monkeypatc
     options = SearchOptions(same_in_a_row=99, max_climbs=0)
     search(Target(gaussian(np.zeros(2), np.eye(2))), np.ones(2), rng, options=options)
     assert len(begun) == n
+
+
+def test_restarts_search_many_dimensions_from_all_their_points(monkeypatch):
+    begun = []
+    monkeypatch.setattr(_search, "MAX_DENSE", 1)
+    monkeypatch.setattr(_search.Seeker, "_ascend", lambda _, point: begun.append(point) or [])
+    with pm.Model() as model:
+        pm.Normal("x", shape=2)
+    find_modes(model, n_starts=12, random_seed=1)
+    nudged = len(SearchOptions().nudges)
+    assert len(begun) == 12 + nudged
 
 
 def test_a_gaussian_that_reaches_into_a_wall_is_narrowed(rng):

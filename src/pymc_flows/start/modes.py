@@ -63,6 +63,7 @@ def find_modes(
     options = replace(
         SEARCH,
         n_starts=n_starts,
+        n_starts_in_many=n_starts,
         same_in_a_row=n_starts,
         spreads=SPREADS,
         multiples=MULTIPLES,
