@@ -40,15 +40,21 @@ def exact(target):
     return np.array([found[k] for k in target.k]).T
 
 
-def test_draws_by_anchors_have_the_exact_moments(target, fitted, monkeypatch):
-    used = []
+@pytest.fixture
+def used(monkeypatch):
+    """The anchors that draws are tried with, in order."""
+    found = []
     anchors = pools._Anchors
 
     def noted(*args):
-        used.append(anchors(*args))
-        return used[-1]
+        found.append(anchors(*args))
+        return found[-1]
 
     monkeypatch.setattr(pools, "_Anchors", noted)
+    return found
+
+
+def test_draws_by_anchors_have_the_exact_moments(target, fitted, used):
     draws = fitted.corrected(4_000, np.random.default_rng(1))
     assert used[0].can_serve
     mean, sd, skewness = exact(target)
@@ -112,18 +118,10 @@ class SharedLevel:
         return Posterior(structure, self.value_and_grad, self.curvature, self.by_group, start)
 
 
-def test_a_separator_that_is_not_gaussian_keeps_its_moments(monkeypatch):
+def test_a_separator_that_is_not_gaussian_keeps_its_moments(used):
     target = SharedLevel([0, 0, 0])
     options = FieldOptions(rounds=(64,), values=64, flow_rounds=0, effective=500)
     fitted = fit_field(target.posterior(), options=options, random_seed=0)
-    used = []
-    anchors = pools._Anchors
-
-    def noted(*args):
-        used.append(anchors(*args))
-        return used[-1]
-
-    monkeypatch.setattr(pools, "_Anchors", noted)
     s = fitted.corrected(8_000, np.random.default_rng(1))[:, 1]
     assert [x.can_serve for x in used] == [False, True]
     mean, sd, skewness = target.level()
