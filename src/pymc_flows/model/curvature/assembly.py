@@ -264,8 +264,7 @@ def _add(out: Floats, w: Floats, pairs: _Pairs, places: Ints) -> None:
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
     same = pairs.product.same
     if len(pairs.begin) == 2 and w.shape[1] >= _MIN_DENSE_ROWS:
-        width = int(left.pattern.indptr[pairs.left[0] + 1] - left.pattern.indptr[pairs.left[0]])
-        if width >= _MIN_DENSE_COLUMNS:
+        if _width(left.pattern, pairs.left) >= _MIN_DENSE_COLUMNS:
             values = (np.broadcast_to(m.data, (len(w), m.data.shape[-1])) for m in (left, right))
             for mine, weights, u, v in zip(out, w, *values, strict=True):
                 _add_dense(mine, weights, u, v, pairs, places)
@@ -294,8 +293,7 @@ def _add_dense(
     """Add products at one point, if all rows have the same columns."""
     left, right = pairs.product.left.matrix, pairs.product.right.matrix
     full: Floats = np.zeros(())
-    width = left.pattern.indptr[pairs.left[0] + 1] - left.pattern.indptr[pairs.left[0]]
-    size = max(1, _DENSE_NUMBERS // int(width))
+    size = max(1, _DENSE_NUMBERS // _width(left.pattern, pairs.left))
     for begin in range(0, len(w), size):
         rows = slice(begin, begin + size)
         u = v = _taken(left_values, left.pattern, pairs.left[rows])
@@ -320,5 +318,9 @@ def _taken(values: Floats, pattern: Pattern, rows: Ints) -> Floats:
 
 def _entries(pattern: Pattern, rows: Ints) -> Ints:
     """Positions of the entries of rows of one width, row by row."""
-    width = pattern.indptr[rows[0] + 1] - pattern.indptr[rows[0]]
-    return pattern.indptr[rows][:, None] + np.arange(width)
+    return pattern.indptr[rows][:, None] + np.arange(_width(pattern, rows))
+
+
+def _width(pattern: Pattern, rows: Ints) -> int:
+    """Number of entries in each of these rows, which have equally many."""
+    return int(pattern.indptr[rows[0] + 1] - pattern.indptr[rows[0]])
