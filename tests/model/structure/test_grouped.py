@@ -4,6 +4,7 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytest
+from pytensor.graph.traversal import ancestors
 
 from models import ZOO
 from pymc_flows.errors import ArgumentError
@@ -80,6 +81,20 @@ def test_a_constant_belongs_to_no_group():
     np.testing.assert_allclose(shared[:1], shared[1:])
     expected = LogDensity(density).value(points)
     np.testing.assert_allclose(shared + by_group.sum(axis=1), expected)
+
+
+def test_no_row_is_evaluated_for_a_check_that_always_holds():
+    with pm.Model() as model:
+        p = pm.Deterministic("p", pm.math.sigmoid(pm.Normal("x", shape=3)))
+        pm.Bernoulli("y", p=p, observed=[0, 1, 1])
+        pm.Bernoulli("z", logit_p=model["x"] - 1.0, observed=[1, 0, 1])
+    density = ModelDensity(model)
+    conditions = structure_of(density).factors.checks
+    assert conditions
+    assert set(ancestors(list(conditions))).isdisjoint(density.values)
+    points = points_near(density, 2)
+    shared, by_group = GroupedDensity(density, structure_of(density))(points)
+    np.testing.assert_allclose(shared + by_group.sum(axis=1), LogDensity(density).value(points))
 
 
 def test_points_must_be_rows():

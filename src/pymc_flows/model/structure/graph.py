@@ -76,9 +76,10 @@ def prepared(density: ModelDensity) -> Prepared:
         checks: list[TensorVariable] = []
         named = density.named_terms
         with no_compiler():
-            outputs = simplify(_opened(list(named.values()), checks))
-        terms = dict(zip(named, outputs, strict=True))
-        found = Prepared(terms, checks if density.model.check_bounds else [])
+            outputs = _opened(list(named.values()), checks)
+            outputs = simplify([*outputs, *(checks if density.model.check_bounds else [])])
+        terms = dict(zip(named, outputs, strict=False))
+        found = Prepared(terms, outputs[len(terms) :])
         _PREPARED[density] = found
     return found
 

@@ -125,8 +125,9 @@ class GroupedDensity:
         members = self._members
         for member, values in zip(members, found[: len(members)], strict=True):
             if size := member.shape[1]:
-                flat = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
-                total += member @ np.ascontiguousarray(flat.T, dtype=float)
+                each = np.broadcast_to(np.reshape(values, (-1, size)), (len(z), size))
+                # A product for each point is faster than one with the transposed array.
+                total += np.stack([member @ x for x in each.astype(float, copy=False)], axis=1)
         for valid in found[len(members) :]:
             impossible = np.logical_not(np.broadcast_to(valid, len(z)))
             total[:-1, impossible], total[-1, impossible] = 0.0, -np.inf
