@@ -6,6 +6,10 @@ from scipy import sparse
 
 from posteriors import Counts, Parts, normal
 from pymc_flows.field import FieldOptions, Posterior, fit_field, pools
+from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.weights import weigh_groups
+from pymc_flows.field.record import arrays_of, restored
+from pymc_flows.formula import Formula
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, flow_rounds=0, effective=1_500)
 
@@ -98,7 +102,10 @@ class SharedLevel:
         return sparse.csc_matrix((found[rows, columns], (rows, columns)), shape=found.shape)
 
     def level(self):
-        """Mean, standard deviation and skewness of s, by quadrature over g, s and each x."""
+        """Mean and standard deviation of s, and its probabilities 2 of these below and above.
+
+        They come by quadrature over g, s and each x.
+        """
         g, s = np.meshgrid(np.linspace(-4, 2, 61), np.linspace(-5, 2, 141), indexing="ij")
         x = np.linspace(-7, 7, 281)
         eta = 3 * s[..., None] + np.exp(g[..., None]) * x
@@ -109,8 +116,10 @@ class SharedLevel:
         p = np.exp(log_p - log_p.max()).sum(axis=0)
         p /= p.sum()
         mean = p @ s[0]
-        second, third = (p @ (s[0] - mean) ** i for i in (2, 3))
-        return mean, second**0.5, third / second**1.5
+        sd = (p @ (s[0] - mean) ** 2) ** 0.5
+        total = np.cumsum(p)
+        below, above = (np.interp(mean + x * sd, s[0] + 0.025, total) for x in (-2, 2))
+        return mean, sd, (below, 1 - above)
 
     def posterior(self):
         structure = Parts.of(1, np.append(-1, np.arange(len(self.k))))
@@ -118,17 +127,56 @@ class SharedLevel:
         return Posterior(structure, self.value_and_grad, self.curvature, self.by_group, start)
 
 
-def test_a_separator_that_is_not_gaussian_keeps_its_moments(used):
-    target = SharedLevel([0, 0, 0])
+@pytest.fixture(scope="module")
+def level():
+    return SharedLevel([0, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def with_level(level):
     options = FieldOptions(rounds=(64,), values=64, flow_rounds=0, effective=500)
-    fitted = fit_field(target.posterior(), options=options, random_seed=0)
-    s = fitted.corrected(8_000, np.random.default_rng(1))[:, 1]
-    assert [x.can_serve for x in used] == [False, True]
-    mean, sd, skewness = target.level()
+    return fit_field(level.posterior(), options=options, random_seed=0)
+
+
+@pytest.mark.parametrize("is_skewed", [True, False])
+def test_a_separator_that_is_not_gaussian_keeps_its_moments(
+    level, with_level, used, is_skewed, monkeypatch
+):
+    if not is_skewed:
+        monkeypatch.setattr(with_level.marginal, "skew", None)
+    s = with_level.corrected(8_000, np.random.default_rng(1))[:, 1]
+    assert [x.can_serve for x in used] == ([True] if is_skewed else [False, True])
+    mean, sd, tails = level.level()
     assert (s.mean() - mean) / sd == pytest.approx(0, abs=0.06)
     assert s.std() / sd == pytest.approx(1, abs=0.05)
-    assert skewness < -0.1
-    assert (((s - mean) / sd) ** 3).mean() == pytest.approx(skewness, abs=0.1)
+    # A normal distribution has 0.023 on either side.
+    assert tails[0] > 0.03
+    assert tails[1] < 0.015
+    found = [(s < mean - 2 * sd).mean(), (s > mean + 2 * sd).mean()]
+    np.testing.assert_allclose(found, tails, atol=0.005)
+
+
+def test_a_skewed_separator_has_more_even_weights_of_the_same_mean(with_level, rng):
+    marginal, gaussian = with_level.marginal, with_level.mode.gaussian
+    noise = NormalNoise.make(marginal.posterior.groups, 256 * 32, rng)
+    plain, skewed = (
+        weigh_groups(marginal.posterior, gaussian, noise, n_outer=256, skew=skew)
+        for skew in (None, marginal.skew)
+    )
+    assert skewed.outer.var() - skewed.within < 0.5 * (plain.outer.var() - plain.within)
+    error = np.hypot(plain.error, skewed.error)
+    assert abs(skewed.log_marginal - plain.log_marginal) < 4 * error < 0.2
+
+
+def test_a_fit_with_a_skewed_separator_comes_back_from_its_arrays(level, with_level):
+    arrays = arrays_of(with_level)
+    formula = Formula(f"{with_level.values.flow.formula} | laplace")
+    again = restored(level.posterior(), formula, lambda name, shape, dtype: arrays[name])
+    same = [found.corrected(100, np.random.default_rng(1)) for found in (with_level, again)]
+    np.testing.assert_allclose(*same, rtol=1e-6)
+    arrays["skew_shift"] = np.zeros(2)
+    with pytest.raises(ValueError, match="a skew of another separator"):
+        restored(level.posterior(), formula, lambda name, shape, dtype: arrays[name])
 
 
 def test_many_draws_cost_as_much_as_few(fitted):

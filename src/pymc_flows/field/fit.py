@@ -11,6 +11,7 @@ from pymc_flows.field.conditional.judge import GroupQuality, judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
+from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.conditional.tails import want_wider
 from pymc_flows.field.conditional.weights import GroupWeights
 from pymc_flows.field.factors import factoring
@@ -27,6 +28,11 @@ _log = logging.getLogger(__name__)
 # Most draws behind the weights of groups. With a separator, draws of it, and the factor by which
 # each of these has fewer draws of the groups.
 GROUP_DRAWS, SEPARATOR_DRAWS, SHARED = 64, 8, 4
+# A separator is skewed where the variance of its log weights is above this, in nats². Most draws
+# by which that is done; fewer where they would take more than so many seconds of a usual core.
+UNEVEN, SKEW_DRAWS, SKEW_EACH, SKEW_SECONDS = 0.1, 1_024, 64, 4.0
+# Shares of the skew that are tried, by so many draws of the separator with so many of the groups.
+SHARES, TRIED, TRIED_INNER = (0.0, 0.5, 1.0), 64, 8
 # Values of the hyperparameters at which groups are judged.
 JUDGED = 4
 # Groups that cannot be trusted are judged again with this many times as many draws.
@@ -126,6 +132,11 @@ def _marginal(
         if marginal.wide.any():
             weights = marginal.weigh(mode.gaussian)
             progress.tell("weights of groups")
+        if n_outer > 1:
+            marginal.skew = _skew(marginal, mode, weights, rng, progress)
+        if marginal.skew is not None:
+            weights = marginal.weigh(mode.gaussian)
+            progress.tell("weights of groups")
         marginal.n_outer, n_inner = _enough(weights, options)
         marginal.noise = NormalNoise.make(groups, marginal.n_outer * n_inner, rng)
     around.corrects = not marginal.is_gaussian
@@ -138,6 +149,46 @@ def _marginal(
         else f"not Gaussian, smallest ESS {weights.ess.min():.0f}",
     )
     return marginal
+
+
+def _skew(
+    marginal: Marginal,
+    mode: HyperMode,
+    weights: GroupWeights,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> Skew | None:
+    """Tell the skewness of the separator at the mode, if weights are uneven."""
+    if weights.outer.var(ddof=1) - weights.within < UNEVEN:
+        return None
+    posterior, gaussian = marginal.posterior, mode.gaussian
+    noise = NormalNoise.make(posterior.groups, SKEW_DRAWS, rng)
+    found: list[np.ndarray] = []
+    begin = progress.effort
+    while len(found) < SKEW_DRAWS // SKEW_EACH and progress.effort - begin < SKEW_SECONDS:
+        white = noise.rows(len(found) * SKEW_EACH, (len(found) + 1) * SKEW_EACH)
+        points = posterior.join(gaussian.hyper, gaussian.place(white))
+        gradients = posterior.value_and_grad(points)[1][:, posterior.field]
+        found.append(gaussian.factor.whiten(gaussian.factor.solve(gradients)))
+        progress.tell("skewness")
+    scores = np.concatenate(found)
+    separator = posterior.groups < 0
+    whole = Skew.fit(noise.rows(0, len(scores))[:, separator], scores[:, separator])
+    if whole is None:
+        return None
+    noise, variances = NormalNoise.make(posterior.groups, TRIED * TRIED_INNER, rng), []
+    for share in SHARES:
+        marginal.skew = whole.times(share)
+        outer = marginal.weigh_others(gaussian, noise, n_outer=TRIED).outer
+        variances.append(outer.var(ddof=1) if np.isfinite(outer).all() else np.inf)
+        progress.tell("skewness")
+    best = SHARES[int(np.argmin(variances))]
+    _log.info(
+        "Log weights of the separator have a variance of %.2g, skewed %.2g.",
+        variances[0],
+        min(variances),
+    )
+    return whole.times(best) if best else None
 
 
 def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:

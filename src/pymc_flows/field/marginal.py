@@ -10,6 +10,7 @@ import numpy as np
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import TOLERANCE, ConditionalField
 from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
 
@@ -69,6 +70,8 @@ class Marginal:
         Whether the field is Gaussian given the hyperparameters, and Laplace's approximation exact.
     wide : ndarray of bool, shape (n_groups,), optional
         Groups whose proposal has wider tails, the same for all values; by default none.
+    skew : Skew, optional
+        Of the draws of the separator, the same for all values.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Marginal:
         n_outer: int,
         is_gaussian: bool,
         wide: np.ndarray | None = None,
+        skew: Skew | None = None,
     ):
         self.conditional, self.noise, self.posterior = conditional, noise, conditional.posterior
         self.n_outer, self.is_gaussian = n_outer, is_gaussian
         self.wide = np.zeros(self.posterior.n_groups, bool) if wide is None else wide
+        self.skew = skew
 
     def gaussians(
         self, hyper: np.ndarray, *, tolerance: float = TOLERANCE
@@ -103,7 +108,13 @@ class Marginal:
     ) -> GroupWeights:
         """Weigh other draws of the same proposal, see `weigh_groups`."""
         return weigh_groups(
-            self.posterior, gaussian, noise, n_outer=n_outer, wide=self.wide, keep=keep
+            self.posterior,
+            gaussian,
+            noise,
+            n_outer=n_outer,
+            wide=self.wide,
+            skew=self.skew,
+            keep=keep,
         )
 
     def evaluate(

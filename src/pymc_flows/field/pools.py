@@ -66,7 +66,8 @@ def field_noise(
 
     if len(hyper) * math.prod(pool) <= ANCHORS * (ANCHOR_POOL + len(marginal.noise)):
         return direct
-    for blocks in (0, max(OUTER, min(BLOCKS, int(MOST_NUMBERS / (IN_BLOCK * n_field))))):
+    most = max(OUTER, min(BLOCKS, int(MOST_NUMBERS / (IN_BLOCK * n_field))))
+    for blocks in (0, most) if marginal.skew is None else (most,):
         anchors = _Anchors(marginal, hyper, repeats, rng, blocks)
         if anchors.can_serve:
             return anchors

@@ -11,6 +11,7 @@ from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.conditional.mapping import ConditionalField, Expectation, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import HyperMode
@@ -61,6 +62,7 @@ def arrays_of(found: FieldApproximation) -> dict[str, np.ndarray]:
         "surface_excess": np.empty((0, 0)) if surface.excess is None else surface.excess,
         "quadrature": marginal.conditional.points.astype("int8"),
         "wide": marginal.wide.astype("int8"),
+        **_arrays_of_skew(marginal.skew),
         "noise_points": noise.points,
         "noise_dimension": noise.dimension,
         "noise_shift": noise.shift,
@@ -133,6 +135,7 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
         n_outer=n_outer,
         is_gaussian=bool(is_gaussian),
         wide=read("wide", (posterior.n_groups,), "int8").astype(bool),
+        skew=_skew(read, int((posterior.groups < 0).sum())),
     )
     hyper, field = numbers("mode", n), numbers("mode_field", m)
     gaussian = conditional.at(hyper[None], None if is_far else field[None])[0]
@@ -154,6 +157,24 @@ def restored(posterior: Posterior, formula: Formula, read: Reader) -> FieldAppro
     expectation = Expectation(elbo, numbers("mode_gradient", n))
     mode = HyperMode(gaussian, expectation, numbers("covariance", n, n), surface, shift)
     return FieldApproximation(marginal, mode, values, groups, Evaluations(*evaluations), ())
+
+
+def _arrays_of_skew(skew: Skew | None) -> dict[str, np.ndarray]:
+    """Its arrays by name; empty ones without a skew."""
+    found = skew or Skew(np.empty(0), np.empty(0), np.empty((0, 2), int), np.empty(0))
+    return {f"skew_{name}": value for name, value in vars(found).items()}
+
+
+def _skew(read: Reader, n: int) -> Skew | None:
+    shift, slant, bend = (
+        read(f"skew_{name}", (None,), "float64") for name in ("shift", "slant", "bend")
+    )
+    pairs = read("skew_pairs", (len(bend), 2), "int64")
+    if not len(slant):
+        return None
+    if not (len(shift) == len(slant) == n and np.isin(pairs, np.arange(n)).all()):
+        raise ValueError("a skew of another separator")
+    return Skew(shift, slant, pairs, bend)
 
 
 def _rows_of(shift: Surface | None, n: int, m: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.noise import NormalNoise
+from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.conditional.tails import WIDER, log_mixture, n_wide
 from pymc_flows.field.posterior import Posterior
 
@@ -136,6 +137,7 @@ def weigh_groups(
     *,
     n_outer: int = 1,
     wide: np.ndarray | None = None,
+    skew: Skew | None = None,
     keep: bool = False,
 ) -> GroupWeights:
     """Weigh draws of the field by group.
@@ -150,6 +152,8 @@ def weigh_groups(
         Number of blocks; 1 if there is no separator.
     wide : ndarray of bool, shape (n_groups,), optional
         Groups whose proposal has wider tails, see `tails`; by default none.
+    skew : Skew, optional
+        Makes skewed draws of the separator from normal ones.
     keep : bool
         Whether to keep the noise of the draws.
     """
@@ -165,7 +169,11 @@ def weigh_groups(
     for block in range(n_outer):
         begin, parts, mixtures = block * n_inner, [], []
         # The first rows of the sequence are spread evenly; every n_inner-th row would not be.
-        separator = noise.rows(block, block + 1)[:, ~in_group]
+        separator = noise.rows(block, block + 1)[0, ~in_group]
+        log_q = -0.5 * np.square(separator).sum()
+        if skew is not None:
+            separator, change = skew(separator)
+            log_q += change
         for start in range(begin, begin + n_inner, rows):
             end = min(start + rows, begin + n_inner)
             white = noise.rows(start, end)
@@ -180,7 +188,6 @@ def weigh_groups(
             mixtures.append(mixture)
             parts.append(own + 0.5 * squares - mixture)
             if start == begin:
-                log_q = -0.5 * np.square(separator).sum()
                 shared.append(common[0] - log_q)
             if keep:
                 kept.append(white)
