@@ -342,6 +342,28 @@ def test_a_fixed_effect_of_few_groups_has_its_wide_tails():
     assert abs(draws["mu"].values.std() / sd - 1) < 0.08
 
 
+def test_the_spread_of_a_scale_of_few_groups_is_known():
+    """Five groups leave a tail of large scales: with a kurtosis of 40, few values decide it."""
+    means, noise = np.array([0.03, -0.04, 0.05, 0.0, -0.06]), 0.02
+    with pm.Model() as model:
+        tau = pm.HalfNormal("tau", 1)
+        a = pm.Normal("a", 0, tau, shape=5)
+        pm.Normal("y", a, noise, observed=means)
+    tau = np.linspace(1e-4, 6, 200_001)[:, None]
+    v = tau**2 + noise**2
+    log_p = (-0.5 * np.log(v) - 0.5 * means**2 / v).sum(axis=1) - 0.5 * tau[:, 0] ** 2
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean = p @ tau[:, 0]
+    sd = np.sqrt(p @ (tau[:, 0] - mean) ** 2)
+    assert p @ (tau[:, 0] - mean) ** 4 > 15 * sd**4
+    for seed in range(3):
+        values = fit_structured(model=model, random_seed=seed).q.found.values
+        weights, found = np.exp(values.log_weights), np.exp(values.hyper[:, 0])
+        spread = np.sqrt(weights @ (found - weights @ found) ** 2)
+        assert spread == pytest.approx(sd, rel=0.02)
+
+
 def test_more_values_far_out_are_taken_while_there_is_time(monkeypatch):
     model = hierarchy(family="bernoulli")
     options = FieldOptions(rounds=(32, 32), values=64, effective=200, flow_rounds=0)

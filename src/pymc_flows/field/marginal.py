@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -13,6 +14,10 @@ from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
+
+
+# Most times by which draws become more where their errors are large.
+MOST_FACTOR = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +103,18 @@ class Marginal:
             yield from enumerate(
                 self.conditional.at(hyper[begin : begin + size], tolerance=tolerance), begin
             )
+
+    def refine(self, factor: float, rng: np.random.Generator) -> bool:
+        """Take more draws of the separator, or of groups if there is none: 2 or 4 times as many.
+
+        Returns whether there are more: values from before are then of another function.
+        """
+        times = 2 ** round(math.log2(min(max(factor, 1.0), MOST_FACTOR)))
+        if times == 1:
+            return False
+        self.n_outer *= times if self.n_outer > 1 else 1
+        self.noise = NormalNoise.make(self.posterior.groups, times * len(self.noise), rng)
+        return True
 
     def weigh(self, gaussian: FieldGaussian) -> GroupWeights:
         """Weigh the draws of ``noise`` by group."""

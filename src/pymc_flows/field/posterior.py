@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy
+from pymc.logprob.transforms import LogTransform
 from pytensor.graph.replace import graph_replace
 
 from pymc_flows.errors import FitError
@@ -43,6 +44,8 @@ class Posterior:
     locations : ndarray of bool, shape (n_hyper,), optional
         Which hyperparameters were not transformed, and so have the units of the data: fixed
         effects, means of groups. By default none.
+    scales : ndarray of bool, shape (n_hyper,), optional
+        Which hyperparameters are logarithms of positive ones. By default none.
     sizes : tuple of int, optional
         Numbers of factors of the log density and of entries of its curvature, by which the cost of
         evaluations is estimated; by default the dimension.
@@ -56,6 +59,7 @@ class Posterior:
         grouped: Grouped,
         start: np.ndarray,
         locations: np.ndarray | None = None,
+        scales: np.ndarray | None = None,
         sizes: tuple[int, int] | None = None,
     ):
         self.hyper = np.asarray(structure.hyperparameters, dtype=int)
@@ -65,6 +69,7 @@ class Posterior:
         self.start = np.asarray(start, dtype=float)
         self.dim, self.n_hyper, self.n_field = len(self.start), len(self.hyper), len(self.field)
         self.locations = np.zeros(len(self.hyper), bool) if locations is None else locations
+        self.scales = np.zeros(len(self.hyper), bool) if scales is None else scales
         self.sizes = sizes or (len(self.start), len(self.start))
         self.evaluations = Evaluations()
         self._gradient, self._curvature, self._grouped = gradient, curvature, grouped
@@ -108,7 +113,7 @@ class Posterior:
             curvature,
             grouped,
             density.start() if start is None else start,
-            _untransformed(density)[structure.hyperparameters],
+            *(kind[structure.hyperparameters] for kind in _kinds(density)),
             (len(structure.factors.index), curvature.pattern.nnz),
         )
         found._made_from = density, structure, DataValues(density.named_terms.values())
@@ -198,10 +203,11 @@ class Posterior:
             return np.stack([self._curvature(point).data for point in points])
 
 
-def _untransformed(density: ModelDensity) -> np.ndarray:
-    """Which elements of the flat vector (dim,) belong to variables without a transform."""
-    found = np.zeros(density.dim, bool)
+def _kinds(density: ModelDensity) -> tuple[np.ndarray, np.ndarray]:
+    """Which elements of the flat vector (dim,) have no transform, and which are logarithms."""
     model = density.model
+    plain, logs = np.zeros(density.dim, bool), np.zeros(density.dim, bool)
     for value, slot in zip(model.value_vars, density.slots, strict=True):
-        found[slot.slice] = model.rvs_to_transforms[model.values_to_rvs[value]] is None
-    return found
+        transform = model.rvs_to_transforms[model.values_to_rvs[value]]
+        plain[slot.slice], logs[slot.slice] = transform is None, isinstance(transform, LogTransform)
+    return plain, logs

@@ -12,7 +12,7 @@ from pymc_flows.field.hyper.rounds import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.pools import field_noise
 from pymc_flows.field.posterior import Posterior
-from pymc_flows.importance import systematic
+from pymc_flows.importance import neighbours, systematic
 from pymc_flows.support.evaluations import Evaluations
 
 # Newton decrement, in nats, at which the mode of a field is good enough for a draw.
@@ -114,7 +114,9 @@ class FieldApproximation:
         """
         marginal, posterior = self.marginal, self.posterior
         count = min(n, n if n_hyper is None else n_hyper)
-        chosen = systematic(np.exp(self.values.log_weights), count, rng)
+        weights = np.exp(self.values.log_weights)
+        order = neighbours(self.values.hyper, weights)
+        chosen = order[systematic(weights[order], count, rng)]
         values, repeats = np.unique(
             np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
         )

@@ -17,18 +17,19 @@ def skewed():
 
 def jacobian(function, z, step=1e-6):
     """Central differences of a map at one point."""
-    return np.stack([(function(z + e)[0] - function(z - e)[0]) / 2 for e in step * np.eye(len(z))])
+    steps = step * np.eye(len(z))
+    return (function(z + steps)[0] - function(z - steps)[0]) / (2 * step)
 
 
 def test_the_log_determinant_is_that_of_the_jacobian(rng):
     found = skewed()
-    for z in 2 * rng.standard_normal((20, 3)):
-        _, expected = np.linalg.slogdet(jacobian(found, z) / 1e-6)
-        assert found(z)[1] == pytest.approx(-expected, abs=1e-6)
+    draws = 2 * rng.standard_normal((20, 3))
+    expected = [np.linalg.slogdet(jacobian(found, z))[1] for z in draws]
+    np.testing.assert_allclose(found(draws)[1], np.negative(expected), atol=1e-6)
 
 
 def test_draws_have_the_shift_a_variance_of_one_and_the_skewness(rng):
-    x = np.stack([skewed()(z)[0] for z in rng.standard_normal((40_000, 3))])
+    x, _ = skewed()(rng.standard_normal((40_000, 3)))
     np.testing.assert_allclose(x.mean(axis=0), [0.2, 0.0, -0.1 + 0.3 * 0.04], atol=0.02)
     np.testing.assert_allclose(x[:, :2].std(axis=0), 1, atol=0.02)
     assert np.mean((x[:, 0] - 0.2) ** 3) == pytest.approx(-np.mean(x[:, 1] ** 3) * 0.7, rel=0.2)
@@ -69,8 +70,7 @@ def test_weights_become_even(rng):
     assert found.bend[right].mean() == pytest.approx(0.1, rel=0.15)
     fresh = rng.standard_normal((2_000, 60))
     plain = target.log_density(fresh) + 0.5 * np.square(fresh).sum(axis=1)
-    mapped = [found(z) for z in fresh]
-    x, change = (np.array(part) for part in zip(*mapped, strict=True))
+    x, change = found(fresh)
     skew = target.log_density(x) + 0.5 * np.square(fresh).sum(axis=1) - change
     assert plain.var() > 1.0
     assert skew.var() < 0.3 * plain.var()

@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate
 
 from pymc_flows.field.hyper.proposal import Proposal
-from pymc_flows.field.hyper.scaled import ScaledEffects
+from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale
 
 # Mean and log standard deviation of an effect: of 1 and of a log scale around −1.
 MEAN, SPREAD = (0.5, 0.2), (-0.7, 0.8)
@@ -89,3 +89,10 @@ def test_a_spread_is_no_steeper_than_a_scale(rng):
     steep[:, 1] = np.exp(3 * steep[:, 0]) * rng.standard_normal(len(steep))
     found = ScaledEffects.fit(steep, np.full(len(steep), 1 / len(steep)), IS_EFFECT)
     assert found.spread[1, 0] == 1.0
+
+
+def test_large_scales_are_where_their_variance_comes_from(rng):
+    draws = values(rng, 100_000)[:, [0, 2]]
+    found = large_scale(draws, np.full(len(draws), 1 / len(draws)), 0)
+    expected = np.average(draws, axis=0, weights=np.exp(2 * draws[:, 0]))
+    np.testing.assert_allclose(found.loc, expected, atol=0.06)

@@ -90,14 +90,14 @@ class Skew:
         """The same map, nearer to none by a factor between 0 and 1."""
         return Skew(factor * self.shift, factor * self.slant, self.pairs, factor * self.bend)
 
-    def __call__(self, z: np.ndarray) -> tuple[np.ndarray, float]:
-        """Map noise (n,) to x (n,); also give −log |det dx/dz|, in nats."""
+    def __call__(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Map noise (draws, n) to x (draws, n); also give −log |det dx/dz| (draws,), in nats."""
         root = np.sqrt(1 + z**2)
         scale = np.sqrt(1 + self.slant**2 * (2 - _MEAN**2))
         x = self.shift + (z + self.slant * (root - _MEAN)) / scale
         source, moved = self.pairs.T
-        np.add.at(x, moved, self.bend * (x[source] ** 2 - 1))
-        return x, -float(np.log((1 + self.slant * z / root) / scale).sum())
+        np.add.at(x, (slice(None), moved), self.bend * (x[:, source] ** 2 - 1))
+        return x, -np.log((1 + self.slant * z / root) / scale).sum(axis=1)
 
 
 def _in_layers(slope: np.ndarray) -> np.ndarray:

@@ -164,40 +164,39 @@ def weigh_groups(
     sizes = np.bincount(groups[in_group], minlength=posterior.n_groups)[wide]
     widened = np.flatnonzero(in_group & np.append(wide, False)[groups])  # −1 is the last one
     first_wide = n_inner - n_wide(n_inner)
+    # The first rows of the sequence are spread evenly; every n_inner-th row would not be.
+    separator = noise.rows(0, n_outer)[:, ~in_group]
+    log_q = -0.5 * np.square(separator).sum(axis=1)
+    if skew is not None:
+        separator, change = skew(separator)
+        log_q += change
     shared, by_group, even, kept = [], [], [], []
     rows = max(1, int(BYTES // (8 * 4 * posterior.dim)))
-    for block in range(n_outer):
-        begin, parts, mixtures = block * n_inner, [], []
-        # The first rows of the sequence are spread evenly; every n_inner-th row would not be.
-        separator = noise.rows(block, block + 1)[0, ~in_group]
-        log_q = -0.5 * np.square(separator).sum()
-        if skew is not None:
-            separator, change = skew(separator)
-            log_q += change
-        for start in range(begin, begin + n_inner, rows):
-            end = min(start + rows, begin + n_inner)
-            white = noise.rows(start, end)
-            white[:, ~in_group] = separator
-            white[max(begin + first_wide - start, 0) :, widened] *= WIDER
-            field = gaussian.place(white)
-            common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
-            own = np.where(np.isnan(own), -np.inf, own)
-            squares = _sums(np.square(white), groups, posterior.n_groups)
-            mixture = np.zeros_like(squares)
-            mixture[:, wide] = log_mixture(squares[:, wide], sizes, n_wide(n_inner) / n_inner)
-            mixtures.append(mixture)
-            parts.append(own + 0.5 * squares - mixture)
-            if start == begin:
-                shared.append(common[0] - log_q)
-            if keep:
-                kept.append(white)
-        by_group.append(np.concatenate(parts))
-        even.append(-np.concatenate(mixtures))
+    for start in range(0, len(noise), rows):
+        white = noise.rows(start, min(start + rows, len(noise)))
+        block, place = np.divmod(np.arange(start, start + len(white)), n_inner)
+        white[:, ~in_group] = separator[block]
+        white[np.ix_(place >= first_wide, widened)] *= WIDER
+        field = gaussian.place(white)
+        common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
+        own = np.where(np.isnan(own), -np.inf, own)
+        squares = _sums(np.square(white), groups, posterior.n_groups)
+        mixture = np.zeros_like(squares)
+        mixture[:, wide] = log_mixture(squares[:, wide], sizes, n_wide(n_inner) / n_inner)
+        shared.append(common[place == 0])
+        by_group.append(own + 0.5 * squares - mixture)
+        even.append(-mixture)
+        if keep:
+            kept.append(white)
+
+    def blocks(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts).reshape(n_outer, n_inner, -1)
+
     return GroupWeights(
-        np.concatenate(kept).reshape(n_outer, n_inner, -1) if keep else None,
-        np.array(shared) + gaussian.log_normalizer,
-        np.stack(by_group),
-        np.stack(even) if wide.any() else None,
+        blocks(kept) if keep else None,
+        np.concatenate(shared) - log_q + gaussian.log_normalizer,
+        blocks(by_group),
+        blocks(even) if wide.any() else None,
     )
 
 

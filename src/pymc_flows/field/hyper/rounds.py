@@ -24,7 +24,7 @@ from pymc_flows.field.hyper.proposal import (
     moments,
     spread_errors,
 )
-from pymc_flows.field.hyper.scaled import ScaledEffects
+from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
 from pymc_flows.flows.frame import Frame
@@ -49,10 +49,16 @@ GOOD, GAP = 0.7, 0.25
 # of profiles in which fixed effects, whose standard deviations grow with scales, are wider by these
 # factors.
 TAILS, STRETCHED = 8, (2.0, 5.0)
-# Another n / 3 have effects whose spread follows the scales: with n / 8, single values had a tenth
-# of the variance of the mean of five groups. More of them follow, at most so many times, until
-# standard errors of the effects' standard deviations are below this share of these.
+# Another n / 3 have effects whose spread follows the scales, and n / 3 a large scale: with n / 8,
+# single values had a tenth of the variance of the mean of five groups, or of their scale. More of
+# them follow, at most so many times, until standard errors of the standard deviations of effects
+# and scales are below this share of these.
 SCALED, AGAIN, SPREAD_ERROR = 3, 3, 0.03
+# A scale counts as no larger than e to this power times its geometric mean.
+LARGEST = 20.0
+# The error of the marginal at values of the first round may be this share of the error at the mode
+# that suffices: what is not the same at all of them shifts hyperparameters.
+FINER = 0.5
 # Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
@@ -169,6 +175,22 @@ class _Rounds:
             self.khat = min(self.khat, khat)
         return quality
 
+    def refine(self, rng: np.random.Generator) -> bool:
+        """Drop all values if the marginal gets more draws, since its errors are large for their cost.
+
+        At the mode, by which the number of draws was chosen, the field is nearest to a Gaussian.
+        """
+        if self.marginal.is_gaussian:
+            return False
+        factor = (self.error / (FINER * self.options.group_error)) ** 2
+        seconds = self.seconds_each * len(self.hyper)
+        allowed = self.options.seconds_per_round / max(seconds, 1e-9)
+        if not self.marginal.refine(min(factor, allowed), rng):
+            return False
+        self.parts, self.correction, self.missed = [], None, 0.0
+        self.khat = math.inf
+        return True
+
     def _evaluate(
         self, hyper: np.ndarray, seconds: float, stage: str, *, corrected: bool
     ) -> MarginalValues:
@@ -202,18 +224,35 @@ class _Rounds:
             for factor in STRETCHED if effects.any() else ():
                 self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
         self.take(proposal, n, rng, math.inf)
-        if isinstance(first, ProfileProposal) and effects.any() and not effects.all():
-            for i in range(1 + AGAIN):
-                weights = np.exp(self.log_weights)
-                errors = spread_errors(self.hyper[:, effects], weights)
-                is_late = self.progress.effort - begin > SECONDS_TO_FILL
-                # Before the first of these draws, the errors do not contain the tails.
-                if i and (is_late or errors.max() <= SPREAD_ERROR):
-                    break
-                scaled = ScaledEffects.fit(self.hyper, weights, effects)
-                self.take(scaled, n // SCALED, rng, math.inf)
+        if isinstance(first, ProfileProposal):
+            self._fill_tails(n // SCALED, rng, begin + SECONDS_TO_FILL)
         if self.overall.ess < before["overall"].ess:  # predictions failed, and parts were dropped
             vars(self).update(before)
+
+    def _fill_tails(self, n: int, rng: np.random.Generator, end: float) -> None:
+        """Evaluate draws, n at a time, where standard deviations of effects and scales come from.
+
+        There are some for the effects and for the worst known scale, as errors are not seen without
+        values in the tails; then more for the worst of all, until its error is small.
+        """
+        posterior = self.marginal.posterior
+        effects, scales = posterior.locations & ~posterior.locations.all(), posterior.scales
+        first = [kind for kind in (effects, scales) if kind.any()]
+        for kind in [*first, *[effects | scales] * AGAIN * bool(first)]:
+            hyper, weights = self.hyper, np.exp(self.log_weights)
+            relative = np.minimum(hyper - weights @ hyper, LARGEST)
+            values = np.where(scales, np.exp(np.where(scales, relative, 0.0)), hyper)
+            errors = np.where(kind, spread_errors(values, weights), 0.0)
+            is_late = self.progress.effort > end
+            if kind is not effects and kind is not scales:
+                if is_late or errors.max() <= SPREAD_ERROR:
+                    return
+            worst = int(errors.argmax())
+            if effects[worst]:
+                far: Distribution = ScaledEffects.fit(hyper, weights, effects)
+            else:
+                far = large_scale(hyper, weights, worst)
+            self.take(far, n, rng, math.inf)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
         """Evaluate the correction where there is weight; return whether it can be predicted."""
@@ -337,6 +376,8 @@ def sample_hyper(
         else:
             wide = Proposal(loc, math.sqrt(WIDENING) * lower_factor(covariance), DEGREES)
         rounds.take(wide, most, rng)
+        if i == 0 and rounds.refine(rng):
+            rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()
     best: Proposal | HyperFlow = Proposal(loc, lower_factor(covariance))

@@ -25,8 +25,9 @@ STEEPEST = 1.0
 # Degrees of freedom; and a factor by which the distribution is wider than the values, of which few
 # lie far out.
 DEGREES, WIDER = 5.0, 1.3
-# Draws are for the variances of effects, to which large scales contribute most: the scales have the
-# location that they would have with weights multiplied by this power of the spread of an effect.
+# Draws are for the variances of effects, or of a scale, to which large scales contribute most: scales
+# have the location that they would have with weights multiplied by this power of the spread of an
+# effect, or of the scale, if their logarithms were Gaussian.
 POWER = 2.0
 # The prior that there is no slope counts as this many effective values.
 PRIOR = 10.0
@@ -94,6 +95,23 @@ class ScaledEffects:
         unit = (hyper[:, self.is_effect] - design @ self.mean) * np.exp(-spread)
         given = Proposal(np.zeros(len(self.lower)), self.lower, DEGREES).log_prob(unit)
         return self.scales.log_prob(others) + given - spread.sum(axis=1)
+
+
+def large_scale(hyper: np.ndarray, weights: np.ndarray, which: int) -> Proposal:
+    """A Student-t distribution that lies where the variance of a scale comes from.
+
+    Parameters
+    ----------
+    hyper : ndarray, shape (n, n_hyper)
+        Values, with the logarithm of the scale.
+    weights : ndarray, shape (n,)
+        They sum to 1.
+    which : int
+        The column of this logarithm.
+    """
+    loc, covariance = moments(hyper, weights)
+    shift = POWER * covariance[:, which]
+    return Proposal(loc + shift, WIDER * lower_factor(covariance), DEGREES)
 
 
 def _design(others: np.ndarray, loc: np.ndarray) -> np.ndarray:
