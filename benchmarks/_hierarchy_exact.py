@@ -10,7 +10,7 @@ library that it judges.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -39,8 +39,10 @@ WIDER = 1.5
 # Of the first round, which has one kernel: wider than the Gaussian at the mode.
 FIRST_WIDTH = 1.5
 MAX_REPEATS = 4
-MIN_SHARE = 0.25
+MIN_SHARE = 0.15
 
+type Kernels = tuple[np.ndarray, np.ndarray]
+"""Centres (k, d), and the factor (d, d) of their scale."""
 type Integrate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -64,17 +66,17 @@ def grid_reference(data: Data) -> Arrays:
     start = np.concatenate([np.zeros(k), np.full(k, 0.5), np.zeros(_n_extra(data))])
     found = minimize(lambda u: tuple(-x for x in marginal(u)), start, jac=True, method="BFGS")
     curvature = _curvature(lambda u: -marginal(u)[1], found.x)
-    centres, factor = found.x[None], FIRST_WIDTH * np.linalg.cholesky(np.linalg.inv(curvature))
+    kernels = [(found.x[None], FIRST_WIDTH * np.linalg.cholesky(np.linalg.inv(curvature)))]
     rng = np.random.default_rng(1)
     folded = slice(k, 2 * k)
     last = int(np.clip(TERMS / _n_terms(data), FEWEST, MOST))
     n_rounds = 0
     while True:
         size = ROUNDS[n_rounds] if n_rounds < len(ROUNDS) else last
-        points = _propose(rng, centres, factor, size)
+        points = _propose(rng, kernels, size)
         points[:, folded] = np.abs(points[:, folded])
         log_p, means, squares = conditional(points)
-        log_w = log_p - _log_kernels(points, centres, factor, folded)
+        log_w = log_p - _log_kernels(points, kernels, folded)
         weights = np.exp(log_w - logsumexp(log_w))
         ess = 1 / (weights**2).sum()
         n_rounds += 1
@@ -82,7 +84,12 @@ def grid_reference(data: Data) -> Arrays:
             break
         if n_rounds > len(ROUNDS) + MAX_REPEATS:
             raise RuntimeError(f"effective size {ess:,.0f} of {size:,} in round {n_rounds}")
-        centres, factor = _kernels(rng, points, weights)
+        squared = np.square(points - weights @ points)
+        far = (squared / (weights @ squared)).mean(axis=1)
+        # Without kernels far out, the standard deviation of a scale of five groups, which has a
+        # kurtosis of 40, was off by a tenth.
+        shares = weights * far ** np.arange(3)[:, None]
+        kernels = [_around(rng, points, w / w.sum()) for w in shares]
     log_z = logsumexp(log_w) - math.log(size)
     return _summary(data, points, weights, means, squares) | {"log_z": np.array(log_z)}
 
@@ -146,9 +153,7 @@ def _curvature(gradient: Callable[[np.ndarray], np.ndarray], at: np.ndarray) -> 
     return (vectors * np.maximum(values, 1.0)) @ vectors.T
 
 
-def _kernels(
-    rng: np.random.Generator, points: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _around(rng: np.random.Generator, points: np.ndarray, weights: np.ndarray) -> Kernels:
     """Centres by systematic resampling, and the factor of their scale by Silverman's rule."""
     d = points.shape[1]
     ess = max(1 / (weights**2).sum(), 2.0)
@@ -161,32 +166,33 @@ def _kernels(
     return points[chosen], width * np.linalg.cholesky(covariance + jitter)
 
 
-def _propose(
-    rng: np.random.Generator, centres: np.ndarray, factor: np.ndarray, size: int
-) -> np.ndarray:
-    """Draws of a mixture of t distributions with one scale."""
-    d = centres.shape[1]
-    at = centres[rng.permutation(np.arange(size) % len(centres))]
-    stretch = np.sqrt(DEGREES_OF_FREEDOM / rng.chisquare(DEGREES_OF_FREEDOM, (size, 1)))
-    return at + stretch * rng.standard_normal((size, d)) @ factor.T
+def _propose(rng: np.random.Generator, kernels: Sequence[Kernels], size: int) -> np.ndarray:
+    """As many draws of each mixture of t distributions with one scale."""
+    found = []
+    for i, (centres, factor) in enumerate(kernels):
+        n, d = len(range(i, size, len(kernels))), centres.shape[1]
+        at = centres[rng.permutation(np.arange(n) % len(centres))]
+        stretch = np.sqrt(DEGREES_OF_FREEDOM / rng.chisquare(DEGREES_OF_FREEDOM, (n, 1)))
+        found.append(at + stretch * rng.standard_normal((n, d)) @ factor.T)
+    return np.concatenate(found)
 
 
-def _log_kernels(
-    points: np.ndarray, centres: np.ndarray, factor: np.ndarray, folded: slice
-) -> np.ndarray:
-    """Log density of the mixture, folded at zero in some coordinates."""
-    d, nu = centres.shape[1], DEGREES_OF_FREEDOM
-    constant = gammaln((nu + d) / 2) - gammaln(nu / 2) - d / 2 * math.log(nu * math.pi)
-    constant -= np.log(np.diag(factor)).sum() + math.log(len(centres))
-    whitened_centres = solve_triangular(factor, centres.T, lower=True).T
-    terms = []
-    for signs in product((1, -1), repeat=folded.stop - folded.start):
-        mirrored = points.copy()
-        mirrored[:, folded] *= signs
-        whitened = solve_triangular(factor, mirrored.T, lower=True).T
-        squares = ((whitened[:, None] - whitened_centres) ** 2).sum(-1)
-        terms.append(logsumexp(-(nu + d) / 2 * np.log1p(squares / nu), axis=1))
-    return logsumexp(terms, axis=0) + constant
+def _log_kernels(points: np.ndarray, kernels: Sequence[Kernels], folded: slice) -> np.ndarray:
+    """Log density of the mixtures, folded at zero in some coordinates."""
+    nu, parts = DEGREES_OF_FREEDOM, []
+    for centres, factor in kernels:
+        d = centres.shape[1]
+        constant = gammaln((nu + d) / 2) - gammaln(nu / 2) - d / 2 * math.log(nu * math.pi)
+        constant -= np.log(np.diag(factor)).sum() + math.log(len(centres) * len(kernels))
+        whitened_centres = solve_triangular(factor, centres.T, lower=True).T
+        for signs in product((1, -1), repeat=folded.stop - folded.start):
+            mirrored = points.copy()
+            mirrored[:, folded] *= signs
+            whitened = solve_triangular(factor, mirrored.T, lower=True).T
+            squares = ((whitened[:, None] - whitened_centres) ** 2).sum(-1)
+            terms = -(nu + d) / 2 * np.log1p(squares / nu)
+            parts.append(constant + logsumexp(terms, axis=1))
+    return np.asarray(logsumexp(parts, axis=0))
 
 
 # --------------------------------------------------------------------------------------- groups
