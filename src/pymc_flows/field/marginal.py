@@ -15,7 +15,6 @@ from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
 
-
 # Most times by which draws become more where their errors are large.
 MOST_FACTOR = 4
 

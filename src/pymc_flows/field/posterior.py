@@ -107,13 +107,15 @@ class Posterior:
         if shared.pays:
             gradient = shared
             grouped = shared.as_one_group if (structure.groups == 0).all() else grouped
+        plain, logs = _kinds(density)
         found = cls(
             structure,
             gradient,
             curvature,
             grouped,
             density.start() if start is None else start,
-            *(kind[structure.hyperparameters] for kind in _kinds(density)),
+            plain[structure.hyperparameters],
+            logs[structure.hyperparameters],
             (len(structure.factors.index), curvature.pattern.nnz),
         )
         found._made_from = density, structure, DataValues(density.named_terms.values())

@@ -96,7 +96,7 @@ class Skew:
         scale = np.sqrt(1 + self.slant**2 * (2 - _MEAN**2))
         x = self.shift + (z + self.slant * (root - _MEAN)) / scale
         source, moved = self.pairs.T
-        np.add.at(x, (slice(None), moved), self.bend * (x[:, source] ** 2 - 1))
+        np.add.at(x.T, moved, (self.bend * (x[:, source] ** 2 - 1)).T)
         return x, -np.log((1 + self.slant * z / root) / scale).sum(axis=1)
 
 

@@ -98,6 +98,16 @@ def spread_errors(hyper: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return 0.5 * errors / np.where(variance > 0, variance, 1.0)
 
 
+def tempered(log_weights: np.ndarray) -> np.ndarray:
+    """Normalised square roots of weights; NaN counts as no weight."""
+    known = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    top = known.max(initial=-np.inf)
+    if not np.isfinite(top):
+        return np.full(len(known), 1 / max(len(known), 1))
+    weights = np.exp((known - top) / 2)
+    return weights / weights.sum()
+
+
 def lower_factor(covariance: np.ndarray) -> np.ndarray:
     """Cholesky factor of a covariance, whose correlations get 1e-10 added to their diagonal."""
     if len(covariance) == 0:

@@ -22,9 +22,9 @@ from pymc_flows.field.hyper.proposal import (
     lower_factor,
     mixture_log_prob,
     moments,
-    spread_errors,
+    tempered,
 )
-from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale
+from pymc_flows.field.hyper.scaled import ScaledEffects, far_out
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
 from pymc_flows.flows.frame import Frame
@@ -54,8 +54,6 @@ TAILS, STRETCHED = 8, (2.0, 5.0)
 # them follow, at most so many times, until standard errors of the standard deviations of effects
 # and scales are below this share of these.
 SCALED, AGAIN, SPREAD_ERROR = 3, 3, 0.03
-# A scale counts as no larger than e to this power times its geometric mean.
-LARGEST = 20.0
 # The error of the marginal at values of the first round may be this share of the error at the mode
 # that suffices: what is not the same at all of them shifts hyperparameters.
 FINER = 0.5
@@ -176,7 +174,7 @@ class _Rounds:
         return quality
 
     def refine(self, rng: np.random.Generator) -> bool:
-        """Drop all values if the marginal gets more draws, since its errors are large for their cost.
+        """Drop all values if the marginal gets more draws, as it does where its errors are large.
 
         At the mode, by which the number of draws was chosen, the field is nearest to a Gaussian.
         """
@@ -237,21 +235,13 @@ class _Rounds:
         """
         posterior = self.marginal.posterior
         effects, scales = posterior.locations & ~posterior.locations.all(), posterior.scales
-        first = [kind for kind in (effects, scales) if kind.any()]
-        for kind in [*first, *[effects | scales] * AGAIN * bool(first)]:
-            hyper, weights = self.hyper, np.exp(self.log_weights)
-            relative = np.minimum(hyper - weights @ hyper, LARGEST)
-            values = np.where(scales, np.exp(np.where(scales, relative, 0.0)), hyper)
-            errors = np.where(kind, spread_errors(values, weights), 0.0)
+        kinds = [kind for kind in (effects, scales) if kind.any()]
+        for i, kind in enumerate([*kinds, *[effects | scales] * AGAIN * bool(kinds)]):
+            weights = np.exp(self.log_weights)
+            far, error = far_out(self.hyper, weights, effects, scales, kind)
             is_late = self.progress.effort > end
-            if kind is not effects and kind is not scales:
-                if is_late or errors.max() <= SPREAD_ERROR:
-                    return
-            worst = int(errors.argmax())
-            if effects[worst]:
-                far: Distribution = ScaledEffects.fit(hyper, weights, effects)
-            else:
-                far = large_scale(hyper, weights, worst)
+            if i >= len(kinds) and (is_late or error <= SPREAD_ERROR):
+                return
             self.take(far, n, rng, math.inf)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
@@ -337,16 +327,6 @@ class _Rounds:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
         return moments(self.hyper, np.exp(self.log_weights))
-
-
-def tempered(log_weights: np.ndarray) -> np.ndarray:
-    """Normalised square roots of weights; NaN counts as no weight."""
-    known = np.where(np.isnan(log_weights), -np.inf, log_weights)
-    top = known.max(initial=-np.inf)
-    if not np.isfinite(top):
-        return np.full(len(known), 1 / max(len(known), 1))
-    weights = np.exp((known - top) / 2)
-    return weights / weights.sum()
 
 
 def sample_hyper(

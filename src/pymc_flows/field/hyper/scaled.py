@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.hyper.proposal import Proposal, lower_factor, moments
+from pymc_flows.field.hyper.proposal import Proposal, lower_factor, moments, spread_errors
 
 # Most steps of Fisher scoring, and the longest of them in any coefficient.
 STEPS, LONGEST = 25, 1.0
@@ -25,10 +25,12 @@ STEEPEST = 1.0
 # Degrees of freedom; and a factor by which the distribution is wider than the values, of which few
 # lie far out.
 DEGREES, WIDER = 5.0, 1.3
-# Draws are for the variances of effects, or of a scale, to which large scales contribute most: scales
-# have the location that they would have with weights multiplied by this power of the spread of an
-# effect, or of the scale, if their logarithms were Gaussian.
+# Draws are for the variances of effects, or of a scale, to which large scales contribute most:
+# scales have the location that they would have with weights multiplied by this power of the spread
+# of an effect, or of the scale, if their logarithms were Gaussian.
 POWER = 2.0
+# A scale counts as no larger than e to this power times its geometric mean.
+LARGEST = 20.0
 # The prior that there is no slope counts as this many effective values.
 PRIOR = 10.0
 
@@ -97,21 +99,41 @@ class ScaledEffects:
         return self.scales.log_prob(others) + given - spread.sum(axis=1)
 
 
-def large_scale(hyper: np.ndarray, weights: np.ndarray, which: int) -> Proposal:
-    """A Student-t distribution that lies where the variance of a scale comes from.
+def far_out(
+    hyper: np.ndarray,
+    weights: np.ndarray,
+    is_effect: np.ndarray,
+    is_scale: np.ndarray,
+    among: np.ndarray,
+) -> tuple[ScaledEffects | Proposal, float]:
+    """Find a distribution where the least known standard deviation comes from, and its error.
 
     Parameters
     ----------
     hyper : ndarray, shape (n, n_hyper)
-        Values, with the logarithm of the scale.
+        Values.
     weights : ndarray, shape (n,)
         They sum to 1.
-    which : int
-        The column of this logarithm.
+    is_effect, is_scale : ndarray of bool, shape (n_hyper,)
+        Effects, and logarithms of scales, whose own standard deviation counts.
+    among : ndarray of bool, shape (n_hyper,)
+        Those of them that are looked at.
+
+    Returns
+    -------
+    distribution : ScaledEffects or Proposal
+    error : float
+        Standard error of the standard deviation, relative to it.
     """
+    relative = np.minimum(hyper - weights @ hyper, LARGEST)
+    values = np.where(is_scale, np.exp(np.where(is_scale, relative, 0.0)), hyper)
+    errors = np.where(among, spread_errors(values, weights), -math.inf)
+    worst = int(errors.argmax())
+    if is_effect[worst]:
+        return ScaledEffects.fit(hyper, weights, is_effect), float(errors[worst])
     loc, covariance = moments(hyper, weights)
-    shift = POWER * covariance[:, which]
-    return Proposal(loc + shift, WIDER * lower_factor(covariance), DEGREES)
+    far = Proposal(loc + POWER * covariance[:, worst], WIDER * lower_factor(covariance), DEGREES)
+    return far, float(errors[worst])
 
 
 def _design(others: np.ndarray, loc: np.ndarray) -> np.ndarray:
