@@ -6,9 +6,11 @@ import pytest
 
 from posteriors import Bernoulli, CentredMeans, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
-from pymc_flows.field import FieldOptions, fit_field
+from pymc_flows.field import FieldOptions, fit_field, result
 from pymc_flows.field.conditional.judge import judge
+from pymc_flows.field.options import Progress
 from pymc_flows.field.state import FieldState
+from pymc_flows.support.evaluations import Evaluations
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, effective=1_000, most_values=1_000)
 QUICK = replace(OPTIONS, rounds=(32, 32), values=32, flow_rounds=0)
@@ -127,6 +129,24 @@ def test_corrected_draws_have_the_posterior_moments(plated, rng):
     mean, sd, _ = on_grid(target.log_marginal, [np.linspace(-4, 3, 141)] * 2)
     np.testing.assert_allclose((draws[:, :2].mean(axis=0) - mean) / sd, 0, atol=0.1)
     np.testing.assert_allclose(draws[:, :2].std(axis=0) / sd, 1, atol=0.1)
+
+
+def test_draws_take_few_factors_of_a_large_separator(rng, monkeypatch):
+    found = fit_field(crossed(rng).posterior(), options=QUICK, random_seed=0)
+    n_hyper, products = found.posterior.n_hyper, found.posterior.products
+    assert products == 4**3 // 3
+    monkeypatch.setattr(result, "FEWEST", 8)
+    for affordable, distinct in ((0, 8), (20, 20)):
+        monkeypatch.setattr(result, "MOST_PRODUCTS", affordable * products)
+        draws = found.corrected(400, np.random.default_rng(1))
+        assert len(draws) == 400
+        assert 0.5 * distinct < len(np.unique(draws[:, :n_hyper], axis=0)) <= distinct
+
+
+def test_factors_of_a_large_separator_count_as_effort():
+    progress = Progress(Evaluations(factors=2), products=1_000**3 // 3)
+    without = Progress(Evaluations(factors=2))
+    assert progress.effort - without.effort == pytest.approx(2 * 0.017, rel=0.1)
 
 
 def test_a_centred_hierarchy_in_the_units_of_its_data_is_found_from_zero():

@@ -77,7 +77,7 @@ def fit_field(
     """
     options = options or FieldOptions()
     rng = np.random.default_rng(random_seed)
-    progress = Progress(posterior.evaluations, posterior.sizes, report)
+    progress = Progress(posterior.evaluations, posterior.sizes, posterior.products, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
     mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], progress)

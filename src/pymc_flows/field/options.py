@@ -62,8 +62,8 @@ class FieldOptions:
     judge_seconds: float = 10.0
 
 
-# Seconds of an evaluation, and of each number that it goes through.
-SECONDS_EACH, SECONDS_PER_NUMBER = 5e-5, 5e-8
+# Seconds of an evaluation, of each number that it goes through, and of each product of a factor.
+SECONDS_EACH, SECONDS_PER_NUMBER, SECONDS_PER_PRODUCT = 5e-5, 5e-8, 5e-11
 
 type Report = Callable[[str, Evaluations, float], None]
 
@@ -77,6 +77,8 @@ class Progress:
     evaluations : Evaluations
     sizes : tuple of int
         How many numbers a density or gradient goes through, and how many more a curvature does.
+    products : int
+        Multiplications of a dense factor, that of the separator.
     report : callable, optional
         Called with stage, evaluations and seconds after each unit of work. An exception that it
         raises ends the fit.
@@ -84,6 +86,7 @@ class Progress:
 
     evaluations: Evaluations
     sizes: tuple[int, int] = (0, 0)
+    products: int = 0
     report: Report | None = None
     started: float = field(default_factory=time.process_time)
     history: list[tuple[str, Evaluations, float]] = field(default_factory=list)
@@ -95,7 +98,8 @@ class Progress:
         points, matrices = done.densities + done.gradients, done.curvatures + done.factors
         rows, entries = self.sizes
         numbers = points * rows + matrices * (rows + entries)
-        return SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
+        seconds = SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
+        return seconds + SECONDS_PER_PRODUCT * done.factors * self.products
 
     def tell(self, stage: str) -> None:
         """Record a unit of work."""

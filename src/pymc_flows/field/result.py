@@ -17,6 +17,9 @@ from pymc_flows.support.evaluations import Evaluations
 
 # Newton decrement, in nats, at which the mode of a field is good enough for a draw.
 DRAWN = 1e-3
+# Fewest distinct values of the hyperparameters among many draws, and multiplications that factors
+# of the separator may take at more of them: some 10 seconds.
+FEWEST, MOST_PRODUCTS = 256, 200_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +113,12 @@ class FieldApproximation:
         n : int
         rng : Generator
         n_hyper : int, optional
-            Most distinct values of the hyperparameters, by default n.
+            Most distinct values of the hyperparameters, by default n. With a separator of more than
+            a few hundred elements there are fewer, since each takes a factor of its own.
         """
         marginal, posterior = self.marginal, self.posterior
-        count = min(n, n if n_hyper is None else n_hyper)
+        affordable = max(FEWEST, MOST_PRODUCTS // max(posterior.products, 1))
+        count = min(n, n if n_hyper is None else n_hyper, affordable)
         weights = np.exp(self.values.log_weights)
         order = neighbours(self.values.hyper, weights)
         chosen = order[systematic(weights[order], count, rng)]

@@ -71,9 +71,9 @@ def objective_of(conditional: ConditionalField) -> Objective:
     """
     if conditional.is_far:
         return conditional
-    groups = conditional.posterior.groups
-    is_exact = 2 * ranks(groups)[1] <= len(conditional.points)
-    work = (conditional.posterior.n_hyper + 1) * int((groups < 0).sum()) ** 3 / 3
+    posterior = conditional.posterior
+    is_exact = 2 * ranks(posterior.groups)[1] <= len(conditional.points)
+    work = (posterior.n_hyper + 1) * posterior.products
     if is_exact or work > MOST_WORK:
         return conditional
     return LaplaceMarginal(conditional)
