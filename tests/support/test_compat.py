@@ -51,6 +51,18 @@ def test_fills_become_allocations_in_the_mode_that_names_the_rewrite():
     assert compat.Alloc not in ops(Mode("py", None))
 
 
+def test_slices_of_slices_are_left_alone_in_the_mode_that_names_the_rewrites():
+    x = pt.matrix("x")
+    part = x[:, 1:200][:, 2:9]
+
+    def slices(mode):
+        graph = compat.compiled_graph(pytensor.function([x], part, mode=mode))
+        return sum("Subtensor" in str(node.op) for node in graph.toposort())
+
+    assert slices(NUMPY) == 2
+    assert slices(Mode("py", RewriteDatabaseQuery(include=["fast_compile"]))) == 1
+
+
 def test_products_of_structured_matrices_are_left_alone_in_the_mode_that_names_the_rewrites():
     x, y = pt.vector("x"), pt.matrix("y")
     product = pt.diag(x) @ y

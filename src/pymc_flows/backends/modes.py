@@ -25,6 +25,7 @@ from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
     CHECKS_AS_SWITCHES,
     FILLS_AS_ALLOC,
+    MERGED_SLICES,
     STRUCTURED_PRODUCTS,
     Alloc,
     Blockwise,
@@ -141,7 +142,7 @@ NUMPY = _Mode(
     linker="py",
     optimizer=RewriteDatabaseQuery(
         include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["python"]],
-        exclude=STRUCTURED_PRODUCTS,
+        exclude=[*STRUCTURED_PRODUCTS, *MERGED_SLICES],
     ),
 )
 # Nearly the graph as it was written: ready at once. Gradients are full of fills, which NumPy would

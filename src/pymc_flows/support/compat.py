@@ -161,6 +161,10 @@ LIFTS_AXES = "local_dimshuffle_lift"
 # takes almost half of the time of rewriting a network. Instead: nothing, once it is quick.
 STRUCTURED_PRODUCTS = ("dot_diag_to_elemwise", "selection_dot_to_indexing")
 
+# PyTensor's, left out: a part of a slice becomes one slice. The first fails and prints a traceback
+# where it computes a place beyond 127 with constants of 8 bits. Instead: nothing, once it does not.
+MERGED_SLICES = ("local_subtensor_merge_slice", "local_subtensor_merge_integer")
+
 # PyTensor's: named dimensions to axes, as PyMC's own log densities of `pymc.dims` have it. Instead:
 # the lowering of each Op.
 LOWER_NAMES = "+lower_xtensor"

@@ -97,6 +97,20 @@ def test_no_row_is_evaluated_for_a_check_that_always_holds():
     np.testing.assert_allclose(shared + by_group.sum(axis=1), LogDensity(density).value(points))
 
 
+def test_a_long_walk_prints_no_traceback(caplog):
+    """A rewrite of PyTensor's fails on it, with constants of 8 bits."""
+    with pm.Model() as model:
+        walk = pm.GaussianRandomWalk(
+            "walk", sigma=pm.Exponential("s", 1), init_dist=pm.Normal.dist(), shape=300
+        )
+        pm.Normal("y", walk, 1, observed=np.zeros(300))
+    density = ModelDensity(model)
+    points = points_near(density, 2)
+    shared, by_group = GroupedDensity(density, structure_of(density))(points)
+    np.testing.assert_allclose(shared + by_group.sum(axis=1), LogDensity(density).value(points))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_points_must_be_rows():
     density = ModelDensity(ZOO["eight_schools"]())
     grouped = GroupedDensity(density, structure_of(density))
