@@ -32,7 +32,7 @@ PEERS = (NUTPIE, LOW_RANK, ADVI, PATHFINDER, INLA)
 
 DRAWS = 4_000
 # Numbers that draws may take at once.
-AT_ONCE = 20_000_000
+AT_ONCE = 60_000_000
 CHAINS, TUNE = 2, 1_000
 # Draws per chain; the next where a run was not good.
 LENGTHS = (1_000, 4_000)

@@ -353,12 +353,14 @@ def neighbours(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     tree, again and again. Systematic resampling in this order takes about as many points from each
     region as its weight says, so that means have much less noise than independent draws.
     """
+    if not points.shape[1]:
+        return np.arange(len(points))
     scale = np.sqrt(weights @ np.square(points - weights @ points))
     z = points / np.where(scale > 0, scale, np.inf)
     parts, found = [np.arange(len(z))], []
     while parts:
         part = parts.pop()
-        if len(part) <= LEAF:
+        if len(part) <= LEAF or not weights[part].any():
             found.append(part)
             continue
         along = z[part, np.ptp(z[part], axis=0).argmax()]

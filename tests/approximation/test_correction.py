@@ -309,6 +309,6 @@ def test_resampled_neighbours_have_means_with_little_noise(rng):
 def test_neighbours_of_points_without_spread_or_weight():
     points = np.column_stack([np.ones(9), np.arange(9.0)])
     weights = np.array([1.0, *np.zeros(8)])
-    for which in (points, points[:, :1], points[:0]):
+    for which in (points, points[:, :1], points[:, :0], points[:0]):
         order = neighbours(which, weights[: len(which)])
         assert sorted(order) == list(range(len(which)))

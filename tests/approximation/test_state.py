@@ -2,6 +2,7 @@
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 import pytest
 from numpy.testing import assert_allclose
@@ -106,3 +107,21 @@ def test_what_needs_a_map_of_a_normal_base_says_so(approx):
             use(np.zeros((1, 2)))
     with pytest.raises(NotInvertibleError, match="not one map of N"):
         pmf.neutra(approx)
+
+
+def test_pymc_compiles_nothing_in_c_for_an_approximation(monkeypatch):
+    """A Cholesky factor of correlations took five seconds, for an initial point."""
+    with pm.Model() as model:
+        pm.Normal("x")
+    found = []
+    initial_point = pm.Model.initial_point
+
+    def noted(self, *args, **kwargs):
+        found.append(pytensor.config.cxx)
+        return initial_point(self, *args, **kwargs)
+
+    monkeypatch.setattr(pm.Model, "initial_point", noted)
+    with pytensor.config.change_flags(cxx="some compiler"):
+        pmf.NormalizingFlow("scale-loc", model=model)
+    assert found
+    assert set(found) == {""}

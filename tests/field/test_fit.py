@@ -8,6 +8,7 @@ from posteriors import Bernoulli, CentredMeans, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field, result
 from pymc_flows.field.conditional.judge import judge
+from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import Progress
 from pymc_flows.field.state import FieldState
 from pymc_flows.support.evaluations import Evaluations
@@ -131,9 +132,41 @@ def test_corrected_draws_have_the_posterior_moments(plated, rng):
     np.testing.assert_allclose(draws[:, :2].std(axis=0) / sd, 1, atol=0.1)
 
 
+def test_draws_of_groups_become_more_where_errors_are_larger_than_at_the_mode(monkeypatch):
+    asked = []
+    take_more = Marginal.take_more
+
+    def noted(marginal, factor, rng):
+        asked.append((factor, len(marginal.noise)))
+        return take_more(marginal, factor, rng)
+
+    monkeypatch.setattr(Marginal, "take_more", noted)
+    target = Bernoulli([1, 0, 1, 1] * 8, [1] * 32)
+    found = fit_field(target.posterior(), options=QUICK, random_seed=0).marginal
+    [(factor, n)] = asked
+    assert n == 16  # the fewest: errors are small at the mode
+    assert factor > 2
+    assert len(found.noise) == n * 2 ** round(np.log2(factor))
+    assert not found.take_more(1.0, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("cut", [1.0, 0.4])
+def test_values_whose_groups_have_no_density_are_left_out(cut):
+    class Cut(Bernoulli):
+        def by_group(self, points):
+            shared, own = super().by_group(points)
+            own[points[:, 1] > cut] = np.nan
+            return shared, own
+
+    posterior = Cut([1, 3, 2, 0, 4, 1], [5] * 6).posterior()
+    values = fit_field(posterior, options=QUICK, random_seed=0).values
+    assert values.overall.ess > 50
+    assert np.isfinite(values.error)
+
+
 def test_draws_take_few_factors_of_a_large_separator(rng, monkeypatch):
     found = fit_field(crossed(rng).posterior(), options=QUICK, random_seed=0)
-    n_hyper, products = found.posterior.n_hyper, found.posterior.products
+    n_hyper, products = found.posterior.n_hyper, found.posterior.factor_products
     assert products == 4**3 // 3
     monkeypatch.setattr(result, "FEWEST", 8)
     for affordable, distinct in ((0, 8), (20, 20)):
@@ -144,7 +177,7 @@ def test_draws_take_few_factors_of_a_large_separator(rng, monkeypatch):
 
 
 def test_factors_of_a_large_separator_count_as_effort():
-    progress = Progress(Evaluations(factors=2), products=1_000**3 // 3)
+    progress = Progress(Evaluations(factors=2), factor_products=1_000**3 // 3)
     without = Progress(Evaluations(factors=2))
     assert progress.effort - without.effort == pytest.approx(2 * 0.017, rel=0.1)
 

@@ -55,3 +55,14 @@ def test_eight_schools(schools):
     for index, mean in expected.items():
         assert hyper[index] == pytest.approx(mean, abs=0.15)
     assert values.quality.elbo > evidence - 0.1
+
+
+def test_a_field_without_hyperparameters_has_draws(rng):
+    with pm.Model() as model:
+        x = pm.Normal("x", 0, 1, shape=6)
+        pm.Poisson("y", pm.math.exp(x), observed=[0, 1, 0, 3, 2, 5])
+    density = density_of(model)
+    posterior = Posterior.of(density, structure(model, field=["x"]))
+    draws = fit_field(posterior, random_seed=0).corrected(100, rng)
+    assert draws.shape == (100, 6)
+    assert draws[:, 5].mean() > draws[:, 0].mean() + 1

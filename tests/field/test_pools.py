@@ -1,7 +1,5 @@
 """Many draws of a field that is not Gaussian, with noise that was weighed at a few values."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import sparse
@@ -168,21 +166,6 @@ def test_a_skewed_separator_has_more_even_weights_of_the_same_mean(with_level, r
     assert skewed.outer.var() - skewed.within < 0.5 * (plain.outer.var() - plain.within)
     error = np.hypot(plain.error, skewed.error)
     assert abs(skewed.log_marginal - plain.log_marginal) < 4 * error < 0.2
-
-
-def test_draws_of_the_marginal_become_more_where_its_errors_are_large(level):
-    """The error at the mode is small enough with 4 draws of the separator, elsewhere it is not."""
-    fitted, options = [], FieldOptions(rounds=(64,), values=64, flow_rounds=0, effective=100)
-    for error in (1.0, 0.1):
-        finer = replace(options, group_error=error)
-        fitted.append(fit_field(level.posterior(), options=finer, random_seed=0))
-    few, many = (f.marginal for f in fitted)
-    assert few.n_outer < many.n_outer
-    assert len(few.noise) // few.n_outer <= len(many.noise) // many.n_outer
-    assert not many.refine(1.0, np.random.default_rng(1))
-    n = many.n_outer, len(many.noise)
-    assert many.refine(100.0, np.random.default_rng(1))
-    assert (many.n_outer, len(many.noise)) == (4 * n[0], 4 * n[1])
 
 
 def test_a_fit_with_a_skewed_separator_comes_back_from_its_arrays(level, with_level):

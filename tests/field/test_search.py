@@ -61,7 +61,7 @@ def test_determinants_are_differenced_where_their_factors_are_little_work(
     n_hyper, separator, is_laplace
 ):
     groups = np.append(np.full(separator, -1), np.zeros(50, int))
-    posterior = SimpleNamespace(groups=groups, n_hyper=n_hyper, products=separator**3 // 3)
+    posterior = SimpleNamespace(groups=groups, n_hyper=n_hyper, factor_products=separator**3 // 3)
     conditional = SimpleNamespace(
         is_far=False, posterior=posterior, points=np.zeros((16, 1)), chunk=1
     )

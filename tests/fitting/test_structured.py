@@ -361,7 +361,7 @@ def test_the_spread_of_a_scale_of_few_groups_is_known():
         values = fit_structured(model=model, random_seed=seed).q.found.values
         weights, found = np.exp(values.log_weights), np.exp(values.hyper[:, 0])
         spread = np.sqrt(weights @ (found - weights @ found) ** 2)
-        assert spread == pytest.approx(sd, rel=0.02)
+        assert spread == pytest.approx(sd, rel=0.05)
 
 
 def test_more_values_far_out_are_taken_while_there_is_time(monkeypatch):

@@ -24,7 +24,7 @@ from xarray import Dataset
 
 from pymc_flows.approximation.start import LayerParams, check_jitter, start_state
 from pymc_flows.approximation.state import State
-from pymc_flows.backends.modes import NUMPY
+from pymc_flows.backends.modes import NUMPY, no_compiler
 from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.model.batching import batched_draws
@@ -188,8 +188,9 @@ class StateApproximation(Approximation):
         self, q: State, density: ModelDensity, model: pm.Model, seeds: np.random.SeedSequence
     ):
         self.q, self._density = q, density
-        group = NormalizingFlowGroup(None, flow=q.formula, q=q, random_seed=seeds, model=model)
-        super().__init__([group], model=model)
+        with no_compiler():  # PyMC compiles a function for the initial point
+            group = NormalizingFlowGroup(None, flow=q.formula, q=q, random_seed=seeds, model=model)
+            super().__init__([group], model=model)
 
     @property
     def density(self) -> ModelDensity:

@@ -16,7 +16,8 @@ from pymc_flows.field.conditional.tails import want_wider
 from pymc_flows.field.conditional.weights import GroupWeights
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.mode import HyperMode, find_mode
-from pymc_flows.field.hyper.rounds import HyperValues, sample_hyper
+from pymc_flows.field.hyper.rounds import sample_hyper
+from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import FieldOptions, Progress, Report
 from pymc_flows.field.posterior import Posterior
@@ -31,8 +32,9 @@ GROUP_DRAWS, SEPARATOR_DRAWS, SHARED = 64, 8, 4
 # A separator is skewed where the variance of its log weights is above this, in nats². Most draws
 # by which that is done; fewer where they would take more than so many seconds of a usual core.
 UNEVEN, SKEW_DRAWS, SKEW_EACH, SKEW_SECONDS = 0.1, 1_024, 64, 4.0
-# Shares of the skew that are tried, by so many draws of the separator with so many of the groups.
-SHARES, TRIED, TRIED_INNER = (0.0, 0.5, 1.0), 64, 8
+# Shares of the skew that are tried, by so many draws of the separator, fewest and most, with so
+# many of the groups, and within the same time.
+SHARES, FEWEST_TRIED, MOST_TRIED, TRIED_INNER = (0.0, 0.5, 1.0), 16, 64, 8
 # Values of the hyperparameters at which groups are judged.
 JUDGED = 4
 # Groups that cannot be trusted are judged again with this many times as many draws.
@@ -77,7 +79,7 @@ def fit_field(
     """
     options = options or FieldOptions()
     rng = np.random.default_rng(random_seed)
-    progress = Progress(posterior.evaluations, posterior.sizes, posterior.products, report)
+    progress = Progress(posterior.evaluations, posterior.sizes, posterior.factor_products, report)
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
     mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], progress)
@@ -159,27 +161,31 @@ def _skew(
     progress: Progress,
 ) -> Skew | None:
     """Tell the skewness of the separator at the mode, if weights are uneven."""
-    if weights.outer.var(ddof=1) - weights.within < UNEVEN:
-        return None
     posterior, gaussian = marginal.posterior, mode.gaussian
+    finite = np.isfinite(weights.outer).all()
+    if not finite or weights.outer.var(ddof=1) - weights.within < UNEVEN:
+        return None
+    separator = posterior.groups < 0
     noise = NormalNoise.make(posterior.groups, SKEW_DRAWS, rng)
-    found: list[np.ndarray] = []
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     begin = progress.effort
     while len(found) < SKEW_DRAWS // SKEW_EACH and progress.effort - begin < SKEW_SECONDS:
         white = noise.rows(len(found) * SKEW_EACH, (len(found) + 1) * SKEW_EACH)
         points = posterior.join(gaussian.hyper, gaussian.place(white))
         gradients = posterior.value_and_grad(points)[1][:, posterior.field]
-        found.append(gaussian.factor.whiten(gaussian.factor.solve(gradients)))
+        scores = gaussian.factor.whiten(gaussian.factor.solve(gradients))
+        found.append((white[:, separator], scores[:, separator]))
         progress.tell("skewness")
-    scores = np.concatenate(found)
-    separator = posterior.groups < 0
-    whole = Skew.fit(noise.rows(0, len(scores))[:, separator], scores[:, separator])
-    if whole is None:
+    each = (progress.effort - begin) / (len(found) * SKEW_EACH)
+    allowed = SKEW_SECONDS / (each * TRIED_INNER * len(SHARES))
+    n = 2 ** int(math.log2(np.clip(allowed, 1, MOST_TRIED)))
+    whole = Skew.fit(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    if whole is None or n < FEWEST_TRIED:
         return None
-    noise, variances = NormalNoise.make(posterior.groups, TRIED * TRIED_INNER, rng), []
+    noise, variances = NormalNoise.make(posterior.groups, n * TRIED_INNER, rng), []
     for share in SHARES:
         marginal.skew = whole.times(share)
-        outer = marginal.weigh_others(gaussian, noise, n_outer=TRIED).outer
+        outer = marginal.weigh_others(gaussian, noise, n_outer=n).outer
         variances.append(outer.var(ddof=1) if np.isfinite(outer).all() else np.inf)
         progress.tell("skewness")
     best = SHARES[int(np.argmin(variances))]

@@ -12,6 +12,7 @@ from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import TOLERANCE, ConditionalField
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.conditional.skew import Skew
+from pymc_flows.field.conditional.tails import want_wider
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
 from pymc_flows.field.options import Progress
 
@@ -103,7 +104,16 @@ class Marginal:
                 self.conditional.at(hyper[begin : begin + size], tolerance=tolerance), begin
             )
 
-    def refine(self, factor: float, rng: np.random.Generator) -> bool:
+    def widen(self, weights: Sequence[GroupWeights]) -> bool:
+        """Give wider tails to groups that need them by one of these weights; tell if any does."""
+        n_inner, groups = len(self.noise) // self.n_outer, self.posterior.groups
+        wanted = [want_wider(w.ess, n_inner, groups) for w in weights]
+        wide = np.any([self.wide, *wanted], axis=0)
+        changed = bool((wide != self.wide).any())
+        self.wide = wide
+        return changed
+
+    def take_more(self, factor: float, rng: np.random.Generator) -> bool:
         """Take more draws of the separator, or of groups if there is none: 2 or 4 times as many.
 
         Returns whether there are more: values from before are then of another function.

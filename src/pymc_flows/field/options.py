@@ -22,8 +22,8 @@ class FieldOptions:
         Most antithetic pairs of points for expectations over the field.
     group_error : float
         Standard error of the corrected log marginal, in nats, that suffices: fewer draws are taken
-        if they reach it. Most of the error is the same at all values of the hyperparameters and
-        does not matter.
+        if they reach it at the mode, more if they do not at the values of the first round. Most of
+        the error is the same at all values of the hyperparameters and does not matter.
     rounds : tuple of int
         Values of the hyperparameters in each round of adaptive importance sampling.
     values : int
@@ -49,7 +49,7 @@ class FieldOptions:
     """
 
     quadrature_pairs: int = 8
-    group_error: float = 0.1
+    group_error: float = 0.05
     rounds: tuple[int, ...] = (128, 128)
     values: int = 256
     effective: int = 2_000
@@ -57,7 +57,7 @@ class FieldOptions:
     formula: str = "spline(bins=10, bound=10)-tril-loc"
     flow_rounds: int = 3
     seconds_per_round: float = 4.0
-    correction_error: float = 0.2
+    correction_error: float = 0.1
     judge_draws: int = 256
     judge_seconds: float = 10.0
 
@@ -77,7 +77,7 @@ class Progress:
     evaluations : Evaluations
     sizes : tuple of int
         How many numbers a density or gradient goes through, and how many more a curvature does.
-    products : int
+    factor_products : int
         Multiplications of a dense factor, that of the separator.
     report : callable, optional
         Called with stage, evaluations and seconds after each unit of work. An exception that it
@@ -86,7 +86,7 @@ class Progress:
 
     evaluations: Evaluations
     sizes: tuple[int, int] = (0, 0)
-    products: int = 0
+    factor_products: int = 0
     report: Report | None = None
     started: float = field(default_factory=time.process_time)
     history: list[tuple[str, Evaluations, float]] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Progress:
         rows, entries = self.sizes
         numbers = points * rows + matrices * (rows + entries)
         seconds = SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
-        return seconds + SECONDS_PER_PRODUCT * done.factors * self.products
+        return seconds + SECONDS_PER_PRODUCT * done.factors * self.factor_products
 
     def tell(self, stage: str) -> None:
         """Record a unit of work."""

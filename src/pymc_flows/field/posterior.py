@@ -151,7 +151,7 @@ class Posterior:
         self._grouped, self._made_from = fixed._grouped, None
 
     @property
-    def products(self) -> int:
+    def factor_products(self) -> int:
         """Multiplications of a factor of the separator, which is dense."""
         return int(np.count_nonzero(self.groups < 0)) ** 3 // 3
 

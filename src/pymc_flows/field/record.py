@@ -16,7 +16,7 @@ from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.proposal import Proposal
-from pymc_flows.field.hyper.rounds import HyperValues
+from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.field.result import FieldApproximation
@@ -172,7 +172,8 @@ def _skew(read: Reader, n: int) -> Skew | None:
     pairs = read("skew_pairs", (len(bend), 2), "int64")
     if not len(slant):
         return None
-    if not (len(shift) == len(slant) == n and np.isin(pairs, np.arange(n)).all()):
+    fits = len(shift) == len(slant) == n and np.isin(pairs, np.arange(n)).all()
+    if not (fits and (np.abs(slant) < 1).all() and not np.isin(*pairs.T).any()):
         raise ValueError("a skew of another separator")
     return Skew(shift, slant, pairs, bend)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.hyper.mode import HyperMode
-from pymc_flows.field.hyper.rounds import HyperValues
+from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.pools import field_noise
 from pymc_flows.field.posterior import Posterior
@@ -117,7 +117,7 @@ class FieldApproximation:
             a few hundred elements there are fewer, since each takes a factor of its own.
         """
         marginal, posterior = self.marginal, self.posterior
-        affordable = max(FEWEST, MOST_PRODUCTS // max(posterior.products, 1))
+        affordable = max(FEWEST, MOST_PRODUCTS // max(posterior.factor_products, 1))
         count = min(n, n if n_hyper is None else n_hyper, affordable)
         weights = np.exp(self.values.log_weights)
         order = neighbours(self.values.hyper, weights)

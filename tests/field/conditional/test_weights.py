@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from posteriors import Bernoulli, LinearMixed
+from posteriors import Bernoulli, LinearMixed, Parts
+from pymc_flows.field import Posterior
 from pymc_flows.field.conditional.judge import judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
@@ -147,3 +148,25 @@ def test_a_density_that_is_not_a_number_is_0(two_rows, rng):
     weights = weigh_groups(posterior, gaussian, noise)
     assert np.isfinite([weights.log_marginal, weights.error]).all()
     assert 1 < weights.ess[7] < 64
+
+
+def test_draws_out_of_range_have_no_weight_and_leave_their_block_one(rng):
+    """The density is 0, and its parts by group are 0, if any element is below −0.3."""
+    target = Bernoulli([3, 3], [5, 5])
+
+    def by_group(points):
+        shared, own = target.by_group(points)
+        outside = (points[:, 2:] < -0.3).any(axis=1)
+        shared[outside], own[outside] = -np.inf, 0.0
+        return shared, own
+
+    parts = Parts.of(2, [0, 1])
+    posterior = Posterior(parts, target.value_and_grad, target.curvature, by_group, np.zeros(4))
+    [gaussian] = conditional_of(posterior, rng).at(np.zeros((1, 2)))
+    noise = NormalNoise.make(posterior.groups, 64, rng)
+    found = weigh_groups(posterior, gaussian, noise, keep=True)
+    outside = (gaussian.place(found.noise[0]) < -0.3).any(axis=1)
+    assert 0 < outside.sum() < 64
+    assert np.isneginf(found.by_group[0, outside]).all()
+    assert np.isfinite(found.by_group[0, ~outside]).all()
+    assert np.isfinite(found.outer).all()

@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate
 
 from pymc_flows.field.hyper.proposal import Proposal
-from pymc_flows.field.hyper.scaled import ScaledEffects, far_out
+from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale, least_known
 
 # Mean and log standard deviation of an effect: of 1 and of a log scale around −1.
 MEAN, SPREAD = (0.5, 0.2), (-0.7, 0.8)
@@ -91,15 +91,29 @@ def test_a_spread_is_no_steeper_than_a_scale(rng):
     assert found.spread[1, 0] == 1.0
 
 
-def test_values_far_out_are_for_the_least_known_spread(rng):
+def test_the_least_known_spread_is_found(rng):
     draws, n = values(rng, 100_000), 100_000
     weights, is_scale = np.full(n, 1 / n), np.array([True, False, True])
-    far, error = far_out(draws, weights, IS_EFFECT, is_scale, is_scale)
-    expected = np.average(draws, axis=0, weights=np.exp(2 * draws[:, 0]))
-    np.testing.assert_allclose(far.loc[[0, 2]], expected[[0, 2]], atol=0.06)
+    worst, error = least_known(draws, weights, is_scale, is_scale)
+    assert worst == 0
     scale = np.exp(draws[:, 0])
     kurtosis = np.mean((scale - scale.mean()) ** 4) / scale.var() ** 2
     assert error == pytest.approx(0.5 * np.sqrt((kurtosis - 1) / n), rel=0.01)
-    far, error = far_out(draws, weights, IS_EFFECT, is_scale, IS_EFFECT)
-    assert isinstance(far, ScaledEffects)
+    worst, error = least_known(draws, weights, is_scale, IS_EFFECT)
+    assert worst == 1
     assert error < 0.01
+
+
+def test_large_scales_are_where_their_variance_comes_from(rng):
+    """Also where the logarithm has a long tail to the left, whose variance says nothing of it."""
+    n = 20_000
+    logs = np.log(rng.gamma(0.3, size=n))
+    draws = np.column_stack([logs, 0.5 * logs + rng.standard_normal(n)])
+    weights = np.full(n, 1 / n)
+    found = large_scale(draws, weights, 0)
+    # Weights by the square make it a gamma variable of shape 2.3.
+    expected = np.log(rng.gamma(2.3, size=n)).mean()
+    np.testing.assert_allclose(found.loc, [expected, 0.5 * expected], atol=0.06)
+    # So few values that the weights would be those of one.
+    few = large_scale(draws[:8], np.full(8, 1 / 8), 0)
+    np.testing.assert_allclose(few.loc, draws[:8].mean(axis=0))

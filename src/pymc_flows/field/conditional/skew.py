@@ -24,6 +24,8 @@ FAR = 2.0
 _INSIDE = 1 - 2 * FAR * math.exp(-0.5 * FAR**2) / math.sqrt(2 * math.pi) / math.erf(
     FAR / math.sqrt(2)
 )
+# Fewest draws that are fitted to.
+FEWEST = 64
 # Largest slant, with a skewness of about 0.8: the lighter tail is too light with more.
 MOST_SLANT = 0.5
 # An estimate counts if it is so many standard errors from 0: few of thousands are by chance.
@@ -58,23 +60,28 @@ class Skew:
     def fit(cls, noise: np.ndarray, scores: np.ndarray) -> Skew | None:
         """Fit to gradients of the log density at standard normal noise; None if nothing is told.
 
-        A density φ(z) (1 + Σ aᵢⱼ (zᵢ² − 1) zⱼ) has the score −zⱼ + Σ aᵢⱼ (zᵢ² − 1) in zⱼ, to first
-        order, with 3 aⱼⱼ where i = j. So scores are regressed on the squares of the noise, one by
-        one, which are independent; far out, where scores may grow exponentially, they do not count.
+        A density φ(z) (1 + Σ aᵢⱼ (zᵢ² − 1) zⱼ), with (zⱼ³ / 3 − zⱼ) where i = j, has the score
+        −zⱼ + Σ aᵢⱼ (zᵢ² − 1) in zⱼ, apart from terms that are odd in zᵢ. So scores are regressed on
+        the squares of the noise, one by one, which are independent; far out, where scores may grow
+        exponentially, they do not count.
 
         Parameters
         ----------
         noise, scores : ndarray, shape (draws, n)
-            Scores with respect to the noise, in nats.
+            Scores with respect to the noise, in nats; rows that are not finite do not count.
         """
+        finite = np.isfinite(scores).all(axis=1)
+        noise, scores = noise[finite], scores[finite]
+        if len(noise) < FEWEST:
+            return None
         inside = np.abs(noise) < FAR
-        excess = np.where(inside, scores + noise, 0.0)
+        mean = (scores + noise).mean(axis=0, where=inside)
+        excess = np.where(inside, scores + noise - mean, 0.0)
         squares = np.where(inside, noise**2 - _INSIDE, 0.0)
         known = np.square(squares).T @ inside
         slope = squares.T @ excess / known
         own = np.diagonal(slope)
-        mean = excess.sum(axis=0) / inside.sum(axis=0)
-        error = np.where(inside, excess - mean, 0.0).std(axis=0)
+        error = excess.std(axis=0)
         slope = np.where(np.abs(slope) > TELLING * error / np.sqrt(known), slope, 0.0)
         shift = mean + own * (1 - _INSIDE)
         shift = np.where(np.abs(shift) > TELLING * error / math.sqrt(len(noise)), shift, 0.0)

@@ -179,13 +179,16 @@ def weigh_groups(
         white[np.ix_(place >= first_wide, widened)] *= WIDER
         field = gaussian.place(white)
         common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
-        own = np.where(np.isnan(own), -np.inf, own)
+        # Draws of groups that are out of range have no density; the others of a block may have one.
+        impossible = np.isnan(own) | ~np.isfinite(common)[:, None]
+        own = np.where(impossible, -np.inf, own)
         squares = _sums(np.square(white), groups, posterior.n_groups)
         mixture = np.zeros_like(squares)
         mixture[:, wide] = log_mixture(squares[:, wide], sizes, n_wide(n_inner) / n_inner)
-        shared.append(common[place == 0])
+        shared.append(np.where(np.isfinite(common), common, -np.inf))
         by_group.append(own + 0.5 * squares - mixture)
-        even.append(-mixture)
+        if wide.any():
+            even.append(-mixture)
         if keep:
             kept.append(white)
 
@@ -194,7 +197,7 @@ def weigh_groups(
 
     return GroupWeights(
         blocks(kept) if keep else None,
-        np.concatenate(shared) - log_q + gaussian.log_normalizer,
+        blocks(shared).max(axis=(1, 2)) - log_q + gaussian.log_normalizer,
         blocks(by_group),
         blocks(even) if wide.any() else None,
     )

@@ -73,7 +73,7 @@ def objective_of(conditional: ConditionalField) -> Objective:
         return conditional
     posterior = conditional.posterior
     is_exact = 2 * ranks(posterior.groups)[1] <= len(conditional.points)
-    work = (posterior.n_hyper + 1) * posterior.products
+    work = (posterior.n_hyper + 1) * posterior.factor_products
     if is_exact or work > MOST_WORK:
         return conditional
     return LaplaceMarginal(conditional)

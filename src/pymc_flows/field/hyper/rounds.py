@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from pymc_flows.field.hyper.proposal import (
     moments,
     tempered,
 )
-from pymc_flows.field.hyper.scaled import ScaledEffects, far_out
+from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale, least_known
+from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
 from pymc_flows.flows.frame import Frame
@@ -54,9 +55,8 @@ TAILS, STRETCHED = 8, (2.0, 5.0)
 # them follow, at most so many times, until standard errors of the standard deviations of effects
 # and scales are below this share of these.
 SCALED, AGAIN, SPREAD_ERROR = 3, 3, 0.03
-# The error of the marginal at values of the first round may be this share of the error at the mode
-# that suffices: what is not the same at all of them shifts hyperparameters.
-FINER = 0.5
+# Values of the first round at which groups show whether they need wider tails.
+WIDENED = 8
 # Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
@@ -68,34 +68,6 @@ FINITE = 0.5
 LACKING, N_ERRORS = 0.02, 3.0
 
 type Distribution = Proposal | ProfileProposal | ScaledEffects | HyperFlow
-
-
-@dataclass(frozen=True, eq=False)
-class HyperValues:
-    """A distribution over hyperparameters, and weighted values of these.
-
-    Attributes
-    ----------
-    flow : Proposal or HyperFlow
-        q(g): a Gaussian or a flow.
-    quality : Quality
-        Quality of q(g), by weights of its draws against the marginal.
-    hyper : ndarray, shape (n, n_hyper)
-        Values of all rounds, at which the marginal was evaluated, in random order.
-    log_weights : ndarray, shape (n,)
-        Logarithms of their normalised and Pareto-smoothed weights.
-    overall : Quality
-        Quality of these weights; its log evidence is that of the model.
-    error : float
-        Standard error, in nats, of the corrected marginal itself; the log evidence has it, too.
-    """
-
-    flow: Proposal | HyperFlow
-    quality: Quality
-    hyper: np.ndarray
-    log_weights: np.ndarray
-    overall: Quality
-    error: float
 
 
 class _Rounds:
@@ -173,17 +145,22 @@ class _Rounds:
             self.khat = min(self.khat, khat)
         return quality
 
-    def refine(self, rng: np.random.Generator) -> bool:
-        """Drop all values if the marginal gets more draws, as it does where its errors are large.
+    def restart_finer(self, rng: np.random.Generator) -> bool:
+        """Drop all values if the marginal gets more draws or wider tails, where it needs them.
 
-        At the mode, by which the number of draws was chosen, the field is nearest to a Gaussian.
+        At the mode, by which both were chosen, the field is nearest to a Gaussian.
         """
-        if self.marginal.is_gaussian:
+        if self.marginal.is_gaussian or not self.overall.ess:
             return False
-        factor = (self.error / (FINER * self.options.group_error)) ** 2
+        rows = np.unique(systematic(tempered(self._log_weights()), WIDENED, rng))
+        found = [g for _, g in self.marginal.gaussians(self.hyper[rows]) if g is not None]
+        changed = self.marginal.widen([self.marginal.weigh(g) for g in found])
         seconds = self.seconds_each * len(self.hyper)
         allowed = self.options.seconds_per_round / max(seconds, 1e-9)
-        if not self.marginal.refine(min(factor, allowed), rng):
+        factor = (self.within / self.options.group_error) ** 2
+        if math.isfinite(factor):
+            changed |= self.marginal.take_more(min(factor, allowed), rng)
+        if not changed:
             return False
         self.parts, self.correction, self.missed = [], None, 0.0
         self.khat = math.inf
@@ -235,14 +212,28 @@ class _Rounds:
         """
         posterior = self.marginal.posterior
         effects, scales = posterior.locations & ~posterior.locations.all(), posterior.scales
-        kinds = [kind for kind in (effects, scales) if kind.any()]
-        for i, kind in enumerate([*kinds, *[effects | scales] * AGAIN * bool(kinds)]):
-            weights = np.exp(self.log_weights)
-            far, error = far_out(self.hyper, weights, effects, scales, kind)
-            is_late = self.progress.effort > end
-            if i >= len(kinds) and (is_late or error <= SPREAD_ERROR):
+        both = effects | scales
+        for kind in (effects, scales):
+            if kind.any():
+                worst, _ = least_known(self.hyper, np.exp(self.log_weights), scales, kind)
+                self._take_far_out(worst, effects, n, rng)
+        for _ in range(AGAIN if both.any() else 0):
+            worst, error = least_known(self.hyper, np.exp(self.log_weights), scales, both)
+            if error <= SPREAD_ERROR or self.progress.effort > end:
                 return
-            self.take(far, n, rng, math.inf)
+            self._take_far_out(worst, effects, n, rng)
+
+    def _take_far_out(
+        self, which: int, effects: np.ndarray, n: int, rng: np.random.Generator
+    ) -> None:
+        """Evaluate n draws where the standard deviation of one effect or scale comes from."""
+        hyper, weights = self.hyper, np.exp(self.log_weights)
+        far: Distribution = (
+            ScaledEffects.fit(hyper, weights, effects)
+            if effects[which]
+            else large_scale(hyper, weights, which)
+        )
+        self.take(far, n, rng, math.inf)
 
     def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
         """Evaluate the correction where there is weight; return whether it can be predicted."""
@@ -307,12 +298,17 @@ class _Rounds:
         return is_close and quality.ess >= GOOD * quality.n_draws and not lacks
 
     @property
-    def error(self) -> float:
-        """Standard error of the log marginal, in nats, by weights of groups and predictions."""
+    def within(self) -> float:
+        """Standard error of the log marginal, in nats, by the noise of weights of groups."""
         values = MarginalValues.joined([values for _, values in self.parts])
         direct = np.exp(self.log_weights) * values.is_direct
-        within = float(direct @ values.error) / max(float(direct.sum()), 1e-300)
-        return math.hypot(within, self.missed)
+        errors = np.where(direct > 0, values.error, 0.0)
+        return float(direct @ errors) / max(float(direct.sum()), 1e-300)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the log marginal, in nats, by weights of groups and predictions."""
+        return math.hypot(self.within, self.missed)
 
     def judged(self) -> Quality:
         """Quality of the weights of all values.
@@ -356,7 +352,7 @@ def sample_hyper(
         else:
             wide = Proposal(loc, math.sqrt(WIDENING) * lower_factor(covariance), DEGREES)
         rounds.take(wide, most, rng)
-        if i == 0 and rounds.refine(rng):
+        if i == 0 and rounds.restart_finer(rng):
             rounds.take(wide, most, rng)
         if rounds.has_enough():
             loc, covariance = rounds.moments()

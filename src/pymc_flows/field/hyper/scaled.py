@@ -26,11 +26,13 @@ STEEPEST = 1.0
 # lie far out.
 DEGREES, WIDER = 5.0, 1.3
 # Draws are for the variances of effects, or of a scale, to which large scales contribute most:
-# scales have the location that they would have with weights multiplied by this power of the spread
-# of an effect, or of the scale, if their logarithms were Gaussian.
+# scales have the location that they have with weights multiplied by this power of the spread of an
+# effect, or of the scale.
 POWER = 2.0
 # A scale counts as no larger than e to this power times its geometric mean.
 LARGEST = 20.0
+# Fewest effective values per hyperparameter with such weights; else weights stay as they are.
+ENOUGH = 5
 # The prior that there is no slope counts as this many effective values.
 PRIOR = 10.0
 
@@ -99,41 +101,57 @@ class ScaledEffects:
         return self.scales.log_prob(others) + given - spread.sum(axis=1)
 
 
-def far_out(
-    hyper: np.ndarray,
-    weights: np.ndarray,
-    is_effect: np.ndarray,
-    is_scale: np.ndarray,
-    among: np.ndarray,
-) -> tuple[ScaledEffects | Proposal, float]:
-    """Find a distribution where the least known standard deviation comes from, and its error.
+def least_known(
+    hyper: np.ndarray, weights: np.ndarray, is_scale: np.ndarray, among: np.ndarray
+) -> tuple[int, float]:
+    """Find the column of weighted values whose standard deviation has the largest error.
 
     Parameters
     ----------
     hyper : ndarray, shape (n, n_hyper)
-        Values.
     weights : ndarray, shape (n,)
         They sum to 1.
-    is_effect, is_scale : ndarray of bool, shape (n_hyper,)
-        Effects, and logarithms of scales, whose own standard deviation counts.
+    is_scale : ndarray of bool, shape (n_hyper,)
+        Logarithms of scales, whose own standard deviations count.
     among : ndarray of bool, shape (n_hyper,)
-        Those of them that are looked at.
+        Columns that are looked at.
 
     Returns
     -------
-    distribution : ScaledEffects or Proposal
+    column : int
     error : float
         Standard error of the standard deviation, relative to it.
     """
-    relative = np.minimum(hyper - weights @ hyper, LARGEST)
-    values = np.where(is_scale, np.exp(np.where(is_scale, relative, 0.0)), hyper)
+    values = np.where(is_scale, _scales(np.where(is_scale, hyper, 0.0), weights), hyper)
     errors = np.where(among, spread_errors(values, weights), -math.inf)
     worst = int(errors.argmax())
-    if is_effect[worst]:
-        return ScaledEffects.fit(hyper, weights, is_effect), float(errors[worst])
-    loc, covariance = moments(hyper, weights)
-    far = Proposal(loc + POWER * covariance[:, worst], WIDER * lower_factor(covariance), DEGREES)
-    return far, float(errors[worst])
+    return worst, float(errors[worst])
+
+
+def large_scale(hyper: np.ndarray, weights: np.ndarray, which: int) -> Proposal:
+    """A Student-t distribution that lies where the variance of a scale comes from.
+
+    It has the moments of the values with weights multiplied by a power of the scale.
+
+    Parameters
+    ----------
+    hyper : ndarray, shape (n, n_hyper)
+    weights : ndarray, shape (n,)
+        They sum to 1.
+    which : int
+        The column with the logarithm of the scale.
+    """
+    tilted = weights * _scales(hyper[:, which], weights) ** POWER
+    tilted /= tilted.sum()
+    if 1 / np.square(tilted).sum() < ENOUGH * hyper.shape[1]:
+        tilted = weights
+    loc, covariance = moments(hyper, tilted)
+    return Proposal(loc, WIDER * lower_factor(covariance), DEGREES)
+
+
+def _scales(logs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Scales relative to their geometric mean."""
+    return np.exp(np.minimum(logs - weights @ logs, LARGEST))
 
 
 def _design(others: np.ndarray, loc: np.ndarray) -> np.ndarray:
