@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy
-from pymc.logprob.transforms import LogTransform
+from pymc.distributions.transforms import log
 from pytensor.graph.replace import graph_replace
 
 from pymc_flows.errors import FitError
@@ -216,5 +216,5 @@ def _kinds(density: ModelDensity) -> tuple[np.ndarray, np.ndarray]:
     plain, logs = np.zeros(density.dim, bool), np.zeros(density.dim, bool)
     for value, slot in zip(model.value_vars, density.slots, strict=True):
         transform = model.rvs_to_transforms[model.values_to_rvs[value]]
-        plain[slot.slice], logs[slot.slice] = transform is None, isinstance(transform, LogTransform)
+        plain[slot.slice], logs[slot.slice] = transform is None, isinstance(transform, type(log))
     return plain, logs
