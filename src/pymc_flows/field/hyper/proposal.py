@@ -12,6 +12,9 @@ import numpy as np
 from pymc_flows.field.conditional.noise import sobol
 from pymc_flows.formula import Formula
 
+# Effective values per hyperparameter that a covariance needs.
+ENOUGH = 5
+
 
 @dataclass(frozen=True, eq=False)
 class Proposal:

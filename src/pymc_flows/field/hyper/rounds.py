@@ -18,6 +18,7 @@ from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import MAX_AXES, HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
 from pymc_flows.field.hyper.proposal import (
+    ENOUGH,
     Proposal,
     lower_factor,
     mixture_log_prob,
@@ -34,8 +35,6 @@ from pymc_flows.importance import Quality, systematic, weigh
 
 _log = logging.getLogger(__name__)
 
-# Effective values per hyperparameter that a covariance needs.
-ENOUGH = 5
 # Fewest values of a round, by which its cost per value is measured. In the first round, the
 # correction of Laplace's approximation is evaluated at as many values; in later rounds at fewer.
 MIN_VALUES, CHECK_VALUES = 40, 16

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_flows.field.hyper.proposal import Proposal, lower_factor, moments, spread_errors
+from pymc_flows.field.hyper.proposal import (
+    ENOUGH,
+    Proposal,
+    lower_factor,
+    moments,
+    spread_errors,
+)
 
 # Most steps of Fisher scoring, and the longest of them in any coefficient.
 STEPS, LONGEST = 25, 1.0
@@ -31,8 +37,6 @@ DEGREES, WIDER = 5.0, 1.3
 POWER = 2.0
 # A scale counts as no larger than e to this power times its geometric mean.
 LARGEST = 20.0
-# Fewest effective values per hyperparameter with such weights; else weights stay as they are.
-ENOUGH = 5
 # The prior that there is no slope counts as this many effective values.
 PRIOR = 10.0
 
@@ -131,7 +135,8 @@ def least_known(
 def large_scale(hyper: np.ndarray, weights: np.ndarray, which: int) -> Proposal:
     """A Student-t distribution that lies where the variance of a scale comes from.
 
-    It has the moments of the values with weights multiplied by a power of the scale.
+    It has the moments of the values with weights multiplied by a power of the scale, or, where so
+    few of these are effective that they tell no covariance, with the weights alone.
 
     Parameters
     ----------
