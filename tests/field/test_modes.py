@@ -4,6 +4,7 @@ from scipy import optimize, sparse
 
 from posteriors import Bernoulli, Funnel, LinearMixed, variances
 from pymc_flows.field import Posterior
+from pymc_flows.field.conditional.mapping import TOLERANCE
 from pymc_flows.field.conditional.newton import MAX_DAMPED, FieldModes
 from pymc_flows.field.factors import factoring
 
@@ -43,6 +44,16 @@ def test_the_mode_agrees_with_a_general_optimiser(bernoulli):
     np.testing.assert_allclose(gaussian.mean, expected.x, atol=1e-5)
     curvature = bernoulli.curvature(np.concatenate([g, expected.x])).diagonal()
     np.testing.assert_allclose(variances(gaussian.factor, 12), 1 / curvature, rtol=1e-3)
+
+
+def test_determinants_of_large_fields_do_not_depend_on_the_start(rng):
+    """A small step of all elements changes the log determinant by the sum of what it changes."""
+    posterior = Bernoulli(rng.integers(0, 3, 3000), np.full(3000, 2)).posterior()
+    modes, g = modes_of(posterior), np.array([[0.5, 0.7]])
+    [exact] = modes.find(g, np.zeros((1, 3000)), steps=30, tolerance=1e-20)
+    for off in 10.0 ** -np.arange(1, 7):
+        [found] = modes.find(g, exact.mean[None] + off, steps=30, tolerance=TOLERANCE)
+        assert found.log_marginal == pytest.approx(exact.log_marginal, abs=0.02)
 
 
 def test_modes_do_not_depend_on_what_else_is_sought(bernoulli, rng):

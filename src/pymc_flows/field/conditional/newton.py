@@ -27,9 +27,11 @@ MAX_DAMPED = 30
 NEAR = 100.0
 # Share of the expected gain that a step must have.
 ARMIJO = 1e-4
-# A curvature is used again where the decrement has fallen to this share: the root of the share is
-# about how much the curvature has changed, in all directions together.
-SAME_CURVATURE = 1e-3
+# A curvature is used again where half of its log determinant has changed by less, in nats.
+# If a step changes the curvature of all n elements by the same share, it leaves that share of the
+# step to take; then the decrement falls to a quarter of its square, and the determinant changes by
+# n times the root of what the decrement has fallen to.
+SAME_DETERMINANT = 1e-2
 # Differences of log densities below this share are rounding.
 ROUNDING = 1e-12
 
@@ -212,7 +214,8 @@ class FieldModes:
         rows, undamped = rows[free], moved[free]
         steps = factors.solve(rows, climbs.gradients[undamped])
         left = _products(steps, climbs.gradients[undamped])
-        ends = left < np.minimum(tolerance, SAME_CURVATURE * climbs.decrement[undamped])
+        share = (SAME_DETERMINANT / climbs.field.shape[1]) ** 2
+        ends = left < np.minimum(tolerance, share * climbs.decrement[undamped])
         climbs.decrement[undamped[ends]] = left[ends]
         climbs.finish(undamped[ends], steps[ends], factors, rows[ends])
         less = climbs.damping[moved] * LESS
