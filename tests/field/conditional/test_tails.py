@@ -8,7 +8,7 @@ from pymc_flows.field.conditional.judge import judge
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
-from pymc_flows.field.conditional.tails import LARGEST, WIDER, log_mixture, want_wider
+from pymc_flows.field.conditional.tails import LARGEST, PARTS, log_mixture, spreads, want_wider
 from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.record import arrays_of, restored
@@ -27,11 +27,15 @@ def gaussian_at(posterior, g, rng):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_mixture_has_the_density_of_both_parts(size, rng):
+def test_a_mixture_has_the_density_of_all_parts(size, rng):
     z = 2 * rng.standard_normal((20, size))
-    one, wide = (stats.multivariate_normal(cov=s**2 * np.eye(size)) for s in (1.0, WIDER))
-    expected = np.log(0.75 * one.pdf(z) + 0.25 * wide.pdf(z)) - one.logpdf(z)
-    found = log_mixture(np.square(z).sum(axis=1, keepdims=True), np.array([size]), 0.25)
+    n, used = 64, spreads(64)
+    shares = {1.0: 52 / n, **{wider: 1 / one_of for one_of, wider in PARTS}}
+    assert {s: (used == s).mean() for s in shares} == shares
+    parts = {s: stats.multivariate_normal(cov=s**2 * np.eye(size)) for s in shares}
+    density = sum(share * parts[s].pdf(z) for s, share in shares.items())
+    expected = np.log(density) - parts[1.0].logpdf(z)
+    found = log_mixture(np.square(z).sum(axis=1, keepdims=True), np.array([size]), used)
     np.testing.assert_allclose(found[:, 0], expected)
 
 

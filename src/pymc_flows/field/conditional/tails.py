@@ -3,10 +3,11 @@
 Where its likelihood is flat, a group's posterior falls off as slowly as its prior. The Gaussian at
 its mode is narrower, and weights have an infinite variance if its variance is less than half of the
 prior's. So one of eight draws of such a group comes from a Gaussian with twice the standard
-deviations, and weights refer to the mixture of both: they are bounded if the prior's variances are
-no more than four times as large (Hesterberg, Weighted average importance sampling and defensive
-mixture distributions, Technometrics 37(2), 1995; with fixed instead of random shares, Owen & Zhou,
-Safe and effective importance sampling, JASA 95(449), 2000).
+deviations, one of sixteen from one with four times these, and weights refer to the mixture: they
+are bounded if the prior's standard deviations are no more than four times as large (Hesterberg,
+Weighted average importance sampling and defensive mixture distributions, Technometrics 37(2), 1995;
+with fixed instead of random shares, Owen & Zhou, Safe and effective importance sampling, JASA
+95(449), 2000).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import math
 
 import numpy as np
 
-# One of this many draws is wide, with this many times the standard deviations.
-ONE_OF, WIDER = 8, 2.0
-# Wide draws of larger groups are too far out to be of use: weights are bounded by 8 · 2^size.
+# One of so many draws has so many times the standard deviations; the widest come last.
+PARTS = ((8, 2.0), (16, 4.0))
+# Wide draws of larger groups are too far out to be of use: weights are bounded by 16 · 4^size.
 LARGEST = 6
 # A group with this share of effective draws counts as Gaussian. It is close to 1, since 64 draws
 # miss most of the tails that matter for a few of thousands of groups.
@@ -39,27 +40,33 @@ def want_wider(ess: np.ndarray, n_draws: int, groups: np.ndarray) -> np.ndarray:
     return ~(ess >= EVEN * n_draws) & (sizes <= LARGEST)
 
 
-def n_wide(n: int) -> int:
-    """How many of n draws are wide: the last ones.
+def spreads(n: int) -> np.ndarray:
+    """Standard deviations (n,) of n draws: most are 1, the last ones larger.
 
-    The last eighth of a Sobol' sequence is spread evenly; every eighth point would not be.
+    Blocks of sixteenths of a Sobol' sequence are spread evenly; every sixteenth point would not be.
     """
-    return n // ONE_OF
+    found, end = np.ones(n), n
+    for one_of, wider in reversed(PARTS):
+        begin = end - n // one_of
+        found[begin:end] = wider
+        end = begin
+    return found
 
 
-def log_mixture(squares: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
-    """Log density of the mixture, relative to that of a standard normal, in nats.
+def log_mixture(squares: np.ndarray, sizes: np.ndarray, spreads: np.ndarray) -> np.ndarray:
+    """Log density (m, k) of the mixture, relative to that of a standard normal, in nats.
 
     Parameters
     ----------
-    squares : ndarray, shape (n, k)
+    squares : ndarray, shape (m, k)
         Squared norms of the noise of k groups.
     sizes : ndarray of int, shape (k,)
         Numbers of elements of the groups.
-    share : float
-        Share of wide draws.
+    spreads : ndarray, shape (n,)
+        Standard deviations of the draws, which tell the shares.
     """
-    if not share:
-        return np.zeros_like(squares)
-    wide = 0.5 * (1 - WIDER**-2) * squares - sizes * math.log(WIDER)
-    return np.logaddexp(math.log1p(-share), math.log(share) + wide)
+    found = np.full_like(squares, -np.inf)
+    for wider, count in zip(*np.unique(spreads, return_counts=True), strict=True):
+        part = math.log(count / len(spreads)) - sizes * math.log(wider)
+        found = np.logaddexp(found, part + 0.5 * (1 - wider**-2) * squares)
+    return found

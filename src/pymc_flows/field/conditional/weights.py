@@ -14,7 +14,7 @@ import numpy as np
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.conditional.skew import Skew
-from pymc_flows.field.conditional.tails import WIDER, log_mixture, n_wide
+from pymc_flows.field.conditional.tails import log_mixture, spreads
 from pymc_flows.field.posterior import Posterior
 
 # Bytes of points that are held at once.
@@ -163,7 +163,7 @@ def weigh_groups(
     wide = np.zeros(posterior.n_groups, bool) if wide is None else wide
     sizes = np.bincount(groups[in_group], minlength=posterior.n_groups)[wide]
     widened = np.flatnonzero(in_group & np.append(wide, False)[groups])  # −1 is the last one
-    first_wide = n_inner - n_wide(n_inner)
+    wider = spreads(n_inner)
     # The first rows of the sequence are spread evenly; every n_inner-th row would not be.
     separator = noise.rows(0, n_outer)[:, ~in_group]
     log_q = -0.5 * np.square(separator).sum(axis=1)
@@ -176,7 +176,8 @@ def weigh_groups(
         white = noise.rows(start, min(start + rows, len(noise)))
         block, place = np.divmod(np.arange(start, start + len(white)), n_inner)
         white[:, ~in_group] = separator[block]
-        white[np.ix_(place >= first_wide, widened)] *= WIDER
+        far = np.flatnonzero(wider[place] > 1)
+        white[np.ix_(far, widened)] *= wider[place[far], None]
         field = gaussian.place(white)
         common, own = posterior.by_group(posterior.join(gaussian.hyper, field))
         # Draws of groups that are out of range have no density; the others of a block may have one.
@@ -184,7 +185,7 @@ def weigh_groups(
         own = np.where(impossible, -np.inf, own)
         squares = _sums(np.square(white), groups, posterior.n_groups)
         mixture = np.zeros_like(squares)
-        mixture[:, wide] = log_mixture(squares[:, wide], sizes, n_wide(n_inner) / n_inner)
+        mixture[:, wide] = log_mixture(squares[:, wide], sizes, wider)
         shared.append(np.where(np.isfinite(common), common, -np.inf))
         by_group.append(own + 0.5 * squares - mixture)
         if wide.any():
