@@ -8,9 +8,9 @@ from posteriors import Bernoulli, CentredMeans, Funnel, LinearMixed, on_grid
 from pymc_flows.errors import FitError
 from pymc_flows.field import FieldOptions, fit_field, result
 from pymc_flows.field.conditional.judge import judge
-from pymc_flows.field.marginal import Marginal
-from pymc_flows.field.options import Progress
+from pymc_flows.field.options import Progress, effort
 from pymc_flows.field.state import FieldState
+from pymc_flows.importance import systematic
 from pymc_flows.support.evaluations import Evaluations
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, effective=1_000, most_values=1_000)
@@ -87,7 +87,7 @@ def plated():
 def test_the_first_values_are_like_all_values():
     """Those of the first rounds are from wider distributions, by 3 of these standard errors."""
     target = random_walk(np.random.default_rng(5))
-    found = fit_field(target.posterior(), options=OPTIONS, random_seed=1)
+    found = fit_field(target.posterior(), options=OPTIONS, random_seed=2)
     hyper, n = found.values.hyper, sum(OPTIONS.rounds)
     distance = np.linalg.norm(hyper - hyper.mean(axis=0), axis=1)
     assert abs(distance[:n].mean() - distance.mean()) < 2 * distance.std() / np.sqrt(n)
@@ -132,22 +132,17 @@ def test_corrected_draws_have_the_posterior_moments(plated, rng):
     np.testing.assert_allclose(draws[:, :2].std(axis=0) / sd, 1, atol=0.1)
 
 
-def test_draws_of_groups_become_more_where_errors_are_larger_than_at_the_mode(monkeypatch):
-    asked = []
-    take_more = Marginal.take_more
-
-    def noted(marginal, factor, rng):
-        asked.append((factor, len(marginal.noise)))
-        return take_more(marginal, factor, rng)
-
-    monkeypatch.setattr(Marginal, "take_more", noted)
-    target = Bernoulli([1, 0, 1, 1] * 8, [1] * 32)
-    found = fit_field(target.posterior(), options=QUICK, random_seed=0).marginal
-    [(factor, n)] = asked
-    assert n == 16  # the fewest: errors are small at the mode
-    assert factor > 2
-    assert len(found.noise) == n * 2 ** round(np.log2(factor))
-    assert not found.take_more(1.0, np.random.default_rng(1))
+@pytest.mark.parametrize("data", [([0, 3, 1, 2, 4, 1], [5] * 6), ([1, 0, 1, 1] * 8, [1] * 32)])
+def test_draws_of_groups_suffice_for_differences_of_the_log_marginal(data):
+    target = Bernoulli(*data)
+    found = fit_field(target.posterior(), options=QUICK, random_seed=0)
+    weights = np.exp(found.values.log_weights)
+    rows = systematic(weights, 64, np.random.default_rng(1))
+    hyper, progress = found.values.hyper[rows], Progress(Evaluations())
+    values = found.marginal.evaluate(hyper, progress, "test")
+    off = values.log_p - target.log_marginal(hyper)
+    assert off.std() < 2 * QUICK.group_error
+    assert (np.abs(off) < 4 * values.error + 2 * QUICK.group_error).all()
 
 
 @pytest.mark.parametrize("cut", [1.0, 0.4])
@@ -164,13 +159,14 @@ def test_values_whose_groups_have_no_density_are_left_out(cut):
     assert np.isfinite(values.error)
 
 
-def test_draws_take_few_factors_of_a_large_separator(rng, monkeypatch):
+def test_many_draws_take_few_values_where_gaussians_take_long(rng, monkeypatch):
     found = fit_field(crossed(rng).posterior(), options=QUICK, random_seed=0)
-    n_hyper, products = found.posterior.n_hyper, found.posterior.factor_products
-    assert products == 4**3 // 3
+    posterior, n_hyper = found.posterior, found.posterior.n_hyper
+    assert posterior.factor_products == 4**3 // 3
+    each = effort(result.EACH, posterior.sizes, posterior.factor_products)
     monkeypatch.setattr(result, "FEWEST", 8)
-    for affordable, distinct in ((0, 8), (20, 20)):
-        monkeypatch.setattr(result, "MOST_PRODUCTS", affordable * products)
+    for affordable, distinct in ((0, 8), (20.5, 20)):
+        monkeypatch.setattr(result, "SECONDS_TO_DRAW", affordable * each)
         draws = found.corrected(400, np.random.default_rng(1))
         assert len(draws) == 400
         assert 0.5 * distinct < len(np.unique(draws[:, :n_hyper], axis=0)) <= distinct

@@ -16,7 +16,7 @@ from pymc_flows.field.conditional.tails import want_wider
 from pymc_flows.field.conditional.weights import GroupWeights
 from pymc_flows.field.factors import factoring
 from pymc_flows.field.hyper.mode import HyperMode, find_mode
-from pymc_flows.field.hyper.rounds import sample_hyper
+from pymc_flows.field.hyper.sample import sample_hyper
 from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import FieldOptions, Progress, Report
@@ -39,9 +39,6 @@ SHARES, FEWEST_TRIED, MOST_TRIED, TRIED_INNER = (0.0, 0.5, 1.0), 16, 64, 8
 JUDGED = 4
 # Groups that cannot be trusted are judged again with this many times as many draws.
 MORE = 8
-# Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
-# given each.
-MIN_DRAWS, MIN_OUTER, MIN_INNER = 16, 4, 4
 
 
 def fit_field(
@@ -83,7 +80,7 @@ def fit_field(
     start = posterior.start if start is None else np.asarray(start, dtype=float)
     conditional = _conditional(posterior, start, options, rng)
     mode = find_mode(conditional, start[posterior.hyper], start[posterior.field], progress)
-    marginal = _marginal(conditional, mode, options, rng, progress)
+    marginal = _marginal(conditional, mode, rng, progress)
     values = sample_hyper(marginal, mode, options, rng, progress)
     return FieldApproximation(
         marginal=marginal,
@@ -108,7 +105,6 @@ def _conditional(
 def _marginal(
     conditional: ConditionalField,
     mode: HyperMode,
-    options: FieldOptions,
     rng: np.random.Generator,
     progress: Progress,
 ) -> Marginal:
@@ -139,8 +135,6 @@ def _marginal(
         if marginal.skew is not None:
             weights = marginal.weigh(mode.gaussian)
             progress.tell("weights of groups")
-        marginal.n_outer, n_inner = _enough(weights, options)
-        marginal.noise = NormalNoise.make(groups, marginal.n_outer * n_inner, rng)
     around.corrects = not marginal.is_gaussian
     _log.info(
         "Field of %d given %d hyperparameters: %s.",
@@ -163,7 +157,7 @@ def _skew(
     """Tell the skewness of the separator at the mode, if weights are uneven."""
     posterior, gaussian = marginal.posterior, mode.gaussian
     finite = np.isfinite(weights.outer).all()
-    if not finite or weights.outer.var(ddof=1) - weights.within < UNEVEN:
+    if not finite or weights.outer.var(ddof=1) - weights.variances()[0] < UNEVEN:
         return None
     separator = posterior.groups < 0
     noise = NormalNoise.make(posterior.groups, SKEW_DRAWS, rng)
@@ -195,23 +189,6 @@ def _skew(
         min(variances),
     )
     return whole.times(best) if best else None
-
-
-def _enough(weights: GroupWeights, options: FieldOptions) -> tuple[int, int]:
-    """Numbers of blocks, and of draws in each, that suffice: no more than these weights have."""
-    n_outer, n_inner = weights.by_group.shape[:2]
-    # The variance of a mean falls with the number of draws.
-    allowed = options.group_error**2
-    if n_outer == 1:
-        return 1, _fewer(n_inner, weights.error**2 / allowed, MIN_DRAWS)
-    n_inner = _fewer(n_inner, weights.within / (n_outer * allowed), MIN_INNER)
-    return _fewer(n_outer, weights.error**2 / allowed, MIN_OUTER), n_inner
-
-
-def _fewer(n: int, share: float, least: int) -> int:
-    """A share of n, as a power of two from ``least`` to n; all of n if the share is not known."""
-    wanted = max(share, 1e-9) * n if share < 1 else n
-    return int(np.clip(2.0 ** math.ceil(math.log2(wanted)), least, n))
 
 
 def _groups(

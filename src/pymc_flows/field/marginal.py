@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
+from pymc_flows.field.conditional.enough import enough
 from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.conditional.mapping import TOLERANCE, ConditionalField
 from pymc_flows.field.conditional.noise import NormalNoise
 from pymc_flows.field.conditional.skew import Skew
 from pymc_flows.field.conditional.tails import want_wider
 from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
-from pymc_flows.field.options import Progress
+from pymc_flows.field.options import FieldOptions, Progress
 
-# Most times by which draws become more where their errors are large.
-MOST_FACTOR = 4
+# Seconds of a usual core that so many values may take, with draws for the log evidence alone.
+CHEAP, VALUES = 1.0, 40
+# Seconds that the choice of draws may take, and fewest values by which it is made.
+CHOOSING, FEWEST = 2.0, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,8 @@ class MarginalValues:
         Standard errors of ``log_p``, in nats. Most of the error is the same at all values.
     is_direct : ndarray of bool, shape (n,)
         Whether ``log_p`` is corrected by weights, or needs no correction; else it is ``laplace``.
+    is_emulated : ndarray of bool, shape (n,)
+        Whether ``log_p`` and ``laplace`` are predictions of the corrected marginal.
     """
 
     hyper: np.ndarray
@@ -42,17 +46,24 @@ class MarginalValues:
     laplace: np.ndarray
     error: np.ndarray
     is_direct: np.ndarray
+    is_emulated: np.ndarray
 
     def at(self, rows: np.ndarray) -> MarginalValues:
         """Select some of the values."""
         return MarginalValues(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def corrected(self, rows: np.ndarray, found: MarginalValues) -> MarginalValues:
+    def replaced(self, rows: np.ndarray, found: MarginalValues) -> MarginalValues:
         """Replace some of the values by others."""
         copies = [getattr(self, f.name).copy() for f in fields(self)]
         for copy, f in zip(copies, fields(self), strict=True):
             copy[rows] = getattr(found, f.name)
         return MarginalValues(*copies)
+
+    @classmethod
+    def emulated(cls, hyper: np.ndarray, log_p: np.ndarray) -> MarginalValues:
+        """Values that are predicted."""
+        no = np.zeros(len(hyper), bool)
+        return cls(hyper, log_p, log_p, np.zeros(len(hyper)), no, ~no)
 
     @classmethod
     def joined(cls, parts: Sequence[MarginalValues]) -> MarginalValues:
@@ -104,26 +115,56 @@ class Marginal:
                 self.conditional.at(hyper[begin : begin + size], tolerance=tolerance), begin
             )
 
-    def widen(self, weights: Sequence[GroupWeights]) -> bool:
-        """Give wider tails to groups that need them by one of these weights; tell if any does."""
-        n_inner, groups = len(self.noise) // self.n_outer, self.posterior.groups
-        wanted = [want_wider(w.ess, n_inner, groups) for w in weights]
-        wide = np.any([self.wide, *wanted], axis=0)
-        changed = bool((wide != self.wide).any())
-        self.wide = wide
-        return changed
+    def choose_draws(
+        self,
+        gaussians: Sequence[FieldGaussian],
+        reference: FieldGaussian,
+        options: FieldOptions,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> None:
+        """Choose the groups that have wider tails, and the number of draws.
 
-    def take_more(self, factor: float, rng: np.random.Generator) -> bool:
-        """Take more draws of the separator, or of groups if there is none: 2 or 4 times as many.
-
-        Returns whether there are more: values from before are then of another function.
+        Parameters
+        ----------
+        gaussians : sequence of FieldGaussian
+            At values of the hyperparameters. One value would not do: at the mode, the field is
+            nearest to a Gaussian.
+        reference : FieldGaussian
+            At the value with which the others are compared.
+        options : FieldOptions
+        rng : Generator
+        progress : Progress
         """
-        times = 2 ** round(math.log2(min(max(factor, 1.0), MOST_FACTOR)))
-        if times == 1:
-            return False
-        self.n_outer *= times if self.n_outer > 1 else 1
-        self.noise = NormalNoise.make(self.posterior.groups, times * len(self.noise), rng)
-        return True
+        groups, n_inner = self.posterior.groups, len(self.noise) // self.n_outer
+        begin, n_weighed = progress.effort, 0
+        for _ in range(2):  # wider tails change the weights
+            base, wide = self.weigh(reference), self.wide
+            if not n_weighed:
+                affordable = CHOOSING / max(progress.effort - begin, 1e-9)
+                gaussians = gaussians[: max(FEWEST, int(affordable))]
+            levels, differences = [], []
+            for gaussian in gaussians:
+                weights = self.weigh(gaussian)
+                progress.tell("weights of groups")
+                wide = wide | want_wider(weights.ess, n_inner, groups)
+                levels.append(weights.variances())
+                differences.append(weights.variances(base))
+            n_weighed += (len(gaussians) + 1) * len(self.noise)
+            has_changed = (wide != self.wide).any()
+            self.wide = wide
+            if not has_changed:
+                break
+        each = VALUES * (progress.effort - begin) / n_weighed
+        self.n_outer, n_inner = enough(
+            levels,
+            differences,
+            (self.n_outer, n_inner),
+            options.group_error**2,
+            CHEAP / each,
+            options.seconds_per_round / each,
+        )
+        self.noise = NormalNoise.make(groups, self.n_outer * n_inner, rng)
 
     def weigh(self, gaussian: FieldGaussian) -> GroupWeights:
         """Weigh the draws of ``noise`` by group."""
@@ -171,4 +212,4 @@ class Marginal:
         progress.tell(stage)
         log_p = np.where(np.isnan(log_p), -np.inf, log_p)
         is_direct = np.full(len(hyper), corrected or self.is_gaussian)
-        return MarginalValues(hyper, log_p, laplace, error, is_direct)
+        return MarginalValues(hyper, log_p, laplace, error, is_direct, np.zeros(len(hyper), bool))

@@ -21,9 +21,9 @@ class FieldOptions:
     quadrature_pairs : int
         Most antithetic pairs of points for expectations over the field.
     group_error : float
-        Standard error of the corrected log marginal, in nats, that suffices: fewer draws are taken
-        if they reach it at the mode, more if they do not at the values of the first round. Most of
-        the error is the same at all values of the hyperparameters and does not matter.
+        Standard error of differences of the corrected log marginal, in nats, that suffices, by the
+        noise of draws. The error of its level, and so of the log evidence, may be larger if more
+        draws would take long.
     rounds : tuple of int
         Values of the hyperparameters in each round of adaptive importance sampling.
     values : int
@@ -42,6 +42,9 @@ class FieldOptions:
     correction_error : float
         Largest error, in nats, with which the correction of Laplace's approximation is predicted
         instead of evaluated: the root mean square at values that the prediction has not seen.
+    emulation_error : float
+        Largest error, in nats, with which values of the marginal itself are predicted in later
+        rounds, if many of them would take long: at values left out, and of any one by itself.
     judge_draws : int
         Draws by which each group is judged; eight times as many if some cannot be trusted.
     judge_seconds : float
@@ -58,12 +61,23 @@ class FieldOptions:
     flow_rounds: int = 3
     seconds_per_round: float = 4.0
     correction_error: float = 0.1
+    emulation_error: float = 0.05
     judge_draws: int = 256
     judge_seconds: float = 10.0
 
 
 # Seconds of an evaluation, of each number that it goes through, and of each product of a factor.
 SECONDS_EACH, SECONDS_PER_NUMBER, SECONDS_PER_PRODUCT = 5e-5, 5e-8, 5e-11
+
+
+def effort(done: Evaluations, sizes: tuple[int, int], factor_products: int) -> float:
+    """Seconds that evaluations take on a usual core; sizes as in `Progress`."""
+    points, matrices = done.densities + done.gradients, done.curvatures + done.factors
+    rows, entries = sizes
+    numbers = points * rows + matrices * (rows + entries)
+    seconds = SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
+    return seconds + SECONDS_PER_PRODUCT * done.factors * factor_products
+
 
 type Report = Callable[[str, Evaluations, float], None]
 
@@ -94,12 +108,7 @@ class Progress:
     @property
     def effort(self) -> float:
         """Seconds that the evaluations so far take on a usual core."""
-        done = self.evaluations
-        points, matrices = done.densities + done.gradients, done.curvatures + done.factors
-        rows, entries = self.sizes
-        numbers = points * rows + matrices * (rows + entries)
-        seconds = SECONDS_EACH * (points + matrices) + SECONDS_PER_NUMBER * numbers
-        return seconds + SECONDS_PER_PRODUCT * done.factors * self.factor_products
+        return effort(self.evaluations, self.sizes, self.factor_products)
 
     def tell(self, stage: str) -> None:
         """Record a unit of work."""

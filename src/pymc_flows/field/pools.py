@@ -92,7 +92,7 @@ def _pool(n: float, share: float, marginal: Marginal, hyper: np.ndarray) -> tupl
     [(_, gaussian)] = marginal.gaussians(hyper)
     if gaussian is not None:
         used = len(marginal.noise) // marginal.n_outer
-        needed = min(MOST_POOL, used * marginal.weigh(gaussian).within / NOISE)
+        needed = min(MOST_POOL, used * marginal.weigh(gaussian).variances()[0] / NOISE)
         n_inner = max(n_inner, 2 ** math.ceil(math.log2(max(needed, 1.0))))
     return n_outer, n_inner
 

@@ -10,6 +10,7 @@ from pymc_flows.field.conditional.judge import GroupQuality
 from pymc_flows.field.hyper.mode import HyperMode
 from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal
+from pymc_flows.field.options import effort
 from pymc_flows.field.pools import field_noise
 from pymc_flows.field.posterior import Posterior
 from pymc_flows.importance import neighbours, systematic
@@ -17,9 +18,10 @@ from pymc_flows.support.evaluations import Evaluations
 
 # Newton decrement, in nats, at which the mode of a field is good enough for a draw.
 DRAWN = 1e-3
-# Fewest distinct values of the hyperparameters among many draws, and multiplications that factors
-# of the separator may take at more of them: some 10 seconds.
-FEWEST, MOST_PRODUCTS = 256, 200_000_000_000
+# Fewest distinct values of the hyperparameters among many draws, and seconds of a usual core that
+# Gaussians at more of them may take. Two steps of Newton's method each are expected.
+FEWEST, SECONDS_TO_DRAW = 256, 6.0
+EACH = Evaluations(gradients=2, curvatures=2, factors=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +115,12 @@ class FieldApproximation:
         n : int
         rng : Generator
         n_hyper : int, optional
-            Most distinct values of the hyperparameters, by default n. With a separator of more than
-            a few hundred elements there are fewer, since each takes a factor of its own.
+            Most distinct values of the hyperparameters, by default n. Where Gaussians take long,
+            as with many rows or a large separator, there are fewer.
         """
         marginal, posterior = self.marginal, self.posterior
-        affordable = max(FEWEST, MOST_PRODUCTS // max(posterior.factor_products, 1))
+        each = effort(EACH, posterior.sizes, posterior.factor_products)
+        affordable = max(FEWEST, int(SECONDS_TO_DRAW / each))
         count = min(n, n if n_hyper is None else n_hyper, affordable)
         weights = np.exp(self.values.log_weights)
         order = neighbours(self.values.hyper, weights)

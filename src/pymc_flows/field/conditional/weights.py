@@ -67,22 +67,43 @@ class GroupWeights:
         """Estimate of the log density of hyperparameters and data, in nats."""
         return float(_log_mean_exp(self.outer, axis=0))
 
-    @property
-    def within(self) -> float:
-        """Variance of the log weight of a block, given its draw of the separator."""
+    def variances(self, reference: GroupWeights | None = None) -> tuple[float, float]:
+        """Variances by the noise of the draws, in nats² (delta method).
+
+        Parameters
+        ----------
+        reference : GroupWeights, optional
+            Of the same draws at other hyperparameters: the variances are then those of differences
+            from these weights, in which much of the noise cancels.
+
+        Returns
+        -------
+        within : float
+            Variance of the log weight of a block, given its draw of the separator.
+        total : float
+            Variance of `log_marginal`.
+        """
+        weights = self._by_group() - (0.0 if reference is None else reference._by_group())
+        within = float(_variances(weights).sum(axis=1).mean())
+        if len(self.shared) == 1:
+            return within, within
+        blocks = self._by_block() - (0.0 if reference is None else reference._by_block())
+        return within, float(blocks.var(ddof=1)) / len(blocks)
+
+    def _by_group(self) -> np.ndarray:
+        """Weights relative to the mean of each group; with wider tails, minus those of `even`."""
         weights = _relative(self.by_group)
-        if self.even is not None:
-            weights = weights - _relative(self.even)
-        return float(_variances(weights).sum(axis=1).mean())
+        return weights if self.even is None else weights - _relative(self.even)
+
+    def _by_block(self) -> np.ndarray:
+        """Weights of blocks, relative to their mean."""
+        weights = np.exp(self.outer - self.outer.max())
+        return weights / weights.mean()
 
     @property
     def error(self) -> float:
-        """Standard error of `log_marginal`, in nats (delta method)."""
-        if len(self.shared) == 1:
-            return self.within**0.5
-        weights = np.exp(self.outer - self.outer.max())
-        between = weights.var(ddof=1) / weights.mean() ** 2
-        return float((between / len(weights)) ** 0.5)
+        """Standard error of `log_marginal`, in nats."""
+        return self.variances()[1] ** 0.5
 
     @property
     def ess(self) -> np.ndarray:

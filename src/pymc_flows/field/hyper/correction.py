@@ -38,7 +38,7 @@ class Correction:
 
     def __call__(self, hyper: np.ndarray) -> np.ndarray:
         """Correction (n,) at values (n, n_hyper), in nats."""
-        return _features(hyper, self.center, self.scale) @ self.coefficients
+        return quadratic_terms((hyper - self.center) / self.scale) @ self.coefficients
 
 
 def fit_correction(
@@ -65,7 +65,7 @@ def fit_correction(
     center = weights @ hyper
     scale = np.sqrt(weights @ np.square(hyper - center))
     scale = np.where(scale > 0, scale, 1.0)
-    features, n = _features(hyper, center, scale), hyper.shape[1]
+    features, n = quadratic_terms((hyper - center) / scale), hyper.shape[1]
     root = np.sqrt(weights)
     design, target = features * root[:, None], lacking * root
     best: Correction | None = None
@@ -83,7 +83,7 @@ def fit_correction(
     return best
 
 
-def _features(hyper: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    z = (hyper - center) / scale
+def quadratic_terms(z: np.ndarray) -> np.ndarray:
+    """Terms of a polynomial of second degree at points (n, d), the constant first."""
     rows, columns = np.triu_indices(z.shape[1])
     return np.concatenate([np.ones((len(z), 1)), z, z[:, rows] * z[:, columns]], axis=1)

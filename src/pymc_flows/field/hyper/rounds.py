@@ -1,4 +1,4 @@
-"""Adaptive importance sampling of hyperparameters, and a flow over them.
+"""Values of hyperparameters, round by round: adaptive importance sampling.
 
 The method is that of Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All
 values that were evaluated count as draws of the mixture of the distributions that they came from.
@@ -8,54 +8,40 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 
-from pymc_flows.errors import FitError
+from pymc_flows.field.conditional.gaussian import FieldGaussian
 from pymc_flows.field.hyper.correction import Correction, fit_correction
+from pymc_flows.field.hyper.emulator import Emulator, fit_emulator
 from pymc_flows.field.hyper.flow import HyperFlow
-from pymc_flows.field.hyper.mode import MAX_AXES, HyperMode
-from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
-from pymc_flows.field.hyper.proposal import (
-    ENOUGH,
-    Proposal,
-    lower_factor,
-    mixture_log_prob,
-    moments,
-    tempered,
-)
-from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale, least_known
-from pymc_flows.field.hyper.values import HyperValues
+from pymc_flows.field.hyper.profile import ProfileProposal
+from pymc_flows.field.hyper.proposal import ENOUGH, Proposal, mixture_log_prob, moments, tempered
+from pymc_flows.field.hyper.scaled import ScaledEffects
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
-from pymc_flows.flows.frame import Frame
-from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality, systematic, weigh
 
 _log = logging.getLogger(__name__)
 
-# Fewest values of a round, by which its cost per value is measured. In the first round, the
-# correction of Laplace's approximation is evaluated at as many values; in later rounds at fewer.
-MIN_VALUES, CHECK_VALUES = 40, 16
-# Longest that the last round may take, in seconds of a usual core. Nothing is added to it later.
-SECONDS_TO_FILL = 8.0
-# Degrees of freedom of the Student-t distributions, and a factor of their covariances.
-DEGREES, WIDENING = 8.0, 1.1
+# Fewest values of a round, by which its cost per value is measured.
+MIN_VALUES = 40
+# Values of a round at which the correction of Laplace's approximation is evaluated; in the first
+# round more, if the errors of predictions are above this share of the largest one allowed. Values
+# at which an emulator is checked.
+CORRECTED, MORE_CORRECTED, CLEAR, CHECKS = 16, 24, 0.5, 8
+# Values of the first round by which draws of the groups are chosen.
+CHOOSING = 8
+# Values are predicted if they would take longer than this, in seconds of a usual core.
+SECONDS_TO_EMULATE = 1.0
+# They are not if the error at values that are checked is more than this times the one allowed.
+CHECKED = 2.0
 # A distribution is good enough with this share of effective values, and with no larger difference,
 # in nats, between log evidence and ELBO.
 GOOD, GAP = 0.7, 0.25
-# Besides n draws of a distribution, the last values are n / 8 draws of the profiles, and n / 8 each
-# of profiles in which fixed effects, whose standard deviations grow with scales, are wider by these
-# factors.
-TAILS, STRETCHED = 8, (2.0, 5.0)
-# Another n / 3 have effects whose spread follows the scales, and n / 3 a large scale: with n / 8,
-# single values had a tenth of the variance of the mean of five groups, or of their scale. More of
-# them follow, at most so many times, until standard errors of the standard deviations of effects
-# and scales are below this share of these.
-SCALED, AGAIN, SPREAD_ERROR = 3, 3, 0.03
-# Values of the first round at which groups show whether they need wider tails.
-WIDENED = 8
 # Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
 # Share of effective draws with which k-hat does not matter.
@@ -69,21 +55,38 @@ LACKING, N_ERRORS = 0.02, 3.0
 type Distribution = Proposal | ProfileProposal | ScaledEffects | HyperFlow
 
 
-class _Rounds:
-    """Values of the hyperparameters, round by round."""
+class Rounds:
+    """Values of the hyperparameters, round by round.
 
-    def __init__(self, marginal: Marginal, options: FieldOptions, progress: Progress):
-        self.marginal, self.options, self.progress = marginal, options, progress
+    Parameters
+    ----------
+    marginal : Marginal
+    reference : FieldGaussian
+        At the mode of the hyperparameters.
+    options : FieldOptions
+    progress : Progress
+    """
+
+    def __init__(
+        self,
+        marginal: Marginal,
+        reference: FieldGaussian,
+        options: FieldOptions,
+        progress: Progress,
+    ):
+        self.marginal, self.reference = marginal, reference
+        self.options, self.progress = options, progress
         self.parts: list[tuple[Distribution, MarginalValues]] = []
         self.log_weights = np.empty(0)
         self.overall = Quality(0, -math.inf, math.nan, math.inf, 0.0, -math.inf, math.nan)
         self.correction: Correction | None = None
-        # Error of the predicted correction at values that it had not seen, in nats.
-        self.missed = 0.0
+        self.can_emulate = True
+        # Errors of predicted corrections and values where they were not known, in nats.
+        self.missed = self.emulation_error = 0.0
         # Smallest k-hat of the weights of any single round.
         self.khat = math.inf
-        # Seconds per value of the last round.
-        self.seconds_each = 0.0
+        # Seconds per value of the last round, and of the last one whose values were evaluated.
+        self.seconds_each = self.seconds_evaluated = 0.0
 
     @property
     def hyper(self) -> np.ndarray:
@@ -99,24 +102,16 @@ class _Rounds:
         if self.correction is None:
             return values.log_p
         predicted = values.laplace + self.correction(values.hyper)
-        return np.where(values.is_direct, values.log_p, predicted)
+        return np.where(values.is_direct | values.is_emulated, values.log_p, predicted)
 
     def _log_weights(self) -> np.ndarray:
         proposals = [(proposal, len(values.hyper)) for proposal, values in self.parts]
         return self.log_p - mixture_log_prob(proposals, self.hyper)
 
     def take(
-        self,
-        proposal: Distribution,
-        most: int,
-        rng: np.random.Generator,
-        seconds: float | None = None,
+        self, proposal: Distribution, most: int, rng: np.random.Generator, seconds: float = math.nan
     ) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
-
-        Laplace's approximation is evaluated at all draws, its correction at some of them. At the
-        others the correction is predicted or, if predictions are too wrong, evaluated. For fields
-        that are far from Gaussian, all draws are corrected at once.
 
         Parameters
         ----------
@@ -127,43 +122,139 @@ class _Rounds:
         seconds : float, optional
             Longest that the round may take; by default as the options say.
         """
-        stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        before, is_far = self.progress.effort, self.marginal.conditional.is_far
-        if seconds is None:
-            seconds = self.options.seconds_per_round
-        values = self._evaluate(proposal.draw(most, rng), seconds, stage, corrected=is_far)
-        self.parts.append((proposal, values))
-        if not values.is_direct.all() and not self._predicts(stage, rng):
-            self._correct_all(stage)
-        self.overall, self.log_weights = weigh(self._log_weights())
-        values = self.parts[-1][1]
-        self.seconds_each = (self.progress.effort - before) / len(values.hyper)
-        quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
-        if quality.n_draws >= TELLING:
-            khat = min(quality.khat, FINITE) if quality.is_even else quality.khat
-            self.khat = min(self.khat, khat)
-        return quality
+        seconds = self.options.seconds_per_round if math.isnan(seconds) else seconds
+        return self.take_all([(proposal, most)], rng, seconds)[-1]
 
-    def restart_finer(self, rng: np.random.Generator) -> bool:
-        """Drop all values if the marginal gets more draws or wider tails, where it needs them.
+    def take_all(
+        self,
+        wanted: Sequence[tuple[Distribution, int]],
+        rng: np.random.Generator,
+        seconds: float,
+    ) -> list[Quality]:
+        """Evaluate the marginal at draws of several distributions.
 
-        At the mode, by which both were chosen, the field is nearest to a Gaussian.
+        Laplace's approximation is evaluated at all draws, its correction at some of them. At the
+        others the correction is predicted or, if predictions are too wrong, evaluated. For fields
+        that are far from Gaussian, all draws are corrected at once. Where many values take long
+        and few tell the others, most of them are predicted altogether.
+
+        Parameters
+        ----------
+        wanted : sequence of Distribution and int
+            Distributions and numbers of draws.
+        rng : Generator
+        seconds : float
+            Longest that it may take, for each distribution.
         """
-        if self.marginal.is_gaussian or not self.overall.ess:
+        stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
+        draws = [proposal.draw(n, rng) for proposal, n in wanted]
+        n, before = len(wanted), self.progress.effort
+        emulator = self._emulator(sum(map(len, draws)), seconds)
+        if emulator is not None and self._emulate(emulator, wanted, draws, stage, rng):
+            return self._finish(n, self.progress.effort - before)
+        before = self.progress.effort
+        is_far, is_first = self.marginal.conditional.is_far, not self.parts
+        for (proposal, _), hyper in zip(wanted, draws, strict=True):
+            if is_first and not self.marginal.is_gaussian:
+                tried = hyper[:MIN_VALUES] if is_far else hyper
+                values = self._evaluate(tried, seconds, stage, corrected=False)
+                self._choose_draws(proposal, values, rng)
+            if is_far or not is_first or self.marginal.is_gaussian:
+                values = self._evaluate(hyper, seconds, stage, corrected=is_far)
+            self.parts.append((proposal, values))
+            is_first = False
+        if not self._predicts(n, stage, rng):
+            self._correct_all(n, stage)
+        found = self._finish(n, self.progress.effort - before)
+        self.seconds_evaluated = self.seconds_each
+        return found
+
+    def _emulator(self, n: int, seconds: float) -> Emulator | None:
+        """An emulator, if evaluations of n values would take long and its errors are small."""
+        wanted = min(self.seconds_evaluated * n, seconds)
+        if not self.can_emulate or wanted < SECONDS_TO_EMULATE or not self.has_enough():
+            return None
+        is_known = np.concatenate([~values.is_emulated for _, values in self.parts])
+        weights = np.exp(self.log_weights)
+        found = fit_emulator(self.hyper[is_known], self.log_p[is_known], weights[is_known])
+        if found is None or found.error > self.options.emulation_error:
+            return None
+        _log.info("The emulated log marginal is off by %.2g nats at left-out values.", found.error)
+        return found
+
+    def _emulate(
+        self,
+        emulator: Emulator,
+        wanted: Sequence[tuple[Distribution, int]],
+        draws: Sequence[np.ndarray],
+        stage: str,
+        rng: np.random.Generator,
+    ) -> bool:
+        """Predict most values, evaluate those far out, and check some; return whether it is right.
+
+        If not, nothing is kept, and no more is emulated.
+        """
+        hyper, allowed = np.concatenate(draws), self.options.emulation_error
+        log_p, sd = emulator(hyper)
+        far = np.flatnonzero(~(sd <= allowed))
+        if len(far) > len(hyper) / 2:
             return False
-        rows = np.unique(systematic(tempered(self._log_weights()), WIDENED, rng))
-        found = [g for _, g in self.marginal.gaussians(self.hyper[rows]) if g is not None]
-        changed = self.marginal.widen([self.marginal.weigh(g) for g in found])
-        seconds = self.seconds_each * len(self.hyper)
-        allowed = self.options.seconds_per_round / max(seconds, 1e-9)
-        factor = (self.within / self.options.group_error) ** 2
-        if math.isfinite(factor):
-            changed |= self.marginal.take_more(min(factor, allowed), rng)
-        if not changed:
+        corrected = self.correction is None
+        values = MarginalValues.emulated(hyper, log_p)
+        values = values.replaced(
+            far, self.marginal.evaluate(hyper[far], self.progress, stage, corrected=corrected)
+        )
+        n, before = len(wanted), list(self.parts)
+        ends = np.cumsum([len(part) for part in draws])
+        for (proposal, _), rows in zip(wanted, np.split(np.arange(len(hyper)), ends), strict=False):
+            self.parts.append((proposal, values.at(rows)))
+        weights = tempered(self._log_weights()[-len(hyper) :]) * values.is_emulated
+        rows = np.unique(systematic(weights / weights.sum(), CHECKS, rng))
+        found = self.marginal.evaluate(hyper[rows], self.progress, stage)
+        self._replace(n, rows, found)
+        error = float(np.sqrt(np.square(found.log_p - log_p[rows]).mean()))
+        self.can_emulate = error <= CHECKED * allowed and self._predicts(n, stage, rng)
+        if not self.can_emulate:
+            self.parts = before
             return False
-        self.parts, self.correction, self.missed = [], None, 0.0
-        self.khat = math.inf
+        self.emulation_error = max(error, emulator.error)
         return True
+
+    def _replace(self, n: int, rows: np.ndarray, found: MarginalValues) -> None:
+        """Replace some values of the last n parts."""
+        values = MarginalValues.joined([values for _, values in self.parts[-n:]])
+        values = values.replaced(rows, found)
+        begin = 0
+        for k in range(len(self.parts) - n, len(self.parts)):
+            proposal, old = self.parts[k]
+            end = begin + len(old.hyper)
+            self.parts[k] = proposal, values.at(np.arange(begin, end))
+            begin = end
+
+    def _finish(self, n: int, seconds: float) -> list[Quality]:
+        """Weigh all values; return the qualities of the last n distributions.
+
+        The values of these took so many seconds.
+        """
+        self.seconds_each = seconds / sum(len(values.hyper) for _, values in self.parts[-n:])
+        self.overall, self.log_weights = weigh(self._log_weights())
+        found = []
+        for proposal, values in self.parts[-n:]:
+            quality, _ = weigh(self._log_p(values) - proposal.log_prob(values.hyper))
+            if quality.n_draws >= TELLING:
+                khat = min(quality.khat, FINITE) if quality.is_even else quality.khat
+                self.khat = min(self.khat, khat)
+            found.append(quality)
+        return found
+
+    def _choose_draws(
+        self, proposal: Distribution, values: MarginalValues, rng: np.random.Generator
+    ) -> None:
+        """Choose the draws of groups by some of the first values."""
+        weights = tempered(values.log_p - proposal.log_prob(values.hyper))
+        rows = np.unique(systematic(weights, CHOOSING, rng))
+        found = [g for _, g in self.marginal.gaussians(values.hyper[rows]) if g is not None]
+        self.marginal.choose_draws(found, self.reference, self.options, rng, self.progress)
 
     def _evaluate(
         self, hyper: np.ndarray, seconds: float, stage: str, *, corrected: bool
@@ -178,95 +269,47 @@ class _Rounds:
         more = self.marginal.evaluate(hyper[n:end], self.progress, stage, corrected=corrected)
         return MarginalValues.joined([values, more])
 
-    def fill(self, proposal: Distribution, quality: Quality, rng: np.random.Generator) -> None:
-        """Evaluate more draws of a distribution, until enough of all values are effective.
+    def _predicts(self, n: int, stage: str, rng: np.random.Generator) -> bool:
+        """Correct some values of the last n parts; return whether they predict the others."""
+        allowed = self.options.correction_error
+        numbers = (CORRECTED, MORE_CORRECTED) if self.correction is None else (CORRECTED,)
+        for wanted in numbers:
+            values = MarginalValues.joined([values for _, values in self.parts[-n:]])
+            is_open = ~(values.is_direct | values.is_emulated)
+            if not is_open.any():
+                return True
+            # Tempered, so that values around those with the most weight are chosen, too.
+            log_weights = self._log_weights()[-len(is_open) :]
+            weights = tempered(np.where(is_open, log_weights, -np.inf))
+            rows = np.unique(systematic(weights, wanted, rng))
+            self._replace(n, rows, self.marginal.evaluate(values.hyper[rows], self.progress, stage))
+            self._fit_correction()
+            if self.correction is not None:
+                self.missed = self.correction.residual
+                _log.info(
+                    "The predicted correction is off by %.2g nats at left-out values.", self.missed
+                )
+                if self.missed <= allowed * (CLEAR if wanted != numbers[-1] else 1):
+                    return True
+        self.missed, self.correction = 0.0, None
+        return False
 
-        Some draws come from the first distribution, the profiles, whose tails are long enough.
-        """
-        options, first = self.options, self.parts[0][0]
-        if not quality.ess:
-            return
-        n = (options.effective - self.overall.ess) * quality.n_draws / quality.ess
-        if n < MIN_VALUES:
-            return
-        allowed = SECONDS_TO_FILL / max(self.seconds_each, 1e-9)
-        n = int(min(n, options.most_values, max(allowed, MIN_VALUES)))
-        before, begin = {**vars(self), "parts": list(self.parts)}, self.progress.effort
-        if isinstance(first, ProfileProposal):
-            self.take(first, n // TAILS, rng, math.inf)
-            effects = self.marginal.posterior.locations
-            for factor in STRETCHED if effects.any() else ():
-                self.take(first.stretched(effects, factor), n // TAILS, rng, math.inf)
-        self.take(proposal, n, rng, math.inf)
-        if isinstance(first, ProfileProposal):
-            self._fill_tails(n // SCALED, rng, begin + SECONDS_TO_FILL)
-        if self.overall.ess < before["overall"].ess:  # predictions failed, and parts were dropped
-            vars(self).update(before)
-
-    def _fill_tails(self, n: int, rng: np.random.Generator, end: float) -> None:
-        """Evaluate draws, n at a time, where standard deviations of effects and scales come from.
-
-        There are some for the effects and for the worst known scale, as errors are not seen without
-        values in the tails; then more for the worst of all, until its error is small.
-        """
-        posterior = self.marginal.posterior
-        effects, scales = posterior.locations & ~posterior.locations.all(), posterior.scales
-        both = effects | scales
-        for kind in (effects, scales):
-            if kind.any():
-                worst, _ = least_known(self.hyper, np.exp(self.log_weights), scales, kind)
-                self._take_far_out(worst, effects, n, rng)
-        for _ in range(AGAIN if both.any() else 0):
-            worst, error = least_known(self.hyper, np.exp(self.log_weights), scales, both)
-            if error <= SPREAD_ERROR or self.progress.effort > end:
-                return
-            self._take_far_out(worst, effects, n, rng)
-
-    def _take_far_out(
-        self, which: int, effects: np.ndarray, n: int, rng: np.random.Generator
-    ) -> None:
-        """Evaluate n draws where the standard deviation of one effect or scale comes from."""
-        hyper, weights = self.hyper, np.exp(self.log_weights)
-        far: Distribution = (
-            ScaledEffects.fit(hyper, weights, effects)
-            if effects[which]
-            else large_scale(hyper, weights, which)
-        )
-        self.take(far, n, rng, math.inf)
-
-    def _predicts(self, stage: str, rng: np.random.Generator) -> bool:
-        """Evaluate the correction where there is weight; return whether it can be predicted."""
-        proposal, values = self.parts[-1]
-        n, first = len(values.hyper), self.correction is None
-        # Tempered, so that values around those with the most weight are chosen, too.
-        weights = tempered(self._log_weights()[-n:])
-        wanted = MIN_VALUES if first else CHECK_VALUES
-        rows = np.unique(systematic(weights, wanted, rng))
-        found = self.marginal.evaluate(values.hyper[rows], self.progress, stage)
-        self.parts[-1] = proposal, values.corrected(rows, found)
+    def _fit_correction(self) -> None:
+        """Fit the correction to all values that were corrected."""
         known = MarginalValues.joined([values for _, values in self.parts])
         weights = tempered(self._log_weights())[known.is_direct]
         known = known.at(known.is_direct)
         with np.errstate(invalid="ignore"):  # neither is finite where there is no Gaussian
             lacking = known.log_p - known.laplace
         self.correction = fit_correction(known.hyper, lacking, weights)
-        if self.correction is not None:
-            self.missed = self.correction.residual
-            _log.info(
-                "The predicted correction is off by %.2g nats at left-out values.", self.missed
-            )
-            if self.missed <= self.options.correction_error:
-                return True
-        self.missed, self.correction = 0.0, None
-        return False
 
-    def _correct_all(self, stage: str) -> None:
-        """Evaluate the last values in full, as many as time allows; drop parts with predictions."""
-        proposal, values = self.parts.pop()
-        self.parts = [part for part in self.parts if part[1].is_direct.all()]
-        seconds = self.options.seconds_per_round
-        found = self._evaluate(values.hyper, seconds, stage, corrected=True)
-        self.parts.append((proposal, found))
+    def _correct_all(self, n: int, stage: str) -> None:
+        """Evaluate the last n parts in full, as far as time allows; drop those with predictions."""
+        last, seconds = self.parts[-n:], self.options.seconds_per_round
+        self.parts = [part for part in self.parts[:-n] if part[1].is_direct.all()]
+        for proposal, values in last:
+            found = self._evaluate(values.hyper, seconds, stage, corrected=True)
+            self.parts.append((proposal, found))
 
     def has_enough(self) -> bool:
         """Whether there are enough effective values for a covariance."""
@@ -297,17 +340,13 @@ class _Rounds:
         return is_close and quality.ess >= GOOD * quality.n_draws and not lacks
 
     @property
-    def within(self) -> float:
-        """Standard error of the log marginal, in nats, by the noise of weights of groups."""
+    def error(self) -> float:
+        """Standard error of the log marginal, in nats, by weights of groups and predictions."""
         values = MarginalValues.joined([values for _, values in self.parts])
         direct = np.exp(self.log_weights) * values.is_direct
         errors = np.where(direct > 0, values.error, 0.0)
-        return float(direct @ errors) / max(float(direct.sum()), 1e-300)
-
-    @property
-    def error(self) -> float:
-        """Standard error of the log marginal, in nats, by weights of groups and predictions."""
-        return math.hypot(self.within, self.missed)
+        within = float(direct @ errors) / max(float(direct.sum()), 1e-300)
+        return math.hypot(within, self.missed, self.emulation_error)
 
     def judged(self) -> Quality:
         """Quality of the weights of all values.
@@ -316,76 +355,16 @@ class _Rounds:
         number. A mixture's weights are bounded by those of each part divided by its share, so their
         tail is no heavier than that of the best part: k-hat is the smallest of all rounds.
         """
-        ess = self.overall.ess * math.exp(-(self.missed**2))
+        unseen = self.missed**2 + self.emulation_error**2
+        ess = self.overall.ess * math.exp(-unseen)
         return replace(self.overall, ess=ess, khat=min(self.overall.khat, self.khat))
+
+    def copy(self) -> Rounds:
+        """The same values; those that are added later are not in both."""
+        found = copy(self)
+        found.parts = list(self.parts)
+        return found
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the weighted values."""
         return moments(self.hyper, np.exp(self.log_weights))
-
-
-def sample_hyper(
-    marginal: Marginal,
-    mode: HyperMode,
-    options: FieldOptions,
-    rng: np.random.Generator,
-    progress: Progress,
-) -> HyperValues:
-    """Sample the marginal of the hyperparameters, and describe it by a Gaussian or a flow.
-
-    The first values come from the profiles along the axes, the next from a Student-t distribution
-    with the moments of the weighted values, then some from the Gaussian with these moments. Where
-    the Gaussian is not good enough, a flow is fitted to the weighted values while it improves.
-
-    Raises
-    ------
-    FitError
-        If the marginal is finite at none of the values.
-    """
-    rounds = _Rounds(marginal, options, progress)
-    loc, covariance = mode.gaussian.hyper, mode.covariance
-    for i, most in enumerate(options.rounds):
-        wide: Distribution
-        if i == 0 and len(loc) <= MAX_AXES:
-            wide = follow_axes(marginal.conditional, mode, progress)
-        else:
-            wide = Proposal(loc, math.sqrt(WIDENING) * lower_factor(covariance), DEGREES)
-        rounds.take(wide, most, rng)
-        if i == 0 and rounds.restart_finer(rng):
-            rounds.take(wide, most, rng)
-        if rounds.has_enough():
-            loc, covariance = rounds.moments()
-    best: Proposal | HyperFlow = Proposal(loc, lower_factor(covariance))
-    flow: HyperFlow | None = None
-    quality: Quality | None = None
-    can_flow = options.flow_rounds and len(loc) and rounds.has_enough()
-    if not can_flow or rounds.expects(best) >= GOOD:
-        quality = rounds.take(best, options.values, rng)
-    for _ in range(options.flow_rounds if can_flow else 0):
-        if quality and rounds.agree(quality):
-            break
-        if flow is None:
-            loc, covariance = rounds.moments()
-            frame = Frame(loc, lower_factor(covariance))
-            flow = HyperFlow.identity(Formula(options.formula), frame)
-        flow = flow.fit(rounds.hyper, np.exp(rounds.log_weights), rounds.overall.ess)
-        progress.tell("flow over the hyperparameters")
-        found = rounds.take(flow, options.values, rng)
-        if quality is None or found.elbo > quality.elbo:
-            best, quality = flow, found
-    if quality is None or not rounds.overall.ess:
-        raise FitError(
-            f"the marginal of the hyperparameters is finite at none of {len(rounds.hyper)} values\n"
-            "Give other starting values."
-        )
-    rounds.fill(best, quality, rng)
-    # Draws are in the order of the values: no part of them is from one distribution alone.
-    order = rng.permutation(len(rounds.log_weights))
-    return HyperValues(
-        best,
-        quality,
-        rounds.hyper[order],
-        rounds.log_weights[order],
-        rounds.judged(),
-        rounds.error,
-    )
