@@ -331,10 +331,6 @@ def corrected(
     return points, Dataset(stats, attrs=attrs)
 
 
-# Points that `neighbours` leaves in any order.
-LEAF = 2
-
-
 def systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Systematic resampling: n indices in order, each n·weight times rounded up or down.
 
@@ -344,29 +340,3 @@ def systematic(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
     total = np.cumsum(weights / weights.sum())
     total[np.flatnonzero(weights)[-1] :] = np.inf  # whatever sums and places are rounded to
     return np.searchsorted(total, (rng.random() + np.arange(n)) / n, side="right")
-
-
-def neighbours(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Order (n,) of weighted points (n, d) in which near points are near each other.
-
-    They are split at the weighted median of the coordinate with the largest spread, as in a k-d
-    tree, again and again. Systematic resampling in this order takes about as many points from each
-    region as its weight says, so that means have much less noise than independent draws.
-    """
-    if not points.shape[1]:
-        return np.arange(len(points))
-    scale = np.sqrt(weights @ np.square(points - weights @ points))
-    z = points / np.where(scale > 0, scale, np.inf)
-    parts, found = [np.arange(len(z))], []
-    while parts:
-        part = parts.pop()
-        if len(part) <= LEAF or not weights[part].any():
-            found.append(part)
-            continue
-        along = z[part, np.ptp(z[part], axis=0).argmax()]
-        part = part[np.argsort(along, kind="stable")]
-        total = np.cumsum(weights[part])
-        middle = int(np.searchsorted(total, total[-1] / 2))
-        cut = min(max(middle, 1), len(part) - 1)
-        parts += [part[cut:], part[:cut]]
-    return np.concatenate(found)

@@ -13,7 +13,7 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, FitError, ModelError
 from pymc_flows.flows.frame import Frame
-from pymc_flows.importance import MIN_DRAWS, corrected, neighbours, systematic, weigh
+from pymc_flows.importance import MIN_DRAWS, corrected, systematic, weigh
 
 N = 4_000
 
@@ -286,29 +286,3 @@ def test_the_last_place_of_systematic_resampling_is_a_draw():
 
     chosen = systematic(np.array([0.5, 0.5, 0.0]), 1_000, Largest())
     assert chosen.max() == 1
-
-
-def test_resampled_neighbours_have_means_with_little_noise(rng):
-    """Means and squares of 250 of 1,000 weighted points, in the order of neighbours and in none."""
-    points = rng.standard_normal((1_000, 2)) * [1.0, 100.0]
-    weights = np.exp(0.5 * points[:, 0])
-    weights /= weights.sum()
-    features = np.column_stack([points, points**2, points.prod(axis=1)])
-    exact = weights @ features
-    order = neighbours(points, weights)
-    assert sorted(order) == list(range(1_000))
-    errors = []
-    for places in (order, np.arange(1_000)):
-        means = [
-            features[places[systematic(weights[places], 250, rng)]].mean(axis=0) for _ in range(200)
-        ]
-        errors.append(np.sqrt(np.square(means - exact).mean(axis=0)))
-    assert (errors[0] < 0.5 * errors[1]).all()
-
-
-def test_neighbours_of_points_without_spread_or_weight():
-    points = np.column_stack([np.ones(9), np.arange(9.0)])
-    weights = np.array([1.0, *np.zeros(8)])
-    for which in (points, points[:, :1], points[:, :0], points[:0]):
-        order = neighbours(which, weights[: len(which)])
-        assert sorted(order) == list(range(len(which)))

@@ -13,7 +13,7 @@ from pymc_flows.field.marginal import Marginal
 from pymc_flows.field.options import effort
 from pymc_flows.field.pools import field_noise
 from pymc_flows.field.posterior import Posterior
-from pymc_flows.importance import neighbours, systematic
+from pymc_flows.field.selection import select
 from pymc_flows.support.evaluations import Evaluations
 
 # Newton decrement, in nats, at which the mode of a field is good enough for a draw.
@@ -123,8 +123,7 @@ class FieldApproximation:
         affordable = max(FEWEST, int(SECONDS_TO_DRAW / each))
         count = min(n, n if n_hyper is None else n_hyper, affordable)
         weights = np.exp(self.values.log_weights)
-        order = neighbours(self.values.hyper, weights)
-        chosen = order[systematic(weights[order], count, rng)]
+        chosen = select(self.values.hyper, weights, count, rng)
         values, repeats = np.unique(
             np.repeat(chosen, np.diff(np.linspace(0, n, count + 1).astype(int))), return_counts=True
         )
