@@ -26,8 +26,8 @@ from pymc_flows.importance import systematic
 
 _log = logging.getLogger(__name__)
 
-# Most draws behind the weights of groups. With a separator, draws of it, and the factor by which
-# each of these has fewer draws of the groups.
+# First number of draws behind the weights of groups. With a separator, draws of it, and the factor
+# by which each of these has fewer draws of the groups.
 GROUP_DRAWS, SEPARATOR_DRAWS, SHARED = 64, 8, 4
 # A separator is skewed where the variance of its log weights is above this, in nats². Most draws
 # by which that is done; fewer where they would take more than so many seconds of a usual core.
@@ -127,14 +127,8 @@ def _marginal(
     marginal.is_gaussian = weights.is_even
     if not weights.is_even:
         marginal.wide = want_wider(weights.ess, n_inner, groups)
-        if marginal.wide.any():
-            weights = marginal.weigh(mode.gaussian)
-            progress.tell("weights of groups")
         if n_outer > 1:
-            marginal.skew = _skew(marginal, mode, weights, rng, progress)
-        if marginal.skew is not None:
-            weights = marginal.weigh(mode.gaussian)
-            progress.tell("weights of groups")
+            marginal.skew = _skew(marginal, mode, rng, progress)
     around.corrects = not marginal.is_gaussian
     _log.info(
         "Field of %d given %d hyperparameters: %s.",
@@ -150,12 +144,13 @@ def _marginal(
 def _skew(
     marginal: Marginal,
     mode: HyperMode,
-    weights: GroupWeights,
     rng: np.random.Generator,
     progress: Progress,
 ) -> Skew | None:
     """Tell the skewness of the separator at the mode, if weights are uneven."""
     posterior, gaussian = marginal.posterior, mode.gaussian
+    weights = marginal.weigh(gaussian)
+    progress.tell("weights of groups")
     finite = np.isfinite(weights.outer).all()
     if not finite or weights.outer.var(ddof=1) - weights.variances()[0] < UNEVEN:
         return None

@@ -36,7 +36,8 @@ class MarginalValues:
     error : ndarray, shape (n,)
         Standard errors of ``log_p``, in nats. Most of the error is the same at all values.
     is_direct : ndarray of bool, shape (n,)
-        Whether ``log_p`` is corrected by weights, or needs no correction; else it is ``laplace``.
+        Whether ``log_p`` is corrected by weights, or needs no correction; else it is ``laplace``,
+        or a prediction.
     is_emulated : ndarray of bool, shape (n,)
         Whether ``log_p`` and ``laplace`` are predictions of the corrected marginal.
     """
@@ -117,7 +118,7 @@ class Marginal:
 
     def choose_draws(
         self,
-        gaussians: Sequence[FieldGaussian],
+        hyper: np.ndarray,
         reference: FieldGaussian,
         options: FieldOptions,
         rng: np.random.Generator,
@@ -127,9 +128,9 @@ class Marginal:
 
         Parameters
         ----------
-        gaussians : sequence of FieldGaussian
-            At values of the hyperparameters. One value would not do: at the mode, the field is
-            nearest to a Gaussian.
+        hyper : ndarray, shape (n, n_hyper)
+            Values of the hyperparameters by which they are chosen; fewer where weights take long.
+            The mode alone would not do: there, the field is nearest to a Gaussian.
         reference : FieldGaussian
             At the value with which the others are compared.
         options : FieldOptions
@@ -137,25 +138,25 @@ class Marginal:
         progress : Progress
         """
         groups, n_inner = self.posterior.groups, len(self.noise) // self.n_outer
-        begin, n_weighed = progress.effort, 0
-        for _ in range(2):  # wider tails change the weights
-            base, wide = self.weigh(reference), self.wide
-            if not n_weighed:
-                affordable = CHOOSING / max(progress.effort - begin, 1e-9)
-                gaussians = gaussians[: max(FEWEST, int(affordable))]
-            levels, differences = [], []
+        begin = progress.effort
+        base = self.weigh(reference)
+        seconds = max(progress.effort - begin, 1e-9)
+        hyper = hyper[: max(FEWEST, int(CHOOSING / seconds))]
+        gaussians = [g for _, g in self.gaussians(hyper) if g is not None]
+        for is_last in (False, True):
+            levels, differences, wide = [], [], self.wide
             for gaussian in gaussians:
                 weights = self.weigh(gaussian)
                 progress.tell("weights of groups")
                 wide = wide | want_wider(weights.ess, n_inner, groups)
                 levels.append(weights.variances())
                 differences.append(weights.variances(base))
-            n_weighed += (len(gaussians) + 1) * len(self.noise)
             has_changed = (wide != self.wide).any()
             self.wide = wide
-            if not has_changed:
+            if is_last or not has_changed:
                 break
-        each = VALUES * (progress.effort - begin) / n_weighed
+            base = self.weigh(reference)  # wider tails change the weights
+        each = VALUES * seconds / len(self.noise)
         self.n_outer, n_inner = enough(
             levels,
             differences,
@@ -163,6 +164,7 @@ class Marginal:
             options.group_error**2,
             CHEAP / each,
             options.seconds_per_round / each,
+            wide=bool(self.wide.any()),
         )
         self.noise = NormalNoise.make(groups, self.n_outer * n_inner, rng)
 

@@ -44,7 +44,8 @@ class FieldOptions:
         instead of evaluated: the root mean square at values that the prediction has not seen.
     emulation_error : float
         Largest error, in nats, with which values of the marginal itself are predicted in later
-        rounds, if many of them would take long: at values left out, and of any one by itself.
+        rounds, if many of them would take long: at values left out, and of any one by itself. At
+        values that are checked, errors may be twice as large.
     judge_draws : int
         Draws by which each group is judged; eight times as many if some cannot be trusted.
     judge_seconds : float

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pymc_flows.importance import systematic
+
 # Points that `neighbours` leaves in any order.
 LEAF = 2
 # Draws of a stratum of which one is chosen, and how often each choice is made anew.
@@ -43,6 +45,18 @@ def select(points: np.ndarray, weights: np.ndarray, n: int, rng: np.random.Gener
             best = int(np.square(changed).sum(axis=1).argmin())
             missing, chosen[i] = changed[best], candidates[i, best]
     return chosen
+
+
+def spread_rows(
+    points: np.ndarray, weights: np.ndarray, n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Indices of at most n different points (m, d), by weights (m,) and from all regions.
+
+    Points of a Sobol' sequence are not chosen in their order: every sixteenth has the same
+    beginning of its first coordinate.
+    """
+    order = neighbours(points, weights)
+    return np.unique(order[systematic(weights[order], n, rng)])
 
 
 def _moments(points: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,10 +2,17 @@ import numpy as np
 import pytest
 
 from posteriors import Counts
-from pymc_flows.field.conditional.enough import MIN_DRAWS, MIN_INNER, MIN_OUTER, enough
+from pymc_flows.field.conditional.enough import (
+    MIN_DRAWS,
+    MIN_INNER,
+    MIN_OUTER,
+    MIN_WIDE,
+    enough,
+)
 from pymc_flows.field.conditional.mapping import ConditionalField, Surface
 from pymc_flows.field.conditional.newton import FieldModes
 from pymc_flows.field.conditional.noise import NormalNoise, quadrature
+from pymc_flows.field.conditional.tails import spreads
 from pymc_flows.field.conditional.weights import weigh_groups
 from pymc_flows.field.factors import factoring
 
@@ -36,7 +43,10 @@ def test_draws_without_a_separator(level, difference, cheap, most, expected):
     ("within", "total", "cheap", "expected"),
     [
         (8 * ALLOWED, ALLOWED, 1e9, (8, 16)),
-        (2 * ALLOWED, ALLOWED, 1e9, (8, 4)),
+        # Fewer draws in a block make it noisier: 8 + 6 instead of 8 times the variance allowed.
+        (2 * ALLOWED, ALLOWED, 1e9, (16, 4)),
+        (4 * ALLOWED, ALLOWED / 2, 1e9, (8, 8)),
+        (np.nan, ALLOWED, 1e9, (32, 16)),
         (8 * ALLOWED, 4 * ALLOWED, 1e9, (32, 16)),
         (0.0, 0.0, 1e9, (MIN_OUTER, MIN_INNER)),
         (8 * ALLOWED, 4 * ALLOWED, 256, (16, 16)),
@@ -45,6 +55,12 @@ def test_draws_without_a_separator(level, difference, cheap, most, expected):
 def test_blocks_and_draws_in_each(within, total, cheap, expected):
     noise = [(within, total)]
     assert enough(noise, [(0.0, 0.0)], (8, 16), ALLOWED, cheap, 1e9) == expected
+
+
+def test_wide_tails_need_draws_in_each_block():
+    none = [(0.0, 0.0)]
+    assert enough(none, none, (8, 16), ALLOWED, 1e9, 1e9, wide=True) == (MIN_OUTER, MIN_WIDE)
+    assert (spreads(MIN_WIDE) > 1).any()
 
 
 def test_no_values_take_the_most_draws():

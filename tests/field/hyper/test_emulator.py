@@ -67,10 +67,22 @@ def test_noise_is_not_predicted(known, rng):
 def test_values_of_no_weight_do_not_count(known):
     log_p = smooth(known)
     expected = fit_emulator(known, log_p, weights_of(log_p))
-    far = np.array([[30.0, 0.0], [0.0, np.nan]])
+    far = np.array([[30.0, 0.0], [0.0, -40.0]])
     with_far = np.concatenate([log_p, [-500.0, -np.inf]])
     found = fit_emulator(np.concatenate([known, far]), with_far, weights_of(with_far))
     assert found.error == pytest.approx(expected.error)
+
+
+def test_nothing_is_trusted_where_the_nearest_value_has_no_density(rng):
+    """Half of a plane is impossible; a quadratic is exact in the other half."""
+    known = 1.5 * rng.standard_normal((128, 2))
+    log_p = np.where(known[:, 0] > 1.2, -np.inf, -0.5 * np.square(known).sum(axis=1))
+    found = fit_emulator(known, log_p, weights_of(log_p))
+    _, sd = found(rng.uniform([1.6, -2], [3, 2], (100, 2)))
+    assert np.isinf(sd).mean() > 0.9
+    _, sd = found(rng.uniform([-1.5, -1.5], [0.5, 1.5], (100, 2)))
+    assert (sd < 0.05).mean() > 0.9
+    assert found(np.array([[-40.0, 0.0]]))[1] > 0.05
 
 
 def test_few_values_make_no_emulator(known):

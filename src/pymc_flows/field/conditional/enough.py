@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 # Fewest draws behind the weights of groups; with a separator, fewest draws of it, and of the groups
-# given each.
-MIN_DRAWS, MIN_OUTER, MIN_INNER = 16, 4, 4
+# given each: some of them must be wide if any groups have wide tails.
+MIN_DRAWS, MIN_OUTER, MIN_INNER, MIN_WIDE = 16, 4, 4, 8
 # Most times by which draws become more.
 MOST_FACTOR = 4
 
@@ -24,6 +24,8 @@ def enough(
     variance: float,
     cheap: float,
     most: float,
+    *,
+    wide: bool = False,
 ) -> tuple[int, int]:
     """Numbers of blocks, and of draws in each, that suffice: powers of two.
 
@@ -41,28 +43,35 @@ def enough(
         Variance that suffices, in nats².
     cheap, most : float
         Numbers of draws that are cheap, and that are affordable at all.
+    wide : bool
+        Whether any groups have wide tails.
     """
-    needed = _numbers(*_mean(differences), now, variance)
-    wished = _numbers(*_mean(levels), now, variance)
-    needed = _bounded(needed, (MIN_OUTER, MIN_INNER), max(most, math.prod(now)))
+    least = MIN_WIDE if wide else MIN_INNER
+    needed = _numbers(*_mean(differences), now, variance, least)
+    wished = _numbers(*_mean(levels), now, variance, least)
+    needed = _bounded(needed, (MIN_OUTER, least), max(most, math.prod(now)))
     return _bounded((max(needed[0], wished[0]), max(needed[1], wished[1])), needed, cheap)
 
 
 def _mean(found: Sequence[Noise]) -> Noise:
     """Means over values; infinite if any is not finite."""
     within, total = np.mean(found, axis=0) if len(found) else (math.inf, math.inf)
-    return (float(within), float(total)) if np.isfinite(total) else (math.inf, math.inf)
+    is_known = np.isfinite([within, total]).all()
+    return (float(within), float(total)) if is_known else (math.inf, math.inf)
 
 
-def _numbers(within: float, total: float, now: tuple[int, int], variance: float) -> tuple[int, int]:
+def _numbers(
+    within: float, total: float, now: tuple[int, int], variance: float, least: int
+) -> tuple[int, int]:
     """Numbers that have a variance: it falls with the number of draws."""
     n_outer, n_inner = now
     if n_outer == 1:
         return 1, _power(n_inner * total / variance, MIN_DRAWS, MOST_FACTOR * n_inner)
-    return (
-        _power(n_outer * total / variance, MIN_OUTER, MOST_FACTOR * n_outer),
-        _power(n_inner * within / (n_outer * variance), MIN_INNER, n_inner),
-    )
+    inner = _power(n_inner * within / (n_outer * variance), least, n_inner)
+    block = n_outer * total
+    if inner < n_inner:  # a block then has more noise
+        block += within * (n_inner / inner - 1)
+    return _power(block / variance, MIN_OUTER, MOST_FACTOR * n_outer), inner
 
 
 def _power(wanted: float, least: int, most: int) -> int:

@@ -8,6 +8,7 @@ Gaussian describes each group, not the number of groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class GroupWeights:
         found = _log_mean_exp(self.by_group, axis=1)
         return found if self.even is None else found - _log_mean_exp(self.even, axis=1)
 
-    @property
+    @cached_property
     def outer(self) -> np.ndarray:
         """Log weights (n_outer,) of blocks, in nats: each estimates log p(y, g) from one s."""
         return self.shared + self.means.sum(axis=1)
@@ -103,7 +104,9 @@ class GroupWeights:
     @property
     def error(self) -> float:
         """Standard error of `log_marginal`, in nats."""
-        return self.variances()[1] ** 0.5
+        if len(self.shared) == 1:
+            return self.variances()[0] ** 0.5
+        return (float(self._by_block().var(ddof=1)) / len(self.shared)) ** 0.5
 
     @property
     def ess(self) -> np.ndarray:

@@ -20,8 +20,11 @@ from pymc_flows.field.hyper.proposal import lower_factor, moments
 # Lengths of correlation that are tried, in standard deviations of the posterior, and variances of
 # the noise, as shares of that of the process.
 LENGTHS, NOISES = (2.0, 3.0, 4.5, 7.0, 10.0), (1e-6, 1e-4, 1e-2)
-# Values this far below the largest, in nats, have no weight and tell nothing of the others.
-DEPTH = 15.0
+# Values this far below the largest, in nats, have no weight. No prediction is trusted near them: a
+# value with weight must be nearer by this factor.
+DEPTH, NEARER = 15.0, 3.0
+# Least standard deviation of the process, in nats: else a quadratic would be trusted anywhere.
+LEAST = 0.01
 # Fewest values for each coefficient of the quadratic, and most values that are used.
 FEWEST, MOST = 2, 400
 
@@ -37,6 +40,8 @@ class Emulator:
         Factor of the covariance by which hyperparameters are scaled.
     knots : ndarray, shape (n, n_hyper)
         Scaled hyperparameters of the known values.
+    empty : ndarray, shape (m, n_hyper)
+        Those of known values without weight.
     length, noise, scale : float
         Length of correlation; variance of the noise, as a share of that of the process; standard
         deviation of the process, in nats.
@@ -56,6 +61,7 @@ class Emulator:
     center: np.ndarray
     lower: np.ndarray
     knots: np.ndarray
+    empty: np.ndarray
     length: float
     noise: float
     scale: float
@@ -67,14 +73,21 @@ class Emulator:
     error: float
 
     def __call__(self, hyper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Means (m,) and standard deviations (m,) of predictions at values (m, n_hyper)."""
+        """Means (m,) and standard deviations (m,) of predictions at values (m, n_hyper).
+
+        Standard deviations are infinite near known values without weight.
+        """
         z = _scaled(hyper, self.center, self.lower)
         near, design = _correlation(z, self.knots, self.length), quadratic_terms(z)
         mean = design @ self.coefficients + near @ self.weights
         rest = design - near @ self.basis.T
         known = ((near @ self.inverse) * near).sum(axis=1)
         unknown = ((rest @ self.gram) * rest).sum(axis=1)
-        return mean, self.scale * np.sqrt(np.maximum(1 + self.noise - known + unknown, 0.0))
+        sd = self.scale * np.sqrt(np.maximum(1 + self.noise - known + unknown, 0.0))
+        if len(self.empty):
+            away, near = (_squares(z, x).min(axis=1) for x in (self.empty, self.knots))
+            sd[away < NEARER**2 * near] = np.inf
+        return mean, sd
 
 
 def fit_emulator(hyper: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> Emulator | None:
@@ -86,12 +99,13 @@ def fit_emulator(hyper: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> E
     ----------
     hyper : ndarray, shape (n, n_hyper)
     log_p : ndarray, shape (n,)
-        Log marginal, in nats; those that are not finite are ignored.
+        Log marginal, in nats.
     weights : ndarray, shape (n,)
         Weights of the values, not negative: for the scale of the hyperparameters and the errors.
     """
     top = log_p.max(initial=-np.inf)
-    known = np.flatnonzero((log_p > top - DEPTH) & (log_p < np.inf))
+    is_known = (log_p > top - DEPTH) & (log_p < np.inf)
+    known, empty = np.flatnonzero(is_known), hyper[~is_known]
     if len(known) > MOST:  # as many of the largest as of the smallest
         known = known[np.argsort(log_p[known], kind="stable")]
         known = known[np.linspace(0, len(known) - 1, MOST).astype(int)]
@@ -120,11 +134,13 @@ def fit_emulator(hyper: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> E
             if not math.isfinite(error) or (best is not None and error >= best.error):
                 continue
             degrees = len(z) - n_coefficients
-            scale = math.sqrt(max(float((log_p - design @ coefficients) @ left), 0.0) / degrees)
+            variance = float((log_p - design @ coefficients) @ left) / degrees
+            scale = max(math.sqrt(max(variance, 0.0)), LEAST)
             best = Emulator(
                 center,
                 lower,
                 z,
+                _scaled(empty, center, lower),
                 length,
                 noise,
                 scale,
@@ -162,5 +178,10 @@ def _scaled(hyper: np.ndarray, center: np.ndarray, lower: np.ndarray) -> np.ndar
 
 def _correlation(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:
     """Correlations (m, n) of the process between places (m, d) and (n, d)."""
+    return np.exp(-0.5 * _squares(a, b) / length**2)
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances (m, n) between places (m, d) and (n, d)."""
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
-    return np.exp(-0.5 * np.maximum(squares, 0.0) / length**2)
+    return np.maximum(squares, 0.0)

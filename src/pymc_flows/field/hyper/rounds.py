@@ -1,7 +1,7 @@
 """Values of hyperparameters, round by round: adaptive importance sampling.
 
 The method is that of Cappé, Guillin, Marin & Robert, Population Monte Carlo, JCGS 13(4), 2004. All
-values that were evaluated count as draws of the mixture of the distributions that they came from.
+values that were taken count as draws of the mixture of the distributions that they came from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pymc_flows.field.hyper.proposal import ENOUGH, Proposal, mixture_log_prob, 
 from pymc_flows.field.hyper.scaled import ScaledEffects
 from pymc_flows.field.marginal import Marginal, MarginalValues
 from pymc_flows.field.options import FieldOptions, Progress
-from pymc_flows.importance import Quality, systematic, weigh
+from pymc_flows.field.selection import spread_rows
+from pymc_flows.importance import Quality, weigh
 
 _log = logging.getLogger(__name__)
 
@@ -31,26 +32,18 @@ _log = logging.getLogger(__name__)
 MIN_VALUES = 40
 # Values of a round at which the correction of Laplace's approximation is evaluated; in the first
 # round more, if the errors of predictions are above this share of the largest one allowed. Values
-# at which an emulator is checked.
-CORRECTED, MORE_CORRECTED, CLEAR, CHECKS = 16, 24, 0.5, 8
+# at which an emulator is checked: of the first distribution, and of each other one.
+CORRECTED, MORE_CORRECTED, CLEAR, CHECKS = 16, 24, 0.5, (8, 4)
 # Values of the first round by which draws of the groups are chosen.
 CHOOSING = 8
 # Values are predicted if they would take longer than this, in seconds of a usual core.
 SECONDS_TO_EMULATE = 1.0
 # They are not if the error at values that are checked is more than this times the one allowed.
 CHECKED = 2.0
-# A distribution is good enough with this share of effective values, and with no larger difference,
-# in nats, between log evidence and ELBO.
-GOOD, GAP = 0.7, 0.25
 # Fewest draws of a round whose k-hat is more than noise.
 TELLING = 200
-# Share of effective draws with which k-hat does not matter.
-EVEN = 0.9
 # Even weights have a finite variance: their k-hat counts as no more than this.
 FINITE = 0.5
-# A distribution lacks mass if its log evidence is too low by more than this, in nats, and by more
-# than this many standard errors.
-LACKING, N_ERRORS = 0.02, 3.0
 
 type Distribution = Proposal | ProfileProposal | ScaledEffects | HyperFlow
 
@@ -95,7 +88,7 @@ class Rounds:
 
     @property
     def log_p(self) -> np.ndarray:
-        """Log marginal (n,) of all values, in nats: evaluated, or with a predicted correction."""
+        """Log marginal (n,) of all values, in nats: evaluated or predicted."""
         return np.concatenate([self._log_p(values) for _, values in self.parts])
 
     def _log_p(self, values: MarginalValues) -> np.ndarray:
@@ -109,7 +102,11 @@ class Rounds:
         return self.log_p - mixture_log_prob(proposals, self.hyper)
 
     def take(
-        self, proposal: Distribution, most: int, rng: np.random.Generator, seconds: float = math.nan
+        self,
+        proposal: Distribution,
+        most: int,
+        rng: np.random.Generator,
+        seconds: float | None = None,
     ) -> Quality:
         """Evaluate the marginal at draws of a distribution, and judge it by their weights.
 
@@ -122,7 +119,7 @@ class Rounds:
         seconds : float, optional
             Longest that the round may take; by default as the options say.
         """
-        seconds = self.options.seconds_per_round if math.isnan(seconds) else seconds
+        seconds = self.options.seconds_per_round if seconds is None else seconds
         return self.take_all([(proposal, most)], rng, seconds)[-1]
 
     def take_all(
@@ -141,30 +138,36 @@ class Rounds:
         Parameters
         ----------
         wanted : sequence of Distribution and int
-            Distributions and numbers of draws.
+            Distributions and numbers of draws, at least one of each; there are fewer draws if they
+            would take too long.
         rng : Generator
         seconds : float
-            Longest that it may take, for each distribution.
+            Longest that it may take.
         """
         stage = f"values of the hyperparameters, round {len(self.parts) + 1}"
-        draws = [proposal.draw(n, rng) for proposal, n in wanted]
-        n, before = len(wanted), self.progress.effort
-        emulator = self._emulator(sum(map(len, draws)), seconds)
-        if emulator is not None and self._emulate(emulator, wanted, draws, stage, rng):
+        n, n_draws = len(wanted), sum(most for _, most in wanted)
+        draws = [proposal.draw(most, rng) for proposal, most in wanted]
+        before, had_correction = self.progress.effort, self.correction is not None
+        emulator = self._emulator(n_draws, seconds)
+        if emulator is not None and self._emulate(emulator, wanted, draws, seconds, stage, rng):
             return self._finish(n, self.progress.effort - before)
-        before = self.progress.effort
         is_far, is_first = self.marginal.conditional.is_far, not self.parts
-        for (proposal, _), hyper in zip(wanted, draws, strict=True):
+        before = self.progress.effort
+        for (proposal, most), hyper in zip(wanted, draws, strict=True):
+            allowed = seconds * most / n_draws
             if is_first and not self.marginal.is_gaussian:
+                begin = self.progress.effort
                 tried = hyper[:MIN_VALUES] if is_far else hyper
-                values = self._evaluate(tried, seconds, stage, corrected=False)
+                values = self._evaluate(tried, allowed, stage, corrected=False)
+                evaluated = self.progress.effort
                 self._choose_draws(proposal, values, rng)
+                before += self.progress.effort - (begin if is_far else evaluated)
             if is_far or not is_first or self.marginal.is_gaussian:
-                values = self._evaluate(hyper, seconds, stage, corrected=is_far)
+                values = self._evaluate(hyper, allowed, stage, corrected=is_far)
             self.parts.append((proposal, values))
             is_first = False
         if not self._predicts(n, stage, rng):
-            self._correct_all(n, stage)
+            self._correct_all(n, seconds, stage, had_correction=had_correction)
         found = self._finish(n, self.progress.effort - before)
         self.seconds_evaluated = self.seconds_each
         return found
@@ -187,37 +190,46 @@ class Rounds:
         emulator: Emulator,
         wanted: Sequence[tuple[Distribution, int]],
         draws: Sequence[np.ndarray],
+        seconds: float,
         stage: str,
         rng: np.random.Generator,
     ) -> bool:
         """Predict most values, evaluate those far out, and check some; return whether it is right.
 
-        If not, nothing is kept, and no more is emulated.
+        If not, none of these is kept, and no more is emulated. Values of earlier rounds, which were
+        checked where they are, stay.
         """
-        hyper, allowed = np.concatenate(draws), self.options.emulation_error
-        log_p, sd = emulator(hyper)
-        far = np.flatnonzero(~(sd <= allowed))
-        if len(far) > len(hyper) / 2:
+        allowed = self.options.emulation_error
+        is_far = [~(emulator(hyper)[1] <= allowed) for hyper in draws]
+        n_far, n_draws = sum(int(far.sum()) for far in is_far), sum(map(len, draws))
+        if n_far > n_draws / 2:
             return False
-        corrected = self.correction is None
-        values = MarginalValues.emulated(hyper, log_p)
-        values = values.replaced(
-            far, self.marginal.evaluate(hyper[far], self.progress, stage, corrected=corrected)
-        )
-        n, before = len(wanted), list(self.parts)
-        ends = np.cumsum([len(part) for part in draws])
-        for (proposal, _), rows in zip(wanted, np.split(np.arange(len(hyper)), ends), strict=False):
-            self.parts.append((proposal, values.at(rows)))
-        weights = tempered(self._log_weights()[-len(hyper) :]) * values.is_emulated
-        rows = np.unique(systematic(weights / weights.sum(), CHECKS, rng))
-        found = self.marginal.evaluate(hyper[rows], self.progress, stage)
-        self._replace(n, rows, found)
-        error = float(np.sqrt(np.square(found.log_p - log_p[rows]).mean()))
-        self.can_emulate = error <= CHECKED * allowed and self._predicts(n, stage, rng)
+        share = min(1.0, seconds / max(n_far * self.seconds_evaluated, 1e-9))
+        draws = [hyper[: math.ceil(share * len(hyper))] for hyper in draws]
+        before, begin = list(self.parts), 0
+        checks, predicted = [], []
+        for k, ((proposal, _), hyper) in enumerate(zip(wanted, draws, strict=True)):
+            log_p, far = emulator(hyper)[0], np.flatnonzero(is_far[k][: len(hyper)])
+            found = self.marginal.evaluate(
+                hyper[far], self.progress, stage, corrected=self.correction is None
+            )
+            values = MarginalValues.emulated(hyper, log_p).replaced(far, found)
+            self.parts.append((proposal, values))
+            log_weights = log_p - proposal.log_prob(hyper)
+            weights = tempered(np.where(values.is_emulated, log_weights, -np.inf))
+            checks.append(begin + spread_rows(hyper, weights, CHECKS[k > 0], rng))
+            predicted.append(log_p)
+            begin += len(hyper)
+        rows = np.concatenate(checks)
+        found = self.marginal.evaluate(np.concatenate(draws)[rows], self.progress, stage)
+        off = found.log_p - np.concatenate(predicted)[rows]
+        error = float(np.sqrt(np.square(off).mean()))
+        self._replace(len(wanted), rows, found)
+        self.can_emulate = error <= CHECKED * allowed and self._predicts(len(wanted), stage, rng)
         if not self.can_emulate:
             self.parts = before
             return False
-        self.emulation_error = max(error, emulator.error)
+        self.emulation_error = max(self.emulation_error, error, emulator.error)
         return True
 
     def _replace(self, n: int, rows: np.ndarray, found: MarginalValues) -> None:
@@ -252,9 +264,10 @@ class Rounds:
     ) -> None:
         """Choose the draws of groups by some of the first values."""
         weights = tempered(values.log_p - proposal.log_prob(values.hyper))
-        rows = np.unique(systematic(weights, CHOOSING, rng))
-        found = [g for _, g in self.marginal.gaussians(values.hyper[rows]) if g is not None]
-        self.marginal.choose_draws(found, self.reference, self.options, rng, self.progress)
+        rows = rng.permutation(spread_rows(values.hyper, weights, CHOOSING, rng))
+        self.marginal.choose_draws(
+            values.hyper[rows], self.reference, self.options, rng, self.progress
+        )
 
     def _evaluate(
         self, hyper: np.ndarray, seconds: float, stage: str, *, corrected: bool
@@ -281,7 +294,7 @@ class Rounds:
             # Tempered, so that values around those with the most weight are chosen, too.
             log_weights = self._log_weights()[-len(is_open) :]
             weights = tempered(np.where(is_open, log_weights, -np.inf))
-            rows = np.unique(systematic(weights, wanted, rng))
+            rows = spread_rows(values.hyper, weights, wanted, rng)
             self._replace(n, rows, self.marginal.evaluate(values.hyper[rows], self.progress, stage))
             self._fit_correction()
             if self.correction is not None:
@@ -303,41 +316,28 @@ class Rounds:
             lacking = known.log_p - known.laplace
         self.correction = fit_correction(known.hyper, lacking, weights)
 
-    def _correct_all(self, n: int, stage: str) -> None:
-        """Evaluate the last n parts in full, as far as time allows; drop those with predictions."""
-        last, seconds = self.parts[-n:], self.options.seconds_per_round
-        self.parts = [part for part in self.parts[:-n] if part[1].is_direct.all()]
+    def _correct_all(self, n: int, seconds: float, stage: str, *, had_correction: bool) -> None:
+        """Evaluate the last n parts in full, as far as time allows; drop those with predictions.
+
+        What an emulator predicted stays if it had learned from values that were evaluated in full.
+        """
+        last = self.parts[-n:]
+        n_draws = sum(len(values.hyper) for _, values in last)
+        self.parts = [
+            (proposal, values)
+            for proposal, values in self.parts[:-n]
+            if (values.is_direct | (values.is_emulated & (not had_correction))).all()
+        ]
+        if not any(values.is_emulated.any() for _, values in self.parts):
+            self.emulation_error = 0.0
         for proposal, values in last:
-            found = self._evaluate(values.hyper, seconds, stage, corrected=True)
+            allowed = seconds * len(values.hyper) / n_draws
+            found = self._evaluate(values.hyper, allowed, stage, corrected=True)
             self.parts.append((proposal, found))
 
     def has_enough(self) -> bool:
         """Whether there are enough effective values for a covariance."""
         return self.overall.ess >= ENOUGH * max(1, self.marginal.posterior.n_hyper)
-
-    def expects(self, proposal: Distribution) -> float:
-        """Share of effective draws that a distribution q would have.
-
-        It is 1 / E_p[p/q], estimated from the weighted values so far instead of draws of q.
-        """
-        if not np.isfinite(self.log_weights).any():
-            return 0.0
-        log_p = self.log_p - self.overall.log_evidence
-        ratio = self.log_weights + log_p - proposal.log_prob(self.hyper)
-        top = ratio.max()
-        return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
-
-    def agree(self, quality: Quality) -> bool:
-        """Whether the weights of a distribution are even, and it has the mass that others found."""
-        overall = self.overall
-        # The k-hat of few and even weights is noise.
-        is_even = quality.ess >= EVEN * quality.n_draws
-        if not (quality.is_trusted or is_even):
-            return False
-        error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
-        lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
-        is_close = quality.log_evidence - quality.elbo <= GAP
-        return is_close and quality.ess >= GOOD * quality.n_draws and not lacks
 
     @property
     def error(self) -> float:

@@ -11,7 +11,7 @@ from pymc_flows.field.hyper.flow import HyperFlow
 from pymc_flows.field.hyper.mode import MAX_AXES, HyperMode
 from pymc_flows.field.hyper.profile import ProfileProposal, follow_axes
 from pymc_flows.field.hyper.proposal import Proposal, lower_factor
-from pymc_flows.field.hyper.rounds import GOOD, MIN_VALUES, Distribution, Rounds
+from pymc_flows.field.hyper.rounds import MIN_VALUES, Distribution, Rounds
 from pymc_flows.field.hyper.scaled import ScaledEffects, large_scale, least_known
 from pymc_flows.field.hyper.values import HyperValues
 from pymc_flows.field.marginal import Marginal
@@ -20,10 +20,18 @@ from pymc_flows.flows.frame import Frame
 from pymc_flows.formula import Formula
 from pymc_flows.importance import Quality
 
-# Longest that the last round may take, in seconds of a usual core. Nothing is added to it later.
-SECONDS_TO_FILL = 8.0
+# Longest that the last values may take, in seconds of a usual core, and longest for those far out.
+SECONDS_TO_FILL, SECONDS_FAR_OUT = 8.0, 4.0
 # Degrees of freedom of the Student-t distributions, and a factor of their covariances.
 DEGREES, WIDENING = 8.0, 1.1
+# A distribution is good enough with this share of effective values, and with no larger difference,
+# in nats, between log evidence and ELBO.
+GOOD, GAP = 0.7, 0.25
+# Share of effective draws with which k-hat does not matter.
+EVEN = 0.9
+# A distribution lacks mass if its log evidence is too low by more than this, in nats, and by more
+# than this many standard errors.
+LACKING, N_ERRORS = 0.02, 3.0
 # Besides n draws of a distribution, the last values are n / 8 draws of the profiles, and n / 8 each
 # of profiles in which fixed effects, whose standard deviations grow with scales, are wider by these
 # factors.
@@ -68,10 +76,10 @@ def sample_hyper(
     flow: HyperFlow | None = None
     quality: Quality | None = None
     can_flow = options.flow_rounds and len(loc) and rounds.has_enough()
-    if not can_flow or rounds.expects(best) >= GOOD:
+    if not can_flow or _expects(rounds, best) >= GOOD:
         quality = rounds.take(best, options.values, rng)
     for _ in range(options.flow_rounds if can_flow else 0):
-        if quality and rounds.agree(quality):
+        if quality and _agree(rounds, quality):
             break
         if flow is None:
             loc, covariance = rounds.moments()
@@ -100,6 +108,32 @@ def sample_hyper(
     )
 
 
+def _expects(rounds: Rounds, proposal: Distribution) -> float:
+    """Share of effective draws that a distribution q would have.
+
+    It is 1 / E_p[p/q], estimated from the weighted values so far instead of draws of q.
+    """
+    if not np.isfinite(rounds.log_weights).any():
+        return 0.0
+    log_p = rounds.log_p - rounds.overall.log_evidence
+    ratio = rounds.log_weights + log_p - proposal.log_prob(rounds.hyper)
+    top = ratio.max()
+    return float(np.exp(-top) / np.exp(ratio - top).sum()) if np.isfinite(top) else 0.0
+
+
+def _agree(rounds: Rounds, quality: Quality) -> bool:
+    """Whether the weights of a distribution are even, and it has the mass that others found."""
+    overall = rounds.overall
+    # The k-hat of few and even weights is noise.
+    is_even = quality.ess >= EVEN * quality.n_draws
+    if not (quality.is_trusted or is_even):
+        return False
+    error = math.hypot(overall.log_evidence_error, quality.log_evidence_error)
+    lacks = overall.log_evidence - quality.log_evidence > max(LACKING, N_ERRORS * error)
+    is_close = quality.log_evidence - quality.elbo <= GAP
+    return is_close and quality.ess >= GOOD * quality.n_draws and not lacks
+
+
 def _filled(
     rounds: Rounds, proposal: Proposal | HyperFlow, quality: Quality, rng: np.random.Generator
 ) -> Rounds:
@@ -117,7 +151,7 @@ def _filled(
     n = int(min(n, options.most_values, max(allowed, MIN_VALUES)))
     before, begin = rounds.copy(), rounds.progress.effort
     wanted: list[tuple[Distribution, int]] = [(proposal, n)]
-    if isinstance(first, ProfileProposal):
+    if isinstance(first, ProfileProposal) and n >= TAILS:
         effects = rounds.marginal.posterior.locations
         wanted.append((first, n // TAILS))
         for factor in STRETCHED if effects.any() else ():
@@ -139,16 +173,18 @@ def _fill_tails(rounds: Rounds, n: int, rng: np.random.Generator, end: float) ->
     effects, scales = posterior.locations & ~posterior.locations.all(), posterior.scales
     both = effects | scales
     kinds = [kind for kind in (effects, scales) if kind.any()]
+    if not kinds or not n:
+        return
     weights = np.exp(rounds.log_weights)
     worst = [least_known(rounds.hyper, weights, scales, kind)[0] for kind in kinds]
     rounds.take_all(
-        [(_far_out(rounds, which, effects), n) for which in worst], rng, SECONDS_TO_FILL
+        [(_far_out(rounds, which, effects), n) for which in worst], rng, SECONDS_FAR_OUT
     )
-    for _ in range(AGAIN if both.any() else 0):
+    for _ in range(AGAIN):
         which, error = least_known(rounds.hyper, np.exp(rounds.log_weights), scales, both)
         if error <= SPREAD_ERROR or rounds.progress.effort > end:
             return
-        rounds.take(_far_out(rounds, which, effects), n, rng, SECONDS_TO_FILL)
+        rounds.take(_far_out(rounds, which, effects), n, rng, SECONDS_FAR_OUT)
 
 
 def _far_out(rounds: Rounds, which: int, effects: np.ndarray) -> Distribution:

@@ -22,7 +22,7 @@ class HyperValues:
     quality : Quality
         Quality of q(g), by weights of its draws against the marginal.
     hyper : ndarray, shape (n, n_hyper)
-        Values of all rounds, at which the marginal was evaluated, in random order.
+        Values of all rounds, in random order; the marginal was evaluated or predicted there.
     log_weights : ndarray, shape (n,)
         Logarithms of their normalised and Pareto-smoothed weights.
     overall : Quality
