@@ -85,7 +85,8 @@ def labels(seed: int) -> Problem:
 
     def which(z: np.ndarray) -> np.ndarray:
         order = np.argsort(z, axis=1)
-        return np.unique(np.vstack([PERMUTATIONS, order]), axis=0, return_inverse=True)[1][6:]
+        _, index = np.unique(np.vstack([PERMUTATIONS, order]), axis=0, return_inverse=True)
+        return index.ravel()[6:]  # a column in NumPy 2.0
 
     return Problem(model, np.full(6, 1 / 6), which, None)
 

@@ -7,9 +7,11 @@ from scipy import sparse
 from posteriors import Counts, Parts, normal
 from pymc_flows.field import FieldOptions, Posterior, fit_field, pools
 from pymc_flows.field.conditional.noise import NormalNoise
-from pymc_flows.field.conditional.weights import weigh_groups
+from pymc_flows.field.conditional.weights import GroupWeights, weigh_groups
+from pymc_flows.field.options import Progress
 from pymc_flows.field.record import arrays_of, restored
 from pymc_flows.formula import Formula
+from pymc_flows.support.evaluations import Evaluations
 
 OPTIONS = FieldOptions(rounds=(64, 64), values=128, flow_rounds=0, effective=1_500)
 
@@ -213,3 +215,38 @@ def test_the_separator_moves_by_what_can_be_told(rng):
     assert not found.can_serve
     found._set_separator([np.exp(2 * d[:, 0]) for d in draws], draws)
     assert not found.can_serve
+
+
+@pytest.mark.parametrize(("shares", "renewed"), [((0.9,), 0), ((0.1, 0.2, 0.9), 2), ((0.1,), 4)])
+def test_draws_of_the_separator_of_which_one_decides_are_taken_anew(
+    with_level, monkeypatch, shares, renewed
+):
+    marginal, options = with_level.marginal, FieldOptions()
+    made, left = [], list(shares)
+    make = NormalNoise.make
+
+    def noted(groups, n, rng):
+        made.append(n)
+        return make(groups, n, rng)
+
+    def effective(weights):
+        share = left.pop(0) if len(left) > 1 else left[0]
+        return share * len(weights.shared)
+
+    monkeypatch.setattr(marginal, "noise", marginal.noise)
+    monkeypatch.setattr(marginal, "n_outer", marginal.n_outer)
+    monkeypatch.setattr(NormalNoise, "make", staticmethod(noted))
+    monkeypatch.setattr(GroupWeights, "outer_ess", property(effective))
+    hyper, progress = with_level.values.hyper[:4], Progress(Evaluations())
+    rng = np.random.default_rng(1)
+    marginal.choose_draws(hyper, with_level.mode.gaussian, options, rng, progress)
+    assert len(made) == 1 + renewed
+    assert set(made) == {len(marginal.noise)}
+
+
+def test_the_effective_number_of_blocks():
+    def weights(shared):
+        return GroupWeights(None, np.array(shared), np.zeros((len(shared), 2, 1)))
+
+    assert weights([3.0, 3.0, 3.0, 3.0]).outer_ess == pytest.approx(4)
+    assert weights([0.0, -50.0, -60.0, -np.inf]).outer_ess == pytest.approx(1)

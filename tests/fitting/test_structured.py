@@ -13,7 +13,7 @@ import pymc_flows as pmf
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.errors import ArgumentError, ModelError, NotInvertibleError, StorageError
 from pymc_flows.field.gradient import BatchedGradient
-from pymc_flows.field.hyper import rounds
+from pymc_flows.field.hyper import sample
 from pymc_flows.field.options import FieldOptions
 from pymc_flows.field.state import FieldState
 from pymc_flows.fitting.structured import field_of, fit_structured
@@ -369,8 +369,8 @@ def test_more_values_far_out_are_taken_while_there_is_time(monkeypatch):
     options = FieldOptions(rounds=(32, 32), values=64, effective=200, flow_rounds=0)
 
     def n_values(error, seconds):
-        monkeypatch.setattr(rounds, "SPREAD_ERROR", error)
-        monkeypatch.setattr(rounds, "SECONDS_TO_FILL", seconds)
+        monkeypatch.setattr(sample, "SPREAD_ERROR", error)
+        monkeypatch.setattr(sample, "SECONDS_TO_FILL", seconds)
         fitted = fit_structured(model=model, options=options, random_seed=1).q.found
         return len(fitted.values.hyper)
 

@@ -168,7 +168,11 @@ def chained_angle(name, mu, kappa):
     pm.VonMises(name, mu, kappa, default_transform=tr.Chain([tr.circular, tr.circular]))
 
 
-@pytest.mark.parametrize("dist", [pm.VonMises, pmd.VonMises, chained_angle])
+# PyMC 6.3 has none with dims.
+ANGLES = [pm.VonMises, *filter(None, [getattr(pmd, "VonMises", None)]), chained_angle]
+
+
+@pytest.mark.parametrize("dist", ANGLES)
 def test_an_angle_has_no_density_of_its_own(dist):
     angle = one(dist, 0, 1)
     assert np.isfinite(angle.log_prob({"x": [0.5]})).all()

@@ -18,6 +18,8 @@ from pymc_flows.field.options import FieldOptions, Progress
 
 # Seconds of a usual core that so many values may take, with draws for the log evidence alone.
 CHEAP, VALUES = 1.0, 40
+# Draws of the separator are taken anew, so many times at most, if a smaller share is effective.
+LEAST_EFFECTIVE, RENEWED = 0.25, 4
 # Seconds that the choice of draws may take, and fewest values by which it is made.
 CHOOSING, FEWEST = 2.0, 2
 
@@ -167,6 +169,11 @@ class Marginal:
             wide=bool(self.wide.any()),
         )
         self.noise = NormalNoise.make(groups, self.n_outer * n_inner, rng)
+        for _ in range(RENEWED if self.n_outer > 1 else 0):
+            if self.weigh(reference).outer_ess >= LEAST_EFFECTIVE * self.n_outer:
+                break
+            # One draw far out would decide the marginal at all values of the hyperparameters.
+            self.noise = NormalNoise.make(groups, len(self.noise), rng)
 
     def weigh(self, gaussian: FieldGaussian) -> GroupWeights:
         """Weigh the draws of ``noise`` by group."""

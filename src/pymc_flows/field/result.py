@@ -96,6 +96,7 @@ class FieldApproximation:
         """Log density (n,) of the approximation at points (n, dim), in nats."""
         posterior = self.posterior
         hyper, index = np.unique(points[:, posterior.hyper], axis=0, return_inverse=True)
+        index = index.ravel()  # a column in NumPy 2.0
         found = np.full(len(points), -np.inf)
         log_hyper = self.values.flow.log_prob(hyper)
         for i, gaussian in self.marginal.gaussians(hyper):

@@ -104,6 +104,7 @@ class SharedDensity:
     def _runs(self, points: np.ndarray) -> list[np.ndarray]:
         """Indices of points with equal hyperparameters, no more at once than memory allows."""
         _, index = np.unique(points[:, self._is_hyper], axis=0, return_inverse=True)
+        index = index.ravel()  # a column in NumPy 2.0
         order = np.argsort(index, kind="stable")
         most = max(1, int(BYTES // (8 * COPIES * points.shape[1])))
         runs = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)

@@ -119,6 +119,12 @@ class GroupWeights:
         return np.nan_to_num(found, nan=0.0).min(axis=0)
 
     @property
+    def outer_ess(self) -> float:
+        """Effective number of the ``n_outer`` blocks; NaN where no weight is finite."""
+        weights = self._by_block()
+        return float(weights.sum() ** 2 / np.square(weights).sum())
+
+    @property
     def is_even(self) -> bool:
         """Whether all weights are equal, as they are if the field is Gaussian given g."""
         rounding = ROUNDING * (1 + np.abs(self.by_group).sum(axis=2).max())
