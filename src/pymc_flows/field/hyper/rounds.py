@@ -200,7 +200,8 @@ class Rounds:
         checked where they are, stay.
         """
         allowed = self.options.emulation_error
-        is_far = [~(emulator(hyper)[1] <= allowed) for hyper in draws]
+        predictions = [emulator(hyper) for hyper in draws]
+        is_far = [~(sd <= allowed) for _, sd in predictions]
         n_far, n_draws = sum(int(far.sum()) for far in is_far), sum(map(len, draws))
         if n_far > n_draws / 2:
             return False
@@ -209,7 +210,8 @@ class Rounds:
         before, begin = list(self.parts), 0
         checks, predicted = [], []
         for k, ((proposal, _), hyper) in enumerate(zip(wanted, draws, strict=True)):
-            log_p, far = emulator(hyper)[0], np.flatnonzero(is_far[k][: len(hyper)])
+            log_p = predictions[k][0][: len(hyper)]
+            far = np.flatnonzero(is_far[k][: len(hyper)])
             found = self.marginal.evaluate(
                 hyper[far], self.progress, stage, corrected=self.correction is None
             )
