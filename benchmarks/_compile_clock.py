@@ -149,11 +149,11 @@ def _jax_listener(clock: CompileClock) -> Iterator[None]:
         yield
         return
 
-    course, listens = Course(), True
+    course = Course()
 
     def hear(name: str, seconds: float, **_: object) -> None:
         # Tracing, lowering and compiling; other durations are not under this name.
-        if listens and name.startswith("/jax/core/compile/"):
+        if name.startswith("/jax/core/compile/"):
             clock.add(seconds, course)
 
     monitoring.register_event_duration_secs_listener(hear)
@@ -161,6 +161,4 @@ def _jax_listener(clock: CompileClock) -> Iterator[None]:
         with course.running():
             yield
     finally:
-        listens = False  # JAX 0.5 has no way to unregister
-        if hasattr(monitoring, "unregister_event_duration_listener"):
-            monitoring.unregister_event_duration_listener(hear)
+        monitoring.unregister_event_duration_listener(hear)
