@@ -10,7 +10,8 @@ from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
 from pymc_flows.backends.modes import NUMPY, PLAIN, training_mode
-from pymc_flows.backends.rewrites import QuickDot, softplus
+from pymc_flows.backends.node_by_node.arrays import softplus
+from pymc_flows.backends.rewrites import QuickDot
 
 
 def inner_ops(function):

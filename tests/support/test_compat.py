@@ -110,6 +110,37 @@ def test_a_scan_is_rebuilt_with_another_inner_graph():
     np.testing.assert_array_equal(f([1.0, 2.0]), [2.0, 8.0])
 
 
+def test_the_python_linker_gives_thunks_with_cells_in_the_order_of_the_nodes():
+    x = pt.vector("x")
+    graph = compat.compiled_graph(
+        pytensor.function([x], [pt.exp(x) + x.sum(), x], mode="FAST_COMPILE")
+    )
+    run, inputs, outputs, thunks, order = compat.PerformLinker().accept(graph.clone()).make_all()
+    inputs[0].storage[0] = np.arange(3.0)
+    for thunk, node in zip(thunks, order, strict=True):
+        assert all(
+            cell is run.storage_map[v] for cell, v in zip(thunk.inputs, node.inputs, strict=True)
+        )
+        thunk()
+        assert thunk.outputs[0][0] is run.storage_map[node.outputs[0]][0]
+    np.testing.assert_allclose(outputs[0].storage[0], np.exp(np.arange(3.0)) + 3)
+
+
+def test_an_error_is_raised_again_with_a_hint():
+    x = pt.vector("x")
+    graph = compat.compiled_graph(pytensor.function([x], pt.exp(x), mode="FAST_COMPILE"))
+    [node] = graph.toposort()
+
+    def fails():
+        try:
+            raise KeyError("what failed")
+        except KeyError:
+            compat.raise_with_op(graph, node)
+
+    with pytest.raises(KeyError, match="exception_verbosity"):
+        fails()
+
+
 def test_a_vm_calls_back_after_each_node():
     x, seen = pt.vector("x"), []
 

@@ -150,11 +150,20 @@ class _Functions:
 
     def prepare(self, data: Sequence[Any]) -> list[Any]:
         """Arguments of `main` for the values of the data."""
-        found = [data[i] for i in self._direct]
+        found = [_read_only(data[i]) for i in self._direct]
         if self._parts is not None:
             with np.errstate(all="ignore"):
                 found += self._parts(*data)
         return found
+
+
+def _read_only(array: Any) -> Any:
+    """Integers as what may be kept in another form: data are replaced, never written into."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        return array
+    found = array.view()
+    found.flags.writeable = False
+    return found
 
 
 def _as_jax_arrays(arrays: list[Any]) -> list[Any]:

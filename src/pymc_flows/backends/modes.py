@@ -20,6 +20,7 @@ from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
+from pymc_flows.backends.node_by_node.linker import ArrayLinker
 from pymc_flows.backends.ops import is_graph_of
 from pymc_flows.backends.rewrites import TAGS
 from pymc_flows.support.compat import (
@@ -139,7 +140,7 @@ optdb.register("pymc_flows_open_batches", in2out(_opened_in_numpy), TAGS["python
 # "stabilize" keeps the numerically careful forms (log1p, logsumexp, ...) that a model's author
 # relies on; a leftover parameter check becomes -inf instead of an exception, as everywhere in PyMC.
 NUMPY = _Mode(
-    linker="py",
+    linker=ArrayLinker(),
     optimizer=RewriteDatabaseQuery(
         include=["fast_compile", "stabilize", CHECKS_AS_SWITCHES, TAGS["python"]],
         exclude=[*STRUCTURED_PRODUCTS, *MERGED_SLICES],
@@ -147,7 +148,10 @@ NUMPY = _Mode(
 )
 # Nearly the graph as it was written: ready at once. Gradients are full of fills, which NumPy would
 # compute number by number.
-PLAIN = _Mode(linker="py", optimizer=RewriteDatabaseQuery(include=[FILLS_AS_ALLOC, TAGS["python"]]))
+PLAIN = _Mode(
+    linker=ArrayLinker(),
+    optimizer=RewriteDatabaseQuery(include=[FILLS_AS_ALLOC, TAGS["python"]]),
+)
 
 
 def relinked(mode: Mode, linker: Linker | str) -> Mode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -20,6 +19,7 @@ from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_flows.backends.dispatch import on_first_use, source_key
+from pymc_flows.backends.node_by_node import arrays
 from pymc_flows.support.compat import Dot, Elemwise, ScalarInnerGraphOp, ScalarLoop
 
 # Tags of the rewrites that a mode includes, by backend.
@@ -100,7 +100,7 @@ class PlainSoftplus(ps.UnaryScalarOp):
 
     def impl(self, x: Any) -> Any:
         """Compute it in NumPy."""
-        return softplus(x)
+        return arrays.softplus(x)
 
 
 class PlainSigmoid(ps.UnaryScalarOp):
@@ -127,42 +127,16 @@ def _plain_forms(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     return [plain(node.inputs[0].astype(node.outputs[0].dtype))]
 
 
-def softplus(x: Any) -> Any:
-    """Return log(1 + exp(x)) by parts that stay in the caches; `np.logaddexp` takes much longer."""
-    x = np.asarray(x)
-    order: Any = "F" if x.flags.fnc else "C"
-    found = np.empty(x.shape, np.result_type(x, np.float32), order)
-    flat, parts = x.reshape(-1, order=order), found.reshape(-1, order=order)
-    for begin in range(0, x.size, size := 16_384):
-        part, out = flat[begin : begin + size], parts[begin : begin + size]
-        np.negative(np.abs(part, out=out), out=out)
-        np.log1p(np.exp(out, out=out), out=out)
-        out += np.maximum(part, 0)
-    return found if x.ndim else found[()]
-
-
-def log1mexp(x: Any) -> Any:
-    """Return log(1 - exp(x)) of an array of negative numbers (Maechler 2012)."""
-    with np.errstate(all="ignore"):
-        return np.where(x < -math.log(2), np.log1p(-np.exp(x)), np.log(-np.expm1(x)))
-
-
-def trigamma(x: Any) -> Any:
-    """Second derivative of the logarithm of the gamma function."""
-    from scipy import special  # slow to import
-
-    return special.polygamma(1, x)
-
-
 # Functions of arrays for scalar Ops that would otherwise run in Python, number by number, at half a
-# microsecond each.
+# microsecond each, or whose function in SciPy is slower.
 ON_ARRAYS = {
     scalar_op: (name, arity, 1)
     for scalar_op, name, arity in (
         (ps.Clip, "clip", 3),
-        (ps.Softplus, f"{__name__}.softplus", 1),
-        (ps.Log1mexp, f"{__name__}.log1mexp", 1),
-        (ps.TriGamma, f"{__name__}.trigamma", 1),
+        (ps.Softplus, f"{arrays.__name__}.softplus", 1),
+        (ps.Sigmoid, f"{arrays.__name__}.sigmoid", 1),
+        (ps.Log1mexp, f"{arrays.__name__}.log1mexp", 1),
+        (ps.TriGamma, f"{arrays.__name__}.trigamma", 1),
     )
 }
 
@@ -171,7 +145,7 @@ ON_ARRAYS = {
 def _on_arrays(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     """Run a scalar function in NumPy by one of arrays."""
     spec = ON_ARRAYS.get(type(node.op.scalar_op))
-    if spec is None or node.op.nfunc_spec is not None:
+    if spec is None or node.op.nfunc_spec == spec:
         return None
     return [Elemwise(node.op.scalar_op, nfunc_spec=spec)(*node.inputs)]
 

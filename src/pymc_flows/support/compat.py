@@ -88,8 +88,12 @@ from pytensor.graph.rewriting.utils import rewrite_graph
 from pytensor.graph.utils import MethodNotDefined
 
 # `JITLinker` tells which modes compile. Instead: the names of modes, where users give no mode of
-# their own. `Linker` is the type of a mode's linker. Instead: no annotation.
-from pytensor.link.basic import JITLinker, Linker
+# their own. `Linker` is the type of a mode's linker. Instead: no annotation. `PerformLinker` runs a
+# graph node by node; ours has other thunks for most nodes. Instead: the linker "py", more slowly.
+from pytensor.link.basic import JITLinker, Linker, PerformLinker
+
+# Says which node raised an error. Instead: the error as it is.
+from pytensor.link.utils import raise_with_op
 
 # The linker that calls back after each node. Instead: a `Mode` with linker "py" and timings.
 from pytensor.link.vm import VMLinker
