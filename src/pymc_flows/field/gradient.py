@@ -25,9 +25,9 @@ _log = logging.getLogger(__name__)
 
 # Points of one call; fewer where they would take more memory than `plan_draws` allows.
 ROWS = 256
-# CPU seconds that calls take in all before the gradient is compiled: about what compiling takes.
+# Seconds that calls take in all before the gradient is compiled: about what compiling takes.
 PATIENCE = {"jax": 1.0, "numba": 10.0}
-# It is never compiled if a point takes fewer CPU seconds than this.
+# It is never compiled if a point takes fewer seconds than this.
 FAST = 5e-4
 
 
@@ -67,9 +67,9 @@ class BatchedGradient:
         if self._near is None:
             self._near = points[0].copy()
         evaluate = self._plain
-        before = time.process_time()
+        before = time.perf_counter()
         found = evaluate(points)
-        self._seconds += time.process_time() - before
+        self._seconds += time.perf_counter() - before
         self._points += len(points)
         is_slow = self._seconds > max(FAST * self._points, min(PATIENCE.values()))
         if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:

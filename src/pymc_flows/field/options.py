@@ -103,7 +103,7 @@ class Progress:
     sizes: tuple[int, int] = (0, 0)
     factor_products: int = 0
     report: Report | None = None
-    started: float = field(default_factory=time.process_time)
+    started: float = field(default_factory=time.thread_time)
     history: list[tuple[str, Evaluations, float]] = field(default_factory=list)
 
     @property
@@ -113,7 +113,7 @@ class Progress:
 
     def tell(self, stage: str) -> None:
         """Record a unit of work."""
-        row = (stage, self.evaluations.copy(), time.process_time() - self.started)
+        row = (stage, self.evaluations.copy(), time.thread_time() - self.started)
         if not self.history or self.history[-1][0] != stage:
             self.history.append(row)
         else:
