@@ -5,6 +5,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import Mode
+from pytensor.ifelse import ifelse
 
 from pymc_flows.backends.modes import NUMPY
 from pymc_flows.backends.node_by_node.buffers import LARGEST, SMALLEST, share_buffers
@@ -272,6 +273,13 @@ def test_views_keep_a_buffer_alive():
 
 def test_the_mode_for_numpy_runs_on_it():
     assert isinstance(NUMPY.linker, ArrayLinker)
+
+
+def test_branches_that_are_chosen_at_run_time():
+    x, flag = pt.matrix("x"), pt.scalar("flag", dtype="bool")
+    chosen = ifelse(flag, pt.exp(x), pt.log(pt.abs(x)) + 1)
+    value = numbers(ROWS, COLUMNS)
+    agree([x, flag], [chosen.sum(axis=0), chosen], (value, True), (value, False), (value, True))
 
 
 def test_errors_are_those_of_pytensor():

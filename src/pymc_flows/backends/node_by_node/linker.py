@@ -22,7 +22,16 @@ class ArrayLinker(PerformLinker):
         """Do what PyTensor's linker does, with other thunks."""
         plain, inputs, outputs, thunks, order = super().make_all(*args, **kwargs)
         buffers = share_buffers(self.fgraph, order)
+        # Lazy Ops ask whether their inputs are there, which PyTensor's thunks alone record.
+        asked = {
+            variable
+            for node, thunk in zip(order, thunks, strict=True)
+            if thunk.lazy
+            for variable in node.inputs
+        }
         for i, node in enumerate(order):
+            if not asked.isdisjoint(node.outputs):
+                continue
             cells = thunks[i].inputs, thunks[i].outputs
             found = thunk_of(node, *cells, buffers.get(node))
             if found is not None:
