@@ -26,7 +26,9 @@ _log = logging.getLogger(__name__)
 # Points of one call; fewer where they would take more memory than `plan_draws` allows.
 ROWS = 256
 # Seconds that calls take in all before the gradient is compiled: about what compiling takes.
-PATIENCE = {"jax": 1.0, "numba": 10.0}
+PATIENCE = {"jax": 2.0, "numba": 10.0}
+# Points by which a compiled gradient is timed.
+TIMED = 4
 # It is never compiled if a point takes fewer seconds than this.
 FAST = 5e-4
 
@@ -47,7 +49,8 @@ class BatchedGradient:
     """Evaluates a log density and its gradient.
 
     At first it computes in NumPy, since compiling takes longer than all calls of most models. If
-    calls turn out to be slow, as with special functions that NumPy lacks, JAX or numba takes over.
+    calls turn out to be slow, as with special functions that NumPy lacks, JAX or numba takes over,
+    unless it is no faster.
 
     Parameters
     ----------
@@ -57,28 +60,39 @@ class BatchedGradient:
     def __init__(self, density: ModelDensity):
         self._density = density
         self._seconds, self._points = 0.0, 0
-        self._compiled: Gradient | None = None
+        self._chosen: Gradient | None = None  # once it is known which one is faster
         self._near: np.ndarray | None = None  # the first point, where plans are tried out
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density (n,) and its gradient (n, dim) at points (n, dim), in nats."""
-        if self._compiled is not None:
-            return self._compiled(points)
+        if self._chosen is not None:
+            return self._chosen(points)
         if self._near is None:
             self._near = points[0].copy()
-        evaluate = self._plain
         before = time.perf_counter()
-        found = evaluate(points)
+        found = self._plain(points)
         self._seconds += time.perf_counter() - before
         self._points += len(points)
         is_slow = self._seconds > max(FAST * self._points, min(PATIENCE.values()))
         if is_slow and self._rows is not None and self._seconds > PATIENCE[self._backend]:
-            each = 1000 * self._seconds / self._points
-            _log.info(
-                "A gradient takes %.2g ms in NumPy; it is now compiled by %s.", each, self._backend
-            )
-            self._compiled = self._compile()
+            self._chosen = self._faster(points[:TIMED])
         return found
+
+    def _faster(self, points: np.ndarray) -> Gradient:
+        """Compile the gradient; return it, or that of NumPy if it takes less time."""
+        compiled = self._compile()
+        compiled(points[:1])
+        before = time.perf_counter()
+        compiled(points)
+        each = (time.perf_counter() - before) / len(points)
+        usual = self._seconds / self._points
+        _log.info(
+            "A gradient takes %.2g ms in NumPy, %.2g ms compiled by %s.",
+            1000 * usual,
+            1000 * each,
+            self._backend,
+        )
+        return compiled if each < usual else self._plain
 
     @cached_property
     def _backend(self) -> str:
