@@ -5,7 +5,13 @@ import pytest
 from scipy import sparse
 
 from pymc_flows.field.factors import Factoring, NotPositiveDefinite, factoring, low_rank
-from pymc_flows.field.factors.blocks import BlockFactoring
+from pymc_flows.field.factors.blocks import (
+    SMALL,
+    BlockFactoring,
+    small_cholesky,
+    small_inverse,
+    times,
+)
 from pymc_flows.field.factors.bordered import BorderedFactoring
 from pymc_flows.field.factors.dense import DenseFactoring
 from pymc_flows.field.factors.general import SparseFactoring
@@ -211,3 +217,21 @@ def test_an_indefinite_part_has_a_factor_where_the_whole_has_one(rng, monkeypatc
     )  # where that is too dear, Newton's steps damp
     with pytest.raises(NotPositiveDefinite):
         found.factor(np.append(rest.data, 1.0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, SMALL, SMALL + 1])
+def test_small_triangles_are_those_of_lapack(size):
+    rng = np.random.default_rng(size)
+    roots = rng.standard_normal((5, 7, size, size))
+    matrices = roots @ roots.swapaxes(-1, -2) + np.eye(size)
+    vectors = rng.standard_normal((5, 7, size))
+    lower = small_cholesky(matrices)
+    np.testing.assert_allclose(lower, np.linalg.cholesky(matrices), atol=1e-12)
+    np.testing.assert_allclose(small_inverse(lower), np.linalg.inv(lower), atol=1e-12)
+    expected = np.einsum("...ij,...j->...i", lower, vectors)
+    np.testing.assert_allclose(times(lower, vectors), expected, atol=1e-12)
+    expected = np.einsum("...ji,...j->...i", lower, vectors)
+    np.testing.assert_allclose(times(lower, vectors, transpose=True), expected, atol=1e-12)
+    matrices[3, 2, -1, -1] = -1.0
+    with pytest.raises(NotPositiveDefinite):
+        small_cholesky(matrices)

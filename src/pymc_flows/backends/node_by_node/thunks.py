@@ -69,7 +69,7 @@ def thunk_of(
 
 def _elementwise(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory) -> Thunk | None:
     op = node.op
-    if op.inplace_pattern or len(node.outputs) != 1 or hasattr(node.tag, "sig"):
+    if op.inplace_pattern or len(node.outputs) != 1:
         return None
     is_of_many = isinstance(op.scalar_op, ps.Add | ps.Mul) and len(inputs) > 2
     if not is_of_many and (op.nfunc is None or op.nfunc_spec[1:] != (len(inputs), 1)):
@@ -80,6 +80,8 @@ def _elementwise(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory)
     elif is_of_many:
         is_same = all(x.type.dtype == node.outputs[0].type.dtype for x in node.inputs)
         function = partial(_folded, op.nfunc, _first_full(node) if is_same else len(inputs))
+    elif hasattr(node.tag, "sig"):  # integers as numbers of the result's type
+        function = partial(op.nfunc, sig=node.tag.sig)
     elif isinstance(op.nfunc, np.ufunc) or op.nfunc in WITH_MEMORY:
         function = op.nfunc
     else:  # a function that takes no memory

@@ -11,6 +11,10 @@ import scipy
 
 from pymc_flows.field.factors.base import Factor, Factoring, Factors, NotPositiveDefinite, cholesky
 
+# Blocks of no more rows are computed entry by entry, all of them together: a call of LAPACK or BLAS
+# for each takes ten times as long.
+SMALL = 4
+
 
 @dataclass(frozen=True, eq=False)
 class BlockFactor(Factor):
@@ -58,6 +62,9 @@ class BlockFactor(Factor):
             if index.shape[1] == 1:
                 found[:, index[:, 0]] = flat[:, index[:, 0]] * matrix[:, 0, 0]
                 continue
+            if index.shape[1] <= SMALL:
+                found[:, index] = times(matrix, flat[:, index], transpose=transpose)
+                continue
             factor = matrix.transpose(0, 2, 1) if transpose else matrix
             vectors = np.moveaxis(flat[:, index], 0, 2)  # (blocks, size, rows)
             found[:, index] = np.moveaxis(factor @ vectors, 2, 0)
@@ -95,8 +102,7 @@ class BlockFactors(Factors[BlockFactor]):
             if index.shape[1] == 1:
                 found[:, index[:, 0]] = part[..., 0] * np.square(root[..., 0, 0])
                 continue
-            white = root @ part[..., None]
-            found[:, index] = (root.swapaxes(2, 3) @ white)[..., 0]
+            found[:, index] = times(root, times(root, part), transpose=True)
         return found
 
 
@@ -152,10 +158,57 @@ class BlockFactoring(Factoring):
             blocks = np.zeros((len(entries), count * size * size))
             blocks[:, places] = entries[:, kept]
             blocks = blocks.reshape(-1, count, size, size)
-            lower = np.sqrt(_positive(blocks)) if size == 1 else cholesky(blocks)
+            lower = small_cholesky(blocks) if size <= SMALL else cholesky(blocks)
             lowers.append(lower)
-            inverses.append(1 / lower if size == 1 else np.linalg.inv(lower))
+            inverses.append(small_inverse(lower) if size <= SMALL else np.linalg.inv(lower))
         return lowers, inverses
+
+
+# --------------------------------------------------------------------- triangles of a few rows each
+
+
+def small_cholesky(matrices: np.ndarray) -> np.ndarray:
+    """Cholesky factors (..., k, k) of small matrices, entry by entry of all of them.
+
+    Raises
+    ------
+    NotPositiveDefinite
+        If one of them has no factor.
+    """
+    lower, size = np.zeros_like(matrices), matrices.shape[-1]
+    for j in range(size):
+        for i in range(j, size):
+            rest = matrices[..., i, j]
+            for k in range(j):
+                rest = rest - lower[..., i, k] * lower[..., j, k]
+            lower[..., i, j] = np.sqrt(_positive(rest)) if i == j else rest / lower[..., j, j]
+    return lower
+
+
+def small_inverse(lower: np.ndarray) -> np.ndarray:
+    """Inverses (..., k, k) of small lower triangular matrices."""
+    inverse, size = np.zeros_like(lower), lower.shape[-1]
+    for i in range(size):
+        inverse[..., i, i] = 1 / lower[..., i, i]
+        for j in range(i):
+            total = sum(lower[..., i, k] * inverse[..., k, j] for k in range(j, i))
+            inverse[..., i, j] = -total * inverse[..., i, i]
+    return inverse
+
+
+def times(lower: np.ndarray, vectors: np.ndarray, *, transpose: bool = False) -> np.ndarray:
+    """Lower triangular matrices (..., k, k), or their transposes, times vectors (..., k)."""
+    size = vectors.shape[-1]
+    if size > SMALL:
+        factor = lower.swapaxes(-1, -2) if transpose else lower
+        return (factor @ vectors[..., None])[..., 0]
+    found = np.empty_like(vectors, dtype=float)
+    for i in range(size):
+        if transpose:
+            found[..., i] = sum(lower[..., j, i] * vectors[..., j] for j in range(i, size))
+        else:
+            found[..., i] = sum(lower[..., i, j] * vectors[..., j] for j in range(i + 1))
+    return found
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
