@@ -27,7 +27,7 @@ from pymc_flows.support.compat import (
 
 # Bytes of arrays that are kept: smaller ones are allocated in no time, and larger ones take memory
 # that something else may need.
-SMALLEST, LARGEST = 2**14, 2**23
+SMALLEST, LARGEST = 2**14, 2**22
 # Ops that do not keep their inputs, or hand them on only as their ``view_map`` says.
 _READERS = (
     AdvancedIncSubtensor,
