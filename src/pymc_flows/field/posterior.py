@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy
-from pymc.distributions.transforms import log
+from pymc.distributions.transforms import CholeskyCovPacked, log
 from pytensor.graph.replace import graph_replace
 
 from pymc_flows.errors import FitError
@@ -217,4 +217,9 @@ def _kinds(density: ModelDensity) -> tuple[np.ndarray, np.ndarray]:
     for value, slot in zip(model.value_vars, density.slots, strict=True):
         transform = model.rvs_to_transforms[model.values_to_rvs[value]]
         plain[slot.slice], logs[slot.slice] = transform is None, isinstance(transform, type(log))
+        if isinstance(transform, CholeskyCovPacked):
+            diagonal = np.cumsum(np.arange(1, slot.shape[-1] + 1))
+            part = np.zeros(slot.shape, bool)
+            part[..., diagonal[diagonal <= slot.shape[-1]] - 1] = True
+            plain[slot.slice], logs[slot.slice] = ~part.ravel(), part.ravel()
     return plain, logs

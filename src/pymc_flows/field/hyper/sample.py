@@ -40,7 +40,7 @@ TAILS, STRETCHED = 8, (2.0, 5.0)
 # single values had a tenth of the variance of the mean of five groups, or of their scale. More of
 # them follow, at most so many times, until standard errors of the standard deviations of effects
 # and scales are below this share of these.
-SCALED, AGAIN, SPREAD_ERROR = 3, 3, 0.03
+SCALED, AGAIN, SPREAD_ERROR = 3, 8, 0.03
 
 
 def sample_hyper(
