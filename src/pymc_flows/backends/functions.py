@@ -150,11 +150,11 @@ class _Functions:
 
     def prepare(self, data: Sequence[Any]) -> list[Any]:
         """Arguments of `main` for the values of the data."""
-        found = [_read_only(data[i]) for i in self._direct]
+        found = [data[i] for i in self._direct]
         if self._parts is not None:
             with np.errstate(all="ignore"):
                 found += self._parts(*data)
-        return found
+        return [_read_only(array) for array in found]
 
 
 def _read_only(array: Any) -> Any:

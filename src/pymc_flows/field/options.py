@@ -85,7 +85,7 @@ type Report = Callable[[str, Evaluations, float], None]
 
 @dataclass
 class Progress:
-    """Records and reports the progress of a fit: stage, evaluations, CPU seconds since the start.
+    """Records and reports the progress of a fit: stage, evaluations, CPU seconds of this thread.
 
     Parameters
     ----------

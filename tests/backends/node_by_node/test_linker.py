@@ -109,6 +109,14 @@ def test_a_result_is_what_the_switch_was_given_no_longer():
     assert not (value == 7).any()
 
 
+@pytest.mark.parametrize("shapes", [((1, 4), (30, 4)), ((3, 4), (50, 4)), ((0, 4), (50, 4))])
+def test_switches_that_hold_hide_no_wrong_shapes(shapes):
+    c, x, y = pt.matrix("c", dtype="bool"), pt.matrix("x"), pt.matrix("y")
+    for f in both([c, x, y], pt.switch(c, x, y)):
+        with pytest.raises(ValueError, match="broadcast"):
+            f(np.ones(shapes[0], bool), numbers(50, 4), numbers(*shapes[1]))
+
+
 def test_an_axis_of_length_one_is_not_broadcast():
     x, y = pt.matrix("x"), pt.matrix("y")
     f = pytensor.function([x, y], pt.exp(x + y), mode=OURS)
@@ -139,6 +147,14 @@ def test_short_last_axes(name, last):
 def test_sums_of_nothing():
     x = pt.tensor3("x")
     agree([x], [x.sum(axis=-1), x.prod(axis=0)], (numbers(ROWS, COLUMNS, 0),))
+
+
+def test_products_that_leave_out_zeros_and_the_gradient_of_a_product():
+    x = pt.matrix("x")
+    gradient = pytensor.grad(x.prod(axis=-1).sum(), x)
+    value = numbers(5_000, 3)
+    value[::7, 1] = 0
+    agree([x], [gradient], (value,), (value[:4],))
 
 
 def test_all_axes_and_other_types():
@@ -205,6 +221,14 @@ def test_rows_are_set_and_repeated_ones_added_once():
     ]
     calls = [(numbers(12, n), numbers(300, n), ONE) for n in (12, 40)]
     agree([x, y, i], outputs, *calls)
+
+
+def test_numbers_of_another_shape_are_not_added():
+    x, y, i = pt.matrix("x"), pt.matrix("y"), pt.lvector("i")
+    for target, shape in ((x[i], (200, 50)), (x[:, i], (50, 60))):
+        for f in both([x, y, i], pt.inc_subtensor(target, y)):
+            with pytest.raises(ValueError, match="broadcast"):
+                f(numbers(60, 200), numbers(*shape), np.arange(50))
 
 
 def test_single_precision_is_kept():

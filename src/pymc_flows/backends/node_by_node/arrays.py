@@ -1,4 +1,4 @@
-"""Functions of arrays for scalar Ops whose own functions are slow, or of numbers only."""
+"""Functions of arrays for scalar Ops that have none in NumPy, or a slow one in SciPy."""
 
 from __future__ import annotations
 

@@ -47,12 +47,13 @@ class Buffer:
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
-        self._last = np.empty(0)
+        self._last: np.ndarray | None = None
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
         """An array in row-major order; None if it is too small or too large to be kept."""
-        if self._last.shape == shape and self._last.dtype == dtype:
-            return self._last
+        last = self._last
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last
         size = math.prod(shape) * dtype.itemsize
         if not SMALLEST <= size <= LARGEST:
             return None

@@ -42,7 +42,7 @@ class Positions:
     def flat(self, lengths: tuple[int, ...], n_after: int | None = None) -> np.ndarray | None:
         """Index along the product of axes of these lengths; None if it is out of range.
 
-        With the length of the axes after them, it is that of single numbers, one after the other.
+        With the number of elements of the axes that follow, the index (n,) is along these, too.
         """
         arrays, key = [cell[0] for cell in self._cells], (lengths, n_after)
         if self._known is not None and self._known[0] == key:
@@ -59,6 +59,11 @@ class Positions:
         if self.are_fixed and (found.size <= LONGEST or found is arrays[0]):
             self._known = key, arrays, found
         return found
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the indices together."""
+        return np.broadcast_shapes(*(cell[0].shape for cell in self._cells))
 
     @property
     def are_fixed(self) -> bool:

@@ -15,7 +15,8 @@ from pymc_flows.support.compat import PerformLinker, raise_with_op
 class ArrayLinker(PerformLinker):
     """Runs a graph node by node, most nodes by thunks of `thunk_of`, the others by PyTensor's.
 
-    NumPy does not warn while a function runs: overflow and NaN are for those who read its results.
+    NumPy neither warns nor raises while a function runs, whatever the caller's ``errstate`` says:
+    overflow and NaN are for those who read the results.
     """
 
     def make_all(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -26,7 +27,7 @@ class ArrayLinker(PerformLinker):
         asked = {
             variable
             for node, thunk in zip(order, thunks, strict=True)
-            if thunk.lazy
+            if getattr(thunk, "lazy", False)
             for variable in node.inputs
         }
         for i, node in enumerate(order):

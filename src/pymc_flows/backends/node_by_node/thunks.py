@@ -24,7 +24,7 @@ type Cell = list[Any]
 """Where a variable's array is: the only element of a list."""
 type Thunk = Callable[[], None]
 
-# Ops whose thunks write into memory that is given to them.
+# Ops whose thunks may write into memory that is given to them.
 MEMORY = (AdvancedSubtensor, CAReduce, Elemwise)
 # Sums and the like along a last axis that is no longer than this go column by column, if there are
 # at least so many numbers: NumPy calls its loop for each row.
@@ -72,7 +72,7 @@ def _elementwise(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory)
     if op.inplace_pattern or len(node.outputs) != 1:
         return None
     is_of_many = isinstance(op.scalar_op, ps.Add | ps.Mul) and len(inputs) > 2
-    if not is_of_many and (op.nfunc is None or op.nfunc_spec[1:] != (len(inputs), 1)):
+    if op.nfunc is None or not (is_of_many or op.nfunc_spec[1:] == (len(inputs), 1)):
         return None
     function: Any
     if isinstance(op.scalar_op, ps.Switch):
@@ -136,7 +136,7 @@ class _Layout:
         return self._full is None or bool(arrays[self._full].flags.c_contiguous)
 
     def is_doubtful(self, arrays: Sequence[np.ndarray]) -> bool:
-        """Whether an axis of length 1 may be broadcast that must not be."""
+        """Whether some lengths of an axis are 1, which must not be broadcast, and others not."""
         for axis, sources in self._doubts:
             lengths = [arrays[i].shape[axis] for i in sources]
             if 1 in lengths and lengths.count(1) != len(lengths):
@@ -181,7 +181,8 @@ def _switch(
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """`numpy.where` into given memory; parameter checks hold for all numbers, mostly."""
-    if are_full[1] and 8 * condition.size < yes.size and yes.dtype == no.dtype and condition.all():
+    is_small = 0 < 8 * condition.size < yes.size and are_full[1] and yes.dtype == no.dtype
+    if is_small and _fit(yes, condition, no) and condition.all():
         if out is None:
             return yes.copy()
         np.copyto(out, yes)
@@ -193,6 +194,15 @@ def _switch(
     return out
 
 
+def _fit(array: np.ndarray, *others: np.ndarray) -> bool:
+    """Whether arrays of as many axes broadcast to the shape of the first."""
+    return all(
+        n in (1, length)
+        for other in others
+        for n, length in zip(other.shape, array.shape, strict=True)
+    )
+
+
 # --------------------------------------------------------------------------------------- reductions
 
 
@@ -200,6 +210,8 @@ def _reduction(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory) -
     op, kind = node.op, node.inputs[0].type
     dtype = np.dtype(node.outputs[0].type.dtype)
     if kind.dtype != dtype or (op.acc_dtype or dtype) != dtype:
+        return None
+    if op.ufunc.types == ["OO->O"]:  # a Python function of two numbers
         return None
     [source], ufunc, axis = inputs, op.ufunc, op.axis
     is_last = axis == (kind.ndim - 1,) and kind.ndim > 1
@@ -232,7 +244,7 @@ def _gather(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory) -> T
 
     def run() -> None:
         x = source[0]
-        if len(cells) == 1 and not positions.are_fixed:
+        if len(cells) == 1 and not positions.are_fixed:  # NumPy checks the range
             out[0] = x.take(cells[0][0], axis=lead)
             return
         lengths = x.shape[lead:end]
@@ -265,7 +277,8 @@ def _scatter(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory) -> 
         lengths, after = x.shape[lead:end], x.shape[end:]
         n_after = math.prod(after)
         flat = positions.flat(lengths, n_after)
-        if flat is None or y.size != math.prod(x.shape[:lead]) * flat.size:  # one is broadcast
+        # Whatever is broadcast, or refused, is left to PyTensor.
+        if flat is None or y.shape != (*x.shape[:lead], *positions.shape, *after):
             op.perform(node, [cell[0] for cell in inputs], [out])
             return
         n = math.prod(lengths) * n_after

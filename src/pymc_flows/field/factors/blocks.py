@@ -59,9 +59,6 @@ class BlockFactor(Factor):
         flat = rows.reshape(-1, self.n)
         found = np.empty_like(flat, dtype=float)
         for index, matrix in zip(self.indices, matrices, strict=True):
-            if index.shape[1] == 1:
-                found[:, index[:, 0]] = flat[:, index[:, 0]] * matrix[:, 0, 0]
-                continue
             if index.shape[1] <= SMALL:
                 found[:, index] = times(matrix, flat[:, index], transpose=transpose)
                 continue
@@ -99,9 +96,6 @@ class BlockFactors(Factors[BlockFactor]):
         found = np.empty(b.shape)
         for index, inverses in zip(self._indices, self._inverses, strict=True):
             root, part = inverses[rows], b[:, index]
-            if index.shape[1] == 1:
-                found[:, index[:, 0]] = part[..., 0] * np.square(root[..., 0, 0])
-                continue
             found[:, index] = times(root, times(root, part), transpose=True)
         return found
 
@@ -158,7 +152,8 @@ class BlockFactoring(Factoring):
             blocks = np.zeros((len(entries), count * size * size))
             blocks[:, places] = entries[:, kept]
             blocks = blocks.reshape(-1, count, size, size)
-            lower = small_cholesky(blocks) if size <= SMALL else cholesky(blocks)
+            with np.errstate(all="ignore"):  # what is not finite is not positive definite
+                lower = small_cholesky(blocks) if size <= SMALL else cholesky(blocks)
             lowers.append(lower)
             inverses.append(small_inverse(lower) if size <= SMALL else np.linalg.inv(lower))
         return lowers, inverses
@@ -197,7 +192,10 @@ def small_inverse(lower: np.ndarray) -> np.ndarray:
 
 
 def times(lower: np.ndarray, vectors: np.ndarray, *, transpose: bool = False) -> np.ndarray:
-    """Lower triangular matrices (..., k, k), or their transposes, times vectors (..., k)."""
+    """Lower triangular matrices, or their transposes, times vectors (..., k).
+
+    Matrices (..., k, k) may lack leading axes of the vectors, but not the other way round.
+    """
     size = vectors.shape[-1]
     if size > SMALL:
         factor = lower.swapaxes(-1, -2) if transpose else lower
