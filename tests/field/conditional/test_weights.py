@@ -170,3 +170,12 @@ def test_draws_out_of_range_have_no_weight_and_leave_their_block_one(rng):
     assert np.isneginf(found.by_group[0, outside]).all()
     assert np.isfinite(found.by_group[0, ~outside]).all()
     assert np.isfinite(found.outer).all()
+
+
+@pytest.mark.parametrize("sd", [0.8, 3.0])
+def test_groups_with_few_effective_draws_are_not_trusted(sd):
+    # Log weights that are bounded: no tail, but with the larger spread few draws have all weight.
+    log_weights = sd * np.minimum(np.random.default_rng(2).standard_normal((1, 2_048, 1)), 2.2)
+    found = judge([GroupWeights(None, np.zeros(1), log_weights)])
+    assert found.is_trusted == (found.smallest_ess > 2_048 / 16)
+    assert found.is_trusted == (sd < 1)

@@ -12,6 +12,9 @@ from pymc_flows.importance import threshold
 # k-hat is fitted to groups with a smaller share of effective draws than this, and to no more than
 # this many, the worst ones.
 EVEN, MOST = 0.9, 1_000
+# Draws of the posterior are chosen from 64 of each group, or fewer. With a smaller share of
+# effective ones than this, less than four of them, weights correct little, whatever their tail.
+FEWEST = 1 / 16
 # With fewer draws, the largest fifth of the weights is too few to say anything of a tail.
 MIN_DRAWS = 25
 
@@ -28,8 +31,8 @@ class GroupQuality:
         Effective number of draws.
     khat : ndarray, shape (n_groups,)
         Shape k of the generalised Pareto distribution of the largest weights; of several values of
-        the hyperparameters, the largest k. −∞ where it was not fitted because the weights are even,
-        ∞ where weights cannot be judged.
+        the hyperparameters, the largest k. −∞ where it was not fitted because the weights are even;
+        ∞ where weights cannot be judged, or too few draws are effective (`FEWEST`).
     """
 
     n_draws: int
@@ -89,6 +92,7 @@ def judge(found: list[GroupWeights]) -> GroupQuality:
     elif len(poor):
         blocks = np.concatenate([weights.by_group[:, :, poor] for weights in found])
         khat[poor] = _khat(blocks).max(axis=0)
+    khat[ess < FEWEST * n_draws] = np.inf
     return GroupQuality(n_draws, ess, khat)
 
 
