@@ -211,7 +211,10 @@ class Posterior:
 
 
 def _kinds(density: ModelDensity) -> tuple[np.ndarray, np.ndarray]:
-    """Which elements of the flat vector (dim,) have no transform, and which are logarithms."""
+    """Which elements of the flat vector (dim,) have no transform, and which are logarithms.
+
+    Of a packed Cholesky factor, those below the diagonal and those on it.
+    """
     model = density.model
     plain, logs = np.zeros(density.dim, bool), np.zeros(density.dim, bool)
     for value, slot in zip(model.value_vars, density.slots, strict=True):

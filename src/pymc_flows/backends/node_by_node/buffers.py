@@ -15,12 +15,9 @@ from pytensor.graph.fg import FunctionGraph
 from pymc_flows.backends.node_by_node.thunks import MEMORY
 from pymc_flows.support.compat import (
     AdvancedIncSubtensor,
-    AdvancedSubtensor,
     Alloc,
-    CAReduce,
     DimShuffle,
     Dot,
-    Elemwise,
     Reshape,
     Subtensor,
 )
@@ -29,17 +26,7 @@ from pymc_flows.support.compat import (
 # that something else may need.
 SMALLEST, LARGEST = 2**14, 2**22
 # Ops that do not keep their inputs, or hand them on only as their ``view_map`` says.
-_READERS = (
-    AdvancedIncSubtensor,
-    AdvancedSubtensor,
-    Alloc,
-    CAReduce,
-    DimShuffle,
-    Dot,
-    Elemwise,
-    Reshape,
-    Subtensor,
-)
+_READERS = (*MEMORY, AdvancedIncSubtensor, Alloc, DimShuffle, Dot, Reshape, Subtensor)
 
 
 class Buffer:

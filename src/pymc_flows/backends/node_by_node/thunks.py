@@ -76,7 +76,7 @@ def _elementwise(node: Apply, inputs: Sequence[Cell], out: Cell, memory: Memory)
         return None
     function: Any
     if isinstance(op.scalar_op, ps.Switch):
-        function = partial(_switch, [_is_full(x.type, node) for x in node.inputs])
+        function = partial(_switch, is_full=_is_full(node.inputs[1].type, node))
     elif is_of_many:
         is_same = all(x.type.dtype == node.outputs[0].type.dtype for x in node.inputs)
         function = partial(_folded, op.nfunc, _first_full(node) if is_same else len(inputs))
@@ -174,15 +174,16 @@ def _folded(
 
 
 def _switch(
-    are_full: Sequence[bool],
     condition: np.ndarray,
     yes: np.ndarray,
     no: np.ndarray,
     out: np.ndarray | None = None,
+    *,
+    is_full: bool,
 ) -> np.ndarray:
-    """`numpy.where` into given memory; parameter checks hold for all numbers, mostly."""
-    is_small = 0 < 8 * condition.size < yes.size and are_full[1] and yes.dtype == no.dtype
-    if is_small and _fit(yes, condition, no) and condition.all():
+    """`numpy.where` into given memory; ``yes`` is copied where a check of parameters holds."""
+    is_check = is_full and 0 < 8 * condition.size < yes.size and yes.dtype == no.dtype
+    if is_check and _fit(yes, condition, no) and condition.all():
         if out is None:
             return yes.copy()
         np.copyto(out, yes)
